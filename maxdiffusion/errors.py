@@ -1,0 +1,8 @@
+"""The one exception that speaks to the user."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: the command prints the message as one sentence and exits with code 2.
+
+    The message says what was given, why it cannot work and the nearest legal choice.
+    """

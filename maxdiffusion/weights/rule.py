@@ -1,0 +1,32 @@
+"""One line of a name table: torch name -> our path, and how the numbers are rearranged."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+
+class Transform(enum.Enum):
+    """How a torch tensor becomes ours: the permutation of its axes."""
+
+    KEEP = None
+    LINEAR = (1, 0)  # (out, in) -> (in, out)
+    CONV1D = (2, 1, 0)  # (out, in, t) -> (t, in, out)
+    CONV2D = (2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
+    CONV3D = (2, 3, 4, 1, 0)  # (out, in, t, h, w) -> (t, h, w, in, out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """`source` is the torch name, `target` the dotted path of our parameter.
+
+    `{layer}` in `source` alone: the tensor is one slot of the stacked parameter `target` (leading axis). Any other
+    placeholder, such as `{i}`, stands for an integer and appears in both. `reshape` drops the singleton axes that torch
+    keeps on a vector, such as (c, 1, 1, 1): the tensor is reshaped to the parameter's own shape after the permutation;
+    the number of elements must agree.
+    """
+
+    source: str
+    target: str
+    transform: Transform = Transform.KEEP
+    reshape: bool = False
