@@ -105,12 +105,11 @@ def _on_mesh(
     k, v = (pad_to_multiple(fit(x), 1, context if split_keys else 1) for x in (k, v))
     valid = validity(q.shape[0], keys, k.shape[1], None if valid is None else fit(valid))
 
-    def per_device(*args: jax.Array) -> jax.Array:
-        return local(*args[:3], args[3] if len(args) == 4 else None)[0].astype(q.dtype)
+    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+        return local(q, k, v, valid)[0].astype(q.dtype)
 
-    args = (q, k, v) if valid is None else (q, k, v, valid)
-    specs = (queries, key_spec, key_spec, PartitionSpec(queries[0], None))[: len(args)]
-    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=queries)(*args)
+    specs = (queries, key_spec, key_spec, None if valid is None else PartitionSpec(queries[0], None))
+    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=queries)(q, k, v, valid)
     return out[:batch, :length]
 
 

@@ -45,8 +45,8 @@ class AttentionPlan:
 
     Attributes:
       scheme: how self-attention is split over the context axis. `local` gathers keys and values and splits queries
-        only; `ring` rotates keys and values (Liu et al., arXiv 2310.01889); `ulysses` trades sequence for heads by all-to-all
-        (Jacobs et al., arXiv 2309.14509); `ulysses_ring` does both (Fang and Zhao, arXiv 2405.07719).
+        only; `ring` rotates keys and values (Liu et al., arXiv 2310.01889); `ulysses` trades sequence for heads by
+        all-to-all (Jacobs et al., arXiv 2309.14509); `ulysses_ring` does both (Fang and Zhao, arXiv 2405.07719).
       kernel: what one device computes, a key of `PLATFORMS`.
       ring: devices around which keys and values rotate; times `ulysses` it is the context degree.
       ulysses: devices that trade sequence for heads.

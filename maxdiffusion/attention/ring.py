@@ -29,14 +29,20 @@ def ring(local: Local, degree: int) -> Local:
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
         here = jax.lax.axis_index(axes.RING)
         block = k.shape[1]
-        out, lse = None, None
-        for hop in range(degree):
-            ahead = (rotate(k), rotate(v)) if hop + 1 < degree else (k, v)
-            source = (here - hop) % degree
-            seen = None if valid is None else jax.lax.dynamic_slice_in_dim(valid, source * block, block, axis=1)
-            part = local(q, k, v, seen)
-            out, lse = part if out is None or lse is None else merge(out, lse, *part)
+
+        def hop(k: jax.Array, v: jax.Array, number: int) -> tuple[jax.Array, jax.Array]:
+            if valid is None:
+                return local(q, k, v, None)
+            source = (here - number) % degree
+            return local(q, k, v, jax.lax.dynamic_slice_in_dim(valid, source * block, block, axis=1))
+
+        ahead = rotate(k), rotate(v)
+        out, lse = hop(k, v, 0)
+        for number in range(1, degree):
             (k, v), out, lse = jax.lax.optimization_barrier((ahead, out, lse))
+            if number + 1 < degree:
+                ahead = rotate(k), rotate(v)
+            out, lse = merge(out, lse, *hop(k, v, number))
         return out, lse
 
     return attend

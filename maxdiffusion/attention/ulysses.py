@@ -20,7 +20,7 @@ def ulysses(local: Local) -> Local:
         v: Float[Array, "b s n d"],
         valid: Bool[Array, "b all_k"] | None = None,
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
-        out, lse = local(*(_gather_tokens(x) for x in (q, k, v)), valid)
+        out, lse = local(_gather_tokens(q), _gather_tokens(k), _gather_tokens(v), valid)
         return _gather_heads(out.astype(q.dtype)), _gather_heads(lse)
 
     return attend

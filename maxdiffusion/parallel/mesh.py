@@ -86,8 +86,8 @@ def make_mesh(
 ) -> Mesh:
     """The mesh (data, fsdp, ring, ulysses, tensor) over these devices (all by default), with Auto axis types.
 
-    The context axis is split into ring x ulysses. Later axes vary fastest, so a Ulysses group (and a tensor group inside
-    it) holds neighbouring devices, and rings run over the groups; slices are the outermost part of each axis.
+    The context axis is split into ring x ulysses. Later axes vary fastest, so a Ulysses group (and a tensor group
+    inside it) holds neighbouring devices, and rings run over the groups; slices are the outermost part of each axis.
 
     Raises:
       UserError: the degrees do not multiply to the devices, or `ulysses` does not divide the context of a slice.
