@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, UInt8
 from maxdiffusion.errors import UserError
 
 
-def to_uint8(video: Float[Array, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
+def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
     """Map [-1, 1] to 0..255: (x / 2 + 0.5) clamped to [0, 1], times 255, rounded half to even, in float32.
 
     Done on the device, so that a quarter of the bytes travel to the host. Reference: diffusers
@@ -34,6 +34,6 @@ def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.round(unit * 255.0).astype(jnp.uint8), jnp.isnan(video).sum()
 
 
-def stream(chunks: Iterable[Float[Array, "b f h w c"]]) -> Iterator[UInt8[np.ndarray, "b f h w c"]]:
+def stream(chunks: Iterable[Float[Array | np.ndarray, "b f h w c"]]) -> Iterator[UInt8[np.ndarray, "b f h w c"]]:
     """The same, chunk by chunk, as `WanVAE.decode_chunks` yields them."""
     return map(to_uint8, chunks)
