@@ -24,7 +24,7 @@ class Progress(Protocol):
     """`with progress.phase("denoise", total=50, unit="steps") as advance: ...; advance(1)`."""
 
     def phase(self, name: str, total: int | None = None, unit: str = "steps") -> AbstractContextManager[Advance]:
-        """Show the block as a phase of `total` units ("bytes" get prefixes), or as one that cannot be counted (None)."""
+        """Show the block as a phase of `total` units ("bytes" get prefixes); None: one that cannot be counted."""
         ...
 
 
@@ -80,7 +80,7 @@ def _ignore(count: int) -> None:
 
 
 def make(mode: str, stream: TextIO | None = None) -> Progress:
-    """The config's `progress`: "on" bars, "off" nothing, "auto" bars where `stream` (stderr) is a terminal, else lines."""
+    """The config's `progress`: "on" bars, "off" nothing, "auto" bars if `stream` (stderr) is a terminal, else lines."""
     stream = stream or sys.stderr
     if mode == "off":
         return Quiet()

@@ -17,8 +17,9 @@ import jax
 class Clock:
     """Seconds by phase (load, text, compile, denoise, decode, encode, ...), in the order in which they first began.
 
-    Phases may nest: a second belongs to the innermost phase only, so that all phases add up to the time measured. A phase
-    entered again continues. Work that a device still does when the block ends is counted later: block on the result.
+    Phases may nest: a second belongs to the innermost phase only, so that all phases add up to the time measured. A
+    phase entered again continues. Work that a device still does when the block ends is counted later: block on the
+    result.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
@@ -58,16 +59,15 @@ class Clock:
 
         Tracing stays where it is. Source: jax.monitoring's event of `jax._src.dispatch.BACKEND_COMPILE_EVENT`.
         """
-        self._seconds.setdefault(name, 0.0)
         thread = threading.get_ident()
 
-        def listen(event: str, duration: float, **_: str | int) -> None:
+        def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
             if event != "/jax/core/compile/backend_compile_duration" or threading.get_ident() != thread:
                 return
             if self._open and self._open[-1] != name:
                 self._switch()
-                self._seconds[self._open[-1]] -= duration
-                self._seconds[name] += duration
+                self._seconds[self._open[-1]] -= duration_secs
+                self._seconds[name] = self._seconds.get(name, 0.0) + duration_secs
 
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:
