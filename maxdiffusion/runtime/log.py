@@ -21,8 +21,8 @@ class _AboveBars(logging.Handler):
 
 class _Short(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        message = super().format(record)
-        return message if record.levelno == logging.INFO else f"{record.levelname.lower()}: {message}"
+        record.prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return super().format(record)
 
 
 def setup(level: str) -> None:
@@ -36,7 +36,7 @@ def setup(level: str) -> None:
     logger.propagate = False  # absl puts its own handler on the root
     if not any(isinstance(handler, _AboveBars) for handler in logger.handlers):
         handler = _AboveBars()
-        handler.setFormatter(_Short("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Short("%(asctime)s %(prefix)s%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logging.getLogger("jax._src.xla_bridge").addFilter(_no_missing_tpu)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ _ITEMS = "{desc}{percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} UNIT [{elapsed}
 _UNCOUNTED = "{desc}... {elapsed}"
 
 
+@runtime_checkable
 class Progress(Protocol):
     """`with progress.phase("denoise", total=50, unit="steps") as advance: ...; advance(1)`."""
 
@@ -44,6 +46,7 @@ class Bars:
             desc=name.ljust(8),
             total=total,
             file=self._stream,
+            ncols=_columns(self._stream),
             bar_format=shape,
             unit="B" if in_bytes else "it",
             unit_scale=in_bytes,
@@ -51,6 +54,14 @@ class Bars:
         ) as bar:
             bar.refresh()
             yield bar.update
+
+
+def _columns(stream: TextIO) -> int:
+    """A terminal may have no size (some containers give 0), and then tqdm would show nothing."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 class Lines:
