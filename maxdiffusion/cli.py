@@ -23,7 +23,8 @@ def main() -> None:
     elif "--version" in words:
         print(f"maxdiffusion {maxdiffusion.__version__}")
     elif not words:
-        sys.exit(f"{config_help.USAGE}\n--help lists all keys")
+        print(f"{config_help.USAGE}\n--help lists all keys", file=sys.stderr)
+        sys.exit(2)
     else:
         from absl import app  # 0.06 s, not needed to show help
 

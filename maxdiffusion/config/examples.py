@@ -33,4 +33,4 @@ def examples(cfg: Config) -> tuple[Example, ...]:
                 f"give {name} {count} entries, or one for all."
             )
     columns = (values * count if len(values) == 1 else values for values in lists.values())
-    return tuple(Example(*row) for row in zip(*columns, strict=True))  # type: ignore[arg-type]
+    return tuple(Example(*row) for row in zip(*columns, strict=True))

@@ -14,7 +14,7 @@ USAGE = "usage: generate_wan CONFIG.yml [key=value ...]"
 def text(width: int = 110) -> str:
     """Every key with default and help, by group."""
     lines = [USAGE, "", "Makes a video from a prompt. A key on the command line wins over the YAML file.", ""]
-    for group, rows in itertools.groupby(schema.keys(), key=lambda row: row[1]):
+    for group, rows in itertools.groupby(schema.rows(), key=lambda row: row[1]):
         lines += [f"{group}:", *(_row(f"{key}={default}", about, width) for key, _, default, about in rows), ""]
     lines += ["also accepted:", *(_row(name, about, width) for name, about in schema.COMPOUND_ALIASES.items()), ""]
     lines += [f"variants (model_name): {', '.join(variants.VARIANTS)}"]

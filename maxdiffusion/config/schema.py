@@ -129,7 +129,7 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
     ] = _key("attention and parallelism", "auto", "how self-attention is computed and split over the context axis")
     ulysses_shards: Degree = _key(
         "attention and parallelism", -1, "devices of the context axis that trade sequence for heads; -1: chosen"
@@ -207,7 +207,7 @@ INPUT_PATHS = PATHS[:3]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules")
 
 
-def keys() -> Iterator[tuple[str, str, str, str]]:
+def rows() -> Iterator[tuple[str, str, str, str]]:
     """(key, group, default as text, help with bounds and aliases) of every key, in the order of the schema."""
     aliases: dict[str, list[str]] = {}
     for alias, key in ALIASES.items():
