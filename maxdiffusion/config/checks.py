@@ -60,6 +60,11 @@ def _prompts(cfg: Config) -> None:
 
 
 def _inputs(cfg: Config) -> None:
+    if cfg.revision and os.path.isdir(cfg.pretrained_model_name_or_path):
+        raise UserError(
+            f"revision={cfg.revision} has no meaning for the local folder {cfg.pretrained_model_name_or_path}; "
+            "leave it out, or give a hub id."
+        )
     if cfg.initial_latents and cfg.decode_latents:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."

@@ -18,12 +18,12 @@ class Example:
 
 
 def examples(cfg: Config) -> tuple[Example, ...]:
-    """One Example per video: lists have equal lengths, and a list of one serves all.
+    """One Example per video: lists have equal lengths, and a list of one serves all; no prompt is an empty one.
 
     Raises:
       UserError: two lists have different lengths, neither of them 1.
     """
-    lists = {"prompt": cfg.prompt, "negative_prompt": cfg.negative_prompt, "seed": cfg.seed}
+    lists = {"prompt": cfg.prompt or ("",), "negative_prompt": cfg.negative_prompt, "seed": cfg.seed}
     count = max(len(values) for values in lists.values())
     for name, values in lists.items():
         if len(values) not in (1, count):

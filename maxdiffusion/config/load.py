@@ -105,9 +105,9 @@ def _list_or_text(key: str, text: str) -> Any:
         return text
     try:
         return _plain(yaml.compose(text, _TextLoader), key)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         raise UserError(
-            f'{key}={text} starts as a list but cannot be read as one; write {key}=\'["one", "two"]\'.'
+            f'{key}={_short(text)} starts as a list but cannot be read as one; write {key}=\'["one", "two"]\'.'
         ) from None
 
 
@@ -256,22 +256,22 @@ def _expand_paths(given: _Layer, yaml_folder: Path) -> None:
 
 def _variant(given: _Layer) -> variants.WanSpec:
     """The variant: the one named, or the one of the named family to which the checkpoint belongs."""
-    name = _text(given, "model_name") or str(Config.model_fields["model_name"].default)
+    named = given.get("model_name", _Given(Config.model_fields["model_name"].default, "default"))
+    name = _text(given, "model_name") or str(named.value)
     found = variants.candidates(name, _text(given, "model_type"))
     path = _text(given, "pretrained_model_name_or_path")
     checkpoint = _transformer_config(path) if path else None
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
-        given["model_name"] = dataclasses.replace(given["model_name"], value=found[0].name)
+        given["model_name"] = dataclasses.replace(named, value=found[0].name)
         return found[0]
     spec = variants.identify(checkpoint, found) if checkpoint is not None else _by_hub_id(path, found)
     if spec is None:
         names = ", ".join(each.name for each in found)
         what = f"the checkpoint {path} does not tell which" if path else "no checkpoint is given that tells which"
         raise UserError(f"model_name {name} stands for several variants and {what}; write model_name: one of {names}.")
-    origin = f"{path}" if path else "family"
-    given["model_name"] = _Given(spec.name, f"family {name}, identified by {origin}")
+    given["model_name"] = _Given(spec.name, f"family {name}, identified by {path}")
     return spec
 
 
@@ -356,6 +356,9 @@ def _sentence(error: ValidationError, given: _Layer) -> str:
         fault += f" (did you mean {near[0]}?)" if near else ""
     if key == "logical_axis_rules":
         fault = "should be a list of pairs, such as [[mlp, tensor], [embed, null]]"
-    shown = str(first["input"] if isinstance(first["input"], str | int | float) else entry.value)
-    shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-    return f"{key}={shown} ({entry.origin}) cannot be used: it {fault}."
+    shown = first["input"] if isinstance(first["input"], str | int | float) else entry.value
+    return f"{key}={_short(str(shown))} ({entry.origin}) cannot be used: it {fault}."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,12 +1,16 @@
 """Each mistake gives one clear sentence that says what was given and what to write instead; nothing is left behind."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from maxdiffusion import config, variants
+from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 
 # words after base.yml -> what the sentence must say
@@ -170,6 +174,36 @@ def test_file(place: Path, content: bytes, expected: str) -> None:
     assert expected in sentence(["case.yml"])
 
 
+WORDS_OF_ANY_KEY = st.tuples(
+    st.sampled_from([*Config.model_fields, *schema.ALIASES, *schema.COMPOUND_ALIASES]),
+    st.one_of(
+        st.text(max_size=12),
+        st.integers().map(str),
+        st.floats().map(str),
+        st.sampled_from(
+            ["", "[]", "[[", "[1, 2]", "[a, null]", "true", "null", "-1", "16x16", "/", "..", "~", "$A", "{}"]
+        ),
+    ),
+).map("=".join)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(words=st.lists(WORDS_OF_ANY_KEY, max_size=3))
+def test_any_words_give_a_config_or_a_sentence(place: Path, words: list[str]) -> None:
+    before = sorted(place.rglob("*"))
+    with contextlib.suppress(UserError):
+        json.dumps(config.load(["base.yml", *words]).to_json())
+    assert sorted(place.rglob("*")) == before
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.one_of(st.text(alphabet="ab:-[]{}&*!|>'\"%@`#,? \n\t\0", max_size=30), st.text(max_size=20)))
+def test_any_file_gives_a_config_or_a_sentence(place: Path, text: str) -> None:
+    (place / "case.yml").write_text(text, encoding="utf-8", errors="replace")
+    with contextlib.suppress(UserError):
+        config.load(["case.yml", "model_name=wan2.1-t2v-14b"])
+
+
 def test_missing_files(place: Path) -> None:
     assert "The config file bas.yml does not exist; did you mean base.yml?" in sentence(["bas.yml"])
     assert "does not exist; give the path of a YAML file" in sentence(["no/where.yml"])
@@ -187,6 +221,10 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
     assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"])
+    small = checkpoint("small", "wan2.1-t2v-1.3b")
+    assert "revision=main has no meaning for the local folder" in sentence(
+        ["base.yml", f"ckpt_dir={small}", "revision=main"]
+    )
     other = checkpoint("other", "tiny")
     assert "write model_name: wan2.1-t2v," in sentence(["base.yml", f"ckpt_dir={other}"])
 

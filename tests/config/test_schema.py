@@ -2,6 +2,9 @@
 
 import ast
 from pathlib import Path
+from typing import get_args
+
+import pytest
 
 import maxdiffusion
 from maxdiffusion.config import Config, help, schema
@@ -52,3 +55,11 @@ def test_names_do_not_collide() -> None:
 def test_every_key_has_a_group_and_a_description() -> None:
     for key, group, _, text in schema.rows():
         assert group and len(text) > 10, key
+
+
+def test_attention_names_are_those_that_the_plan_parses() -> None:
+    from maxdiffusion.attention import plan
+
+    if not hasattr(plan, "NAMES"):
+        pytest.skip("the table of attention names is not there yet")
+    assert {"auto", *plan.NAMES} == set(get_args(Config.model_fields["attention"].annotation))
