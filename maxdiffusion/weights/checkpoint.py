@@ -1,8 +1,8 @@
 """A checkpoint folder in the diffusers layout, opened from its JSON and its safetensors headers alone.
 
-Nothing here reads a weight or imports jax or numpy, so that a damaged download is named within milliseconds. The format:
-eight bytes hold the little-endian length of a JSON header, which gives each tensor's dtype, shape and byte range in the
-rest of the file (https://github.com/huggingface/safetensors, "Format").
+Nothing here reads a weight or imports jax or numpy, so that a damaged download is named within milliseconds. The format
+of a file: eight bytes hold the little-endian length of a JSON header, which gives each tensor's dtype, shape and byte
+range in what follows (https://github.com/huggingface/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorInfo:
     if entry["dtype"] not in BYTES:
         raise UserError(
-            f"{path} stores {name!r} as {entry['dtype']}, a dtype that is not known; use a checkpoint in F32, BF16 or F16."
+            f"{path} stores {name!r} as {entry['dtype']}, an unknown dtype; use a checkpoint in F32, BF16 or F16."
         )
     first, last = entry["data_offsets"]
     tensor = TensorInfo(name, entry["dtype"], tuple(map(int, entry["shape"])), path, base + first)
@@ -134,7 +134,11 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
 
 def _read_shards(index: Path) -> dict[str, TensorInfo]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+    if (
+        not isinstance(weight_map, Mapping)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
         raise UserError(f"{index} has no `weight_map` from tensor names to files; {_AGAIN}.")
     shards = sorted(set(weight_map.values()))
     missing = [shard for shard in shards if not (index.parent / shard).exists()]

@@ -69,7 +69,7 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
         return SingleDeviceSharding(jax.local_devices()[0])
     axes = leaf.get_metadata().get("out_sharding") or (None,) * len(leaf.shape)
     if len(axes) != len(leaf.shape):
-        raise ValueError(f"{name} has the shape {leaf.shape} and the logical axes {axes}: there must be one per dimension")
+        raise ValueError(f"{name} has the shape {leaf.shape} and the logical axes {axes}: they must agree in number")
     return placement.sharding(*axes)
 
 
@@ -80,8 +80,8 @@ def _parameter(
     pieces: Sequence[Piece],
     on_tensor: Callable[[int], object],
 ) -> jax.Array:
-    on_cpu = all(device.platform == "cpu" for device in sharding.device_set)
-    if on_cpu or pieces[0].layer is None:
+    devices: set[Any] = sharding.device_set
+    if pieces[0].layer is None or all(device.platform == "cpu" for device in devices):
         return _from_host(shape, dtype, sharding, pieces, on_tensor)
     return _slot_by_slot(shape, dtype, sharding, pieces, on_tensor)
 
@@ -117,8 +117,8 @@ def _from_host(
     on_tensor: Callable[[int], object],
 ) -> jax.Array:
     """An array of `pieces` (one tensor, or all slots of a stack) from one host buffer for each distinct shard."""
-    boxes: dict[jax.Device, Box] = {
-        device: tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+    boxes: dict[Any, Box] = {
+        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
@@ -164,7 +164,7 @@ def _read(piece: Piece, views: Sequence[tuple[Box, np.ndarray]]) -> None:
 def _strips(
     tensor: TensorInfo, rows: tuple[int, int] | None = None, nbytes: int = _STRIP
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first row, rows) of the tensor in torch's layout, about `nbytes` at a time, in one reused buffer."""
+    """(index of the first row, rows) of the tensor as stored, about `nbytes` at a time, in one reused buffer."""
     count, *rest = tensor.shape or (1,)
     start, stop = rows or (0, count)
     row = tensor.nbytes // max(count, 1)
@@ -184,7 +184,7 @@ def _strips(
 def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None:
     done = 0
     while done < part.nbytes:
-        read = file.readinto(part[done:])
+        read = file.readinto(part[done:].data)
         if not read:
             raise UserError(f"{tensor.file} ends within {tensor.name!r}; it changed while loading: copy it again.")
         done += read

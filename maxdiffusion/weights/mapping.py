@@ -64,7 +64,8 @@ def match(
     params = parameters(module)
     pieces: dict[str, list[Piece]] = {target: [] for target in params}
     wrong: dict[str, list[str]] = defaultdict(list)
-    missing, used = [], set()
+    missing: list[str] = []
+    used: set[str] = set()
 
     for target, layer, names, rule in _slots(params, rules):
         shape = params[target].shape if layer is None else params[target].shape[1:]
