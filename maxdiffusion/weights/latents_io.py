@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,38 +11,27 @@ import numpy as np
 from jaxtyping import Float
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.weights.checkpoint import read_header
 
 KEY = "latents"
 
 
-def save_latents(path: Path, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str]) -> None:
+def save_latents(
+    path: Path, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str], overwrite: bool = False
+) -> None:
     """Writes the latents, normalised as the solver leaves them, so that `path` is either whole or absent.
 
     Raises:
-      UserError: the folder cannot be written to or the disk is full; nothing is left behind.
+      UserError: `path` exists, its folder cannot be written to, or the disk is full; nothing is left behind.
     """
     data = np.ascontiguousarray(np.asarray(latents, np.float32).transpose(0, 4, 1, 2, 3))
-    header = {
-        "__metadata__": dict(metadata),
-        KEY: {"dtype": "F32", "shape": data.shape, "data_offsets": [0, data.nbytes]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format aligns the data to eight bytes
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
-            file.write(struct.pack("<Q", len(text)) + text)
-            file.write(data.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); free space or choose another folder.") from None
-    finally:
-        with contextlib.suppress(OSError, TypeError):
-            os.unlink(temporary)  # type: ignore[arg-type]
+    entry = {"dtype": "F32", "shape": data.shape, "data_offsets": [0, data.nbytes]}
+    header = json.dumps({"__metadata__": dict(metadata), KEY: entry}).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the data to eight bytes
+    with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(data.data)
 
 
 def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:
@@ -60,7 +46,9 @@ def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.n
     """
     tensors, metadata = read_header(path)
     if KEY not in tensors:
-        raise UserError(f"{path} has no tensor {KEY!r} (it has {', '.join(sorted(tensors)) or 'none'}); save it as such.")
+        raise UserError(
+            f"{path} has no tensor {KEY!r} (only: {', '.join(sorted(tensors))}); rename it."
+        )
     tensor = tensors[KEY]
     if tensor.dtype != "F32":
         raise UserError(f"{path} stores {KEY!r} as {tensor.dtype}; save it as F32.")

@@ -1,9 +1,9 @@
 """The nets of a pipeline: their checks before any weight is read, and their loading one at a time.
 
-    pipeline = open_pipeline(folder, TEXT_TO_VIDEO)             # JSON and headers only; no jax
-    nets = Nets(pipeline, options)                              # every tensor has its parameter, or an error says which
-    text_encoder = nets.load("text_encoder"); ...; del text_encoder
-    transformer = nets.load("transformer")
+pipeline = open_pipeline(folder, TEXT_TO_VIDEO)             # JSON and headers only; no jax
+nets = Nets(pipeline, options)                              # every tensor has its parameter, or an error says which
+text_encoder = nets.load("text_encoder"); ...; del text_encoder
+transformer = nets.load("transformer")
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Pipeline:
 
 
 def open_pipeline(folder: Path, specs: Sequence[NetSpec]) -> Pipeline:
-    """Opens a local folder; everything wrong with its files, classes and configs is a UserError. Does not import jax."""
+    """Opens a local folder without importing jax; anything wrong with its files, classes or configs is a UserError."""
     files = checkpoint.open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs})
     configs = {spec.folder: spec.parse(files.configs[spec.folder]) for spec in specs}
     return Pipeline({spec.folder: spec for spec in specs}, files, configs)

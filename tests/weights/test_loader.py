@@ -125,9 +125,7 @@ def test_either_name_will_do(tmp_path):
     stored["encoder.embed_tokens.weight"] = stored.pop("shared.weight")
     synthetic.write_net(tmp_path, stored)
     net = load(tmp_path, synthetic.abstract())
-    np.testing.assert_array_equal(
-        np.asarray(net.embed.embedding.get_value()), stored["encoder.embed_tokens.weight"]
-    )
+    np.testing.assert_array_equal(np.asarray(net.embed.embedding.get_value()), stored["encoder.embed_tokens.weight"])
 
 
 def test_a_file_cut_after_the_check(tmp_path):
