@@ -46,9 +46,7 @@ def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.n
     """
     tensors, metadata = read_header(path)
     if KEY not in tensors:
-        raise UserError(
-            f"{path} has no tensor {KEY!r} (only: {', '.join(sorted(tensors))}); rename it."
-        )
+        raise UserError(f"{path} has no tensor {KEY!r} (only: {', '.join(sorted(tensors))}); rename it.")
     tensor = tensors[KEY]
     if tensor.dtype != "F32":
         raise UserError(f"{path} stores {KEY!r} as {tensor.dtype}; save it as F32.")
