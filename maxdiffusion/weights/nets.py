@@ -1,97 +1,84 @@
-"""The nets of a pipeline: their checks before any weight is read, and their loading one at a time.
+"""The nets of an opened pipeline: matched with their tensors as a whole, then loaded one at a time.
 
-pipeline = open_pipeline(folder, TEXT_TO_VIDEO)             # JSON and headers only; no jax
-nets = Nets(pipeline, options)                              # every tensor has its parameter, or an error says which
+pipeline = specs.open_pipeline(folder)
+nets = Nets(pipeline, builders(plan, ...), placement)
 text_encoder = nets.load("text_encoder"); ...; del text_encoder
 transformer = nets.load("transformer")
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from maxdiffusion.weights import checkpoint
-from maxdiffusion.weights.rule import Rule
+from flax import nnx
+from jax.typing import DTypeLike
 
-if TYPE_CHECKING:
-    from flax import nnx
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit import WanTransformer
+from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.parallel import Placement
+from maxdiffusion.weights import loader, mapping
+from maxdiffusion.weights.specs import Pipeline
 
-    from maxdiffusion.parallel import Placement
-
-
-@dataclasses.dataclass(frozen=True)
-class NetSpec:
-    """One net of a pipeline: where it lies, how its config is parsed, how it is built and named."""
-
-    folder: str
-    class_name: str  # in its config.json
-    parse: Callable[[dict[str, Any]], Any]  # config.json -> the net's own config; raises UserError; free of jax
-    build: Callable[[Any, Any], nnx.Module]  # (config, options) -> the net; called under nnx.eval_shape
-    rules: Sequence[Rule]
-    ignored: Sequence[str] = ()  # regular expressions of tensors that the net knowingly does not use
+Build = Callable[[Any], nnx.Module]  # the net's config -> the net
 
 
-@dataclasses.dataclass(frozen=True)
-class Pipeline:
-    """An opened checkpoint whose configs are understood; no weight was read."""
-
-    specs: Mapping[str, NetSpec]
-    files: checkpoint.Checkpoint
-    configs: Mapping[str, Any]  # folder -> the net's own config
-
-
-def open_pipeline(folder: Path, specs: Sequence[NetSpec]) -> Pipeline:
-    """Opens a local folder without importing jax; anything wrong with its files, classes or configs is a UserError."""
-    files = checkpoint.open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs})
-    configs = {spec.folder: spec.parse(files.configs[spec.folder]) for spec in specs}
-    return Pipeline({spec.folder: spec for spec in specs}, files, configs)
+def builders(
+    plan: AttentionPlan,
+    *,
+    weights_dtype: DTypeLike,
+    dtype: DTypeLike,
+    vae_dtype: DTypeLike = "float32",
+    scan_layers: bool = True,
+) -> dict[str, Build]:
+    """How the nets of a text-to-video pipeline are built; `vae_dtype` holds for the VAE's weights and activations."""
+    half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
+    return {
+        "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **half),
+        "transformer": lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half),
+        "vae": lambda config: WanVAE(config, rngs=nnx.Rngs(0), weights_dtype=vae_dtype, dtype=vae_dtype),
+    }
 
 
 class Nets:
-    """The nets of an opened pipeline, verified as a whole, then loaded one by one.
+    """Nothing loaded is kept here: dropping the module that `load` returned frees its memory."""
 
-    Nothing loaded is kept here: dropping the module that `load` returned frees its memory.
-    """
-
-    def __init__(self, pipeline: Pipeline, options: Any, placement: Placement | None = None):
-        """Builds every net abstractly and matches its parameters with the checkpoint.
+    def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
+        """Builds every net abstractly and matches its parameters with the checkpoint; reads no weight.
 
         Args:
           pipeline: from `open_pipeline`.
-          options: handed to each `NetSpec.build`: dtypes, attention plan, scan.
+          build: for each folder of the pipeline, its config -> the net; called under `nnx.eval_shape`.
           placement: where the parameters will live; None is jax's default device.
 
         Raises:
-          UserError: weights and config do not fit, with every tensor and parameter concerned.
+          UserError: weights and config do not fit; it names every tensor and parameter concerned.
         """
-        from flax import nnx  # jax comes in here, once the files are known to be sound
-
-        from maxdiffusion.weights import mapping
-
         self._placement = placement
-        self._nets = {}
+        self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
         for name, spec in pipeline.specs.items():
             with nnx.use_eager_sharding(False):
-                module = nnx.eval_shape(lambda spec=spec, name=name: spec.build(pipeline.configs[name], options))
-            folder = pipeline.files.folder / name
-            tensors = pipeline.files.tensors[name]
-            pieces = mapping.match(tensors, spec.rules, module, what=str(folder), ignored=spec.ignored)
-            self._nets[name] = (module, pieces)
-
-    def nbytes_on_disk(self, name: str) -> int:
-        """How many bytes `load(name)` reads, the total of its progress."""
-        return sum(piece.tensor.nbytes for pieces in self._nets[name][1].values() for piece in pieces)
+                abstract = nnx.eval_shape(build[name], pipeline.configs[name])
+            pieces = mapping.match(
+                pipeline.files.tensors[name],
+                spec.rules,
+                abstract,
+                what=str(pipeline.files.folder / name),
+                ignored=spec.ignored,
+            )
+            self._nets[name] = abstract, pieces
 
     def abstract(self, name: str) -> nnx.Module:
-        """The net with shapes in place of weights, to plan or compile with before it is loaded."""
+        """The net with shapes in place of weights, to plan or to compile with before it is loaded."""
         return self._nets[name][0]
 
-    def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
-        """Streams the weights of one net to its devices; `on_tensor` gets the bytes of each tensor once it is read."""
-        from maxdiffusion.weights import loader
+    def nbytes_on_disk(self, name: str) -> int:
+        """How many bytes `load(name)` reads: the total of its progress."""
+        return sum(piece.tensor.nbytes for pieces in self._nets[name][1].values() for piece in pieces)
 
-        module, pieces = self._nets[name]
-        return loader.materialize(module, pieces, self._placement, on_tensor)
+    def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
+        """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
+        abstract, pieces = self._nets[name]
+        return loader.materialize(abstract, pieces, self._placement, on_tensor)
