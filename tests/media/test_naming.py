@@ -4,12 +4,15 @@ import subprocess
 import sys
 import unicodedata
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.naming import default_stem, reserve, reserve_file, sibling
+from maxdiffusion.media.sidecar import write_sidecar
+from maxdiffusion.media.write import FORMATS, write
 
 
 @pytest.mark.parametrize(
@@ -78,6 +81,15 @@ def test_two_processes_and_a_killed_one(tmp_path):
     assert names == {"cat", "cat-2"}
     with reserve(tmp_path, "cat") as stem:
         assert stem.name == "cat"
+
+
+@pytest.mark.parametrize("fmt", ["png", "npy"])
+def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
+    frames = np.zeros((1, 32, 32, 3), np.uint8)
+    with reserve(tmp_path, "cat") as stem:
+        write(frames, sibling(stem, FORMATS[fmt].suffix), 16, fmt, {})
+        write_sidecar(sibling(stem, ".json"), config={}, seed=1, versions={}, timings={}, output=stem)
+    assert sorted(os.listdir(tmp_path)) == sorted(["cat" + FORMATS[fmt].suffix, "cat.json"])
 
 
 def test_a_file_named_to_the_letter(tmp_path):

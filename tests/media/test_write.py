@@ -51,6 +51,13 @@ def test_frames_and_metadata_come_back(tmp_path, frames, fmt, error, chunked):
     assert read_metadata(path) == ({} if fmt == "npy" else metadata)
 
 
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt != "npy"])
+def test_a_prompt_longer_than_any_argument_is_stored_whole(tmp_path, frames, fmt):
+    metadata = {"prompt": "a cat and " * 20_000}
+    write(frames, target(tmp_path, fmt), 16, fmt, metadata)
+    assert read_metadata(target(tmp_path, fmt)) == metadata
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_without_metadata_nothing_of_it_is_stored(tmp_path, frames, fmt):
     write(frames, target(tmp_path, fmt), 16, fmt, {})
