@@ -37,13 +37,18 @@ def read_video(path: Path) -> UInt8[np.ndarray, "f h w c"]:
 
 
 def _read_with_ffmpeg(path: Path) -> np.ndarray:
-    reader = imageio_ffmpeg.read_frames(str(path), output_params=["-fps_mode", "passthrough"])
-    try:
-        width, height = next(reader)["size"]
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    except (OSError, KeyError, StopIteration) as error:
-        raise UserError(f"{path} is not a video that ffmpeg can read; give another file") from error
-    return np.stack(frames)
+    """Every frame that is stored, once, as a stream of PPM images (which carry their size)."""
+    # Not imageio_ffmpeg.read_frames: it forks in Python, which jax warns of.
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    done = subprocess.run(
+        [*command, "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, stdin=subprocess.DEVNULL
+    )
+    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
+    if done.returncode or header is None:
+        raise UserError(f"{path} is not a video that ffmpeg can read; give another file")
+    width, height = int(header[1]), int(header[2])
+    images = np.frombuffer(done.stdout, np.uint8).reshape(-1, len(header[0]) + width * height * 3)
+    return images[:, len(header[0]) :].reshape(-1, height, width, 3)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -34,7 +35,7 @@ class Format:
 def write(
     frames: Frames | Iterable[Frames],
     path: Path,
-    fps: float,
+    fps: float | int,
     fmt: str,
     metadata: Metadata,
     overwrite: bool = False,
@@ -59,7 +60,7 @@ def write(
         _check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     with atomic_path(path, overwrite) as temporary:
-        FORMATS[fmt].encode(chunks, temporary, fps, metadata)
+        FORMATS[fmt].encode(chunks, temporary, float(fps), metadata)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -126,10 +127,18 @@ def _ffmetadata(metadata: Metadata) -> bytes:
 
 
 def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
-    """256 colours a frame."""
+    """One palette of 256 colours for the whole video: colours do not flicker from frame to frame.
+
+    The palette comes from 16 thousand pixels; Pillow's own, from all pixels of a frame, takes 2 s a frame at 832 x 480.
+    """
     if fps > 50:  # browsers play shorter frames at 10 a second
         raise UserError(f"a gif plays at most 50 frames a second, and fps={fps:g}; choose output_format=webp or mp4")
-    _save_animation(path, "GIF", chunks, fps, 10, comment=_comment(metadata).encode())
+    frames = np.concatenate(list(chunks))
+    pixels = frames.reshape(-1, 3)
+    sample = np.random.default_rng(0).integers(0, len(pixels), 2**14)
+    palette = Image.fromarray(pixels[None, sample]).quantize(256, Image.Quantize.MEDIANCUT)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    _save_animation(path, "GIF", images, fps, 10, comment=_comment(metadata).encode())
 
 
 def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
@@ -138,14 +147,12 @@ def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metada
     exif = Image.Exif()
     if metadata:
         exif[_IMAGE_DESCRIPTION] = json.dumps(dict(metadata))  # EXIF text is ASCII: other letters as JSON's escapes
-    _save_animation(path, "WEBP", chunks, fps, 1, exif=exif, quality=90)
-
-
-def _save_animation(
-    path: Path, name: str, chunks: Iterator[np.ndarray], fps: float, tick: int, **options: object
-) -> None:
-    """`tick` is the format's unit of time in ms; each frame begins at the tick nearest to its time."""
     images = [Image.fromarray(frame) for chunk in chunks for frame in chunk]
+    _save_animation(path, "WEBP", images, fps, 1, exif=exif, quality=90)
+
+
+def _save_animation(path: Path, name: str, images: list[Image.Image], fps: float, tick: int, **options: Any) -> None:
+    """`tick` is the format's unit of time in ms; each frame begins at the tick nearest to its time."""
     starts = [round(index * 1000 / fps / tick) * tick for index in range(len(images) + 1)]
     durations = [after - before for before, after in pairwise(starts)]
     buffer = io.BytesIO()  # Pillow's own writing hides the system's error numbers

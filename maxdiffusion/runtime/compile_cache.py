@@ -1,5 +1,6 @@
 """Compiled programs kept between runs."""
 
+import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def enable(jax_cache_dir: str | None) -> None:
     if not jax_cache_dir or jax_cache_dir == "none":
         jax.config.update("jax_enable_compilation_cache", False)
         return
+    if "://" in jax_cache_dir and importlib.util.find_spec("etils") is None:
+        raise UserError(
+            f"jax_cache_dir={jax_cache_dir} needs the package etils[epath]; install it or give a local folder"
+        )
     folder = jax_cache_dir if "://" in jax_cache_dir else str(_writable(Path(jax_cache_dir).expanduser()))
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", folder)

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 Advance = Callable[[int], object]
 
 # Bytes come by the second; steps and frames take seconds each.
-_BYTES = "{desc}{percentage:3.0f}%|{bar:30}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_noinv_fmt}]"
-_ITEMS = "{desc}{percentage:3.0f}%|{bar:30}| {n_fmt}/{total_fmt} UNIT [{elapsed}<{remaining}, {rate_inv_fmt}]"
+_BYTES = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_noinv_fmt}]"
+_ITEMS = "{desc}{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} UNIT [{elapsed}<{remaining}, {rate_inv_fmt}]"
 _UNCOUNTED = "{desc}... {elapsed}"
 
 
@@ -47,6 +47,7 @@ class Bars:
             total=total,
             file=self._stream,
             ncols=_columns(self._stream),
+            nrows=24,
             bar_format=shape,
             unit="B" if in_bytes else "it",
             unit_scale=in_bytes,
@@ -57,7 +58,7 @@ class Bars:
 
 
 def _columns(stream: TextIO) -> int:
-    """A terminal may have no size (some containers give 0), and then tqdm would show nothing."""
+    """A terminal may have no size (some containers give 0); tqdm, which then shows nothing, is told both numbers."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except OSError:
