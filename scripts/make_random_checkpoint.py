@@ -143,7 +143,7 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--shard-gb", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NET.KEY=VALUE", help="changes to the preset's configs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     configs = {net: dict(config) for net, config in PRESETS[args.preset].items()}
     for change in args.set:
