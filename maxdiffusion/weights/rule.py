@@ -23,10 +23,12 @@ class Rule:
     `{layer}` in `source` alone: the tensor is one slot of the stacked parameter `target` (leading axis). Any other
     placeholder, such as `{i}`, stands for an integer and appears in both. `reshape` drops the singleton axes that torch
     keeps on a vector, such as (c, 1, 1, 1): the tensor is reshaped to the parameter's own shape after the permutation;
-    the number of elements must agree.
+    the number of elements must agree. `aliases` are further names under which the same tensor may be stored: any one of
+    them will do, and where a file has several they must be identical.
     """
 
     source: str
     target: str
     transform: Transform = Transform.KEEP
     reshape: bool = False
+    aliases: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""The few layers that the networks share.
+
+Policy: a matmul casts its inputs to the activation dtype, accumulates and adds its bias in fp32, and returns the
+activation dtype; norms take anything and compute and return fp32, so that modulation stays in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maxdiffusion.parallel import axes
+
+Axes = tuple[str | None, ...]
+M = TypeVar("M", bound=nnx.Module)
+
+
+def parameter(
+    rngs: nnx.Rngs, init: Callable[..., jax.Array], shape: tuple[int, ...], logical: Axes, dtype: DTypeLike
+) -> nnx.Param:
+    """A parameter that carries its logical axes, one name or None for each dimension; the loader places it."""
+    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=logical, eager_sharding=False)
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias over the last axis; kernel (in, out)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        logical: Axes,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+        use_bias: bool = True,
+    ):
+        self.dtype = dtype
+        self.kernel = parameter(
+            rngs, nnx.initializers.lecun_normal(), (in_features, out_features), logical, weights_dtype
+        )
+        # Vectors over the model dim are replicated: gathering them would cost more latency than they take memory.
+        bias_axis = None if logical[1] == axes.EMBED else logical[1]
+        self.bias = (
+            parameter(rngs, nnx.initializers.zeros, (out_features,), (bias_axis,), weights_dtype) if use_bias else None
+        )
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            y = y + self.bias[...].astype(jnp.float32)
+        return y.astype(self.dtype)
+
+
+class MLP(nnx.Module):
+    """Linear, activation in fp32, linear."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        activation: Callable[[jax.Array], jax.Array],
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
+        self.activation = activation
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), **common)
+        self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), **common)
+
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+        return self.linear_2(self.activation(self.linear_1(x).astype(jnp.float32)))
+
+
+def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """GELU by its tanh approximation (torch `gelu(approximate="tanh")`, transformers `gelu_new`)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def layer_norm(x: Float[Array, "... e"], eps: float) -> Float[Array, "... e"]:
+    """LayerNorm without gain and bias; fp32 out."""
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with gain and bias, both fp32; fp32 out."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = parameter(rngs, nnx.initializers.ones, (features,), (None,), jnp.float32)
+        self.bias = parameter(rngs, nnx.initializers.zeros, (features,), (None,), jnp.float32)
+
+    def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... e"]:
+        return layer_norm(x, self.eps) * self.scale[...] + self.bias[...]
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019); the gain is fp32; fp32 out."""
+
+    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+        self.eps = eps
+        self.scale = parameter(rngs, nnx.initializers.ones, (features,), (None,), jnp.float32)
+
+    def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... e"]:
+        x = x.astype(jnp.float32)
+        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * self.scale[...]
+
+
+def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
+    """One module whose every parameter carries a leading axis of `layers`, named by `axes.LAYERS`."""
+    make_stacked = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
+    return nnx.split_rngs(splits=layers)(make_stacked)(rngs)
+
+
+def scan(
+    blocks: M, step: Callable[[M, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: bool
+) -> tuple[Any, Any]:
+    """`carry, y = step(block, carry, x)` through the stacked `blocks`, with `xs` and `ys` on the layer axis.
+
+    One block is compiled and looped over, unless `unroll` asks for as many copies as there are layers.
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry: Any, slices: tuple[Any, Any]) -> tuple[Any, Any]:
+        params, x = slices
+        return step(nnx.merge(graphdef, params), carry, x)
+
+    return jax.lax.scan(body, carry, (params, xs), unroll=unroll)
