@@ -4,5 +4,6 @@ from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.mesh import Degrees, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement, current, shard, use
 from maxdiffusion.parallel.rules import rules_for
+from maxdiffusion.parallel.setup import setup
 
-__all__ = ["Degrees", "Placement", "axes", "current", "make_mesh", "resolve", "rules_for", "shard", "use"]
+__all__ = ["Degrees", "Placement", "axes", "current", "make_mesh", "resolve", "rules_for", "setup", "shard", "use"]

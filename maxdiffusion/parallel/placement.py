@@ -49,10 +49,17 @@ _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("pla
 
 @contextlib.contextmanager
 def use(placement: Placement | None) -> Iterator[None]:
-    """Makes `placement` the one that `shard` and the attention refer to."""
+    """Makes `placement` the one that `shard` and the attention refer to.
+
+    Its mesh becomes jax's context mesh as well, which is part of the key of `jax.jit`: a function that was traced under
+    another mesh is traced again. (Two placements on one mesh with different rules still need two jitted functions.)
+    """
+    several = placement is not None and placement.mesh.size > 1
+    mesh = jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh) if several else contextlib.nullcontext()
     token = _current.set(placement)
     try:
-        yield
+        with mesh:
+            yield
     finally:
         _current.reset(token)
 
