@@ -24,7 +24,7 @@ M = TypeVar("M", bound=nnx.Module)
 def parameter(
     rngs: nnx.Rngs, init: Callable[..., jax.Array], shape: tuple[int, ...], logical: Axes, dtype: DTypeLike
 ) -> nnx.Param:
-    """A parameter that carries its logical axes, one name or None for each dimension. Placing it is the loader's work."""
+    """A parameter that carries its logical axes, one name or None for each dimension; the loader places it."""
     return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=logical, eager_sharding=False)
 
 
@@ -83,7 +83,7 @@ class MLP(nnx.Module):
         return self.linear_2(self.activation(self.linear_1(x).astype(jnp.float32)))
 
 
-def gelu_tanh(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
     """GELU by its tanh approximation (torch `gelu(approximate="tanh")`, transformers `gelu_new`)."""
     return jax.nn.gelu(x, approximate=True)
 
@@ -125,7 +125,9 @@ def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
     return nnx.split_rngs(splits=layers)(make_stacked)(rngs)
 
 
-def scan(blocks: M, step: Callable[[M, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: bool) -> tuple[Any, Any]:
+def scan(
+    blocks: M, step: Callable[[M, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: bool
+) -> tuple[Any, Any]:
     """`carry, y = step(block, carry, x)` through the stacked `blocks`, with `xs` and `ys` on the layer axis.
 
     One block is compiled and looped over, unless `unroll` asks for as many copies as there are layers.

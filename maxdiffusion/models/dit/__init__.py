@@ -1,0 +1,18 @@
+"""The WAN video transformer. `config` is importable without jax, so the network itself comes on first use."""
+
+from typing import TYPE_CHECKING, Any
+
+from maxdiffusion.models.dit.config import DiTConfig
+
+if TYPE_CHECKING:
+    from maxdiffusion.models.dit.transformer import PreparedContext, WanTransformer
+
+__all__ = ["DiTConfig", "PreparedContext", "WanTransformer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from maxdiffusion.models.dit import transformer
+
+    return getattr(transformer, name)

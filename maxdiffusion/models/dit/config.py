@@ -55,7 +55,7 @@ class DiTConfig:
             if extent // patch > self.rope_max_seq_len:
                 raise UserError(
                     f"A latent with {name} {extent} makes {extent // patch} positions; "
-                    f"this transformer has {self.rope_max_seq_len}, so {name} is at most {self.rope_max_seq_len * patch}."
+                    f"this transformer has {self.rope_max_seq_len}, so at most {self.rope_max_seq_len * patch}."
                 )
         f, h, w = (extent // patch for extent, patch in zip(size, self.patch_size, strict=True))
         return f, h, w

@@ -1,0 +1,116 @@
+"""One WAN transformer block: self-attention, cross-attention to the text, feed-forward, modulated by the time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.rope import rotate
+from maxdiffusion.models.layers import MLP, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
+from maxdiffusion.parallel import axes, shard
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What every block needs to know of the token sequence: rotary tables, and which tokens are no padding."""
+
+    cos: Float[Array, "s half_d"]
+    sin: Float[Array, "s half_d"]
+    valid: Any  # Bool[Array, "b s"] | None
+
+
+class Attention(nnx.Module):
+    """Projections of one attention; RMSNorm of q and k over the whole inner dim, before the heads are split."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        self.heads = config.num_attention_heads
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+        self.norm_q = RMSNorm(config.dim, config.eps, rngs=rngs)
+        self.norm_k = RMSNorm(config.dim, config.eps, rngs=rngs)
+
+    def split_heads(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
+        """fp32, normed."""
+        return self.split_heads(self.norm_q(self.to_q(x)))
+
+    def key(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
+        """fp32, normed."""
+        return self.split_heads(self.norm_k(self.to_k(x)))
+
+    def value(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
+        return self.split_heads(self.to_v(x))
+
+    def output(self, x: Float[Array, "b s n d"]) -> Float[Array, "b s e"]:
+        return self.to_out(x.reshape(*x.shape[:2], -1))
+
+
+class Block(nnx.Module):
+    """Reference: `diffusers.models.transformers.transformer_wan.WanTransformerBlock`."""
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        plan: AttentionPlan,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
+        self.plan = plan
+        self.dtype = dtype
+        self.eps = config.eps
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.attn1 = Attention(config, **common)
+        self.attn2 = Attention(config, **common)
+        self.norm2 = LayerNorm(config.dim, config.eps, rngs=rngs)
+        self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, **common)
+        self.scale_shift_table = parameter(
+            rngs, nnx.initializers.normal(config.dim**-0.5), (6, config.dim), (None, None), jnp.float32
+        )
+
+    def text(self, context: Float[Array, "b k e"]) -> tuple[Float[Array, "b k n d"], Float[Array, "b k n d"]]:
+        """Keys and values of the cross-attention, in the activation dtype; they do not depend on the latents."""
+        return self.attn2.key(context).astype(self.dtype), self.attn2.value(context)
+
+    def __call__(
+        self,
+        x: Float[Array, "b s e"],
+        time: Float[Array, "b t 6 e"],
+        tokens: Tokens,
+        text: tuple[Float[Array, "b k n d"], Float[Array, "b k n d"]],
+    ) -> Float[Array, "b s e"]:
+        """`time` is fp32 with t = 1: one timestep for all tokens (t = s would give each token its own)."""
+        modulation = self.scale_shift_table[...] + time
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation[:, :, i] for i in range(6))
+
+        h = layer_norm(x, self.eps) * (1 + scale_1) + shift_1
+        q = rotate(self.attn1.query(h), tokens.cos, tokens.sin).astype(self.dtype)
+        k = rotate(self.attn1.key(h), tokens.cos, tokens.sin).astype(self.dtype)
+        h = self_attention(self.plan, q, k, self.attn1.value(h), tokens.valid)
+        x = self._add(x, self.attn1.output(h) * gate_1)
+
+        q = self.attn2.query(self.norm2(x)).astype(self.dtype)
+        x = self._add(x, self.attn2.output(cross_attention(self.plan, q, *text)))
+
+        h = layer_norm(x, self.eps) * (1 + scale_2) + shift_2
+        return self._add(x, self.ffn(h) * gate_2)
+
+    def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
+        """The residual sum, in fp32, kept in the activation dtype."""
+        total = x.astype(jnp.float32) + y.astype(jnp.float32)
+        return shard(total.astype(self.dtype), axes.BATCH, axes.SEQUENCE, None)

@@ -1,0 +1,154 @@
+"""The WAN 2.1 video transformer."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.block import Block, Tokens
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.rope import rotary_tables
+from maxdiffusion.models.layers import MLP, Linear, gelu_tanh, layer_norm, parameter, scan, stack
+from maxdiffusion.parallel import axes, shard
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PreparedContext:
+    """What the text contributes to every step: keys and values of each layer's cross-attention.
+
+    The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype.
+    """
+
+    keys: Float[Array, "b layers k n d"]
+    values: Float[Array, "b layers k n d"]
+
+
+def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
+    """Cosines, then sines of t * 10000^(-i / (channels / 2)), fp32 (Ho et al., 2020; cos first as WAN has it)."""
+    half = channels // 2
+    frequencies = np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32)
+    angles = timestep[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ConditionEmbedder(nnx.Module):
+    """Embeds timestep and text; parameters and arithmetic in fp32."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
+        fp32: dict[str, Any] = {"rngs": rngs, "weights_dtype": jnp.float32, "dtype": jnp.float32}
+        self.freq_dim = config.freq_dim
+        self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, **fp32)
+        self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), **fp32)
+        self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, **fp32)
+
+    def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
+        """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
+        embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
+        return embedding, self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
+
+
+class WanTransformer(nnx.Module):
+    """Reference: `diffusers.WanTransformer3DModel`; paper: Wan (2025), arXiv:2503.20314.
+
+    The blocks are stored stacked, a leading layer axis on every parameter. `scan_layers` compiles one block and loops
+    over it; without it the loop is unrolled in the program.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        plan: AttentionPlan,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+        scan_layers: bool = True,
+    ):
+        self.config = config
+        self.plan = plan
+        self.dtype = dtype
+        self.unroll = not scan_layers
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
+        patch = math.prod(config.patch_size)
+        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
+        self.condition_embedder = ConditionEmbedder(config, rngs=rngs)
+        self.blocks = stack(
+            lambda rngs: Block(config, plan, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            config.num_layers,
+            rngs,
+        )
+        # The head computes in fp32: its output is the velocity, and it is small beside a block.
+        self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), **common, dtype=jnp.float32)
+        self.scale_shift_table = parameter(
+            rngs, nnx.initializers.normal(config.dim**-0.5), (2, config.dim), (None, None), jnp.float32
+        )
+
+    def prepare(self, context: Float[Array, "b k e_text"]) -> PreparedContext:
+        """Embeds the text and projects every layer's keys and values, once for all steps."""
+        text = self.condition_embedder.text_embedder(context)
+        _, (keys, values) = scan(self.blocks, lambda block, _, __: (None, block.text(text)), None, None, self.unroll)
+        return PreparedContext(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1))
+
+    def __call__(
+        self,
+        latents: Float[Array, "b f h w c"],
+        timestep: Float[Array, " b"],
+        context: Float[Array, "b k e_text"] | PreparedContext,
+    ) -> Float[Array, "b f h w c_out"]:
+        """The velocity, fp32. `timestep` is 0..1000; `context` holds text embeddings, or what `prepare` made of them.
+
+        Raises:
+          UserError: the latent's size does not divide by the patch, or has more positions than the model has.
+        """
+        text = context if isinstance(context, PreparedContext) else self.prepare(context)
+        grid = self.config.grid(*latents.shape[1:4])
+        cos, sin = rotary_tables(grid, self.config.attention_head_dim)
+        x = self.patch_embedding(self._fold(latents, grid))
+
+        # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
+        length = math.prod(grid)
+        padding = -length % (self.plan.ring * self.plan.ulysses)
+        valid = None
+        if padding:
+            x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
+            cos, sin = (jnp.pad(table, ((0, padding), (0, 0))) for table in (cos, sin))
+            valid = jnp.broadcast_to(jnp.arange(length + padding) < length, x.shape[:2])
+        x = shard(x, axes.BATCH, axes.SEQUENCE, None)
+        tokens = Tokens(shard(cos, axes.SEQUENCE, None), shard(sin, axes.SEQUENCE, None), valid)
+
+        embedding, time = self.condition_embedder.time(timestep[:, None])
+
+        def step(block: Block, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, None]:
+            keys, values = (
+                jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False) for a in (text.keys, text.values)
+            )
+            return block(x, time, tokens, (keys, values)), None
+
+        x, _ = scan(self.blocks, step, x, jnp.arange(self.config.num_layers), self.unroll)
+
+        modulation = self.scale_shift_table[...] + embedding[:, :, None]
+        shift, scale = modulation[:, :, 0], modulation[:, :, 1]
+        x = self.proj_out(layer_norm(x, self.config.eps) * (1 + scale) + shift)
+        return self._unfold(x[:, :length], grid)
+
+    def _fold(self, latents: Float[Array, "b f h w c"], grid: tuple[int, int, int]) -> Float[Array, "b s p"]:
+        """Each patch becomes one token, its numbers in (t, h, w, c) order."""
+        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, latents.shape[0]
+        x = latents.reshape(b, f, pt, h, ph, w, pw, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
+        return x.reshape(b, f * h * w, -1)
+
+    def _unfold(self, x: Float[Array, "b s p"], grid: tuple[int, int, int]) -> Float[Array, "b f h w c"]:
+        """The inverse of `_fold`, for the output channels."""
+        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, x.shape[0]
+        x = x.reshape(b, f, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
+        return x.reshape(b, f * pt, h * ph, w * pw, -1)

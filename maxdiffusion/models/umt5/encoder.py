@@ -1,0 +1,137 @@
+"""The UMT5 encoder: T5 with its own relative position bias in every layer (Chung et al., 2023, arXiv:2304.09151)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from maxdiffusion.models.layers import Linear, RMSNorm, gelu_tanh, parameter, scan, stack
+from maxdiffusion.models.umt5.config import UMT5Config
+from maxdiffusion.parallel import axes
+
+
+def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of every (query, key) distance, int32 (length, length): exact near by, logarithmic farther on.
+
+    Half of the buckets are for keys after the query. fp32 logarithm, as the reference: its rounding decides at the
+    bucket edges.
+    """
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    half = buckets // 2
+    exact = half // 2
+    far = np.maximum(np.abs(distance), exact).astype(np.float32)
+    ratio = np.log(far / np.float32(exact)) / np.float32(np.log(max_distance / exact)) * np.float32(half - exact)
+    logarithmic = np.minimum(exact + ratio.astype(np.int32), half - 1)
+    near = np.abs(distance)
+    return (half * (distance > 0) + np.where(near < exact, near, logarithmic)).astype(np.int32)
+
+
+class Embedding(nnx.Module):
+    """Rows of a table; table (rows, features)."""
+
+    def __init__(
+        self, rows: int, features: int, logical: tuple[str | None, ...], *, rngs: nnx.Rngs, weights_dtype: DTypeLike
+    ):
+        self.embedding = parameter(rngs, nnx.initializers.normal(1.0), (rows, features), logical, weights_dtype)
+
+    def __call__(self, index: Int[Array, " ..."]) -> Float[Array, "... features"]:
+        """fp32 out."""
+        return self.embedding[...][index].astype(jnp.float32)
+
+
+class Attention(nnx.Module):
+    """Self-attention without 1/sqrt(d), with a bias by relative position."""
+
+    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        self.config = config
+        inner = config.num_heads * config.d_kv
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype, "use_bias": False}
+        self.q = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
+        self.k = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
+        self.v = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
+        self.o = Linear(inner, config.d_model, (axes.HEADS, axes.EMBED), **common)
+        self.relative_attention_bias = Embedding(
+            config.relative_attention_num_buckets,
+            config.num_heads,
+            (None, axes.HEADS),
+            rngs=rngs,
+            weights_dtype=weights_dtype,
+        )
+
+    def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
+        config, (b, length, _) = self.config, x.shape
+        q, k, v = (project(x).reshape(b, length, config.num_heads, config.d_kv) for project in (self.q, self.k, self.v))
+        buckets = position_buckets(
+            length, config.relative_attention_num_buckets, config.relative_attention_max_distance
+        )
+        bias = self.relative_attention_bias(jnp.asarray(buckets)).transpose(2, 0, 1)
+        logits = jnp.einsum("bsnd,bknd->bnsk", q, k, preferred_element_type=jnp.float32) + bias
+        logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        out = jnp.einsum("bnsk,bknd->bsnd", weights, v, preferred_element_type=jnp.float32)
+        return self.o(out.reshape(b, length, -1))
+
+
+class FeedForward(nnx.Module):
+    """Gated GELU. `wo` is kept and applied in fp32, as transformers does: the gate's product overflows half formats."""
+
+    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"rngs": rngs, "use_bias": False}
+        half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+        full: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
+        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), **common, **half)
+        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), **common, **half)
+        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), **common, **full)
+
+    def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
+        gate = gelu_tanh(self.wi_0(x).astype(jnp.float32))
+        return self.wo(gate * self.wi_1(x).astype(jnp.float32))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward; the residual stream is fp32."""
+
+    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.attention_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+        self.attention = Attention(config, **common)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+        self.feed_forward = FeedForward(config, **common)
+
+    def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
+        x = x + self.attention(self.attention_norm(x), valid).astype(jnp.float32)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class UMT5Encoder(nnx.Module):
+    """Reference: `transformers.UMT5EncoderModel`. Blocks are stored stacked; see `WanTransformer` for `scan_layers`."""
+
+    def __init__(
+        self,
+        config: UMT5Config,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+        scan_layers: bool = True,
+    ):
+        self.config = config
+        self.unroll = not scan_layers
+        self.shared = Embedding(
+            config.vocab_size, config.d_model, (axes.VOCAB, axes.EMBED), rngs=rngs, weights_dtype=weights_dtype
+        )
+        self.block = stack(
+            lambda rngs: Block(config, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype), config.num_layers, rngs
+        )
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+
+    def __call__(self, token_ids: Int[Array, "b k"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
+        """The last hidden state, fp32. Tokens that are not valid are attended by none; their own rows mean nothing."""
+        x, _ = scan(self.block, lambda block, x, _: (block(x, valid), None), self.shared(token_ids), None, self.unroll)
+        return self.final_layer_norm(x)
