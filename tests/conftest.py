@@ -1,9 +1,36 @@
 """Every test runs with the shape annotations of the package executed."""
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
 install_import_hook("maxdiffusion", "beartype.beartype")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-goldens", action="store_true", help="write the golden files instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Asserts that a text equals the file of the given name below tests/golden/."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--update-goldens"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        update = f"pytest {request.node.nodeid.split('::')[0]} --update-goldens"
+        assert path.exists(), f"no golden file {path}; if this result is right, run: {update}"
+        assert text == path.read_text(encoding="utf-8"), f"differs from {path}; if this result is right, run: {update}"
+
+    return compare

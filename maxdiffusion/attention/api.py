@@ -1,12 +1,20 @@
-"""One entry for every attention mode."""
+"""One entry for every attention mode: global arrays in and out, the split over devices inside."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
-import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from maxdiffusion.attention.kernels import KERNELS, Local
+from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.attention.ring import ring
+from maxdiffusion.attention.ulysses import ulysses
+from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import Placement, axes, current
 
 
 def self_attention(
@@ -16,8 +24,25 @@ def self_attention(
     v: Float[Array, "b s n d"],
     valid: Bool[Array, "b s"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention among the video tokens; logits and softmax in fp32. A False in `valid` removes that key."""
-    return cross_attention(plan, q, k, v, valid)
+    """Attention among the video tokens, split as the plan says over the mesh of the current placement.
+
+    Any number of tokens: they are padded to a multiple of the context devices and the padding is masked by its global
+    position. A batch that does not divide its devices is padded with zero rows, which are cut off again. A False in
+    `valid` removes that key; a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the
+    dtype of q.
+
+    Raises:
+      UserError: the mesh or its rules contradict the plan.
+    """
+    placement = _placement(plan)
+    if placement is None or plan.scheme == "local":
+        return cross_attention(plan, q, k, v, valid)
+    local = KERNELS[plan.kernel]
+    if plan.ring > 1:
+        local = ring(local, plan.ring)
+    if plan.ulysses > 1:
+        local = ulysses(local)
+    return _on_mesh(placement, local, q, k, v, valid, split_keys=True)
 
 
 def cross_attention(
@@ -27,10 +52,71 @@ def cross_attention(
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention of the video tokens to a short, replicated list of keys (text, image)."""
-    del plan
-    logits = jnp.einsum("bsnd,bknd->bnsk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if valid is not None:
-        logits = jnp.where(valid[:, None, None, :], logits, -jnp.inf)
-    weights = jax.nn.softmax(logits, axis=-1)
-    return jnp.einsum("bnsk,bknd->bsnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32).astype(q.dtype)
+    """Attention of the video tokens to a list of keys that every context device holds whole (text, image).
+
+    Queries stay where they are, in every scheme, and nothing is communicated if the keys are replicated. Otherwise as
+    `self_attention`.
+    """
+    placement = _placement(plan)
+    local = KERNELS[plan.kernel]
+    if placement is None:
+        return local(q, k, v, valid)[0].astype(q.dtype)
+    return _on_mesh(placement, local, q, k, v, valid, split_keys=False)
+
+
+def _placement(plan: AttentionPlan) -> Placement | None:
+    """The current placement if it has several devices, checked against the plan."""
+    placement = current()
+    mesh = {} if placement is None else dict(placement.mesh.shape)
+    given = mesh.get(axes.RING, 1), mesh.get(axes.ULYSSES, 1)
+    if plan.scheme != "local" and given != (plan.ring, plan.ulysses):
+        raise UserError(
+            f"The attention plan is for ring {plan.ring} x ulysses {plan.ulysses}, but the mesh has {given[0]} x "
+            f"{given[1]}; make the mesh with ulysses={plan.ulysses} and a context of {plan.context}."
+        )
+    if placement is None or placement.mesh.size == 1:
+        return None
+    if plan.scheme != "local" and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
+        raise UserError(
+            f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE)!r}, but "
+            f"attention={plan.scheme} needs it on {axes.CONTEXT!r}; remove that rule or choose attention=dot_product."
+        )
+    return placement
+
+
+def _on_mesh(
+    placement: Placement,
+    local: Local,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array | None,
+    *,
+    split_keys: bool,
+) -> jax.Array:
+    """Pads, splits, runs `local` on every device, joins and cuts. Masks are small and replicated over the context."""
+    batch, length, keys = q.shape[0], q.shape[1], k.shape[1]
+    queries = placement.spec(axes.BATCH, axes.SEQUENCE, axes.HEADS, None)
+    key_spec = queries if split_keys else placement.spec(axes.BATCH, None, axes.HEADS, None)
+    rows, context = (_degree(placement, queries[i]) for i in (0, 1))
+
+    fit = functools.partial(pad_to_multiple, axis=0, multiple=rows)
+    q = pad_to_multiple(fit(q), 1, context)
+    k, v = (pad_to_multiple(fit(x), 1, context if split_keys else 1) for x in (k, v))
+    valid = validity(q.shape[0], keys, k.shape[1], None if valid is None else fit(valid))
+
+    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+        return local(q, k, v, valid)[0].astype(q.dtype)
+
+    specs = (queries, key_spec, key_spec, None if valid is None else PartitionSpec(queries[0], None))
+    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=queries)(q, k, v, valid)
+    return out[:batch, :length]
+
+
+def _degree(placement: Placement, part: str | tuple[str, ...] | None) -> int:
+    """Over how many devices a dimension of a spec is split."""
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    degree = 1
+    for name in names:
+        degree *= placement.mesh.shape[name]
+    return degree

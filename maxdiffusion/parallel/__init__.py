@@ -1,6 +1,8 @@
 """Meshes, logical axes and the table between them."""
 
 from maxdiffusion.parallel import axes
-from maxdiffusion.parallel.rules import Placement, current, shard, use
+from maxdiffusion.parallel.mesh import Degrees, make_mesh, resolve
+from maxdiffusion.parallel.placement import Placement, current, shard, use
+from maxdiffusion.parallel.rules import rules_for
 
-__all__ = ["Placement", "axes", "current", "shard", "use"]
+__all__ = ["Degrees", "Placement", "axes", "current", "make_mesh", "resolve", "rules_for", "shard", "use"]

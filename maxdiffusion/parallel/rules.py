@@ -1,67 +1,61 @@
-"""Logical axis -> mesh axis, and the context in which model code asks for a placement."""
+"""The table logical axis -> mesh axis."""
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import dataclasses
-from collections.abc import Iterator, Mapping
-
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from collections.abc import Mapping, Sequence
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import axes
 
 MeshAxes = str | tuple[str, ...] | None
 
+# One table for every attention scheme: they differ in what they do with the context axis, not in what lies on it.
+DEFAULTS: Mapping[str, MeshAxes] = {
+    axes.BATCH: (axes.DATA, axes.FSDP),
+    axes.SEQUENCE: axes.CONTEXT,
+    axes.HEADS: axes.TENSOR,
+    axes.WIDTH: axes.CONTEXT,
+    axes.EMBED: axes.FSDP,
+    axes.MLP: axes.TENSOR,
+    axes.VOCAB: axes.TENSOR,
+    axes.LAYERS: None,
+}
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """A mesh and the table that maps logical axes onto it."""
 
-    mesh: Mesh
-    rules: Mapping[str, MeshAxes]
+def rules_for(overrides: Sequence[tuple[str, str | Sequence[str] | None]] = ()) -> dict[str, MeshAxes]:
+    """The built-in table, with the config's `logical_axis_rules` on top: pairs of a logical and one or more mesh axes.
 
-    def spec(self, *logical: str | None) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions carry the given logical names (None: replicated).
+    `context` stands for ring and ulysses, an empty list or None for "not sharded".
 
-        Raises:
-          UserError: a mesh axis would shard two dimensions of one array.
-        """
-        parts = tuple(None if name is None else self.rules.get(name) for name in logical)
-        used: list[str] = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
-        twice = sorted({axis for axis in used if used.count(axis) > 1})
-        if twice:
+    Raises:
+      UserError: a logical or mesh axis that does not exist, or a logical axis given twice.
+    """
+    table = dict(DEFAULTS)
+    seen: set[str] = set()
+    for logical, mesh in overrides:
+        if logical not in DEFAULTS:
             raise UserError(
-                f"The logical axes {logical} use the mesh axis {twice[0]!r} twice in one array; "
-                "map one of them to another mesh axis or to none."
+                f"logical_axis_rules names the logical axis {logical!r}, which does not exist; choose one of "
+                f"{', '.join(DEFAULTS)}."
             )
-        return PartitionSpec(*parts)
-
-    def sharding(self, *logical: str | None) -> NamedSharding:
-        return NamedSharding(self.mesh, self.spec(*logical))
-
-
-_current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+        if logical in seen:
+            raise UserError(f"logical_axis_rules names the logical axis {logical!r} twice; keep one of them.")
+        seen.add(logical)
+        table[logical] = _mesh_axes(logical, mesh)
+    return table
 
 
-@contextlib.contextmanager
-def use(placement: Placement | None) -> Iterator[None]:
-    """Makes `placement` the one that `shard` refers to."""
-    token = _current.set(placement)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def current() -> Placement | None:
-    return _current.get()
-
-
-def shard(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Constrains `x` to the current placement; outside of one (a unit test, a single device) it is the identity."""
-    placement = current()
-    if placement is None or placement.mesh.size == 1:
-        return x
-    return jax.lax.with_sharding_constraint(x, placement.sharding(*logical))
+def _mesh_axes(logical: str, mesh: str | Sequence[str] | None) -> MeshAxes:
+    names = () if mesh is None else (mesh,) if isinstance(mesh, str) else tuple(mesh)
+    expanded = [axis for name in names for axis in (axes.CONTEXT if name == "context" else (name,))]
+    for axis in expanded:
+        if axis not in axes.MESH_AXES:
+            raise UserError(
+                f"logical_axis_rules maps {logical!r} to the mesh axis {axis!r}, which does not exist; choose from "
+                f"{', '.join(axes.MESH_AXES)} or context."
+            )
+        if expanded.count(axis) > 1:
+            raise UserError(f"logical_axis_rules maps {logical!r} to the mesh axis {axis!r} twice; once is enough.")
+    if len(expanded) == 1 and not (isinstance(mesh, str) and mesh == "context"):
+        return expanded[0]
+    return tuple(expanded) or None

@@ -1,0 +1,27 @@
+"""Merging attention over disjoint sets of keys: the online softmax."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def merge(
+    out: Float[Array, "b s n d"],
+    lse: Float[Array, "b s n"],
+    other_out: Float[Array, "b s n d"],
+    other_lse: Float[Array, "b s n"],
+) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
+    """Attention over the union of two disjoint key sets (Milakov and Gimelshein, arXiv 1805.02867).
+
+    `lse` is the natural log of the sum of exponentiated logits, fp32; -inf where no key was valid, `out` is 0 there.
+    Rows without a key on either side stay (0, -inf); no NaN arises, nor does one in the gradient.
+    """
+    top = jnp.maximum(lse, other_lse)
+    top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
+    ours, theirs = jnp.exp(lse - top), jnp.exp(other_lse - top)
+    total = ours + theirs
+    some = total > 0
+    safe = jnp.where(some, total, 1.0)
+    ours, theirs = ours / safe, theirs / safe
+    merged = out.astype(jnp.float32) * ours[..., None] + other_out.astype(jnp.float32) * theirs[..., None]
+    return merged, jnp.where(some, top + jnp.log(safe), -jnp.inf)

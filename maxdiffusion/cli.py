@@ -1,0 +1,55 @@
+"""The command: words -> Config -> run, and every outcome as an exit code.
+
+0 done, 2 a mistake that the user can mend (one sentence on stderr), 130 interrupted; any other exception is a defect of
+ours and keeps its traceback. jax is imported only once the config is known to be good.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import maxdiffusion
+from maxdiffusion import config
+from maxdiffusion.config import help as config_help
+from maxdiffusion.errors import UserError
+
+
+def main() -> None:
+    """Console entry `generate_wan`; also `python generate_wan.py`."""
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(config_help.text())
+    elif "--version" in words:
+        print(f"maxdiffusion {maxdiffusion.__version__}")
+    elif not words:
+        print(f"{config_help.USAGE}\n--help lists all keys", file=sys.stderr)
+        sys.exit(2)
+    else:
+        from absl import app  # 0.06 s, not needed to show help
+
+        app.run(lambda argv: command(argv[1:]), flags_parser=_no_flags)
+
+
+def command(words: Sequence[str]) -> int:
+    """Runs one command line and returns the exit code."""
+    try:
+        cfg = config.load(words)
+        from maxdiffusion import generate_wan
+
+        generate_wan.run(cfg)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _no_flags(argv: Sequence[str]) -> Sequence[str]:
+    """Settings are key=value words, not absl flags; absl's own flags keep their defaults."""
+    from absl import flags
+
+    flags.FLAGS.mark_as_parsed()
+    return argv

@@ -1,0 +1,143 @@
+"""What must hold between keys, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+from maxdiffusion.config import schema
+from maxdiffusion.config.examples import examples
+from maxdiffusion.config.schema import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.variants import WanSpec
+
+_TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
+_FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")
+
+
+def check(cfg: Config, spec: WanSpec) -> None:
+    """Runs every check.
+
+    Raises:
+      UserError: the first that fails, with the nearest legal choice.
+    """
+    _sizes(cfg, spec)
+    _prompts(cfg)
+    _inputs(cfg)
+    _parallelism(cfg, spec)
+    _output(cfg)
+
+
+def _sizes(cfg: Config, spec: WanSpec) -> None:
+    for key, axis in (("height", 1), ("width", 2)):
+        value, step = getattr(cfg, key), spec.vae_stride[axis] * spec.patch[axis]
+        if value % step:
+            below = value // step * step
+            near = f"{below} or {below + step}" if below else f"{step}"
+            raise UserError(f"{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}.")
+    step = spec.vae_stride[0]
+    if (cfg.num_frames - 1) % step:
+        below = (cfg.num_frames - 1) // step * step + 1
+        raise UserError(
+            f"num_frames={cfg.num_frames} is not of the form {step}n+1, as {spec.name} needs; "
+            f"the nearest are {below} and {below + step}."
+        )
+
+
+def _prompts(cfg: Config) -> None:
+    if cfg.decode_latents:
+        return
+    for key in ("prompt", "negative_prompt", "seed"):
+        if not getattr(cfg, key):
+            raise UserError(
+                f"{key} is missing or an empty list; write {key}=... (for a prompt: prompt='a red circle')."
+            )
+    if not all(prompt.strip() for prompt in cfg.prompt):
+        raise UserError("prompt is empty; write what the video is to show, such as prompt='a red circle'.")
+    examples(cfg)
+
+
+def _inputs(cfg: Config) -> None:
+    if cfg.revision and os.path.isdir(cfg.pretrained_model_name_or_path):
+        raise UserError(
+            f"revision={cfg.revision} has no meaning for the local folder {cfg.pretrained_model_name_or_path}; "
+            "leave it out, or give a hub id."
+        )
+    if cfg.initial_latents and cfg.decode_latents:
+        raise UserError(
+            "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
+        )
+    for key in ("initial_latents", "decode_latents"):
+        path = getattr(cfg, key)
+        if path and not os.path.isfile(path):
+            raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
+
+
+def _parallelism(cfg: Config, spec: WanSpec) -> None:
+    for level in ("ici", "dcn"):
+        filling = [key for key in Config.model_fields if key.startswith(f"{level}_") and getattr(cfg, key) == -1]
+        if len(filling) > 1:
+            raise UserError(
+                f"{' and '.join(filling)} are both -1, but only one can take the devices left; set one of them."
+            )
+    shards = cfg.ulysses_shards
+    if shards == -1:
+        return
+    if shards > 1 and cfg.attention not in _TAKES_ULYSSES:
+        raise UserError(
+            f"ulysses_shards={shards} has no meaning for attention={cfg.attention}; "
+            f"write ulysses_shards=1 or attention={' or '.join(_TAKES_ULYSSES[1:])}."
+        )
+    counted = {}
+    if spec.dims:
+        counted[f"the {spec.dims.num_attention_heads} heads of {spec.name}"] = spec.dims.num_attention_heads
+    if -1 not in (cfg.ici_context_parallelism, cfg.dcn_context_parallelism):
+        context = cfg.ici_context_parallelism * cfg.dcn_context_parallelism
+        counted[f"the context axis of {context} devices"] = context
+    for what, number in counted.items():
+        if number % shards:
+            legal = [str(n) for n in range(1, number + 1) if all(other % n == 0 for other in counted.values())]
+            raise UserError(f"ulysses_shards={shards} does not divide {what}; choose {' or '.join(legal)}.")
+
+
+def _output(cfg: Config) -> None:
+    if cfg.save_file is None:
+        _writable(Path(cfg.output_dir) / cfg.run_name, "output_dir")
+        return
+    path, frames = Path(cfg.save_file), cfg.output_format == "png"
+    count = 1 if cfg.decode_latents else len(examples(cfg))
+    if count > 1:
+        raise UserError(
+            f"save_file names one file, but {count} videos are asked for; leave it out, "
+            "and they are named below output_dir/run_name."
+        )
+    if path.name in ("", "..") or (not frames and (cfg.save_file.endswith("/") or path.is_dir())):
+        raise UserError(f"save_file={cfg.save_file} is a folder; name a file, such as {path / 'video'}.mp4.")
+    suffix = path.suffix.lower().lstrip(".")
+    if suffix in _FILE_FORMATS if frames else suffix != cfg.output_format:
+        raise UserError(
+            f"save_file={cfg.save_file} does not have the extension of output_format={cfg.output_format}; "
+            f"name it {path.with_suffix('' if frames else '.' + cfg.output_format)}."
+        )
+    _writable(path.parent, "save_file")
+    stem = path.name if frames else path.stem
+    besides = [".json"] if cfg.decode_latents else [".json", ".latents.safetensors"]
+    for other in (path, *(path.with_name(stem + ending) for ending in besides)):
+        if other.exists() and not cfg.overwrite:
+            raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")
+
+
+def _writable(folder: Path, key: str) -> None:
+    """Whether files can be made in `folder`, which need not exist yet; tried for real, leaving nothing behind."""
+    existing = folder.absolute()
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{key}: the folder {folder} cannot be written ({existing}: {error.strerror}); choose another."
+        ) from None

@@ -1,0 +1,240 @@
+"""The one schema: every key with its type, bounds, default and help."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+# Names of the official repository. `size` and `ring_size` stand for more than one key and are read in load.py.
+ALIASES: Mapping[str, str] = {
+    "ckpt_dir": "pretrained_model_name_or_path",
+    "frame_num": "num_frames",
+    "sample_steps": "num_inference_steps",
+    "sample_shift": "flow_shift",
+    "sample_guide_scale": "guidance_scale",
+    "sample_solver": "solver",
+    "base_seed": "seed",
+    "ulysses_size": "ulysses_shards",
+}
+COMPOUND_ALIASES: Mapping[str, str] = {
+    "size": "width and height, as 1280*720 or 1280x720",
+    "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
+}
+# Official names of values.
+VALUE_ALIASES: Mapping[str, Mapping[str, str]] = {"solver": {"dpm++": "dpmpp_2m"}}
+
+
+def _as_tuple(value: Any) -> Any:
+    """One value stands for a list of one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _degree(value: int) -> int:
+    if value != -1 and value < 1:
+        raise ValueError("should be a positive integer, or -1 to fill")
+    return value
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _one_folder(value: str) -> str:
+    if value in ("", ".", "..") or "/" in value or "\\" in value:
+        raise ValueError("should be the name of one folder, without slashes")
+    return value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
+Degree = Annotated[int, AfterValidator(_degree)]
+FolderName = Annotated[str, AfterValidator(_one_folder)]
+OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
+HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
+Dtype = Literal["float32", "bfloat16"]
+Format = Literal["mp4", "gif", "webp", "png", "npy"]
+AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
+
+_VARIANT = object()
+
+
+def _key(group: str, default: Any, help: str, **bounds: Any) -> Any:
+    """A field. The default `_VARIANT` is the variant's own, or else follows from other keys when a file is loaded."""
+    extra: dict[str, Any] = {"group": group}
+    if default is _VARIANT:
+        return Field(description=help, json_schema_extra=extra, **bounds)
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+class Config(BaseModel):
+    """What one run does: frozen, validated, complete. Made by `maxdiffusion.config.load`.
+
+    `origins` tells, for each key that is not at the schema's default, where its value came from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+
+    # ---- model
+    pretrained_model_name_or_path: str = _key(
+        "model",
+        _VARIANT,
+        "checkpoint in the diffusers layout: a folder, or a hub id such as Wan-AI/Wan2.1-T2V-14B-Diffusers; in a YAML "
+        "file a path that starts with ./ or ../ is relative to that file",
+        min_length=1,
+    )
+    revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    model_name: str = _key(
+        "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
+    )
+    model_type: Annotated[Literal["T2V"], BeforeValidator(_upper)] = _key(
+        "model", _VARIANT, "the task: T2V is text to video"
+    )
+
+    # ---- prompt
+    prompt: Texts = _key("prompt", (), "what to show; a list makes several videos")
+    negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
+    seed: Seeds = _key(
+        "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
+    )
+
+    # ---- video
+    height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
+    width: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
+    num_frames: int = _key("video", _VARIANT, "frames, 4n+1", ge=1, le=4093)  # 1024 rotary positions per axis
+    fps: int = _key("video", _VARIANT, "frames per second of the written video", ge=1, le=240)
+
+    # ---- sampling
+    num_inference_steps: int = _key("sampling", _VARIANT, "denoise steps", ge=1, le=1000)
+    guidance_scale: float = _key(
+        "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
+    )
+    flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
+    solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
+    guidance_mode: Literal["auto", "batched", "two_pass"] = _key(
+        "sampling", "auto", "both branches of guidance in one batch, or one after the other in less memory"
+    )
+    loop: Literal["steps", "scan"] = _key("sampling", "steps", "one call per step with progress, or one compiled scan")
+    initial_latents: OptionalStr = _key("sampling", None, "safetensors file with the noise to start from (b c f h w)")
+    decode_latents: OptionalStr = _key("sampling", None, "safetensors file of latents: only decode and write them")
+
+    # ---- attention and parallelism
+    attention: Literal[
+        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+    ] = _key("attention and parallelism", "auto", "how self-attention is computed and split over the context axis")
+    ulysses_shards: Degree = _key(
+        "attention and parallelism", -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    )
+    ici_data_parallelism: Degree = _key("attention and parallelism", 1, "devices over the batch; -1: all that are left")
+    ici_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "devices over which weights are spread")
+    ici_context_parallelism: Degree = _key("attention and parallelism", -1, "devices over the video tokens")
+    ici_tensor_parallelism: Degree = _key("attention and parallelism", 1, "devices over heads and feed-forward width")
+    dcn_data_parallelism: Degree = _key("attention and parallelism", -1, "the same four, over slices")
+    dcn_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "slices over which weights are spread")
+    dcn_context_parallelism: Degree = _key("attention and parallelism", 1, "slices over the video tokens")
+    dcn_tensor_parallelism: Degree = _key("attention and parallelism", 1, "slices over heads and feed-forward width")
+    logical_axis_rules: AxisRules = _key(
+        "attention and parallelism", (), "[[logical axis, mesh axis], ...] that win over the built-in table"
+    )
+    per_device_batch_size: int = _key(
+        "attention and parallelism",
+        1,
+        "videos made at once per device of the data axis; more run in turn",
+        ge=1,
+        le=1024,
+    )
+
+    # ---- dtypes
+    weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
+    activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
+    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text encoder's parameters and activations")
+    vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
+
+    # ---- output
+    output_dir: str = _key("output", "outputs", "folder for results, relative to the current one", min_length=1)
+    run_name: FolderName = _key("output", _VARIANT, "folder below output_dir; by default the variant's name")
+    save_file: OptionalStr = _key("output", None, "the result's exact path, instead of output_dir/run_name/...")
+    output_format: Format = _key(
+        "output", "mp4", "save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c"
+    )
+    overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
+    save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name tell the prompt")
+
+    # ---- runtime
+    scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")
+    jax_cache_dir: HomePath = _key(
+        "runtime", "~/.cache/maxdiffusion/xla", "compiled programs are kept here; empty: nowhere"
+    )
+    progress: Literal["auto", "on", "off"] = _key("runtime", "auto", "progress bars; auto: where output is a terminal")
+    log_level: Literal["debug", "info", "warning", "error"] = _key("runtime", "info", "how much is logged")
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Key -> where its value came from, for every value that is not the schema's default."""
+        return self._origins
+
+    def describe(self) -> str:
+        """The text that is logged once: the video in words, then each value that is no default with its origin."""
+        lines = [
+            f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
+            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in self._origins.items()),
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every key as JSON types, for the file beside the result; a YAML file of it loads to an equal Config."""
+        return self.model_dump(mode="json")
+
+
+PATHS = (
+    "pretrained_model_name_or_path",
+    "initial_latents",
+    "decode_latents",
+    "output_dir",
+    "save_file",
+    "jax_cache_dir",
+)
+INPUT_PATHS = PATHS[:3]
+LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules")
+
+
+def rows() -> Iterator[tuple[str, str, str, str]]:
+    """(key, group, default as text, help with bounds and aliases) of every key, in the order of the schema."""
+    aliases: dict[str, list[str]] = {}
+    for alias, key in ALIASES.items():
+        aliases.setdefault(key, []).append(alias)
+    for key, info in Config.model_fields.items():
+        extra: Any = info.json_schema_extra
+        default = "" if info.is_required() else _shown(info.default)
+        text = info.description or ""
+        bounds = [
+            str(getattr(constraint, side))
+            for side in ("gt", "ge", "le")
+            for constraint in info.metadata
+            if getattr(constraint, side, None) is not None
+        ]
+        text += f", {' to '.join(bounds)}" if len(bounds) == 2 else ""
+        choices = getattr(info.annotation, "__args__", ()) if "Literal" in repr(info.annotation) else ()
+        if choices:
+            text += f" [{' '.join(choices)}]"
+        if key in aliases:
+            text += f" (alias {', '.join(aliases[key])})"
+        yield key, extra["group"], default, text
+
+
+def _shown(value: Any) -> str:
+    """A value as one would write it in YAML; a list of one as its element."""
+    if isinstance(value, tuple):
+        value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
+    if value is None or value == []:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

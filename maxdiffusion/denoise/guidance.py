@@ -1,0 +1,113 @@
+"""Classifier-free guidance (Ho & Salimans 2022): u + g (c - u), u for the negative prompt, c for the prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from maxdiffusion.denoise.network import Predict
+
+log = logging.getLogger(__name__)
+
+
+class Contexts(NamedTuple):
+    """What the network is conditioned on: two pytrees of the same structure whose leaves lead with the batch."""
+
+    positive: Any
+    negative: Any = None  # None where nothing guides
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """A frozen value that turns the network's function into the guided one."""
+
+    def scales(self, timesteps: np.ndarray) -> np.ndarray:
+        """The scale g of every step, float32 (N,): data of the program, so that a new scale compiles nothing."""
+
+    def __call__(
+        self,
+        predict: Predict,
+        x: Float[Array, "b f h w c"],
+        timestep: Float[Array, " b"],
+        contexts: Contexts,
+        scale: Any,
+    ) -> Float[Array, "b f h w c"]:
+        """The guided velocity; `scale` is this step's entry of `scales`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoGuidance:
+    """The prompt's velocity alone: what guidance scale 1 means, at half the work."""
+
+    def scales(self, timesteps: np.ndarray) -> np.ndarray:
+        return np.ones(len(timesteps), np.float32)
+
+    def __call__(self, predict, x, timestep, contexts, scale):
+        del scale
+        return predict(x, timestep, contexts.positive)
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoPassGuidance:
+    """One call for the prompt, one for the negative prompt: the least memory."""
+
+    scale: float
+
+    def scales(self, timesteps: np.ndarray) -> np.ndarray:
+        return np.full(len(timesteps), self.scale, np.float32)
+
+    def __call__(self, predict, x, timestep, contexts, scale):
+        positive = predict(x, timestep, contexts.positive)
+        negative = predict(x, timestep, contexts.negative)
+        return negative + scale * (positive - negative)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchedGuidance:
+    """Both in one call of twice the batch, which the data axis of a mesh may split.
+
+    The order is prompt, negative prompt, example by example (c0 u0 c1 u1 ...): where the batch is sharded, doubling it
+    in this order moves nothing between devices; c0 c1 .. u0 u1 .. would.
+    """
+
+    scale: float
+
+    def scales(self, timesteps: np.ndarray) -> np.ndarray:
+        return np.full(len(timesteps), self.scale, np.float32)
+
+    def __call__(self, predict, x, timestep, contexts, scale):
+        both = jax.tree.map(_interleave, contexts.positive, contexts.negative)
+        velocity = predict(_interleave(x, x), _interleave(timestep, timestep), both)
+        positive, negative = velocity[0::2], velocity[1::2]
+        return negative + scale * (positive - negative)
+
+
+def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
+
+
+# Above this many tokens in the doubled batch, `auto` takes two passes: a device is busy long before, and the
+# activations of one pass are what memory has to hold (832x480 with 81 frames is 32,760 tokens a video).
+BATCHED_TOKENS = 32_768
+
+
+def choose(mode: str, scale: float, tokens: int) -> Guidance:
+    """The strategy of a config.
+
+    Args:
+      mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
+      scale: the guidance scale; 1 is no guidance.
+      tokens: video tokens of the whole batch, undoubled, on one data shard.
+    """
+    if scale == 1:
+        return NoGuidance()
+    if mode == "auto":
+        mode = "batched" if 2 * tokens <= BATCHED_TOKENS else "two_pass"
+        log.info("guidance_mode=auto: %s, as both branches make %d tokens (limit %d)", mode, 2 * tokens, BATCHED_TOKENS)
+    return BatchedGuidance(scale) if mode == "batched" else TwoPassGuidance(scale)

@@ -1,0 +1,159 @@
+"""The only denoise loop. What varies enters as values; the loop knows no network, no solver and no mode by name.
+
+A step is one pure function of (params, contexts, state, row of the plan). It is compiled ahead of the run, once, and
+called step by step (progress, a state to keep between steps) or scanned on the device; both give the same numbers. The
+row holds all that a schedule, a step index or a guidance scale contribute, so that the step-by-step program does not
+depend on them and a compile cache serves any number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from maxdiffusion.denoise.caches import Cache, NoCache
+from maxdiffusion.denoise.experts import Experts
+from maxdiffusion.denoise.guidance import Contexts, Guidance
+from maxdiffusion.denoise.network import Network
+from maxdiffusion.denoise.schedule import Schedule
+from maxdiffusion.denoise.solvers import Solver
+from maxdiffusion.denoise.solvers.solver import Numbers
+from maxdiffusion.parallel import axes, shard
+
+
+class State(NamedTuple):
+    """All that changes from step to step."""
+
+    solver: Any
+    cache: Any
+
+    @property
+    def x(self) -> jax.Array:
+        """The latents, b f h w c float32."""
+        return self.solver.x
+
+
+class Row(NamedTuple):
+    """What one step is told; a plan is the same with a leading axis of N."""
+
+    step: Numbers  # int32
+    timestep: Numbers  # float32, 0..1000
+    scale: Numbers  # float32, guidance
+    solver: Any  # float32 coefficients
+
+
+# Called after step i of n (counted from 0), its state ready on the device; the state must not be kept, the next step
+# reuses its memory (copy what you keep).
+OnStep = Callable[[int, int, State], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoiser:
+    """A run before its data: the strategies, from which `compile` makes the program."""
+
+    network: Network
+    experts: Experts
+    schedule: Schedule
+    solver: Solver
+    guidance: Guidance
+    cache: Cache = dataclasses.field(default_factory=NoCache)
+    scan: bool = False
+
+    def plan(self) -> Row:
+        """The rows of all steps, stacked."""
+        timesteps = self.schedule.timesteps
+        coefficients = jax.tree.map(np.float32, self.solver.table(self.schedule))
+        return Row(np.arange(len(timesteps), dtype=np.int32), timesteps, self.guidance.scales(timesteps), coefficients)
+
+    def init(self, x: Float[Array, "b f h w c"]) -> State:
+        """The state at the first noise level; own memory, `x` stays valid when the state is donated."""
+        x = x.astype(jnp.float32)
+        return _place(jax.tree.map(jnp.copy, State(self.solver.init(x), self.cache.init(x))))
+
+    def step(self, params: Any, contexts: Contexts, state: State, row: Row) -> State:
+        def velocity(x: jax.Array) -> jax.Array:
+            timestep = jnp.full(x.shape[:1], row.timestep)
+            predict = functools.partial(self.network, params)
+            return self.guidance(predict, x, timestep, contexts, row.scale).astype(jnp.float32)
+
+        v, cache = self.cache.velocity(velocity, state.cache, row.step, state.x)
+        return _place(State(self.solver.step(state.solver, row.solver, v), cache))
+
+    def steps(self, params: Any, contexts: Contexts, state: State, rows: Row) -> State:
+        return jax.lax.scan(lambda s, row: (self.step(params, contexts, s, row), None), state, rows)[0]
+
+    def compile(self, x: Any, contexts: Contexts) -> Program:
+        """Compiles every program of the run; `x`, `contexts` and the params may be ShapeDtypeStructs with shardings."""
+        start = time.perf_counter()
+        plan, segments = self.plan(), self.experts.segments(self.schedule.timesteps)
+        init = jax.jit(self.init).lower(x).compile()
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.init, x),
+            init.output_shardings,
+        )
+        function = jax.jit(self.steps if self.scan else self.step, donate_argnums=2)
+        lengths = {stop - start: params for start, stop, params in segments} if self.scan else {1: segments[0].params}
+        programs = {
+            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile()
+            for length, params in lengths.items()
+        }
+        return Program(self, plan, init, programs, time.perf_counter() - start)
+
+    def run(
+        self, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+    ) -> Float[Array, "b f h w c"]:
+        """Denoises `x`, pure noise at schedule.sigmas[0], to latents (float32): compile and call in one."""
+        return self.compile(x, contexts)(x, contexts, on_step)
+
+    def _rows(self, plan: Row, start: int, length: int) -> Row:
+        where = slice(start, start + length) if self.scan else start
+        return jax.tree.map(lambda a: a[where], plan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled run. `seconds` is what compiling took; `programs` maps a number of steps to its executable."""
+
+    denoiser: Denoiser
+    plan: Row
+    init: jax.stages.Compiled
+    programs: dict[int, jax.stages.Compiled]
+    seconds: float
+
+    def __call__(
+        self, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+    ) -> Float[Array, "b f h w c"]:
+        """From noise to latents, float32."""
+        return self.advance(self.init(x), contexts, on_step=on_step).x
+
+    def advance(self, state: State, contexts: Contexts, *, start: int = 0, on_step: OnStep | None = None) -> State:
+        """Runs step `start` (of a state that has done those before) to the end. `state` is donated.
+
+        `on_step` follows every call of a compiled program: every step, or with scan every segment of one expert.
+        """
+        n = len(self.plan.step)
+        for segment in self.denoiser.experts.segments(self.denoiser.schedule.timesteps):
+            length = segment.stop - segment.start if self.denoiser.scan else 1
+            for i in range(segment.start, segment.stop, length):
+                if i < start:
+                    continue
+                state = self.programs[length](
+                    segment.params, contexts, state, self.denoiser._rows(self.plan, i, length)
+                )
+                if on_step is not None:
+                    on_step(i + length - 1, n, jax.block_until_ready(state))
+        return state
+
+
+def _place(state: State) -> State:
+    """Latents and everything of their shape are sharded over the batch, before and after a step alike."""
+    return jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None) if a.ndim == 5 else a, state)

@@ -1,0 +1,104 @@
+"""Noise levels and timesteps of a run, as each solver's reference sets them.
+
+Flow matching (Lipman et al. 2022; Liu et al. 2022): x_sigma = (1 - sigma) x_0 + sigma noise, velocity = noise - x_0.
+The flow shift s moves the levels towards noise: sigma -> s sigma / (1 + (s - 1) sigma) (Esser et al. 2024, eq. 23).
+
+The three references (diffusers 0.42.1) do not agree on the levels, and each solver keeps its own reference's:
+
+| recipe | first sigma | last sigma before 0 | timestep |
+|---|---|---|---|
+| `unipc_flow` | 1 - 1e-6 | shift(1/N + (1 - 1/N)/1000) | floor(1000 sigma) |
+| `euler_flow` | 1 | shift(shift(1/1000)): its range is shifted once when made and once more here | 1000 sigma |
+| `dpm_flow` | shift(0.999) | shift(0.999/N) | floor(1000 sigma) |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import numpy as np
+
+from maxdiffusion.errors import UserError
+
+TRAIN_STEPS = 1000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """The grid that a solver walks.
+
+    Attributes:
+      sigmas: float32 (N+1,), strictly falling within [0, 1]; step i goes from sigmas[i] to sigmas[i + 1].
+      timesteps: float32 (N,), what the network is told at step i, in 0..1000.
+
+    Raises:
+      UserError: the levels do not fall strictly (in fp32), so that a step would have no length.
+    """
+
+    sigmas: np.ndarray
+    timesteps: np.ndarray
+
+    def __post_init__(self):
+        sigmas, timesteps = (np.asarray(a, np.float32) for a in (self.sigmas, self.timesteps))
+        object.__setattr__(self, "sigmas", sigmas)
+        object.__setattr__(self, "timesteps", timesteps)
+        if len(timesteps) < 1 or sigmas.shape != (len(timesteps) + 1,):
+            raise ValueError(f"N+1 sigmas and N timesteps expected, got {sigmas.shape} and {timesteps.shape}")
+        if not (np.all(np.diff(sigmas) < 0) and sigmas[0] <= 1 and sigmas[-1] >= 0):
+            raise UserError(
+                f"The {len(timesteps)} noise levels do not fall strictly from 1 to 0; "
+                "use a smaller flow_shift or fewer num_inference_steps."
+            )
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+Levels = TypeVar("Levels", float, np.ndarray)
+
+
+def shift_sigmas(sigmas: Levels, flow_shift: float) -> Levels:
+    return flow_shift * sigmas / (1 + (flow_shift - 1) * sigmas)
+
+
+def unipc_flow(steps: int, flow_shift: float) -> Schedule:
+    """As UniPCMultistepScheduler(use_flow_sigmas=True); the first level stays below 1, where log(1 - sigma) is finite.
+
+    Raises:
+      UserError: `steps` or `flow_shift` is not positive, or see `Schedule`.
+    """
+    _check(steps, flow_shift)
+    sigmas = shift_sigmas(np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[:-1], flow_shift)
+    sigmas[0] = 1 - 1e-6
+    return Schedule(np.append(sigmas, 0), np.floor(TRAIN_STEPS * sigmas))
+
+
+def euler_flow(steps: int, flow_shift: float) -> Schedule:
+    """As FlowMatchEulerDiscreteScheduler(shift=flow_shift).
+
+    Raises:
+      UserError: as `unipc_flow`.
+    """
+    _check(steps, flow_shift)
+    lowest = shift_sigmas(1 / TRAIN_STEPS, flow_shift)
+    sigmas = shift_sigmas(np.linspace(1, lowest, steps), flow_shift).astype(np.float32)
+    return Schedule(np.append(sigmas, 0), TRAIN_STEPS * sigmas)
+
+
+def dpm_flow(steps: int, flow_shift: float) -> Schedule:
+    """As DPMSolverMultistepScheduler(use_flow_sigmas=True).
+
+    Raises:
+      UserError: as `unipc_flow`.
+    """
+    _check(steps, flow_shift)
+    sigmas = shift_sigmas(1 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[::-1], flow_shift)
+    return Schedule(sigmas, np.floor(TRAIN_STEPS * sigmas[:-1]))
+
+
+def _check(steps: int, flow_shift: float) -> None:
+    if steps < 1:
+        raise UserError(f"num_inference_steps={steps} makes no video; use at least 1.")
+    if not flow_shift > 0:
+        raise UserError(f"flow_shift={flow_shift} is not positive; 1 leaves the noise levels as they are.")

@@ -1,0 +1,12 @@
+"""How a step is taken: one file per solver, one table of the names that users write."""
+
+from collections.abc import Mapping
+
+from maxdiffusion.denoise.solvers.dpmpp import DPMpp2M
+from maxdiffusion.denoise.solvers.euler import Euler
+from maxdiffusion.denoise.solvers.solver import Solver
+from maxdiffusion.denoise.solvers.unipc import UniPC
+
+SOLVERS: Mapping[str, Solver] = {"unipc": UniPC(), "euler": Euler(), "dpmpp_2m": DPMpp2M()}
+
+__all__ = ["SOLVERS", "DPMpp2M", "Euler", "Solver", "UniPC"]

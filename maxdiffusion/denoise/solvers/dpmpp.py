@@ -1,0 +1,58 @@
+"""DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), data prediction; second order.
+
+Reference: diffusers DPMSolverMultistepScheduler with algorithm_type dpmsolver++, solver_type midpoint,
+final_sigmas_type zero. The first step is of first order, and so is the step that ends at sigma 0, where the log-SNR is
+infinite and the rule reduces to x = x0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from maxdiffusion.denoise.schedule import Schedule, dpm_flow
+from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
+
+
+class DPMState(NamedTuple):
+    x: jax.Array
+    last_x0: jax.Array  # prediction of the step before; zeros, with weight 0, at the first
+
+
+class DPMTable(NamedTuple):
+    """x' = keep * x + now * x0 + last * last_x0; each (N,)."""
+
+    sigma: Numbers
+    keep: Numbers
+    now: Numbers
+    last: Numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class DPMpp2M:
+    """The default of many image samplers; one network call a step, no corrector."""
+
+    def schedule(self, steps: int, flow_shift: float) -> Schedule:
+        return dpm_flow(steps, flow_shift)
+
+    def table(self, schedule: Schedule) -> DPMTable:
+        sigmas, lam = schedule.sigmas.astype(np.float64), log_snr(schedule.sigmas)
+        h = np.diff(lam)
+        gain = -(1 - sigmas[1:]) * np.expm1(-h)  # weight of x0 in a first-order step
+        extrapolation = np.zeros_like(h)  # 1 / (2 r0) with r0 = h_{i-1} / h_i
+        extrapolation[1:] = 0.5 * h[1:] / h[:-1]
+        if sigmas[-1] == 0:
+            extrapolation[-1] = 0
+        return DPMTable(sigmas[:-1], sigmas[1:] / sigmas[:-1], gain * (1 + extrapolation), -gain * extrapolation)
+
+    def init(self, x: Float[Array, "b f h w c"]) -> DPMState:
+        return DPMState(x, jnp.zeros_like(x))
+
+    def step(self, state: DPMState, row: DPMTable, velocity: Float[Array, "b f h w c"]) -> DPMState:
+        x0 = state.x - row.sigma * velocity
+        return DPMState(row.keep * state.x + row.now * x0 + row.last * state.last_x0, x0)

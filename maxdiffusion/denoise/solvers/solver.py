@@ -1,0 +1,41 @@
+"""What the loop knows of a solver.
+
+Every solver here is a linear multistep method in x and the predicted x0, so that all it knows of the schedule fits in a
+few numbers per step. They are made on the host in float64, once (`table`); a step is then a handful of multiply-adds
+with its own row, the same code one by one or inside a scan, and one compiled step serves any schedule and any N.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from maxdiffusion.denoise.schedule import Schedule
+
+Numbers = Any  # numpy in a table; in its row, inside a step, a jax array
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """A frozen value; its state is a pytree (NamedTuple) with the current latents in `.x`, in the dtype of `x`."""
+
+    def schedule(self, steps: int, flow_shift: float) -> Schedule:
+        """The levels of this solver's reference."""
+
+    def table(self, schedule: Schedule) -> Any:
+        """A pytree of float64 numpy arrays with leading axis N: row i holds the coefficients of step i."""
+
+    def init(self, x: Float[Array, "b f h w c"]) -> Any:
+        """The state before the first step, at schedule.sigmas[0]."""
+
+    def step(self, state: Any, row: Any, velocity: Float[Array, "b f h w c"]) -> Any:
+        """From sigmas[i] to sigmas[i + 1]; `row` is row i of the table, `velocity` the network's output at state.x."""
+
+
+def log_snr(sigmas: np.ndarray) -> np.ndarray:
+    """Log-SNR lambda = log(alpha / sigma) with alpha = 1 - sigma, in float64; inf at sigma 0, -inf at sigma 1."""
+    sigmas = sigmas.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return np.log1p(-sigmas) - np.log(sigmas)

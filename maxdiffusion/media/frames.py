@@ -1,0 +1,39 @@
+"""Float video to 8-bit frames, as the reference does it."""
+
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from maxdiffusion.errors import UserError
+
+
+def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
+    """Map [-1, 1] to 0..255: (x / 2 + 0.5) clamped to [0, 1], times 255, rounded half to even, in float32.
+
+    Done on the device, so that a quarter of the bytes travel to the host. Reference: diffusers
+    `VaeImageProcessor.denormalize` and `numpy_to_pil` (its `export_to_video` truncates arrays, but rounds PIL images).
+
+    Raises UserError for values that are not numbers.
+    """
+    frames, undefined = _quantise(video)
+    if undefined:
+        raise UserError(
+            f"the decoded video has {int(undefined)} undefined values (NaN): the numbers left their range on "
+            "the way; try activations_dtype=float32 and vae_dtype=float32"
+        )
+    return np.asarray(frames)
+
+
+@jax.jit
+def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    video = video.astype(jnp.float32)
+    unit = jnp.clip(video * 0.5 + 0.5, 0.0, 1.0)
+    return jnp.round(unit * 255.0).astype(jnp.uint8), jnp.isnan(video).sum()
+
+
+def stream(chunks: Iterable[Float[Array | np.ndarray, "b f h w c"]]) -> Iterator[UInt8[np.ndarray, "b f h w c"]]:
+    """The same, chunk by chunk, as `WanVAE.decode_chunks` yields them."""
+    return map(to_uint8, chunks)

@@ -1,0 +1,82 @@
+"""The files of one batch of videos: names held from the first write to the last, latents first, the record last."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from maxdiffusion.config import Config
+from maxdiffusion.config.examples import Example
+from maxdiffusion.media import naming
+from maxdiffusion.media.sidecar import write_sidecar
+from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.weights.latents_io import save_latents
+
+RECORD, LATENTS = ".json", ".latents.safetensors"
+
+
+class Output:
+    """Where the videos of one batch go; made by `reserved`."""
+
+    def __init__(self, cfg: Config, examples: Sequence[Example], stems: Sequence[Path]) -> None:
+        self._cfg = cfg
+        self._examples = examples
+        self._stems = stems
+        self.paths = [naming.sibling(stem, FORMATS[cfg.output_format].suffix) for stem in stems]
+
+    def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
+        """One `<stem>.latents.safetensors` for each video, before the VAE runs: what a later failure cannot lose."""
+        for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
+            save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._cfg.overwrite)
+
+    def write(self, clips: Sequence[UInt8[np.ndarray, "f h w c"]]) -> Iterator[Path]:
+        """Encodes each video in turn and yields its path once it is whole."""
+        cfg = self._cfg
+        for path, clip, example in zip(self.paths, clips, self._examples, strict=True):
+            write(clip, path, cfg.fps, cfg.output_format, self._told(example), cfg.overwrite)
+            yield path
+
+    def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
+        """`<stem>.json` beside each video."""
+        for stem, path, example in zip(self._stems, self.paths, self._examples, strict=True):
+            write_sidecar(
+                naming.sibling(stem, RECORD),
+                config=self._cfg.to_json(),
+                seed=example.seed,
+                versions=versions,
+                timings=timings,
+                output=path,
+                overwrite=self._cfg.overwrite,
+            )
+
+    def _told(self, example: Example) -> dict[str, str]:
+        told = {"seed": str(example.seed)}
+        return {"prompt": example.prompt, **told} if self._cfg.save_prompt_in_metadata else told
+
+
+@contextlib.contextmanager
+def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
+    """Holds a name for each video: `save_file` to the letter, or a readable one below output_dir/run_name.
+
+    Raises:
+      UserError: a named file exists and `overwrite` is false, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as hold:
+        if cfg.save_file is None:
+            stems = [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
+        else:
+            besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
+            suffixes = (FORMATS[cfg.output_format].suffix, *besides)
+            stems = [hold.enter_context(naming.reserve_file(Path(cfg.save_file), suffixes, cfg.overwrite))]
+        yield Output(cfg, examples, stems)
+
+
+def _named_by_prompt(cfg: Config, example: Example) -> contextlib.AbstractContextManager[Path]:
+    words = example.prompt if cfg.save_prompt_in_metadata else ""
+    stem = naming.default_stem(words, example.seed, cfg.width, cfg.height, cfg.num_frames)
+    return naming.reserve(Path(cfg.output_dir) / cfg.run_name, stem)

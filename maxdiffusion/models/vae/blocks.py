@@ -1,0 +1,216 @@
+"""The blocks of the VAE.
+
+Every block is called as `y, cache = block(x, cache)`: `cache` is the block's memory of the earlier frames, a pytree, None at
+the start of a video. The chain of blocks is then a pure function that can be cut anywhere in time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from maxdiffusion.models.vae.conv import causal_conv3d, conv2d
+from maxdiffusion.parallel import axes, shard
+
+Cache = Any
+Dtype = Any
+Video = Float[Array, "b f h w c"]
+
+_ATTENTION_LOGITS_BYTES = 64 * 2**20  # of one block of queries
+
+
+def place(x: Video) -> Video:
+    """Asks for the placement of activations: videos over the batch, columns of pixels over the context."""
+    return shard(x, axes.BATCH, None, None, axes.WIDTH, None)
+
+
+def chain(blocks: Iterable[Any], x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+    """Runs blocks one after the other; the cache is the tuple of theirs."""
+    blocks = tuple(blocks)
+    caches = (None,) * len(blocks) if cache is None else cache
+    after = []
+    for block, before in zip(blocks, caches, strict=True):
+        x, entry = block(x, before)
+        after.append(entry)
+    return x, tuple(after)
+
+
+class RMSNorm(nnx.Module):
+    """x / max(|x|, 1e-12) * sqrt(c) * scale over the channels, in fp32 (reference: WanRMS_norm)."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs):
+        self.scale = _param(nnx.initializers.ones_init(), rngs, (dim,), jnp.float32)
+
+    def __call__(self, x: Video) -> Video:
+        wide = x.astype(jnp.float32)
+        length = jnp.sqrt(jnp.sum(wide * wide, axis=-1, keepdims=True))
+        return (wide * (x.shape[-1] ** 0.5 / jnp.maximum(length, 1e-12)) * self.scale[...]).astype(x.dtype)
+
+
+class CausalConv3d(nnx.Module):
+    """A causal convolution; its cache is the frames before the chunk (reference: WanCausalConv3d)."""
+
+    def __init__(self, size: tuple[int, int, int], c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((*size, c, o), rngs, weights_dtype)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b f h w o"], Cache]:
+        return causal_conv3d(x, self.kernel[...], self.bias[...], cache)
+
+
+class Conv2d(nnx.Module):
+    """A 3x3 convolution of each frame by itself."""
+
+    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((3, 3, c, o), rngs, weights_dtype)
+
+    def __call__(self, x: Video, stride: int, padding: tuple[int, int]) -> Float[Array, "b f ho wo o"]:
+        return conv2d(x, self.kernel[...], self.bias[...], stride, (padding, padding))
+
+
+class Pointwise(nnx.Module):
+    """A linear map of the channels (reference: convolutions of size 1)."""
+
+    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((c, o), rngs, weights_dtype)
+
+    def __call__(self, x: Video) -> Float[Array, "b f h w o"]:
+        y = jnp.einsum("bfhwc,co->bfhwo", x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
+        return (y + self.bias[...]).astype(x.dtype)
+
+
+class ResidualBlock(nnx.Module):
+    """Twice norm, SiLU, convolution, around a shortcut (reference: WanResidualBlock)."""
+
+    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.norm1 = RMSNorm(c, rngs=rngs)
+        self.conv1 = CausalConv3d((3, 3, 3), c, o, rngs=rngs, weights_dtype=weights_dtype)
+        self.norm2 = RMSNorm(o, rngs=rngs)
+        self.conv2 = CausalConv3d((3, 3, 3), o, o, rngs=rngs, weights_dtype=weights_dtype)
+        self.conv_shortcut = nnx.data(None if c == o else Pointwise(c, o, rngs=rngs, weights_dtype=weights_dtype))
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b f h w o"], Cache]:
+        first, second = (None, None) if cache is None else cache
+        y, first = self.conv1(nnx.silu(self.norm1(x)), first)
+        y, second = self.conv2(nnx.silu(self.norm2(y)), second)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return place(shortcut + y), (first, second)
+
+
+class AttentionBlock(nnx.Module):
+    """Single-head self-attention among the pixels of each frame (reference: WanAttentionBlock)."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.norm = RMSNorm(dim, rngs=rngs)
+        self.to_qkv = Pointwise(dim, 3 * dim, rngs=rngs, weights_dtype=weights_dtype)
+        self.proj = Pointwise(dim, dim, rngs=rngs, weights_dtype=weights_dtype)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
+        del cache
+        b, f, h, w, c = x.shape
+        q, k, v = jnp.split(self.to_qkv(self.norm(x)), 3, axis=-1)
+        k, v = (y.reshape(b, f, h * w, c) for y in (k, v))
+
+        def attend(rows: jax.Array) -> jax.Array:
+            logits = jnp.einsum("bfrwc,bfkc->bfrwk", rows, k, preferred_element_type=jnp.float32) * c**-0.5
+            weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+            return jnp.einsum("bfrwk,bfkc->bfrwc", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
+
+        # As many image rows of queries at a time as the logits' budget allows: 6,240 pixels (480p) would need 156 MB at once.
+        fitting = max(1, _ATTENTION_LOGITS_BYTES // (4 * b * f * w * h * w))
+        rows = max(n for n in range(1, h + 1) if h % n == 0 and n <= fitting)
+        blocks = jnp.moveaxis(q.reshape(b, f, h // rows, rows, w, c), 2, 0)
+        out = jnp.moveaxis(jax.lax.map(attend, blocks), 0, 2).reshape(b, f, h, w, c)
+        return place(x + self.proj(out)), ()
+
+
+class Downsample(nnx.Module):
+    """Halves height and width, and with `temporal` the frames after the first of a video (reference: WanResample)."""
+
+    def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.resample = Conv2d(dim, dim, rngs=rngs, weights_dtype=weights_dtype)
+        self.time_conv = nnx.data(
+            CausalConv3d((3, 1, 1), dim, dim, rngs=rngs, weights_dtype=weights_dtype) if temporal else None
+        )
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo h//2 w//2 c"], Cache]:
+        x = self.resample(x, stride=2, padding=(0, 1))
+        if self.time_conv is None:
+            return place(x), ()
+        # The first frame of a video stays as it is; from then on each output sees two new frames and the one before them.
+        first, last = x[:, :1], x[:, -1:]
+        seen = x if cache is None else jnp.concatenate([cache, x], axis=1)
+        y, _ = self.time_conv(seen[:, 2:], seen[:, :2]) if seen.shape[1] > 2 else (x[:, :0], None)
+        y = y[:, ::2]
+        return place(jnp.concatenate([first, y], axis=1) if cache is None else y), last
+
+
+class Upsample(nnx.Module):
+    """Doubles height and width, and with `temporal` the frames after the first of a video (reference: WanResample)."""
+
+    def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.resample = Conv2d(dim, dim // 2, rngs=rngs, weights_dtype=weights_dtype)
+        self.time_conv = nnx.data(
+            CausalConv3d((3, 1, 1), dim, 2 * dim, rngs=rngs, weights_dtype=weights_dtype) if temporal else None
+        )
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo 2*h 2*w c//2"], Cache]:
+        cache_after: Cache = ()
+        if self.time_conv is not None:
+            # The first frame of a video is neither doubled nor seen by the later ones.
+            first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
+            b, f, h, w, c = rest.shape
+            if f == 0:
+                return place(self._double(first)), jnp.zeros((b, 2, h, w, c), x.dtype)
+            pairs, cache_after = self.time_conv(rest, cache)
+            pairs = jnp.moveaxis(pairs.reshape(b, f, h, w, 2, c), 4, 2).reshape(b, 2 * f, h, w, c)
+            x = jnp.concatenate([first, pairs], axis=1)
+        return place(self._double(x)), cache_after
+
+    def _double(self, x: Video) -> Float[Array, "b f 2*h 2*w c//2"]:
+        return self.resample(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), stride=1, padding=(1, 1))
+
+
+class MidBlock(nnx.Module):
+    """Residual, attention, residual (reference: WanMidBlock)."""
+
+    def __init__(self, dim: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.resnets = nnx.List([ResidualBlock(dim, dim, rngs=rngs, weights_dtype=weights_dtype) for _ in range(2)])
+        self.attentions = nnx.List([AttentionBlock(dim, rngs=rngs, weights_dtype=weights_dtype)])
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
+        return chain((self.resnets[0], self.attentions[0], self.resnets[1]), x, cache)
+
+
+class UpBlock(nnx.Module):
+    """Residual blocks, then a doubling unless it is the last one (reference: WanUpBlock)."""
+
+    def __init__(
+        self, c: int, o: int, num_res_blocks: int, up: Upsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
+    ):
+        self.resnets = nnx.List(
+            [
+                ResidualBlock(c if i == 0 else o, o, rngs=rngs, weights_dtype=weights_dtype)
+                for i in range(num_res_blocks + 1)
+            ]
+        )
+        self.upsamplers = nnx.List([] if up is None else [up])
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+        return chain((*self.resnets, *self.upsamplers), x, cache)
+
+
+def _param(init: Any, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Dtype) -> nnx.Param:
+    """A replicated parameter: the whole VAE has 127 million, less than one layer of the 14B transformer."""
+    return nnx.Param(nnx.with_partitioning(init, (None,) * len(shape))(rngs.params(), shape, dtype))
+
+
+def _affine(shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Dtype) -> tuple[nnx.Param, nnx.Param]:
+    """A kernel (.., c, o) and a bias (o,)."""
+    return _param(nnx.initializers.lecun_normal(), rngs, shape, dtype), _param(
+        nnx.initializers.zeros_init(), rngs, shape[-1:], dtype
+    )

@@ -1,0 +1,107 @@
+"""The VAE's dimensions, read from the checkpoint's own config.json; imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from maxdiffusion.errors import UserError
+
+# Keys of AutoencoderKLWan's config.json that this network supports with one value only.
+_FIXED: Mapping[str, tuple[Any, str]] = {
+    "is_residual": (False, "the WAN 2.2 VAE (residual down and up blocks) is not supported yet"),
+    "patch_size": (None, "the WAN 2.2 VAE (pixel patches) is not supported yet"),
+    "attn_scales": ((), "attention outside of the middle block is used by no released checkpoint"),
+    "dropout": (0.0, "this VAE runs without dropout"),
+    "in_channels": (3, "videos have 3 channels"),
+    "out_channels": (3, "videos have 3 channels"),
+}
+# Keys that only repeat what the others say.
+_DERIVED = {"scale_factor_temporal": "temporal_factor", "scale_factor_spatial": "spatial_factor"}
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEConfig:
+    """Dimensions of the autoencoder (field names as in diffusers' AutoencoderKLWan, its spelling included).
+
+    The encoder halves height and width between every two entries of `dim_mult`, and the frame rate where
+    `temperal_downsample` says so; the decoder mirrors it.
+    """
+
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    base_dim: int = 96
+    decoder_base_dim: int | None = None
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+
+    def __post_init__(self) -> None:
+        for name in ("latents_mean", "latents_std"):
+            if len(getattr(self, name)) != self.z_dim:
+                raise UserError(
+                    f"The VAE's config gives {len(getattr(self, name))} values of {name} for z_dim={self.z_dim}; "
+                    f"it needs {self.z_dim}, one for each latent channel."
+                )
+        if min(self.latents_std) <= 0:
+            raise UserError(f"The VAE's config gives latents_std={self.latents_std}; each value must be positive.")
+        if len(self.temperal_downsample) != len(self.dim_mult) - 1:
+            raise UserError(
+                f"The VAE's config gives temperal_downsample={self.temperal_downsample} for dim_mult={self.dim_mult}; "
+                f"it needs {len(self.dim_mult) - 1} entries, one between every two multipliers."
+            )
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames for each latent frame after the first."""
+        return 2 ** sum(self.temperal_downsample)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels for each latent pixel, along height and along width."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def decoder_dim(self) -> int:
+        return self.base_dim if self.decoder_base_dim is None else self.decoder_base_dim
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> VAEConfig:
+        """Parses the dictionary of a diffusers `vae/config.json`.
+
+        Raises:
+          UserError: an unknown key, a value this network cannot run, or values that contradict each other.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, given in config.items():
+            value = tuple(given) if isinstance(given, list) else given
+            if key.startswith("_"):  # _class_name, _diffusers_version
+                continue
+            if key in names:
+                values[key] = value
+            elif key in _FIXED:
+                legal, why = _FIXED[key]
+                if value != legal:
+                    raise UserError(f"The VAE's config gives {key}={value}, but {why}; the only legal value is {legal}.")
+            elif key not in _DERIVED:
+                raise UserError(
+                    f"The VAE's config has the key {key!r}, which this network does not know; "
+                    f"it knows {', '.join(sorted([*names, *_FIXED, *_DERIVED]))}."
+                )
+        missing = {"latents_mean", "latents_std"} - values.keys()
+        if missing:
+            raise UserError(
+                f"The VAE's config lacks {' and '.join(sorted(missing))}, without which latents cannot be normalised; "
+                "take config.json from the checkpoint's vae folder."
+            )
+        parsed = cls(**values)
+        for key, derived in _DERIVED.items():
+            if config.get(key) not in (None, getattr(parsed, derived)):
+                raise UserError(
+                    f"The VAE's config gives {key}={config[key]}, but its dim_mult and temperal_downsample make it "
+                    f"{getattr(parsed, derived)}; correct one of them."
+                )
+        return parsed

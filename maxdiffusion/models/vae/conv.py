@@ -1,0 +1,95 @@
+"""The convolutions of the VAE; the formulation is chosen here, by platform, and nowhere else.
+
+XLA's own 3-D convolution on the CPU runs at 3 to 40 GFLOP/s on one core. Measured there (fp32, one core of a Xeon with
+AVX-512, GFLOP/s, `scripts/bench_vae.py conv`): see `_taps_cpu`.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+# Below this many input channels the three temporal taps are folded into the channels of one 2-D convolution, from it on
+# they are three 2-D convolutions summed. GFLOP/s of fold | sum | XLA 3-D | torch on one core:
+#   8 ch 96x96: 48 | 21 | 3 | 11    16 ch 96x96: 80 | 49 | 6 | 10    32 ch 48x48: 75 | 85 | 9 | 29
+#   64 ch 48x48: 62 | 82 | 13 | 21   96 ch 96x96: 57 | 88 | 33 | 98   192 ch 48x48: 94 | 114 | 57 | 134
+#   384 ch 24x24: 89 | 110 | 78 | 130
+# Width or height unfolded into matmuls, im2col, banded kernels and Winograd F(2,3) were all slower than the better of the two.
+_FOLD_BELOW = 32
+
+
+def _same(size: int) -> tuple[int, int]:
+    return (size // 2, size // 2)
+
+
+def _conv3d_xla(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Valid in time, "same" in height and width, as one 3-D convolution; fp32 accumulation is the accelerators' own."""
+    _, kh, kw, _, _ = kernel.shape
+    return lax.conv_general_dilated(
+        padded, kernel, (1, 1, 1), ((0, 0), _same(kh), _same(kw)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
+    )
+
+
+def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same numbers from 2-D convolutions."""
+    kt, kh, kw, c, o = kernel.shape
+    b, f, h, w, _ = padded.shape
+    f -= kt - 1
+    taps = [padded[:, t : t + f].reshape(b * f, h, w, c) for t in range(kt)]
+    if c < _FOLD_BELOW:
+        taps = [jnp.concatenate(taps, axis=-1)]
+        kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(1, kh, kw, kt * c, o)
+    out = sum(
+        lax.conv_general_dilated(
+            tap,
+            weight,
+            (1, 1),
+            (_same(kh), _same(kw)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=jnp.float32,
+        )
+        for tap, weight in zip(taps, kernel, strict=True)
+    )
+    return jnp.asarray(out).reshape(b, f, h, w, o).astype(padded.dtype)
+
+
+def causal_conv3d(
+    x: Float[Array, "b f h w c"],
+    kernel: Float[Array, "kt kh kw c o"],
+    bias: Float[Array, "o"],
+    cache: Float[Array, "b past h w c"] | None,
+) -> tuple[Float[Array, "b f h w o"], Float[Array, "b past h w c"]]:
+    """A convolution that sees the present and `past = kt - 1` earlier frames; "same" zero padding in height and width.
+
+    `cache` holds those earlier frames, None stands for zeros (the start of a video). Returns the output in x's dtype and the
+    cache for the next chunk, so that any way of cutting a video into chunks gives the same result.
+    Reference: WanCausalConv3d in diffusers' autoencoder_kl_wan.py.
+    """
+    past = kernel.shape[0] - 1
+    b, f, h, w, c = x.shape
+    if cache is None:
+        cache = jnp.zeros((b, past, h, w, c), x.dtype)
+    padded = jnp.concatenate([cache, x], axis=1)
+    out = lax.platform_dependent(padded, kernel.astype(x.dtype), cpu=_conv3d_cpu, default=_conv3d_xla)
+    return (out.astype(jnp.float32) + bias).astype(x.dtype), padded[:, f:]
+
+
+def conv2d(
+    x: Float[Array, "b f h w c"],
+    kernel: Float[Array, "kh kw c o"],
+    bias: Float[Array, "o"],
+    stride: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "b f hout wout o"]:
+    """A 2-D convolution of every frame by itself, in x's dtype."""
+    b, f, h, w, c = x.shape
+    out = lax.conv_general_dilated(
+        x.reshape(b * f, h, w, c),
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return (out.astype(jnp.float32) + bias).astype(x.dtype).reshape(b, f, *out.shape[1:])

@@ -1,0 +1,194 @@
+"""The WAN 2.1 video autoencoder: encoder, decoder, and the loops over chunks of frames."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from maxdiffusion import parallel
+from maxdiffusion.errors import UserError
+from maxdiffusion.models.vae.blocks import (
+    AttentionBlock,
+    Cache,
+    CausalConv3d,
+    Downsample,
+    Dtype,
+    MidBlock,
+    Pointwise,
+    ResidualBlock,
+    RMSNorm,
+    UpBlock,
+    Upsample,
+    Video,
+    chain,
+    place,
+)
+from maxdiffusion.models.vae.config import VAEConfig
+
+Latents = Float[Array, "b fl hl wl z"]
+
+# One activation of the widest full-resolution layer in one chunk; the peak of a chunk is about eight of them.
+_CHUNK_BYTES = 128 * 2**20
+
+
+class Encoder(nnx.Module):
+    """Pixels to the moments of the latents (reference: WanEncoder3d)."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
+        dims = [config.base_dim * m for m in (1, *config.dim_mult)]
+        self.conv_in = CausalConv3d((3, 3, 3), 3, dims[0], **kwargs)
+        blocks: list[nnx.Module] = []
+        for i, (c, o) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            blocks += [ResidualBlock(c if j == 0 else o, o, **kwargs) for j in range(config.num_res_blocks)]
+            if i < len(config.temperal_downsample):
+                blocks.append(Downsample(o, config.temperal_downsample[i], **kwargs))
+        self.down_blocks = nnx.List(blocks)
+        self.mid_block = MidBlock(dims[-1], **kwargs)
+        self.norm_out = RMSNorm(dims[-1], rngs=rngs)
+        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 2 * config.z_dim, **kwargs)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+        start, body, end = (None, None, None) if cache is None else cache
+        x, start = self.conv_in(place(x), start)
+        x, body = chain((*self.down_blocks, self.mid_block), x, body)
+        x, end = self.conv_out(nnx.silu(self.norm_out(x)), end)
+        return x, (start, body, end)
+
+
+class Decoder(nnx.Module):
+    """Latents to pixels (reference: WanDecoder3d)."""
+
+    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
+        dims = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        self.conv_in = CausalConv3d((3, 3, 3), config.z_dim, dims[0], **kwargs)
+        self.mid_block = MidBlock(dims[0], **kwargs)
+        temporal = tuple(reversed(config.temperal_downsample))
+        blocks = []
+        for i, (c, o) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+            up = Upsample(o, temporal[i], **kwargs) if i < len(temporal) else None
+            blocks.append(UpBlock(c if i == 0 else c // 2, o, config.num_res_blocks, up, **kwargs))
+        self.up_blocks = nnx.List(blocks)
+        self.norm_out = RMSNorm(dims[-1], rngs=rngs)
+        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 3, **kwargs)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+        start, body, end = (None, None, None) if cache is None else cache
+        x, start = self.conv_in(place(x), start)
+        x, body = chain((self.mid_block, *self.up_blocks), x, body)
+        x, end = self.conv_out(nnx.silu(self.norm_out(x)), end)
+        return x, (start, body, end)
+
+
+class WanVAE(nnx.Module):
+    """AutoencoderKLWan of WAN 2.1.
+
+    Long videos run chunk by chunk, the earlier frames remembered in a cache that is carried along; the result does not depend
+    on where they are cut. A video whose activations fit in one chunk is one program; any other is two, however long: one
+    for the first frame, one for the rest.
+    """
+
+    def __init__(
+        self,
+        config: VAEConfig,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: Dtype = jnp.float32,
+        dtype: Dtype = jnp.float32,
+    ):
+        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.encoder = Encoder(config, **kwargs)
+        self.quant_conv = Pointwise(2 * config.z_dim, 2 * config.z_dim, **kwargs)
+        self.post_quant_conv = Pointwise(config.z_dim, config.z_dim, **kwargs)
+        self.decoder = Decoder(config, **kwargs)
+
+    def encode(self, video: Video, *, chunk: int | None = None) -> Latents:
+        """Normalised latents (mu - mean) / std, float32, of a video in [-1, 1] with 3 channels.
+
+        `chunk` sets the number of latent frames in one program instead of the memory rule.
+
+        Raises:
+          UserError: a number of frames that is not 4n + 1, or sides that do not divide by 8 (for the official config).
+        """
+        _, frames, height, width, _ = video.shape
+        t, s = self.config.temporal_factor, self.config.spatial_factor
+        if (frames - 1) % t or frames < 1:
+            near = 1 + t * max(0, round((frames - 1) / t))
+            raise UserError(f"A video of {frames} frames cannot be encoded: it must have {t}n+1 frames, such as {near}.")
+        if height % s or width % s:
+            near_h, near_w = (s * max(1, round(side / s)) for side in (height, width))
+            raise UserError(
+                f"A video of {width}x{height} pixels cannot be encoded: both sides must divide by {s}, "
+                f"such as {near_w}x{near_h}."
+            )
+        out, cache, at = [], None, 0
+        for n in self._chunks((frames - 1) // t + 1, height, width, video.shape[0], chunk):
+            end = at + (n * t if at else (n - 1) * t + 1)
+            latents, cache = _run(*self._split(), "encode", _placement(), cache, video[:, at:end])
+            out.append(latents)
+            at = end
+        return jnp.concatenate(out, axis=1)
+
+    def decode(self, latents: Latents, *, chunk: int | None = None) -> Video:
+        """The video in [-1, 1], float32, of normalised latents; `chunk` as in `encode`."""
+        return jnp.concatenate(list(self.decode_chunks(latents, chunk=chunk)), axis=1)
+
+    def decode_chunks(self, latents: Latents, *, chunk: int | None = None) -> Iterator[Video]:
+        """The frames of `decode` in order, a chunk at a time, in memory that does not grow with the video's length."""
+        b, frames, height, width, _ = latents.shape
+        s = self.config.spatial_factor
+        cache, at = None, 0
+        for n in self._chunks(frames, height * s, width * s, b, chunk):
+            video, cache = _run(*self._split(), "decode", _placement(), cache, latents[:, at : at + n])
+            at += n
+            yield video
+
+    def _split(self) -> tuple[Any, Any]:
+        return nnx.split(self)
+
+    def _chunks(self, frames: int, height: int, width: int, batch: int, chunk: int | None) -> list[int]:
+        """Latent frames of each chunk: all at once if they fit, else the first alone and the rest in equal parts."""
+        config = self.config
+        frame_bytes = batch * config.temporal_factor * height * width * config.base_dim * self.dtype.itemsize
+        fitting = max(1, _CHUNK_BYTES // frame_bytes) if chunk is None else chunk
+        if frames <= fitting:
+            return [frames]
+        rest = frames - 1
+        size = max(n for n in range(1, rest + 1) if rest % n == 0 and n <= fitting)
+        return [1] + [size] * (rest // size)
+
+    def _encode_chunk(self, video: Video, cache: Cache) -> tuple[Latents, Cache]:
+        moments, cache = self.encoder(video.astype(self.dtype), cache)
+        mu = self.quant_conv(moments)[..., : self.config.z_dim].astype(jnp.float32)
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.latents_mean, self.config.latents_std))
+        return (mu - mean) / std, cache
+
+    def _decode_chunk(self, latents: Latents, cache: Cache) -> tuple[Video, Cache]:
+        mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.latents_mean, self.config.latents_std))
+        z = (latents.astype(jnp.float32) * std + mean).astype(self.dtype)
+        video, cache = self.decoder(self.post_quant_conv(z), cache)
+        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0), cache
+
+
+def _placement() -> Any:
+    """What `shard` depends on, as a key of compiled programs."""
+    current = parallel.current()
+    return None if current is None else (current.mesh, tuple(sorted(current.rules.items())))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3), donate_argnums=4)
+def _run(graph: Any, state: Any, name: str, placement: Any, cache: Cache, x: jax.Array) -> tuple[jax.Array, Cache]:
+    """One chunk; the cache is donated, so that it is updated in place."""
+    del placement
+    vae = nnx.merge(graph, state)
+    return (vae._encode_chunk if name == "encode" else vae._decode_chunk)(x, cache)

@@ -1,0 +1,110 @@
+"""Devices -> one mesh with named axes, made once at startup."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import axes
+
+FILL = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Degrees:
+    """How many devices share each thing; at most one is -1, which takes all that are left.
+
+    Used twice: inside a slice of connected devices (ici) and over several slices (dcn). The names are those of the
+    config keys: `Degrees(data=2, context=-1)` is `ici_data_parallelism=2 ici_context_parallelism=-1`.
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    def filled(self, devices: int, kind: str = "ici") -> Degrees:
+        """These degrees with -1 replaced, so that their product is `devices`.
+
+        Raises:
+          UserError: two -1, a degree below 1, or a product that is not the number of devices.
+        """
+        given = dataclasses.asdict(self)
+        key = f"{kind}_{{}}_parallelism"
+        free = [name for name, degree in given.items() if degree == FILL]
+        if len(free) > 1:
+            raise UserError(
+                f"{' and '.join(key.format(n) for n in free)} are both -1; only one can take the devices left over, "
+                "give the others a number."
+            )
+        for name, degree in given.items():
+            if degree < 1 and degree != FILL:
+                raise UserError(
+                    f"{key.format(name)}={degree} is no degree; give 1 or more, or -1 for all that are left."
+                )
+        fixed = math.prod(degree for degree in given.values() if degree != FILL)
+        unit = "devices" if kind == "ici" else "slices"
+        shown = " x ".join(f"{name} {degree}" for name, degree in given.items() if degree not in (1, FILL)) or "1"
+        if free and devices % fixed == 0:
+            return dataclasses.replace(self, **{free[0]: devices // fixed})
+        if not free and fixed == devices:
+            return self
+        needs = "a multiple of" if free else ""
+        advice = f"set {key.format(free[0] if free else 'context')}=-1 and let the others multiply to one of"
+        divisors = ", ".join(str(d) for d in range(1, devices + 1) if devices % d == 0)
+        raise UserError(
+            f"{kind} parallelism {shown} needs {f'{needs} {fixed}'.strip()} {unit}, but there are {devices}; "
+            f"{advice} {divisors}."
+        )
+
+
+def slice_count(devices: Sequence[jax.Device] | None = None) -> int:
+    """The number of slices (groups joined by fast links) among the devices; 1 where the platform names none."""
+    devices = jax.devices() if devices is None else devices
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
+def resolve(ici: Degrees, dcn: Degrees, devices: Sequence[jax.Device] | None = None) -> tuple[Degrees, Degrees]:
+    """Both sets of degrees with their -1 filled for these devices (all by default).
+
+    `ici.context * dcn.context` is the context degree that the attention plan is parsed for.
+    """
+    devices = jax.devices() if devices is None else devices
+    slices = slice_count(devices)
+    return ici.filled(len(devices) // slices, "ici"), dcn.filled(slices, "dcn")
+
+
+def make_mesh(
+    ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh (data, fsdp, ring, ulysses, tensor) over these devices (all by default), with Auto axis types.
+
+    The context axis is split into ring x ulysses. Later axes vary fastest, so a Ulysses group (and a tensor group
+    inside it) holds neighbouring devices, and rings run over the groups; slices are the outermost part of each axis.
+
+    Raises:
+      UserError: the degrees do not multiply to the devices, or `ulysses` does not divide the context of a slice.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    ici, dcn = resolve(ici, dcn, devices)
+    if ulysses < 1 or ici.context % ulysses:
+        legal = " or ".join(str(d) for d in range(1, ici.context + 1) if ici.context % d == 0)
+        raise UserError(
+            f"ulysses_shards={ulysses} does not divide the {ici.context} context devices of a slice; choose {legal}."
+        )
+    inner = (ici.data, ici.fsdp, ici.context // ulysses, ulysses, ici.tensor)
+    outer = (dcn.data, dcn.fsdp, dcn.context, 1, dcn.tensor)
+    if math.prod(outer) > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(inner, devices)
+    else:
+        grid = np.asarray(devices).reshape(inner)
+    return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))

@@ -1,0 +1,69 @@
+"""The context in which model code asks for a placement: a mesh and the table of logical axes."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.parallel.rules import DEFAULTS, MeshAxes
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh and the table that maps logical axes onto it."""
+
+    mesh: Mesh
+    rules: Mapping[str, MeshAxes]
+
+    def spec(self, *logical: str | None) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions carry the given logical names (None: replicated).
+
+        Raises:
+          UserError: a name that no table knows, or a mesh axis that would shard two dimensions of one array.
+        """
+        unknown = [name for name in logical if name is not None and name not in self.rules and name not in DEFAULTS]
+        if unknown:
+            raise UserError(f"The logical axis {unknown[0]!r} does not exist; choose one of {', '.join(DEFAULTS)}.")
+        parts = tuple(None if name is None else self.rules.get(name) for name in logical)
+        used: list[str] = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
+        twice = sorted({axis for axis in used if used.count(axis) > 1})
+        if twice:
+            raise UserError(
+                f"The logical axes {logical} use the mesh axis {twice[0]!r} twice in one array; "
+                "map one of them to another mesh axis or to none."
+            )
+        return PartitionSpec(*parts)
+
+    def sharding(self, *logical: str | None) -> NamedSharding:
+        return NamedSharding(self.mesh, self.spec(*logical))
+
+
+_current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+
+
+@contextlib.contextmanager
+def use(placement: Placement | None) -> Iterator[None]:
+    """Makes `placement` the one that `shard` and the attention refer to."""
+    token = _current.set(placement)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current() -> Placement | None:
+    return _current.get()
+
+
+def shard(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Constrains `x` to the current placement; outside of one (a unit test, a single device) it is the identity."""
+    placement = current()
+    if placement is None or placement.mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, placement.sharding(*logical))

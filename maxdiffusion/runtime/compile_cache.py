@@ -1,0 +1,44 @@
+"""Compiled programs kept between runs."""
+
+import importlib.util
+import tempfile
+from pathlib import Path
+
+import jax
+
+from maxdiffusion.errors import UserError
+
+
+def enable(jax_cache_dir: str | None) -> None:
+    """Keep every compiled program in `jax_cache_dir` (a folder, `~` allowed, or gs://); "", "none" or None: keep none.
+
+    The key of an entry is jax's own: the program, jaxlib, the compiler's flags, the kind and number of devices. Call it
+    before the first compilation. Runs may share a folder: an entry that is half-written, also one left so by a killed
+    run, is compiled anew with jax's warning (jax does not replace it: delete the folder to be rid of that).
+
+    Raises UserError where the folder cannot be made or written.
+    """
+    if not jax_cache_dir or jax_cache_dir == "none":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if "://" in jax_cache_dir and importlib.util.find_spec("etils") is None:
+        raise UserError(
+            f"jax_cache_dir={jax_cache_dir} needs the package etils[epath]; install it or give a local folder"
+        )
+    folder = jax_cache_dir if "://" in jax_cache_dir else str(_writable(Path(jax_cache_dir).expanduser()))
+    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'jax_cache_dir={folder} cannot be written ({error.strerror}); choose another folder or "" for no cache'
+        ) from error
+    return folder

@@ -1,0 +1,23 @@
+"""The stages of a run: each is timed and shown."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from maxdiffusion.runtime import progress
+from maxdiffusion.runtime.timing import Clock
+
+
+class Stages:
+    """`with stages("denoise", total=50) as advance: ...; advance(1)`: a clock's phase and a progress bar in one."""
+
+    def __init__(self, mode: str) -> None:
+        """`mode` is the config key `progress`: auto, on or off."""
+        self.clock = Clock()
+        self._progress = progress.make(mode)
+
+    @contextlib.contextmanager
+    def __call__(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[progress.Advance]:
+        with self.clock.phase(name), self._progress.phase(name, total, unit) as advance:
+            yield advance

@@ -1,0 +1,211 @@
+"""Every variant of WAN that runs here, as data: what identifies it, where it lives, its official defaults.
+
+A new variant is a new row of `VARIANTS`. The dimensions of a network come from the checkpoint's own config.json; the
+table only knows enough of them to tell one checkpoint from another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from maxdiffusion.errors import UserError
+
+# The negative prompt of the official repository (`sample_neg_prompt`, the same for all of WAN 2.1).
+WAN21_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
+    "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """What tells the transformers of one family apart (keys of the checkpoint's transformer/config.json)."""
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+
+    @classmethod
+    def of(cls, transformer_config: Mapping[str, Any]) -> Dims:
+        """Reads the dimensions.
+
+        Raises:
+          UserError: one of them is missing or no integer.
+        """
+        values = {field.name: transformer_config.get(field.name) for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if not isinstance(value, int):
+                raise UserError(
+                    f"The checkpoint's transformer/config.json gives {name} as {value!r}, which is no integer; "
+                    "it must be a WAN checkpoint in the diffusers layout."
+                )
+        return cls(**values)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_layers} layers of {self.num_attention_heads} heads x {self.attention_head_dim} "
+            f"with {self.in_channels} input channels"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class WanSpec:
+    """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
+
+    `dims` None stands for any size. `sizes` are the official (width, height). Strides are (frames, height, width).
+    From `num_inference_steps` on, the fields carry the names of the config keys whose defaults they are.
+    """
+
+    name: str
+    family: str
+    model_type: str
+    hub_id: str | None
+    dims: Dims | None
+    sizes: tuple[tuple[int, int], ...]
+    num_inference_steps: int
+    flow_shift: float
+    guidance_scale: float
+    height: int
+    width: int
+    num_frames: int
+    fps: int
+    negative_prompt: str
+    transformer_class: str = "WanTransformer3DModel"
+    vae_stride: tuple[int, int, int] = (4, 8, 8)
+    patch: tuple[int, int, int] = (1, 2, 2)
+
+
+_480P = ((832, 480), (480, 832))
+_720P = ((1280, 720), (720, 1280))
+
+_WAN21_T2V = WanSpec(
+    name="wan2.1-t2v",  # any other size of the architecture
+    family="wan2.1",
+    model_type="T2V",
+    hub_id=None,
+    dims=None,
+    sizes=_480P,
+    num_inference_steps=50,
+    flow_shift=5.0,
+    guidance_scale=5.0,
+    height=480,
+    width=832,
+    num_frames=81,
+    fps=16,
+    negative_prompt=WAN21_NEGATIVE_PROMPT,
+)
+
+_ROWS = (
+    dataclasses.replace(
+        _WAN21_T2V,
+        name="wan2.1-t2v-1.3b",
+        hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        dims=Dims(num_layers=30, num_attention_heads=12, attention_head_dim=128, in_channels=16),
+    ),
+    dataclasses.replace(
+        _WAN21_T2V,
+        name="wan2.1-t2v-14b",
+        hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        dims=Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16),
+        sizes=_720P + _480P,
+        height=720,
+        width=1280,
+    ),
+    _WAN21_T2V,
+    dataclasses.replace(
+        _WAN21_T2V,
+        name="wan-tiny-t2v",  # the miniature in models/wan_tiny
+        sizes=((96, 96),),
+        num_inference_steps=16,
+        flow_shift=3.0,
+        guidance_scale=4.0,
+        height=96,
+        width=96,
+        num_frames=17,
+        fps=8,
+        negative_prompt="",
+    ),
+)
+
+VARIANTS: Mapping[str, WanSpec] = {spec.name: spec for spec in _ROWS}
+
+
+def get(name: str) -> WanSpec:
+    """The variant of that exact name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"model_name {name!r} is no variant; choose one of {', '.join(VARIANTS)}.")
+    return VARIANTS[name]
+
+
+def candidates(model_name: str, model_type: str | None = None) -> tuple[WanSpec, ...]:
+    """The variants that a config may mean: one for the name of a variant, several for the name of a family.
+
+    Raises:
+      UserError: no variant or family has that name, or it has no such model type.
+    """
+    name = model_name.lower()
+    named = tuple(spec for spec in VARIANTS.values() if name in (spec.name, spec.family))
+    if not named:
+        names = sorted({spec.family for spec in VARIANTS.values()} | set(VARIANTS))
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"model_name {model_name!r} is neither a variant nor a family; the nearest is {near!r} "
+            f"(known: {', '.join(names)})."
+        )
+    found = tuple(spec for spec in named if model_type is None or spec.model_type == model_type.upper())
+    if not found:
+        types = ", ".join(sorted({spec.model_type for spec in named}))
+        raise UserError(f"model_type {model_type!r} does not exist for model_name {model_name!r}; write {types}.")
+    return found
+
+
+def identify(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = _ROWS) -> WanSpec | None:
+    """The variant to which a transformer/config.json belongs: the row with its dimensions, else the one for any size.
+
+    Raises:
+      UserError: the dimensions are missing.
+    """
+    dims = Dims.of(transformer_config)
+    fitting = [spec for spec in among if spec.dims in (dims, None) and _same_kind(spec, transformer_config)]
+    return min(fitting, key=lambda spec: spec.dims is None, default=None)
+
+
+def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that is not the variant which the config names.
+
+    Args:
+      spec: the variant named.
+      transformer_config: the checkpoint's transformer/config.json.
+
+    Raises:
+      UserError: it is another one; both are named, and what to write instead.
+    """
+    dims = Dims.of(transformer_config)
+    if spec.dims in (dims, None) and _same_kind(spec, transformer_config):
+        return
+    actual = identify(transformer_config)
+    kind = transformer_config.get("_class_name") or spec.transformer_class
+    is_what = f"which is {actual.name}" if actual else "which is none of the variants known here"
+    advice = (
+        f"write model_name: {actual.name}, or give the checkpoint of {spec.name}"
+        if actual
+        else f"give the checkpoint of {spec.name}" + (f", {spec.hub_id}" if spec.hub_id else "")
+    )
+    raise UserError(f"model_name is {spec.name}, but the checkpoint holds a {kind} with {dims}, {is_what}; {advice}.")
+
+
+def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
+    """Whether class and channels are those of the model type: only text-to-video takes nothing but latents."""
+    channels = transformer_config.get("in_channels")
+    takes_latents_only = (transformer_config.get("out_channels") or channels) == channels
+    named = transformer_config.get("_class_name", spec.transformer_class)
+    return named == spec.transformer_class and takes_latents_only == (spec.model_type == "T2V")

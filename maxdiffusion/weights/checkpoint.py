@@ -1,0 +1,215 @@
+"""A checkpoint folder in the diffusers layout, opened from its JSON and its safetensors headers alone.
+
+Nothing here reads a weight or imports jax or numpy, so that a damaged download is named within milliseconds. The format
+of a file: eight bytes hold the little-endian length of a JSON header, which gives each tensor's dtype, shape and byte
+range in what follows (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maxdiffusion.errors import UserError
+
+BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
+BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+
+_STEMS = ("diffusion_pytorch_model", "model")  # diffusers, transformers
+_HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
+_AGAIN = "download or copy it again"
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `file[start:start + nbytes]`, row-major, little-endian."""
+
+    name: str
+    dtype: str  # a key of BYTES
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * BYTES[self.dtype]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+      UserError: the file is absent, unreadable or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the checkpoint is incomplete: {_AGAIN}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+    except ValueError as error:  # covers bad UTF-8 as well
+        raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object; {_AGAIN}.")
+    return content
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The tensors of one safetensors file and its metadata strings.
+
+    Raises:
+      UserError: the file is absent, not safetensors (a git-lfs pointer, say), has a damaged header or an unknown dtype,
+        or its size is not the one that the header asks for.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            prefix = file.read(8)
+            if prefix == b"version ":
+                raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder.")
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            text = file.read(length) if length <= min(_HEADER_LIMIT, size) else b""
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; the checkpoint is incomplete: {_AGAIN}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
+    if not text.startswith(b"{"):
+        raise UserError(
+            f"{path} ({size} bytes) is no safetensors file, or is cut off within its header; {_AGAIN}, or convert it."
+        )
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: _tensor(name, entry, path, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} has a damaged safetensors header ({error!r}); {_AGAIN}.") from None
+    end = max((t.start + t.nbytes for t in tensors.values()), default=8 + length)
+    if size != end:
+        what = "truncated" if size < end else "followed by unknown bytes"
+        raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
+    return tensors, metadata
+
+
+def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorInfo:
+    if entry["dtype"] not in BYTES:
+        raise UserError(
+            f"{path} stores {name!r} as {entry['dtype']}, an unknown dtype; use a checkpoint in F32, BF16 or F16."
+        )
+    first, last = entry["data_offsets"]
+    tensor = TensorInfo(name, entry["dtype"], tuple(map(int, entry["shape"])), path, base + first)
+    if first < 0 or min(tensor.shape, default=0) < 0 or last - first != tensor.nbytes:
+        raise ValueError(f"{name}: bytes {first} to {last} do not hold {tensor.dtype}{list(tensor.shape)}")
+    return tensor
+
+
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Every tensor of one net's folder, from its single safetensors file or from its index and shards.
+
+    Raises:
+      UserError: no such file, both kinds at once, a listed shard absent, index and shards that disagree, or whatever
+        `read_header` finds.
+    """
+    singles = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()]
+    indices = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors.index.json").exists()]
+    found = singles + indices
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise UserError(f"{folder} holds {names}, so it is unclear which are the weights; keep one of them.")
+    if singles:
+        return read_header(singles[0])[0]
+    if indices:
+        return _read_shards(indices[0])
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+    raise UserError(
+        f"{folder} holds no {_STEMS[0]}.safetensors, no {_STEMS[1]}.safetensors and no index of shards"
+        + (f" (it has {', '.join(there[:4])}{', ...' if len(there) > 4 else ''})" if there else "")
+        + "; use a checkpoint saved in the diffusers layout as safetensors."
+    )
+
+
+def _read_shards(index: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(index).get("weight_map")
+    if (
+        not isinstance(weight_map, Mapping)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
+        raise UserError(f"{index} has no `weight_map` from tensor names to files; {_AGAIN}.")
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (index.parent / shard).exists()]
+    if missing:
+        raise UserError(
+            f"{index} lists {len(shards)} files, of which {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} absent; download the rest."
+        )
+    headers = {shard: read_header(index.parent / shard)[0] for shard in shards}
+    listed = set(weight_map.items())
+    stored = {(name, shard) for shard, tensors in headers.items() for name in tensors}
+    if listed != stored:
+        only = sorted(f"{name} ({shard})" for name, shard in listed ^ stored)
+        raise UserError(
+            f"{index} and its files disagree about {len(only)} tensors: {', '.join(only)}; "
+            "download index and files again from one revision."
+        )
+    return {name: headers[shard][name] for name, shard in weight_map.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: the parsed config.json and the tensor headers of each net.
+
+    `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
+    """
+
+    folder: Path
+    configs: Mapping[str, dict[str, Any]]
+    tensors: Mapping[str, Mapping[str, TensorInfo]]
+
+
+def open_checkpoint(
+    folder: Path,
+    nets: Mapping[str, str],
+    *,
+    pipeline: str = "WanPipeline",
+    extra: tuple[str, ...] = ("tokenizer", "scheduler"),
+) -> Checkpoint:
+    """Opens a local checkpoint folder.
+
+    Args:
+      folder: the folder that holds model_index.json.
+      nets: folder name -> the class name that its config.json must carry, such as {"vae": "AutoencoderKLWan"}.
+      pipeline: the `_class_name` that model_index.json must carry.
+      extra: further folders that must exist.
+
+    Raises:
+      UserError: anything absent, damaged or of another class.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give a checkpoint folder in the diffusers layout or a hub id.")
+    if not (folder / "model_index.json").exists():
+        raise UserError(
+            f"{folder} has no model_index.json, so it is no checkpoint in the diffusers layout; "
+            f"give the folder that holds model_index.json, {', '.join([*nets, *extra])}."
+        )
+    _expect(folder / "model_index.json", read_json(folder / "model_index.json"), "_class_name", pipeline)
+    for name in (*nets, *extra):
+        if not (folder / name).is_dir():
+            raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
+    configs = {}
+    for name, class_name in nets.items():
+        path = folder / name / "config.json"
+        configs[name] = read_json(path)
+        key = "_class_name" if "_class_name" in configs[name] else "architectures"  # diffusers, transformers
+        _expect(path, configs[name], key, class_name)
+    return Checkpoint(folder, configs, {name: read_tensors(folder / name) for name in nets})
+
+
+def _expect(path: Path, content: dict[str, Any], key: str, wanted: str) -> None:
+    got = content.get(key)
+    if got not in (wanted, [wanted]):
+        raise UserError(f"{path} says {key}: {got!r}, and this command runs {wanted}; use a checkpoint of that kind.")

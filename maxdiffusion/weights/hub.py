@@ -1,0 +1,82 @@
+"""A checkpoint's local folder: one that is here already, or one fetched from a hub."""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from maxdiffusion.errors import UserError
+
+# All that a pipeline in the diffusers layout needs: no pictures, no pickles, no other formats.
+PATTERNS = ("*.json", "*.safetensors", "tokenizer/*")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
+    """The local folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
+
+    What is fetched lands in huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
+    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library.
+
+    Args:
+      name_or_path: a folder, or `organisation/name` on the hub.
+      revision: branch, tag or commit on the hub; None is its main branch.
+      patterns: file names to fetch, with wildcards.
+
+    Raises:
+      UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
+        the cache; the download broke off; the disk is full.
+    """
+    folder = Path(name_or_path).expanduser()
+    if name_or_path and folder.is_dir():
+        return folder
+    if name_or_path and folder.exists():
+        raise UserError(f"{name_or_path} is a file; give the folder that holds model_index.json, or a hub id.")
+    if not _HUB_ID.fullmatch(name_or_path):
+        raise UserError(
+            f"{name_or_path!r} is neither a folder here nor a hub id; give an existing folder, or organisation/name "
+            "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
+        )
+    return _fetch(name_or_path, revision, patterns)
+
+
+def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    import huggingface_hub  # only here: a local folder shall not wait for it
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    at = f"{repo} on {constants.ENDPOINT}"
+    try:
+        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to a token of yours."
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{at} has no revision {revision!r}; give a branch, tag or commit that it has.") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{repo!r} is neither a folder here nor {at}; check the spelling, or set HF_TOKEN if it is private."
+        ) from None
+    except errors.LocalEntryNotFoundError as error:
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
+        part = "only a part of it is" if isinstance(error, errors.IncompleteSnapshotError) else "it is not"
+        raise UserError(
+            f"{repo!r} is no folder here, {why} and {part} in the cache {constants.HF_HUB_CACHE}; "
+            "connect once to fetch it, or give a local folder."
+        ) from None
+    except (OSError, errors.HTTPError, errors.XetDownloadError) as error:
+        if getattr(error, "errno", None) in _FULL:
+            raise UserError(
+                f"The download of {at} does not fit on the disk of {constants.HF_HUB_CACHE}; "
+                "free some space or point HF_HOME to another disk."
+            ) from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"The download of {at} broke off ({reason}); run again: whole files are kept.") from error

@@ -1,0 +1,62 @@
+"""Latents on disk: one safetensors file with the float32 tensor `latents`, b c f h w (inside: b f h w c)."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.weights.checkpoint import read_header
+
+KEY = "latents"
+
+
+def save_latents(
+    path: Path, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str], overwrite: bool = False
+) -> None:
+    """Writes the latents, normalised as the solver leaves them, so that `path` is either whole or absent.
+
+    Raises:
+      UserError: `path` exists, its folder cannot be written to, or the disk is full; nothing is left behind.
+    """
+    data = np.ascontiguousarray(np.asarray(latents, np.float32).transpose(0, 4, 1, 2, 3))
+    entry = {"dtype": "F32", "shape": data.shape, "data_offsets": [0, data.nbytes]}
+    header = json.dumps({"__metadata__": dict(metadata), KEY: entry}).encode()
+    header += b" " * (-len(header) % 8)  # the format aligns the data to eight bytes
+    with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(data.data)
+
+
+def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:
+    """The latents (float32, b f h w c) and the metadata strings of a file that `save_latents` or anyone else wrote.
+
+    Args:
+      path: the file.
+      shape: the b f h w c that is needed, if it is known.
+
+    Raises:
+      UserError: absent, truncated or not safetensors; no tensor `latents`, or one of another dtype, rank or shape.
+    """
+    tensors, metadata = read_header(path)
+    if KEY not in tensors:
+        raise UserError(f"{path} has no tensor {KEY!r} (only: {', '.join(sorted(tensors))}); rename it.")
+    tensor = tensors[KEY]
+    if tensor.dtype != "F32":
+        raise UserError(f"{path} stores {KEY!r} as {tensor.dtype}; save it as F32.")
+    if len(tensor.shape) != 5:
+        raise UserError(f"{path} stores {KEY!r} with the shape {list(tensor.shape)}; its axes must be b c f h w.")
+    wanted = shape and tuple(shape[axis] for axis in (0, 4, 1, 2, 3))
+    if wanted and tensor.shape != wanted:
+        raise UserError(
+            f"{path} stores {KEY!r} with the shape {list(tensor.shape)} (b c f h w) and this run needs {list(wanted)}; "
+            "change height, width, num_frames or the batch to match it."
+        )
+    data = np.fromfile(path, "<f4", offset=tensor.start).reshape(tensor.shape)
+    return np.ascontiguousarray(data.transpose(0, 2, 3, 4, 1)), metadata

@@ -1,0 +1,202 @@
+"""Streams tensors from safetensors to the shards of an nnx module.
+
+Each tensor is read by small strips that are written, permuted and cast, straight into the buffers of its shards. On the
+CPU these buffers become the parameter itself (jax aliases aligned host memory); on other devices a stacked parameter is
+filled one slot at a time where it will live. So the host never holds more than one tensor beside what it keeps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import Placement
+from maxdiffusion.weights.checkpoint import TensorInfo
+from maxdiffusion.weights.mapping import Piece, Pieces
+
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+_STRIP = 2**22  # bytes read at once: transposing is 1.3 times slower by strips of 1 MB
+_ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
+
+Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
+Module = TypeVar("Module", bound=nnx.Module)
+
+
+def materialize(
+    abstract: Module,
+    pieces: Pieces,
+    placement: Placement | None = None,
+    on_tensor: Callable[[int], object] = lambda nbytes: None,
+) -> Module:
+    """A copy of `abstract` whose parameters hold the checkpoint's weights, each on its devices.
+
+    Args:
+      abstract: the net, built under `nnx.eval_shape`; each parameter gives its shape and dtype and, as metadata, the
+        logical axes that decide its sharding. It stays abstract, so that it can be loaded again.
+      pieces: what `mapping.match` found for it.
+      placement: None puts everything on jax's default device.
+      on_tensor: called with the number of bytes of each tensor once it is read.
+
+    Raises:
+      UserError: a file cannot be read or ends early (it changed after its header was checked), or a tensor that is
+        stored twice differs from its copy.
+    """
+    graph, state = nnx.split(abstract)
+    leaves = []
+    for path, leaf in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        sharding = _sharding(name, leaf, placement)
+        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+        leaves.append((path, leaf.replace(array)))
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -> Sharding:
+    if placement is None:
+        return SingleDeviceSharding(jax.local_devices()[0])
+    axes = leaf.get_metadata().get("out_sharding") or (None,) * len(leaf.shape)
+    if len(axes) != len(leaf.shape):
+        raise ValueError(f"{name} has the shape {leaf.shape} and the logical axes {axes}: they must agree in number")
+    return placement.sharding(*axes)
+
+
+def _parameter(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: Sharding,
+    pieces: Sequence[Piece],
+    on_tensor: Callable[[int], object],
+) -> jax.Array:
+    devices: set[Any] = sharding.device_set
+    if pieces[0].layer is None or all(device.platform == "cpu" for device in devices):
+        return _from_host(shape, dtype, sharding, pieces, on_tensor)
+    return _slot_by_slot(shape, dtype, sharding, pieces, on_tensor)
+
+
+def _slot_by_slot(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: Sharding,
+    pieces: Sequence[Piece],
+    on_tensor: Callable[[int], object],
+) -> jax.Array:
+    """A stacked parameter whose slots are copied, one after another, into the array on the devices."""
+    stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, dtype)
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    for layer, piece in enumerate(pieces):
+        slot = _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+        stack = _set_slot(stack, slot, layer)
+        stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
+    return stack
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set_slot(stack: jax.Array, slot: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, slot, layer, axis=0)
+
+
+def _from_host(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: Sharding,
+    pieces: Sequence[Piece],
+    on_tensor: Callable[[int], object],
+) -> jax.Array:
+    """An array of `pieces` (one tensor, or all slots of a stack) from one host buffer for each distinct shard."""
+    boxes: dict[Any, Box] = {
+        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
+        for device, index in sharding.addressable_devices_indices_map(shape).items()
+    }
+    buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
+    for piece in pieces:
+        if piece.layer is None:
+            views = list(buffers.items())
+        else:
+            views = [(box[1:], buffer[piece.layer - box[0][0]]) for box, buffer in buffers.items()]
+        _read(piece, views)
+        on_tensor(piece.tensor.nbytes)
+    arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Uninitialised memory that jax aliases on the CPU; it must not be written to once it is a jax.Array."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _read(piece: Piece, views: Sequence[tuple[Box, np.ndarray]]) -> None:
+    """Writes each box of the tensor, permuted and cast, into its view; only the rows that the boxes touch are read."""
+    tensor, order = piece.tensor, piece.rule.transform.value or tuple(range(len(piece.tensor.shape)))
+    for copy in piece.copies:
+        _check_copy(tensor, copy)
+    if piece.rule.reshape or not tensor.shape:
+        whole = next(_strips(tensor, nbytes=tensor.nbytes))[1].reshape(tensor.shape).transpose(order)
+        for box, view in views:
+            view[...] = whole.reshape(piece.shape)[tuple(slice(*part) for part in box)]
+        return
+    torch_axes = [order.index(axis) for axis in range(len(order))]  # the axis of ours that each torch axis became
+    parts = [([box[axis] for axis in torch_axes], view.transpose(torch_axes)) for box, view in views]
+    rows = min(box[0][0] for box, _ in parts), max(box[0][1] for box, _ in parts)
+    for first, stored in _strips(tensor, rows):
+        strip = stored.astype(views[0][1].dtype, copy=False)  # twice as fast as casting while transposing
+        for ((start, stop), *rest), view in parts:
+            low, high = max(first, start), min(first + len(strip), stop)
+            if low < high:
+                view[low - start : high - start] = strip[(slice(low - first, high - first), *(slice(*r) for r in rest))]
+
+
+def _strips(
+    tensor: TensorInfo, rows: tuple[int, int] | None = None, nbytes: int = _STRIP
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index of the first row, rows) of the tensor as stored, about `nbytes` at a time, in one reused buffer."""
+    count, *rest = tensor.shape or (1,)
+    start, stop = rows or (0, count)
+    row = tensor.nbytes // max(count, 1)
+    step = max(1, nbytes // max(row, 1))
+    buffer = np.empty(min(step, stop - start) * row, np.uint8)
+    try:
+        with tensor.file.open("rb", buffering=0) as file:
+            file.seek(tensor.start + start * row)
+            for first in range(start, stop, step):
+                part = buffer[: min(step, stop - first) * row]
+                _read_exactly(file, part, tensor)
+                yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
+    except OSError as error:
+        raise UserError(f"{tensor.file} cannot be read ({error.strerror}); check the disk and load again.") from None
+
+
+def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None:
+    done = 0
+    while done < part.nbytes:
+        read = file.readinto(part[done:].data)
+        if not read:
+            raise UserError(f"{tensor.file} ends within {tensor.name!r}; it changed while loading: copy it again.")
+        done += read
+
+
+def _check_copy(tensor: TensorInfo, copy: TensorInfo) -> None:
+    same = (tensor.dtype, tensor.shape) == (copy.dtype, copy.shape) and all(
+        one.tobytes() == other.tobytes() for (_, one), (_, other) in zip(_strips(tensor), _strips(copy), strict=True)
+    )
+    if not same:
+        raise UserError(
+            f"{tensor.name!r} in {tensor.file} and {copy.name!r} in {copy.file} are names of one tensor and differ; "
+            "use a checkpoint that stores it once."
+        )

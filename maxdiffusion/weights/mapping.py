@@ -1,0 +1,157 @@
+"""Which tensor of a checkpoint fills which parameter: strict both ways, decided before a single weight is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.weights.checkpoint import TensorInfo
+from maxdiffusion.weights.rule import Rule
+
+FLOATS = ("F64", "F32", "BF16", "F16")  # anything else (integers, scaled fp8) would need more than a cast
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One tensor and where it goes: the whole parameter, or slot `layer` of a stacked one.
+
+    `shape` is that of the parameter or slot; `copies` are the same tensor under its other names.
+    """
+
+    tensor: TensorInfo
+    rule: Rule
+    shape: tuple[int, ...]
+    layer: int | None
+    copies: tuple[TensorInfo, ...] = ()
+
+
+Pieces = Mapping[str, Sequence[Piece]]  # parameter path -> its pieces, in the order of their layers
+
+
+def parameters(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
+    """Every variable of `module`, abstract or not, by its dotted path."""
+    return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
+
+
+def match(
+    tensors: Mapping[str, TensorInfo],
+    rules: Sequence[Rule],
+    module: nnx.Module,
+    *,
+    what: str,
+    ignored: Sequence[str] = (),
+) -> Pieces:
+    """Finds the tensors that fill every parameter of `module`.
+
+    Args:
+      tensors: the checkpoint's headers, by name.
+      rules: the net's name table.
+      module: the net, built under `nnx.eval_shape`; it gives the shapes and the number of stacked layers.
+      what: the checkpoint's folder, for the message.
+      ignored: regular expressions of the names that the net knowingly does not use.
+
+    Raises:
+      UserError: listing every tensor without a parameter, every parameter without a tensor, every wrong shape or dtype.
+      ValueError: the table itself is wrong: two of its rules fill one slot or read one name.
+    """
+    params = parameters(module)
+    pieces: dict[str, list[Piece]] = {target: [] for target in params}
+    wrong: dict[str, list[str]] = defaultdict(list)
+    missing: list[str] = []
+    used: set[str] = set()
+
+    for target, layer, names, rule in _slots(params, rules):
+        shape = params[target].shape if layer is None else params[target].shape[1:]
+        present = [tensors[name] for name in names if name in tensors]
+        if any(name in used for name in names) or layer in (piece.layer for piece in pieces[target]):
+            raise ValueError(f"two rules read {names} or fill {target}")
+        used.update(names)
+        if not present:
+            missing.append(names[0])
+            continue
+        for tensor in present:
+            if not _fits(tensor, shape, rule):
+                wrong[f"{_dims(tensor.shape)} instead of {_dims(_in_torch(shape, rule))}"].append(tensor.name)
+            elif tensor.dtype not in FLOATS:
+                wrong[f"{tensor.dtype} instead of {', '.join(FLOATS)}"].append(tensor.name)
+        pieces[target].append(Piece(present[0], rule, shape, layer, tuple(present[1:])))
+
+    surplus = [name for name in tensors if name not in used and not any(re.fullmatch(skip, name) for skip in ignored)]
+    ruled = {target for target, *_ in _slots(params, rules)}
+    problems = [
+        _listed("missing from the checkpoint", missing),
+        _listed("not a part of the model", surplus),
+        _listed("parameters that no tensor is known for", [target for target in params if target not in ruled]),
+        *(_listed(f"stored as {why}", names) for why, names in wrong.items()),
+    ]
+    if any(problems):
+        raise UserError(
+            f"The weights in {what} do not fit the model that the config.json beside them describes: "
+            f"{'; '.join(filter(None, problems))}; use the config.json and the weights of one supported checkpoint."
+        )
+    return pieces
+
+
+def _slots(
+    params: Mapping[str, nnx.Variable[Any]], rules: Sequence[Rule]
+) -> Iterator[tuple[str, int | None, tuple[str, ...], Rule]]:
+    """(parameter, layer, torch names, rule) of all that the rules say about this model."""
+    for rule in rules:
+        names = (rule.source, *rule.aliases)
+        pattern = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(rule.target)))
+        for target, param in params.items():
+            if hit := pattern.fullmatch(target):
+                layers: Sequence[int | None] = range(param.shape[0]) if "{layer}" in rule.source else (None,)
+                for layer in layers:
+                    yield target, layer, tuple(name.format(**hit.groupdict(), layer=layer) for name in names), rule
+
+
+def _fits(tensor: TensorInfo, shape: Sequence[int], rule: Rule) -> bool:
+    if rule.reshape:
+        return math.prod(tensor.shape) == math.prod(shape)
+    return tensor.shape == _in_torch(shape, rule)
+
+
+def _in_torch(shape: Sequence[int], rule: Rule) -> tuple[int, ...]:
+    """Our shape with its axes in torch's order."""
+    order = rule.transform.value
+    if rule.reshape or order is None or len(order) != len(shape):
+        return tuple(shape)
+    return tuple(shape[order.index(axis)] for axis in range(len(shape)))
+
+
+def _dims(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a scalar"
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {what}: {', '.join(grouped(names))}" if names else ""
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names that differ in their first number only, written once: `blocks.{0-39}.norm.weight`."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for name in names:
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        groups.setdefault((*parts[:at], "", *parts[at + 1 :]), []).extend(int(part) for part in parts[at : at + 1])
+    return [".".join(part or _ranges(sorted(numbers)) for part in key).rstrip(".") for key, numbers in groups.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers in words: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{{{text}}}" if len(numbers) > 1 else text

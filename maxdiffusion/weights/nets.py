@@ -1,0 +1,84 @@
+"""The nets of an opened pipeline: matched with their tensors as a whole, then loaded one at a time.
+
+pipeline = specs.open_pipeline(folder)
+nets = Nets(pipeline, builders(plan, ...), placement)
+text_encoder = nets.load("text_encoder"); ...; del text_encoder
+transformer = nets.load("transformer")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit import WanTransformer
+from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.parallel import Placement
+from maxdiffusion.weights import loader, mapping
+from maxdiffusion.weights.specs import Pipeline
+
+Build = Callable[[Any], nnx.Module]  # the net's config -> the net
+
+
+def builders(
+    plan: AttentionPlan,
+    *,
+    weights_dtype: DTypeLike,
+    dtype: DTypeLike,
+    vae_dtype: DTypeLike = "float32",
+    scan_layers: bool = True,
+) -> dict[str, Build]:
+    """How the nets of a text-to-video pipeline are built; `vae_dtype` holds for the VAE's weights and activations."""
+    half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
+    return {
+        "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **half),
+        "transformer": lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half),
+        "vae": lambda config: WanVAE(config, rngs=nnx.Rngs(0), weights_dtype=vae_dtype, dtype=vae_dtype),
+    }
+
+
+class Nets:
+    """Nothing loaded is kept here: dropping the module that `load` returned frees its memory."""
+
+    def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
+        """Builds every net abstractly and matches its parameters with the checkpoint; reads no weight.
+
+        Args:
+          pipeline: from `open_pipeline`.
+          build: for each folder of the pipeline, its config -> the net; called under `nnx.eval_shape`.
+          placement: where the parameters will live; None is jax's default device.
+
+        Raises:
+          UserError: weights and config do not fit; it names every tensor and parameter concerned.
+        """
+        self._placement = placement
+        self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
+        for name, spec in pipeline.specs.items():
+            with nnx.use_eager_sharding(False):
+                abstract = nnx.eval_shape(build[name], pipeline.configs[name])
+            pieces = mapping.match(
+                pipeline.files.tensors[name],
+                spec.rules,
+                abstract,
+                what=str(pipeline.files.folder / name),
+                ignored=spec.ignored,
+            )
+            self._nets[name] = abstract, pieces
+
+    def abstract(self, name: str) -> nnx.Module:
+        """The net with shapes in place of weights, to plan or to compile with before it is loaded."""
+        return self._nets[name][0]
+
+    def nbytes_on_disk(self, name: str) -> int:
+        """How many bytes `load(name)` reads: the total of its progress."""
+        return sum(piece.tensor.nbytes for pieces in self._nets[name][1].values() for piece in pieces)
+
+    def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
+        """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
+        abstract, pieces = self._nets[name]
+        return loader.materialize(abstract, pieces, self._placement, on_tensor)

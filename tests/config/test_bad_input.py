@@ -1,0 +1,255 @@
+"""Each mistake gives one clear sentence that says what was given and what to write instead; nothing is left behind."""
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from maxdiffusion import config, variants
+from maxdiffusion.config import Config, schema
+from maxdiffusion.errors import UserError
+
+# words after base.yml -> what the sentence must say
+WORDS: list[tuple[list[str], str]] = [
+    # names
+    (["heigth=480"], "heigth (command line) is no config key; did you mean height?"),
+    (["num-frames=81"], "did you mean num_frames?"),
+    (["Sample_Step=50"], "did you mean sample_steps?"),
+    (["zzz=1"], "zzz (command line) is no config key"),
+    (["--height=480"], "write key=value without dashes"),
+    (["height=480", "height=480"], "height is given twice on the command line"),
+    (["more.yml"], "Exactly one YAML file is needed, but the words 'base.yml', 'more.yml' are"),
+    (["height"], "Exactly one YAML file is needed"),
+    # types
+    (["height=tall"], "height=tall (command line) cannot be used: it should be a valid integer"),
+    (["height=480.5"], "should be a valid integer"),
+    (["height="], "should be a valid integer"),
+    (["height=[480]"], "should be a valid integer"),
+    (["guidance_scale=strong"], "should be a valid number"),
+    (["guidance_scale=nan"], "should be a finite number"),
+    (["flow_shift=inf"], "should be a finite number"),
+    (["scan_layers=maybe"], "should be a valid boolean"),
+    (["seed=one"], "seed=one (command line) cannot be used: it should be a valid integer"),
+    (["seed=[1, two]"], "seed=two"),
+    (["prompt=[a, [b]]"], "should be a valid string"),
+    (['prompt=["a, b]'], "starts as a list but cannot be read as one"),
+    (["logical_axis_rules=[[mlp]]"], "should be a list of pairs"),
+    (["logical_axis_rules=mlp"], "should be a list of pairs"),
+    # bounds
+    (["height=8"], "should be greater than or equal to 16"),
+    (["width=100000"], "should be less than or equal to 8192"),
+    (["num_frames=0"], "should be greater than or equal to 1"),
+    (["num_inference_steps=0"], "should be greater than or equal to 1"),
+    (["guidance_scale=0.5"], "should be greater than or equal to 1"),
+    (["flow_shift=0"], "should be greater than 0"),
+    (["fps=0"], "should be greater than or equal to 1"),
+    (["seed=-1"], "should be greater than or equal to 0"),
+    (["seed=4294967296"], "should be less than or equal to 4294967295"),
+    (["per_device_batch_size=0.125"], "should be a valid integer"),
+    (["ici_tensor_parallelism=0"], "a positive integer, or -1 to fill"),
+    # choices
+    (
+        ["weights_dtype=float16"],
+        "weights_dtype=float16 (command line) cannot be used: it should be 'float32' or 'bfloat16'",
+    ),
+    (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
+    (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
+    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
+    (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
+    (["progress=maybe"], "'auto', 'on' or 'off'"),
+    # sizes
+    (["height=100"], "height=100 is no multiple of 16, as wan2.1-t2v-1.3b needs; the nearest are 96 or 112"),
+    (["width=831"], "the nearest are 816 or 832"),
+    (["num_frames=80"], "num_frames=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 and 81"),
+    (["size=1280"], "write width*height, width first"),
+    (["size=[1280, 720]"], "write width*height, width first"),
+    (["size=1280*720", "height=480"], "height is given as 720 (command line, size=1280*720) and as 480"),
+    (["frame_num=81", "num_frames=77"], "keep one of the two"),
+    # prompt
+    (["prompt="], "prompt is empty"),
+    (["prompt=[]"], "prompt is missing or an empty list"),
+    (["prompt=[a, '']"], "prompt is empty"),
+    (["seed=[]"], "seed is missing or an empty list"),
+    (["prompt=[a, b]", "seed=[1, 2, 3]"], "prompt has 2 entries and seed has 3, which cannot be paired"),
+    (["negative_prompt=[a, b]", "seed=[1, 2, 3]"], "negative_prompt has 2 entries"),
+    # model
+    (["model_name=wan2.1-t2v-13b"], "the nearest is 'wan2.1-t2v-1.3b'"),
+    (["model_type=I2V"], "write T2V"),
+    (["model_name=wan2.1", "model_type=VACE"], "model_type 'VACE' does not exist for model_name 'wan2.1'; write T2V"),
+    (["model_name=wan2.1"], "stands for several variants and no checkpoint is given that tells which"),
+    (["model_name=wan2.1", "ckpt_dir=somebody/model"], "the checkpoint somebody/model does not tell which"),
+    (["model_name=wan-tiny-t2v"], "has no official checkpoint; give pretrained_model_name_or_path=FOLDER"),
+    (["ckpt_dir=./nowhere"], "is no existing folder and no hub id"),
+    (["ckpt_dir=nowhere"], "is no existing folder and no hub id"),
+    (["ckpt_dir=/no/where/at/all"], "is no existing folder and no hub id"),
+    (["ckpt_dir=$UNSET_FOLDER/model"], "uses $UNSET_FOLDER, which is not set"),
+    (["ckpt_dir=."], "has no readable transformer/config.json"),
+    (["ckpt_dir="], "pretrained_model_name_or_path"),
+    # latents
+    (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is no existing file"),
+    (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
+    (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
+    # parallelism
+    (["ulysses_shards=0"], "a positive integer, or -1"),
+    (["ulysses_shards=5"], "does not divide the 12 heads of wan2.1-t2v-1.3b; choose 1 or 2 or 3 or 4 or 6 or 12"),
+    (
+        ["ulysses_shards=3", "ici_context_parallelism=8"],
+        "does not divide the context axis of 8 devices; choose 1 or 2 or 4",
+    ),
+    (["ulysses_shards=2", "attention=ring"], "has no meaning for attention=ring"),
+    (["ici_data_parallelism=-1"], "ici_data_parallelism and ici_context_parallelism are both -1"),
+    (["ring_size=2", "ulysses_size=2", "ici_context_parallelism=8"], "make 4; leave one of them out"),
+    (["ring_size=0"], "must be positive integers"),
+    (["ring_size=2", "ulysses_shards=-1"], "must be positive integers"),
+    # output
+    (["save_file=clip.avi"], "output_format=avi (save_file) cannot be used"),
+    (["save_file=clip"], "name it clip.mp4"),
+    (["save_file=clip.mp4", "output_format=gif"], "name it clip.gif"),
+    (["save_file=clip.mp4", "output_format=png"], "name it clip."),
+    (["save_file=clip.mp4", "seed=[1, 2]"], "save_file names one file, but 2 videos are asked for"),
+    (["save_file=there.mp4"], "there.mp4 exists already; name another save_file, or write overwrite=true"),
+    (["save_file=beside.mp4"], "beside.json exists already"),
+    (["save_file=folder", "output_format=mp4"], "is a folder; name a file"),
+    (["save_file=/"], "is a folder; name a file"),
+    (["save_file=new.mp4/"], "is a folder; name a file"),
+    (["save_file=base.yml/clip.mp4"], "cannot be written"),
+    (["output_dir=base.yml/results"], "output_dir: the folder base.yml/results/wan2.1-t2v-1.3b cannot be written"),
+    (["output_dir=/proc/results"], "cannot be written"),
+    (["output_dir="], "should have at least 1 character"),
+    (["output_dir=" + "x" * 300], "cannot be written"),
+    (["run_name=../elsewhere"], "should be the name of one folder, without slashes"),
+    (["run_name=.."], "should be the name of one folder"),
+]
+
+# content of case.yml -> what the sentence must say
+FILES: list[tuple[bytes, str]] = [
+    (b"model_name: wan2.1-t2v-14b\nheigth: 480\n", "heigth (file case.yml) is no config key; did you mean height?"),
+    (b"prompt: a\nheight: 480\nprompt: b\n", "gives prompt twice, in lines 1 and 3"),
+    (b"prompt: [a, b\nheight: 480\n", "is no valid YAML: "),
+    (b"prompt: a: b\n", "mapping values are not allowed here in line 1"),
+    (b"\tprompt: a\n", "is no valid YAML"),
+    (b"- prompt\n- height\n", "holds no key: value lines"),
+    (b"just words\n", "holds no key: value lines"),
+    (b"prompt:\n  text: a\n", "case.yml, line 1: prompt holds a mapping"),
+    (b"prompt: &a [*a]\n", "nested too deeply"),
+    (b"prompt: " + b"[" * 5000, "deeply"),
+    (b"prompt: a\n---\nprompt: b\n", "is no valid YAML: expected a single document"),
+    (b"prompt: \xff\xfe\n", "is not UTF-8 text"),
+    (b"prompt: a\x00b\n", "is no valid YAML"),
+    (b"model_name: [wan2.1]\nprompt: a\n", "model_name (file case.yml) is a list, but it takes one value"),
+    (b"model_name: wan2.1-t2v-14b\n", "prompt is missing or an empty list"),
+    (b"model_name: wan2.1-t2v-14b\nprompt:\n", "prompt is missing or an empty list"),
+    (b"model_name: wan2.1-t2v-14b\nprompt: a\nsize: 1280*720\nheight: 480\n", "height is given as 720"),
+    (b'model_name: wan2.1-t2v-14b\nprompt: a\noutput_dir: "a\\0b"\n', "contains a NUL character"),
+    (b"model_name: wan2.1-t2v-14b\nprompt: a\nheight: 1:30\n", "should be a valid integer"),
+    (b"prompt: a\n", "model_name wan2.1 stands for several variants"),
+]
+
+
+def sentence(words: list[str]) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(words)
+    text = str(caught.value)
+    assert "\n" not in text and 20 < len(text) < 800 and text.endswith((".", "?", ")"))
+    return text
+
+
+@pytest.mark.parametrize(("words", "expected"), WORDS, ids=lambda value: str(value)[:60])
+def test_command_line(place: Path, words: list[str], expected: str) -> None:
+    (place / "there.mp4").touch()
+    (place / "beside.json").touch()
+    (place / "folder").mkdir()
+    before = sorted(place.rglob("*"))
+    assert expected in sentence(["base.yml", *words])
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("content", "expected"), FILES, ids=lambda value: str(value)[:60])
+def test_file(place: Path, content: bytes, expected: str) -> None:
+    (place / "case.yml").write_bytes(content)
+    assert expected in sentence(["case.yml"])
+
+
+WORDS_OF_ANY_KEY = st.tuples(
+    st.sampled_from([*Config.model_fields, *schema.ALIASES, *schema.COMPOUND_ALIASES]),
+    st.one_of(
+        st.text(max_size=12),
+        st.integers().map(str),
+        st.floats().map(str),
+        st.sampled_from(
+            ["", "[]", "[[", "[1, 2]", "[a, null]", "true", "null", "-1", "16x16", "/", "..", "~", "$A", "{}"]
+        ),
+    ),
+).map("=".join)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(words=st.lists(WORDS_OF_ANY_KEY, max_size=3))
+def test_any_words_give_a_config_or_a_sentence(place: Path, words: list[str]) -> None:
+    before = sorted(place.rglob("*"))
+    with contextlib.suppress(UserError):
+        json.dumps(config.load(["base.yml", *words]).to_json())
+    assert sorted(place.rglob("*")) == before
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(text=st.one_of(st.text(alphabet="ab:-[]{}&*!|>'\"%@`#,? \n\t\0", max_size=30), st.text(max_size=20)))
+def test_any_file_gives_a_config_or_a_sentence(place: Path, text: str) -> None:
+    (place / "case.yml").write_text(text, encoding="utf-8", errors="replace")
+    with contextlib.suppress(UserError):
+        config.load(["case.yml", "model_name=wan2.1-t2v-14b"])
+
+
+def test_missing_files(place: Path) -> None:
+    assert "The config file bas.yml does not exist; did you mean base.yml?" in sentence(["bas.yml"])
+    assert "does not exist; give the path of a YAML file" in sentence(["no/where.yml"])
+    assert "cannot be read: Is a directory" in sentence([str(place)])
+    assert "no word of the command line is given as one" in sentence(["prompt=a"])
+    assert "no word of the command line is given as one" in sentence([])
+
+
+def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., Path]) -> None:
+    large = checkpoint("large", "wan2.1-t2v-14b")
+    text = sentence(["base.yml", f"ckpt_dir={large}"])
+    assert "model_name is wan2.1-t2v-1.3b" in text and "write model_name: wan2.1-t2v-14b" in text
+    image = checkpoint("image", "wan2.1-t2v-14b", in_channels=36, out_channels=16)
+    assert "36 input channels, which is none of the variants known here" in sentence(["base.yml", f"ckpt_dir={image}"])
+    vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
+    assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
+    assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"])
+    small = checkpoint("small", "wan2.1-t2v-1.3b")
+    assert "revision=main has no meaning for the local folder" in sentence(
+        ["base.yml", f"ckpt_dir={small}", "revision=main"]
+    )
+    other = checkpoint("other", "tiny")
+    assert "write model_name: wan2.1-t2v," in sentence(["base.yml", f"ckpt_dir={other}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", "is no valid JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "gives num_layers as None"),
+        ('{"num_layers": "30"}', "gives num_layers as '30'"),
+    ],
+)
+def test_a_damaged_checkpoint_config(place: Path, checkpoint: Callable[..., Path], content: str, expected: str) -> None:
+    folder = checkpoint("damaged", "tiny")
+    (folder / "transformer" / "config.json").write_text(content)
+    assert expected in sentence(["base.yml", f"ckpt_dir={folder}"])
+
+
+def test_at_least_forty_cases() -> None:
+    assert len(WORDS) + len(FILES) >= 40
+    assert len({str(case) for case in WORDS + FILES}) == len(WORDS) + len(FILES)
+
+
+def test_the_right_variant_passes(checkpoint: Callable[..., Path]) -> None:
+    content = json.loads((checkpoint("right", "wan2.1-t2v-14b") / "transformer" / "config.json").read_text())
+    variants.check(variants.get("wan2.1-t2v-14b"), content)
+    assert variants.identify(content) is variants.get("wan2.1-t2v-14b")

@@ -1,0 +1,224 @@
+"""Typed overrides, aliases, origins, variants and paths."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maxdiffusion import config, variants
+from maxdiffusion.config import Example, examples, schema
+from maxdiffusion.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "case.yml").write_text(text)
+    return "case.yml"
+
+
+def test_overrides_are_typed_by_their_keys(place: Path) -> None:
+    words = [
+        "num_frames=33",
+        "guidance_scale=4",
+        "flow_shift=3e0",
+        "scan_layers=false",
+        "fps=24",
+        "overwrite=true",
+        "seed=7",
+    ]
+    cfg = config.load(["base.yml", *words])
+    assert (cfg.num_frames, cfg.fps, cfg.seed) == (33, 24, (7,))
+    assert (cfg.guidance_scale, cfg.flow_shift) == (4.0, 3.0) and isinstance(cfg.guidance_scale, float)
+    assert (cfg.scan_layers, cfg.overwrite) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["123", "true", "null", "a: b", "2024-01-01", "x=y=z", "1e3", " spaced ", "{a}", "[", "- a", "猫 \N{CAT}"]
+)
+def test_a_prompt_stays_as_it_is_typed(place: Path, prompt: str) -> None:
+    assert config.load(["base.yml", f"prompt={prompt}"]).prompt == (prompt,)
+
+
+@pytest.mark.parametrize("text", ["123", "yes", "2024-01-01", "1:30", "0x10", "1e3", "'null'"])
+def test_a_prompt_in_the_file_stays_a_text(place: Path, text: str) -> None:
+    file = write(place, f"model_name: wan2.1-t2v-14b\nprompt: {text}\n")
+    assert config.load([file]).prompt == (text.strip("'"),)
+
+
+def test_words_come_in_any_order(place: Path) -> None:
+    words = ["base.yml", "height=96", "width=112", "seed=3"]
+    first = config.load(words)
+    assert all(config.load(order) == first for order in itertools.permutations(words))
+
+
+def test_a_null_leaves_the_key_at_its_default(place: Path) -> None:
+    file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nheight: null\nfps:\nsave_file: ~\n")
+    cfg = config.load([file])
+    assert (cfg.height, cfg.fps, cfg.save_file) == (720, 16, None)
+
+
+def test_empty_texts(place: Path) -> None:
+    cfg = config.load(["base.yml", "negative_prompt=", "save_file=", "jax_cache_dir=", "revision="])
+    assert (cfg.negative_prompt, cfg.save_file, cfg.jax_cache_dir, cfg.revision) == (("",), None, "", None)
+
+
+@pytest.mark.parametrize(
+    ("alias", "key", "value"),
+    [
+        ("frame_num=33", "num_frames", 33),
+        ("sample_steps=20", "num_inference_steps", 20),
+        ("sample_shift=3.5", "flow_shift", 3.5),
+        ("sample_guide_scale=6", "guidance_scale", 6.0),
+        ("sample_solver=unipc", "solver", "unipc"),
+        ("sample_solver=dpm++", "solver", "dpmpp_2m"),
+        ("base_seed=5", "seed", (5,)),
+        ("ulysses_size=4", "ulysses_shards", 4),
+        ("ckpt_dir=somebody/some-model", "pretrained_model_name_or_path", "somebody/some-model"),
+    ],
+)
+def test_official_names(place: Path, alias: str, key: str, value: object) -> None:
+    cfg = config.load(["base.yml", alias])
+    assert getattr(cfg, key) == value
+    assert cfg.origins[key] == f"command line, {alias}"
+
+
+def test_every_alias_is_tried_above() -> None:
+    tried = {
+        mark.args[1][i][0].split("=")[0]
+        for mark in test_official_names.pytestmark  # type: ignore[attr-defined]
+        for i in range(len(mark.args[1]))
+    }
+    assert tried == set(schema.ALIASES)
+
+
+@pytest.mark.parametrize("size", ["1280*720", "1280x720", "1280X720", "1280 * 720"])
+def test_size_is_width_first_and_told_in_words(place: Path, size: str) -> None:
+    cfg = config.load(["base.yml", f"size={size}", "height=720"])
+    assert (cfg.width, cfg.height) == (1280, 720)
+    assert "1280 wide x 720 high" in cfg.describe()
+    assert cfg.origins["width"] == f"command line, size={size}"
+
+
+def test_the_command_line_wins_over_the_file_through_aliases(place: Path) -> None:
+    file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nsize: 832*480\nframe_num: 33\nseed: 1\n")
+    cfg = config.load([file, "height=96", "num_frames=17", "base_seed=2"])
+    assert (cfg.width, cfg.height, cfg.num_frames, cfg.seed) == (832, 96, 17, (2,))
+
+
+def test_ring_size_times_ulysses_is_the_context_axis(place: Path) -> None:
+    cfg = config.load(["base.yml", "ring_size=2", "ulysses_size=4"])
+    assert (cfg.ici_context_parallelism, cfg.ulysses_shards) == (8, 4)
+    alone = config.load(["base.yml", "ring_size=2"])
+    assert (alone.ici_context_parallelism, alone.ulysses_shards) == (2, 1)
+    file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nring_size: 2\n")
+    assert config.load([file, "ulysses_shards=4", "ici_context_parallelism=8"]).ici_context_parallelism == 8
+
+
+def test_variant_defaults_and_their_origin(place: Path) -> None:
+    cfg = config.load(["base.yml"])
+    assert (cfg.width, cfg.height, cfg.num_frames, cfg.num_inference_steps) == (832, 480, 81, 50)
+    assert cfg.pretrained_model_name_or_path == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    assert cfg.origins["height"] == "variant wan2.1-t2v-1.3b"
+    assert cfg.origins["prompt"] == "file base.yml"
+    assert "vae_dtype" not in cfg.origins
+
+
+def test_the_familys_name_lets_the_checkpoint_choose(place: Path, checkpoint: Callable[..., Path]) -> None:
+    file = write(place, "model_name: wan2.1\nmodel_type: t2v\nprompt: x\n")
+    for dims, name in (("wan2.1-t2v-1.3b",) * 2, ("wan2.1-t2v-14b",) * 2, ("tiny", "wan2.1-t2v")):
+        cfg = config.load([file, f"pretrained_model_name_or_path={checkpoint(dims, dims)}"])
+        assert cfg.model_name == name
+        assert "family wan2.1" in cfg.origins["model_name"]
+    cfg = config.load([file, "ckpt_dir=Wan-AI/Wan2.1-T2V-14B-Diffusers"])
+    assert (cfg.model_name, cfg.height) == ("wan2.1-t2v-14b", 720)
+
+
+def test_paths(place: Path, checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint("models/mine", "wan2.1-t2v-14b")
+    monkeypatch.setenv("RESULTS", str(place))
+    (place / "configs").mkdir()
+    file = "configs/" + write(place / "configs", "model_name: wan2.1\nprompt: x\nckpt_dir: ../models/mine\n")
+    cfg = config.load([file, "output_dir=$RESULTS/out"])
+    assert cfg.pretrained_model_name_or_path == str(folder)
+    assert cfg.output_dir == f"{place}/out"
+    assert cfg.jax_cache_dir == "/home/someone/.cache/maxdiffusion/xla"
+    monkeypatch.chdir(place / "configs")
+    assert config.load(["case.yml"]).pretrained_model_name_or_path == str(folder)
+    assert config.load(["case.yml", "ckpt_dir=../models/mine"]).pretrained_model_name_or_path == "../models/mine"
+
+
+def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
+    cfg = config.load(["base.yml", 'prompt=["a, b", c]', "seed=[1, 2]", "negative_prompt=bad"])
+    assert examples(cfg) == (Example("a, b", "bad", 1), Example("c", "bad", 2))
+    cfg = config.load(["base.yml", "seed=[1, 2, 3]", "negative_prompt=['', x, y]"])
+    assert [(each.prompt, each.negative_prompt, each.seed) for each in examples(cfg)] == [
+        ("a cat", "", 1),
+        ("a cat", "x", 2),
+        ("a cat", "y", 3),
+    ]
+
+
+def test_save_files_extension_gives_the_format(place: Path) -> None:
+    cfg = config.load(["base.yml", "save_file=new/folder/clip.webp"])
+    assert (cfg.output_format, cfg.origins["output_format"]) == ("webp", "save_file")
+    assert config.load(["base.yml", "save_file=frames", "output_format=png"]).save_file == "frames"
+    assert not (place / "new").exists()
+
+
+def test_axis_rules(place: Path) -> None:
+    rules = "logical_axis_rules=[[mlp, tensor], [embed, null], [batch, [data, fsdp]]]"
+    expected = (("mlp", "tensor"), ("embed", None), ("batch", ("data", "fsdp")))
+    assert config.load(["base.yml", rules]).logical_axis_rules == expected
+
+
+def test_nothing_can_be_changed_afterwards(place: Path) -> None:
+    cfg = config.load(["base.yml"])
+    with pytest.raises(ValueError, match="frozen"):
+        cfg.height = 96  # type: ignore[misc]
+
+
+def test_round_trip_through_json(place: Path) -> None:
+    cfg = config.load(["base.yml", "seed=[1,2]", "logical_axis_rules=[[embed, null]]", "prompt=猫: null"])
+    (place / "again.yml").write_text(yaml.safe_dump(cfg.to_json(), allow_unicode=True))
+    (place / "json.yml").write_text(json.dumps(cfg.to_json()))
+    assert config.load(["again.yml"]).to_json() == cfg.to_json()
+    assert config.load(["json.yml"]).to_json() == cfg.to_json()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yml")))
+def test_golden_configs(
+    name: str, place: Path, checkpoint: Callable[..., Path], golden: Callable[[str, str], None]
+) -> None:
+    shutil.copytree(CONFIGS, place / "configs")
+    checkpoint("models/wan_tiny", "tiny")
+    cfg = config.load([f"configs/{name}", "prompt=a red circle"])
+    text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
+    golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
+
+
+def test_configs_are_overlays_of_a_page() -> None:
+    for path in CONFIGS.glob("*.yml"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("#") and any("generate_wan.py configs/" + path.name in line for line in lines)
+        assert len(lines) <= 40
+
+
+def test_the_negative_prompt_is_the_official_one(place: Path) -> None:
+    negative = config.load(["base.yml"]).negative_prompt[0]
+    assert negative.startswith("色调艳丽，过曝，静态，细节模糊不清") and negative.endswith("背景人很多，倒着走")
+    assert len(negative) == 137
+
+
+def test_variant_rows_are_consistent() -> None:
+    for spec in variants.VARIANTS.values():
+        assert (spec.width, spec.height) in spec.sizes
+        assert all(side % (spec.vae_stride[1] * spec.patch[1]) == 0 for size in spec.sizes for side in size)
+        assert (spec.num_frames - 1) % spec.vae_stride[0] == 0
+        assert variants.get(spec.name) is spec
+    with pytest.raises(UserError, match="no variant"):
+        variants.get("wan9")

@@ -1,0 +1,228 @@
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from PIL import Image
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.media import write as module
+from maxdiffusion.media.read import read_metadata, read_video
+from maxdiffusion.media.write import FORMATS, write
+
+PROMPT = 'Ein "rötes" Bild = 圆; a \\ # b\nnext line \udcff'
+COLOURS = [
+    (220, 30, 30), (30, 200, 40), (20, 40, 230), (240, 240, 20), (250, 250, 250),
+    (0, 0, 0), (128, 128, 128), (0, 0, 128), (165, 42, 42),
+]  # fmt: skip
+
+
+@pytest.fixture
+def frames():
+    """Nine flat frames of 48 x 64, each of another colour."""
+    return np.broadcast_to(np.array(COLOURS, np.uint8)[:, None, None], (9, 48, 64, 3)).copy()
+
+
+def target(folder, fmt):
+    return folder / ("clip" + FORMATS[fmt].suffix)
+
+
+def probe(path):
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
+    return subprocess.run(command, capture_output=True, text=True).stderr
+
+
+@pytest.mark.parametrize(("fmt", "error"), [("mp4", 4), ("gif", 0), ("webp", 6), ("png", 0), ("npy", 0)])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_frames_and_metadata_come_back(tmp_path, frames, fmt, error, chunked):
+    path = target(tmp_path, fmt)
+    given = iter([frames[:1], frames[1:5], frames[5:]]) if chunked else frames
+    metadata = {"prompt": PROMPT, "seed": "7"}
+    write(given, path, 16, fmt, metadata)
+    assert os.listdir(tmp_path) == [path.name]
+    back = read_video(path)
+    assert back.dtype == np.uint8 and back.shape == frames.shape
+    assert np.abs(back.astype(int) - frames).max() <= error
+    assert read_metadata(path) == ({} if fmt == "npy" else metadata)
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt != "npy"])
+def test_a_prompt_longer_than_any_argument_is_stored_whole(tmp_path, frames, fmt):
+    metadata = {"prompt": "a cat and " * 20_000}
+    write(frames, target(tmp_path, fmt), 16, fmt, metadata)
+    assert read_metadata(target(tmp_path, fmt)) == metadata
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_without_metadata_nothing_of_it_is_stored(tmp_path, frames, fmt):
+    write(frames, target(tmp_path, fmt), 16, fmt, {})
+    assert read_metadata(target(tmp_path, fmt)) == {}
+    if fmt == "mp4":
+        assert "title" not in probe(target(tmp_path, fmt)) and "comment" not in probe(target(tmp_path, fmt))
+
+
+def test_the_mp4_is_what_every_player_takes(tmp_path, frames):
+    path = tmp_path / "clip.mp4"
+    write(frames, path, 7.5, "mp4", {"prompt": "a cat", "seed": "3"})
+    text = probe(path)
+    assert re.search(r"h264 .*yuv420p\(tv, bt709, progressive\), 64x48.* 7\.50? fps", text)
+    assert re.search(r"title +: a cat\n", text)
+    assert re.search(r'comment +: \{"prompt": "a cat", "seed": "3"\}\n', text)
+    assert "Duration: 00:00:01.20" in text
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")  # the index first: it plays while it loads
+
+
+def test_a_still_video_keeps_all_its_frames(tmp_path):
+    still = np.full((17, 32, 32, 3), 77, np.uint8)
+    write(still, tmp_path / "a.mp4", 16, "mp4", {})
+    assert read_video(tmp_path / "a.mp4").shape == still.shape
+
+
+@pytest.mark.parametrize(("fmt", "fps", "tick"), [("gif", 16, 10), ("gif", 50, 10), ("webp", 24, 1)])
+def test_animations_keep_the_time(tmp_path, frames, fmt, fps, tick):
+    write(frames, target(tmp_path, fmt), fps, fmt, {})
+    with Image.open(target(tmp_path, fmt)) as animation:
+        durations = []
+        for index in range(animation.n_frames):
+            animation.seek(index)
+            animation.load()
+            durations.append(animation.info["duration"])
+        assert animation.info["loop"] == 0
+    assert abs(sum(durations) - 9000 / fps) <= tick / 2
+    assert max(durations) - min(durations) <= tick
+
+
+@pytest.mark.parametrize(
+    ("fmt", "shape", "fps", "words"),
+    [
+        ("mp4", (1, 33, 32, 3), 16, "32 wide x 33 high cannot be an mp4"),
+        ("gif", (1, 32, 32, 3), 60, "at most 50"),
+        ("webp", (1, 32, 32, 3), 1001, "at most 1000"),
+        ("avi", (1, 32, 32, 3), 16, "output_format=avi is not known; choose one of mp4, gif"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, fmt, shape, fps, words):
+    with pytest.raises(UserError, match=words):
+        write(np.zeros(shape, np.uint8), tmp_path / "a", fps, fmt, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("failure", [RuntimeError("decoder"), KeyboardInterrupt()])
+def test_a_failure_between_chunks_leaves_nothing(tmp_path, frames, fmt, failure):
+    def chunks():
+        yield frames[:4]
+        raise failure
+
+    with pytest.raises(type(failure)):
+        write(chunks(), target(tmp_path, fmt), 16, fmt, {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_existing_results_stay_unless_told(tmp_path, frames, fmt):
+    path = target(tmp_path, fmt)
+    write(frames[:5], path, 16, fmt, {})
+    with pytest.raises(UserError, match="exists already"):
+        write(frames, path, 16, fmt, {})
+    assert len(read_video(path)) == 5
+    write(frames[:2], path, 16, fmt, {}, overwrite=True)
+    assert len(read_video(path)) == 2
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path, frames):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "0000.jpg").write_bytes(b"dear")
+    with pytest.raises(UserError, match=r"holds other things than frames \(0000\.jpg\)"):
+        write(frames, tmp_path / "photos", 16, "png", {}, overwrite=True)
+    assert os.listdir(tmp_path / "photos") == ["0000.jpg"]
+
+
+@pytest.fixture
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (9, 256, 256, 3), np.uint8)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_limit_of_the_system_is_one_sentence(tmp_path, noise, fmt):
+    """The real system call fails: files of this process may have 20 kB (EFBIG; ffmpeg dies of SIGXFSZ)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*clip|ffmpeg could not encode"):
+            write(noise, target(tmp_path, fmt), 16, fmt, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 300 kB, where this machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "none", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_full_disk_is_one_sentence(small_disk, noise, fmt):
+    with pytest.raises(UserError, match="the disk is full"):
+        write(noise, target(small_disk, fmt), 16, fmt, {"prompt": "a cat"})
+    assert os.listdir(small_disk) == []
+
+
+def test_ffmpeg_s_own_complaint_is_passed_on(tmp_path, frames, monkeypatch):
+    monkeypatch.setattr(module, "_TO_BT709", "no_such_filter")
+    with pytest.raises(UserError, match=r"ffmpeg could not encode the mp4 \(.+\)"):
+        write(frames, tmp_path / "a.mp4", 16, "mp4", {})
+    assert os.listdir(tmp_path) == []
+
+
+LOOP = """
+import itertools, os, random, signal, sys, time
+from pathlib import Path
+import numpy as np
+from maxdiffusion.media.write import FORMATS, write
+
+folder, frames = Path(sys.argv[1]), np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+
+def one_round(n):
+    for fmt in ("mp4", "png", "npy", "webp"):
+        write(frames, folder / (str(n) + FORMATS[fmt].suffix), 16, fmt, {"seed": "7"}, overwrite=True)
+
+one_round(0)
+random.seed(1)
+cut = 0
+for _ in range(12):
+    child = os.fork()
+    if not child:
+        for n in itertools.count(0):
+            one_round(n)
+    time.sleep(random.uniform(0.02, 0.5))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    cut += any(folder.glob(".*"))
+print(cut)
+"""
+
+
+def test_killed_at_any_moment_every_named_file_is_whole(tmp_path):
+    """SIGKILL twelve times, at moments spread over several writings; each run meets what the last one left."""
+    done = subprocess.run([sys.executable, "-c", LOOP, tmp_path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) >= 3  # so many were cut in the middle of a file
+    named = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert {path.suffix for path in named} == {".mp4", "", ".npy", ".webp"}
+    for path in named:
+        assert read_video(path).shape == (9, 64, 64, 3)
+    assert all(path.name.endswith(".part") for path in tmp_path.glob(".*"))

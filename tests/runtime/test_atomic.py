@@ -1,0 +1,191 @@
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.atomic import atomic_path, claim
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_whole_and_alone(tmp_path):
+    final = tmp_path / "new" / "clip.mp4"
+    with atomic_path(final) as tmp:
+        assert tmp.suffix == ".mp4" and tmp.parent.name == ".clip.mp4.part"
+        tmp.write_bytes(b"x" * 1000)
+        (tmp.parent / "scratch").write_bytes(b"y")
+        assert names(final.parent) == [".clip.mp4.part"]
+    assert names(final.parent) == ["clip.mp4"]
+    assert final.read_bytes() == b"x" * 1000
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no"), KeyboardInterrupt(), OSError(errno.EIO, "i/o")])
+def test_a_failure_leaves_nothing_and_passes_through(tmp_path, failure):
+    with pytest.raises(type(failure)) as caught, atomic_path(tmp_path / "a.bin") as tmp:
+        tmp.write_bytes(b"half")
+        raise failure
+    assert caught.value is failure
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"a\.bin: the disk is full"), atomic_path(tmp_path / "a.bin") as tmp:
+        tmp.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_an_existing_file_stays_unless_told(tmp_path):
+    final = tmp_path / "a.bin"
+    final.write_bytes(b"old")
+    with pytest.raises(UserError, match="overwrite=true"), atomic_path(final):
+        pytest.fail("the block must not run")
+    with atomic_path(final, overwrite=True) as tmp:
+        tmp.write_bytes(b"new")
+        assert final.read_bytes() == b"old"
+    assert final.read_bytes() == b"new"
+    assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_target_that_appears_meanwhile_stays(tmp_path, kind):
+    final = tmp_path / "a"
+    with pytest.raises(UserError, match="exists already"), atomic_path(final) as tmp:
+        if kind == "file":
+            tmp.write_bytes(b"mine")
+            final.write_bytes(b"theirs")
+        else:
+            tmp.mkdir()
+            (tmp / "0").write_bytes(b"mine")
+            final.mkdir()
+            (final / "0").write_bytes(b"theirs")
+    assert names(tmp_path) == ["a"]
+    assert (final if kind == "file" else final / "0").read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("old", ["file", "folder", "link"])
+@pytest.mark.parametrize("new", ["file", "folder"])
+def test_overwriting_replaces_any_kind(tmp_path, old, new):
+    final, other = tmp_path / "a", tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_bytes(b"kept")
+    if old == "file":
+        final.write_bytes(b"old")
+    elif old == "folder":
+        final.mkdir()
+        (final / "stale").write_bytes(b"old")
+    else:
+        final.symlink_to(other)
+    with atomic_path(final, overwrite=True) as tmp:
+        if new == "folder":
+            tmp.mkdir()
+            tmp = tmp / "0"
+        tmp.write_bytes(b"new")
+    assert (final / "0" if new == "folder" else final).read_bytes() == b"new"
+    assert not final.is_symlink() and not (final / "stale").exists()
+    assert names(tmp_path) == ["a", "other"] and names(other) == ["kept"]
+
+
+def test_without_hard_links_it_is_renamed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with atomic_path(tmp_path / "a.bin") as tmp:
+        tmp.write_bytes(b"x")
+    assert names(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_second_writer_is_refused(tmp_path, monkeypatch, locks):
+    if not locks:
+
+        def refuse(*_):
+            raise OSError(errno.ENOLCK, "no locks here")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    with atomic_path(tmp_path / "a.bin", overwrite=True) as tmp:
+        tmp.write_bytes(b"first")
+        with pytest.raises(UserError, match="another run"), atomic_path(tmp_path / "a.bin", overwrite=True):
+            pytest.fail("the block must not run")
+    assert (tmp_path / "a.bin").read_bytes() == b"first"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
+    program = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from maxdiffusion.runtime.atomic import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as tmp:\n"
+        "    tmp.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    final = tmp_path / "a.bin"
+    assert subprocess.run([sys.executable, "-c", program, str(final)]).returncode == -9
+    assert names(tmp_path) == [".a.bin.part"] and len(names(tmp_path / ".a.bin.part")) == 1
+    with atomic_path(final) as tmp:
+        assert names(tmp.parent) == []
+        tmp.write_bytes(b"whole")
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_of_many_threads_one_holds_the_folder(tmp_path):
+    inside, most, held = 0, 0, 0
+    guard = threading.Lock()
+
+    def work():
+        nonlocal inside, most, held
+        for _ in range(200):
+            with claim(tmp_path / ".x.part") as folder:
+                if folder is None:
+                    continue
+                with guard:
+                    inside, held = inside + 1, held + 1
+                    most = max(most, inside)
+                assert folder.is_dir()
+                with guard:
+                    inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and held > 0
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("case", ["parent is a file", "name too long"])
+def test_what_cannot_be_written_is_one_sentence(tmp_path, case):
+    (tmp_path / "file").write_bytes(b"")
+    final = tmp_path / "file" / "a.bin" if case == "parent is a file" else tmp_path / ("n" * 255)
+    with (
+        pytest.raises(UserError, match="not a folder" if case == "parent is a file" else "too long"),
+        atomic_path(final),
+    ):
+        pytest.fail("the block must not run")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def unwritable(tmp_path):
+    """A folder that this user may not write to; root, who may write everywhere, becomes nobody for the test."""
+    tmp_path.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield tmp_path
+    if root:
+        os.seteuid(0)
+    tmp_path.chmod(0o755)
+
+
+def test_an_unwritable_folder_is_one_sentence(unwritable):
+    with pytest.raises(UserError, match="permission denied"), atomic_path(unwritable / "a.bin"):
+        pytest.fail("the block must not run")

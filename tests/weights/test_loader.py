@@ -1,0 +1,150 @@
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import Placement, axes
+from maxdiffusion.weights import loader, mapping
+from maxdiffusion.weights.checkpoint import read_tensors
+
+from . import synthetic
+
+
+def load(folder, net, placement=None, on_tensor=lambda nbytes: None):
+    pieces = mapping.match(read_tensors(folder), synthetic.RULES, net, what=str(folder))
+    return loader.materialize(net, pieces, placement, on_tensor)
+
+
+def values(net):
+    return {name: param.get_value() for name, param in mapping.parameters(net).items()}
+
+
+def mesh_placement(fsdp, tensor):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices")
+    shape = (8 // (fsdp * tensor), fsdp, 1, 1, tensor)
+    mesh = jax.make_mesh(shape, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
+    return Placement(mesh, {axes.EMBED: axes.FSDP, axes.MLP: axes.TENSOR, axes.VOCAB: axes.TENSOR})
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("stored_as", [np.float32, ml_dtypes.bfloat16, np.float16])
+@pytest.mark.parametrize("loaded_as", [jnp.float32, jnp.bfloat16])
+def test_values_dtypes_and_progress(tmp_path, shards, stored_as, loaded_as):
+    stored = synthetic.tensors(dtype=stored_as)
+    synthetic.write_net(tmp_path, stored, shards)
+    read = []
+    got = values(load(tmp_path, synthetic.abstract(dtype=loaded_as), on_tensor=read.append))
+    want = synthetic.expected(stored)
+    assert got.keys() == want.keys()
+    for name, array in got.items():
+        dtype = jnp.float32 if name == "blocks.norm.scale" else loaded_as
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(array), want[name].astype(dtype), err_msg=name)
+    assert sorted(read) == sorted(array.nbytes for array in stored.values())
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (4, 2), (2, 4), (8, 1)])
+@pytest.mark.parametrize("strip", [1, 200, 2**20])
+def test_every_shard_holds_its_part(tmp_path, monkeypatch, fsdp, tensor, strip):
+    monkeypatch.setattr(loader._strips, "__defaults__", (None, strip))
+    stored = synthetic.tensors()
+    synthetic.write_net(tmp_path, stored)
+    placement = mesh_placement(fsdp, tensor)
+    got = values(load(tmp_path, synthetic.abstract(), placement))
+    for name, want in synthetic.expected(stored).items():
+        for shard in got[name].addressable_shards:
+            np.testing.assert_array_equal(np.asarray(shard.data), want[shard.index], err_msg=name)
+    assert got["blocks.ffn.kernel"].sharding.is_equivalent_to(
+        placement.sharding(axes.LAYERS, axes.EMBED, axes.MLP), ndim=3
+    )
+    assert got["blocks.ffn.kernel"].addressable_shards[0].data.shape == (3, 16 // fsdp, 24 // tensor)
+
+
+def test_slot_by_slot_equals_the_whole_stack(tmp_path):
+    """The way of devices other than the CPU, here on CPU devices."""
+    stored = synthetic.tensors()
+    synthetic.write_net(tmp_path, stored)
+    net, placement = synthetic.abstract(), mesh_placement(4, 2)
+    pieces = mapping.match(read_tensors(tmp_path), synthetic.RULES, net, what="")
+    for name in ("blocks.ffn.kernel", "blocks.norm.scale"):
+        param = mapping.parameters(net)[name]
+        sharding = placement.sharding(*param.get_metadata()["out_sharding"])
+        got = loader._slot_by_slot(param.shape, np.dtype(np.float32), sharding, pieces[name], lambda nbytes: None)
+        assert got.sharding.is_equivalent_to(sharding, ndim=len(param.shape))
+        np.testing.assert_array_equal(np.asarray(got), synthetic.expected(stored)[name])
+
+
+def test_a_host_reads_only_the_rows_of_its_devices(tmp_path):
+    stored = {"w": np.arange(64, dtype=np.float32).reshape(16, 4)}
+    synthetic.write_net(tmp_path, stored)
+    tensor = read_tensors(tmp_path)["w"]
+    strips = [(first, strip.copy()) for first, strip in loader._strips(tensor, (4, 12), nbytes=48)]
+    assert [(first, len(strip)) for first, strip in strips] == [(4, 3), (7, 3), (10, 2)]
+    np.testing.assert_array_equal(np.concatenate([strip for _, strip in strips]), stored["w"][4:12])
+
+
+def test_the_abstract_net_can_be_loaded_twice(tmp_path):
+    synthetic.write_net(tmp_path, synthetic.tensors())
+    net = synthetic.abstract()
+    first, second = load(tmp_path, net), load(tmp_path, net)
+    assert isinstance(mapping.parameters(net)["patch.bias"].get_value(), jax.ShapeDtypeStruct)
+    first.patch.bias.set_value(first.patch.bias.get_value() + 1)
+    np.testing.assert_array_equal(np.asarray(second.patch.bias.get_value()), synthetic.tensors()["patch.bias"])
+
+
+def test_donating_one_copy_leaves_the_others_alone(tmp_path):
+    """On the CPU the replicas of one parameter alias one host buffer, which nobody may then write to."""
+    stored = synthetic.tensors()
+    synthetic.write_net(tmp_path, stored)
+    kernel = load(tmp_path, synthetic.abstract(), mesh_placement(1, 1)).blocks.ffn.kernel.get_value()
+    first, second = (shard.data for shard in kernel.addressable_shards[:2])
+    assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
+    jax.block_until_ready(jax.jit(lambda x: x * 0, donate_argnums=0)(first))
+    np.testing.assert_array_equal(np.asarray(second), synthetic.expected(stored)["blocks.ffn.kernel"])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_tensor_stored_under_both_names_must_agree(tmp_path, same):
+    stored = synthetic.tensors()
+    stored["encoder.embed_tokens.weight"] = stored["shared.weight"] + (0 if same else np.float32(1e-3))
+    synthetic.write_net(tmp_path, stored)
+    if same:
+        net = load(tmp_path, synthetic.abstract())
+        np.testing.assert_array_equal(np.asarray(net.embed.embedding.get_value()), stored["shared.weight"])
+    else:
+        with pytest.raises(UserError, match=r"shared\.weight.*encoder\.embed_tokens\.weight.*differ"):
+            load(tmp_path, synthetic.abstract())
+
+
+def test_either_name_will_do(tmp_path):
+    stored = synthetic.tensors()
+    stored["encoder.embed_tokens.weight"] = stored.pop("shared.weight")
+    synthetic.write_net(tmp_path, stored)
+    net = load(tmp_path, synthetic.abstract())
+    np.testing.assert_array_equal(np.asarray(net.embed.embedding.get_value()), stored["encoder.embed_tokens.weight"])
+
+
+def test_a_file_cut_after_the_check(tmp_path):
+    synthetic.write_net(tmp_path, synthetic.tensors())
+    net = synthetic.abstract()
+    headers = read_tensors(tmp_path)
+    pieces = mapping.match(headers, synthetic.RULES, net, what="")
+    file = next(iter(headers.values())).file
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(UserError, match="changed while loading"):
+        loader.materialize(net, pieces)
+    file.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        loader.materialize(net, pieces)
+
+
+def test_axes_and_shape_must_agree(tmp_path):
+    synthetic.write_net(tmp_path, synthetic.tensors())
+    net = synthetic.abstract()
+    net.patch.bias.set_metadata(out_sharding=("embed", "mlp"))
+    with pytest.raises(ValueError, match=r"patch\.bias"):
+        load(tmp_path, net, mesh_placement(1, 1))
