@@ -51,6 +51,12 @@ def builders(
     }
 
 
+def build_abstractly(build: Build, config: Any) -> nnx.Module:
+    """The net with shapes in place of arrays: nothing is allocated or placed."""
+    with nnx.use_eager_sharding(False):
+        return nnx.eval_shape(lambda: build(config))
+
+
 class Nets:
     """Nothing loaded is kept here: dropping the module that `load` returned frees its memory."""
 
@@ -70,8 +76,7 @@ class Nets:
         self._placement = placement
         self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
         for name, spec in pipeline.specs.items():
-            with nnx.use_eager_sharding(False):
-                abstract = nnx.eval_shape(build[name], pipeline.configs[name])
+            abstract = build_abstractly(build[name], pipeline.configs[name])
             pieces = mapping.match(
                 pipeline.files.tensors[name],
                 spec.rules,
