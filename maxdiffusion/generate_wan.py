@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
-
-from maxdiffusion import conditioning, denoise, parallel, variants
+from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Batch, batches, saved
+from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
+from maxdiffusion.parallel import startup
 from maxdiffusion.runtime import compile_cache, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import hub, specs
-from maxdiffusion.weights.latents_io import load_latents
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -32,27 +28,29 @@ def run(cfg: Config) -> list[Path]:
     log.setup(cfg.log_level)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
-    stages = Stages(cfg.progress)
-    paths: list[Path] = []
+    stages, paths = Stages(cfg.progress), []
 
     with stages("load"):
         pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
-        variants.check(variants.get(cfg.model_name), pipeline.files.configs["transformer"])
-        plan, placement = parallel.setup(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
+        spec = variants.get(cfg.model_name)
+        variants.check(spec, pipeline.files.configs["transformer"])
+        plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
+        dtypes = {key: getattr(cfg, key) for key in ("weights_dtype", "text_encoder_dtype", "vae_dtype")}
+        build = builders(plan, dtype=cfg.activations_dtype, scan_layers=cfg.scan_layers, **dtypes)
+        nets = Nets(pipeline, build, placement)
+        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
+        start = given.read(cfg, shape)
+
     with parallel.use(placement), stages.clock.compilation():
-        nets = Nets(pipeline, builders(plan, cfg), placement)
-        made = decoded_only(cfg, nets) if cfg.decode_latents else sample(cfg, nets, stages)
-        vae = load(nets, "vae", stages)
-        for batch, latents in made:
-            with output.reserved(cfg, batch.examples) as files:
+        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
+        vae = stages.load(nets, "vae")
+        for videos, latents in batches:
+            with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
                     clips = frames.collect(vae.decode_chunks(latents), advance)
-                with stages("encode", len(batch.examples), "videos") as advance:
-                    for path in files.write(clips):
-                        advance(1)
-                        logger.info("wrote %s", path)
-                        paths.append(path)
+                with stages("encode", len(videos), "videos") as advance:
+                    paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
     logger.info("%s", stages.clock.table())
     return paths

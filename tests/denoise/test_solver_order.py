@@ -4,11 +4,11 @@ Data N(m, s^2): x_sigma has mean a m and variance v = a^2 s^2 + sigma^2 with a =
 is affine in x, and (x - a m) / sqrt(v) is constant along a trajectory.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jax
-import jax.numpy as jnp
 from maxdiffusion.denoise import DPMpp2M, Euler, Schedule, UniPC
 
 MEAN, STD = 0.7, 0.4
@@ -48,9 +48,11 @@ def slope(solver, grid):
 
 
 def smooth(n):
-    """n steps from 0.95 to 0.15, and four more beyond."""
+    """N steps from 0.95 to 0.15, and four more beyond."""
     h = 0.8 / n
-    return 0.95 - h * np.arange(n + 5) if h * 4 < 0.15 else np.append(0.95 - h * np.arange(n + 1), [0.1, 0.06, 0.04, 0.03])
+    return (
+        0.95 - h * np.arange(n + 5) if h * 4 < 0.15 else np.append(0.95 - h * np.arange(n + 1), [0.1, 0.06, 0.04, 0.03])
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,9 @@ def test_order(solver, order):
     assert slope(solver, smooth) == pytest.approx(order, abs=0.3)
 
 
-@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (DPMpp2M(), 1), (UniPC(2), 1)], ids=["euler", "dpmpp_2m", "unipc2"])
+@pytest.mark.parametrize(
+    ("solver", "order"), [(Euler(), 1), (DPMpp2M(), 1), (UniPC(2), 1)], ids=["euler", "dpmpp_2m", "unipc2"]
+)
 def test_whole_run(solver, order):
     with jax.enable_x64(True):
         errors = [walk(solver, solver.schedule(n, 5.0).sigmas, n) for n in (8, 16, 32, 64)]

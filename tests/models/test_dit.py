@@ -29,11 +29,11 @@ SIZE = (3, 6, 4)  # latent f h w: 3 x 3 x 2 tokens
 BATCH, TEXT = 2, 7
 
 
-def ours_of(reference, *, plan=AttentionPlan(), dtype=jnp.float32, scan_layers=True):
+def ours_of(reference, *, dtype=jnp.float32, scan_layers=True):
     config = DiTConfig.from_json(dict(reference.config))
     model = nnx.eval_shape(
         lambda: WanTransformer(
-            config, plan, rngs=nnx.Rngs(0), weights_dtype=dtype, dtype=dtype, scan_layers=scan_layers
+            config, AttentionPlan(), rngs=nnx.Rngs(0), weights_dtype=dtype, dtype=dtype, scan_layers=scan_layers
         )
     )
     return load_state_dict(model, table.RULES, reference.state_dict())

@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -61,7 +62,7 @@ def test_a_terminal_sees_a_bar_for_each_phase(columns):
     assert between.endswith("a line in between")
     assert denoise.startswith("denoise") and "4/4 steps" in denoise and "s/it" in denoise
     assert decode.startswith("decode") and "9/9 frames" in decode
-    assert "2/4 steps [00:00<00:00" in text  # time taken and time left, while it runs
+    assert re.search(r"2/4 steps \[\d\d:\d\d<\d\d:\d\d", text)  # time taken and time left, while it runs
 
 
 def test_a_pipe_sees_plain_lines():
@@ -71,9 +72,7 @@ def test_a_pipe_sees_plain_lines():
     assert lines[0] == "load (3.0 MiB)" and lines[1].startswith("load done in ")
     assert lines[2] == "compile" and lines[3].startswith("compile done in ")
     assert (
-        lines[4] == "denoise (4 steps)"
-        and lines[5] == "a line in between"
-        and lines[6].startswith("denoise done in 0.")
+        lines[4] == "denoise (4 steps)" and lines[5] == "a line in between" and lines[6].startswith("denoise done in ")
     )
     assert lines[7] == "decode (9 frames)" and len(lines) == 9
 
