@@ -124,7 +124,9 @@ class WanVAE(nnx.Module):
         t, s = self.config.temporal_factor, self.config.spatial_factor
         if (frames - 1) % t or frames < 1:
             near = 1 + t * max(0, round((frames - 1) / t))
-            raise UserError(f"A video of {frames} frames cannot be encoded: it must have {t}n+1 frames, such as {near}.")
+            raise UserError(
+                f"A video of {frames} frames cannot be encoded: it must have {t}n+1 frames, such as {near}."
+            )
         if height % s or width % s:
             near_h, near_w = (s * max(1, round(side / s)) for side in (height, width))
             raise UserError(
