@@ -57,7 +57,7 @@ def from_diffusers(args, chosen):
             width=data.WIDTH, num_frames=data.FRAMES, num_inference_steps=args.steps, guidance_scale=args.guidance,
             generator=generators, output_type="np",
         ).frames  # fmt: skip
-        yield from zip(part, np.round(np.asarray(videos) * 255).astype(np.uint8))
+        yield from zip(part, np.round(np.asarray(videos) * 255).astype(np.uint8), strict=True)
 
 
 BACKENDS = dict(diffusers=from_diffusers, truth=from_truth)

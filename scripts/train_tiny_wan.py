@@ -58,7 +58,7 @@ class Average:
 
     @torch.no_grad()
     def swap(self):
-        for parameter, value in zip(self.parameters, self.values):
+        for parameter, value in zip(self.parameters, self.values, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(value)
             value.copy_(kept)
@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault(update.shape, []).append((p, update))
             for (rows, columns), members in by_shape.items():
                 updates = self.orthogonal(torch.stack([update for _, update in members]))
-                for (p, _), update in zip(members, updates):
+                for (p, _), update in zip(members, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-group["lr"] * 0.2 * max(rows, columns) ** 0.5)
         for group in self.adam.param_groups:
@@ -164,7 +164,7 @@ def res_block(module, x, batch):
 
 def mid_block(module, x, batch):
     x = res_block(module.resnets[0], x, batch)
-    for attention, resnet in zip(module.attentions, module.resnets[1:]):
+    for attention, resnet in zip(module.attentions, module.resnets[1:], strict=True):
         qkv = attention.to_qkv(norm(attention.norm, x)).flatten(2).transpose(1, 2).unsqueeze(1)
         y = F.scaled_dot_product_attention(*qkv.chunk(3, -1)).squeeze(1).transpose(1, 2).reshape(x.shape)
         x = res_block(resnet, x + attention.proj(y), batch)
@@ -344,7 +344,7 @@ def load_vae(args):
     state = torch.load(args.work / "vae.pt", map_location=DEVICE)
     vae.load_state_dict(state["vae"])
     with torch.no_grad():
-        for parameter, value in zip(vae.parameters(), state["average"]):
+        for parameter, value in zip(vae.parameters(), state["average"], strict=True):
             parameter.copy_(value)
     return vae.eval()
 
@@ -394,7 +394,7 @@ rolls falling rising drifts still static video clip scene camera frame view shot
 colour colored coloured bright dark light black white gray grey navy brown red green blue yellow orange purple pink cyan
 circle square triangle disc disk ball box block shape object rectangle star person man woman cat dog car tree water sky
 sun city street house mountain sea high quality realistic animation blurry low bad worst best detailed smooth simple
-plain solid""".split()
+plain solid""".split()  # noqa: SIM905
 
 
 def build_tokenizer():
@@ -405,7 +405,9 @@ def build_tokenizer():
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0)] + [(f"<0x{i:02X}>", -18.0) for i in range(256)]
     pieces += [("\u2581" + word, -5.0) for word in dict.fromkeys(["a", "on", *WORDS])]
-    pieces += [(piece, -7.0) for piece in "ing ed er es ly tion al en th he an re on st ar or".split()]
+    pieces += [
+        (piece, -7.0) for piece in ("ing", "ed", "er", "es", "ly", "tion", "al", "en", "th", "an", "re", "st", "or")
+    ]
     pieces += [("\u2581", -6.0)] + [(chr(code), -9.0) for code in range(33, 127)]
     tokenizer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -551,7 +553,7 @@ def scheduler_config(shift):
 @torch.no_grad()
 def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, seed):
     """Normalised latents for the prompts."""
-    text, bias = embed_prompts(tokenizer, text_encoder, list(prompts) + [""])
+    text, bias = embed_prompts(tokenizer, text_encoder, [*prompts, ""])
     count = len(prompts)
     index = torch.tensor([count] * count + list(range(count)), device=DEVICE)
     scheduler = scheduler_config(shift)
@@ -581,7 +583,7 @@ def preview(args, vae, model, tokenizer, text_encoder, chosen, steps=16, guidanc
     measured = [data.measure(f) for f in frames]
     result = {}
     for name in ("colour", "direction", "background", "shape"):
-        result[name] = float(np.mean([m.correct(c)[name] for m, c in zip(measured, chosen)]))
+        result[name] = float(np.mean([m.correct(c)[name] for m, c in zip(measured, chosen, strict=True)]))
     for name in ("displacement", "track_residual", "area_jitter", "colour_jitter", "background_jitter"):
         result[name] = float(np.nanmean([getattr(m, name) for m in measured]))
     return result, frames
@@ -711,7 +713,8 @@ def stage_export(args):
     text_encoder = build_text_encoder(len(tokenizer), args.seed)
     model = build_transformer(args.seed, state.get("layers", args.layers))
     with torch.no_grad():
-        for parameter, value in zip([*model.parameters(), *text_encoder.parameters()], state.get("average", [])):
+        parameters = [*model.parameters(), *text_encoder.parameters()]
+        for parameter, value in zip(parameters, state.get("average", parameters), strict=True):
             parameter.copy_(value)
     folder = args.output
     WanPipeline(
