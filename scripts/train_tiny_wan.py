@@ -788,7 +788,7 @@ def main():
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--shift", type=float, default=3.0, help="flow shift of training and inference")
     parser.add_argument("--text-tokens", type=int, default=16)
-    parser.add_argument("--preview-minutes", type=float, default=8)
+    parser.add_argument("--preview-minutes", type=float, default=12)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--output", type=pathlib.Path, help="folder to export to")
     parser.add_argument("--fp32", action="store_true", help="export in fp32 throughout")
