@@ -14,7 +14,15 @@ import numpy as np
 import tiny_wan_data as data
 
 ATTRIBUTES = ("colour", "direction", "background", "shape")
-SMOOTHNESS = ("displacement", "track_residual", "area_jitter", "colour_jitter", "background_jitter", "visible")
+SMOOTHNESS = (
+    "displacement",
+    "shape_overlap",
+    "track_residual",
+    "area_jitter",
+    "colour_jitter",
+    "background_jitter",
+    "visible",
+)
 
 
 def file_name(combination):
@@ -44,8 +52,9 @@ def from_diffusers(args, chosen):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    pipeline = WanPipeline.from_pretrained(args.model)
-    pipeline.to(torch.float32 if not torch.cuda.is_available() else "cuda")
+    pipeline = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
+    if torch.cuda.is_available():
+        pipeline.to("cuda")
     pipeline.set_progress_bar_config(disable=True)
     if args.flow_shift:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, flow_shift=args.flow_shift)
@@ -82,7 +91,7 @@ def main():
     parser.add_argument("--trained", type=int, default=0, help="also measure so many combinations seen in training")
     parser.add_argument("--repeats", type=int, default=1, help="clips per combination, each from its own seed")
     parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--flow-shift", type=float, default=0.0, help="0: the checkpoint's own")
     parser.add_argument("--negative-prompt", default="")
     parser.add_argument("--seed", type=int, default=0)

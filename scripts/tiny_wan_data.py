@@ -217,13 +217,21 @@ def segment(frame):
 
 
 def classify_shape(mask):
-    """Shape by how much of its bounding box the mask fills: square 1, circle 0.785, triangle 0.5."""
-    rows, columns = np.where(mask.any(1))[0], np.where(mask.any(0))[0]
-    height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-    fill = mask.sum() / (height * width)
-    if fill > 0.89:
-        return "square", float(fill)
-    return ("circle" if fill > 0.655 else "triangle"), float(fill)
+    """The shape whose ideal outline of the same area and centre overlaps the mask best, and that overlap (IoU)."""
+    rows, columns = np.nonzero(mask)
+    area, centre_x, centre_y = len(rows), columns.mean(), rows.mean()
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
+    unit_areas = {
+        "circle": np.pi,
+        "square": 4 * SQUARE_SCALE**2,
+        "triangle": 0.75 * np.sqrt(3) * TRIANGLE_SCALE**2,
+    }
+    overlaps = {}
+    for shape in SHAPES:
+        ideal = signed_distance(shape, np.sqrt(area / unit_areas[shape]), x - centre_x, y - centre_y) < 0
+        overlaps[shape] = (ideal & mask).sum() / (ideal | mask).sum()
+    best = max(overlaps, key=overlaps.get)
+    return best, float(overlaps[best])
 
 
 @dataclasses.dataclass
@@ -235,6 +243,7 @@ class Measurement:
     direction: str
     background: str
     displacement: float  # from the first to the last frame, along the main direction
+    shape_overlap: float  # mean overlap (IoU) of the shape with the ideal outline
     track_residual: float  # root mean square distance of the centres from steady straight motion
     area_jitter: float  # mean absolute change of area from frame to frame, relative to the mean area
     colour_jitter: float  # mean absolute change of the shape's median colour from frame to frame (0..255)
@@ -251,7 +260,7 @@ class Measurement:
 def measure(frames):
     """Measures colour, shape, direction and background of a clip, and its smoothness."""
     frames = np.asarray(frames)
-    found, centres, areas, colours, backgrounds, shapes = [], [], [], [], [], []
+    found, centres, areas, colours, backgrounds, shapes, overlaps = [], [], [], [], [], [], []
     for number, frame in enumerate(frames):
         background, mask = segment(frame)
         backgrounds.append(background)
@@ -262,12 +271,14 @@ def measure(frames):
         centres.append((columns.mean() + 0.5, rows.mean() + 0.5))
         areas.append(mask.sum())
         colours.append(np.median(frame[mask].astype(np.float32), axis=0))
-        shapes.append(classify_shape(mask)[0])
+        shape, overlap = classify_shape(mask)
+        shapes.append(shape)
+        overlaps.append(overlap)
     background = nearest(np.median(backgrounds, axis=0), BACKGROUNDS)
     background_jitter = float(np.abs(np.diff(backgrounds, axis=0)).mean())
     if len(found) < 3:
         nan = float("nan")
-        return Measurement("none", "none", "none", background, 0.0, nan, nan, nan, background_jitter,
+        return Measurement("none", "none", "none", background, 0.0, nan, nan, nan, nan, background_jitter,
                            len(found) / len(frames))  # fmt: skip
     times = np.asarray(found, np.float64)
     centres = np.asarray(centres)
@@ -287,6 +298,7 @@ def measure(frames):
         direction,
         background,
         float(np.abs(travel).max()),
+        float(np.mean(overlaps)),
         float(np.sqrt((residual**2).sum(-1).mean())),
         float(np.abs(np.diff(areas)).mean() / np.mean(areas)),
         float(np.abs(np.diff(colours, axis=0)).mean()),

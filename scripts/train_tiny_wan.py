@@ -339,6 +339,42 @@ def save_vae(path, vae, optimizer, average, step, spent):
     save(path, state)
 
 
+def stage_decoder(args):
+    """Sharpens the decoder alone on whole clips: the latents, and so the transformer, stay as they are."""
+    path = args.work / "decoder.pt"
+    vae = load_vae(args)
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = Muon(
+        [p for p in parameters if is_matrix(p)], [p for p in parameters if not is_matrix(p)], args.decoder_lr
+    )
+    average = Average(parameters, 0.99)
+    start, last_saved, step = time.time(), time.time(), 0
+    while (progress := (time.time() - start) / (args.decoder_minutes * 60)) < 1:
+        rate = args.decoder_lr * min(1, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        optimizer.param_groups[0]["lr"] = rate
+        rng = np.random.default_rng((args.seed, 3, step, int(start)))
+        clips = vae_batch(rng, 1, data.HEIGHT, data.FRAMES, 0.05)
+        torch.manual_seed(args.seed * 1_000_003 + step)
+        with torch.no_grad():
+            mean, log_variance = encode(vae, clips)
+            latents = mean + 0.5 * torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+        difference = decode(vae, latents) - clips
+        rec, mse = difference.abs().mean(), difference.square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        (rec + 4 * mse).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.update()
+        step += 1
+        if step % 25 == 0:
+            log(args.work, "decoder", step=step, seconds=time.time() - start, lr=rate, l1=rec.item(),
+                psnr=10 * math.log10(4 / mse.item()))  # fmt: skip
+        if time.time() - last_saved > 60:
+            save(path, dict(average=average.values, step=step))
+            last_saved = time.time()
+    save(path, dict(average=average.values, step=step))
+
+
 def load_vae(args):
     vae = build_vae(args.seed)
     state = torch.load(args.work / "vae.pt", map_location=DEVICE)
@@ -346,6 +382,11 @@ def load_vae(args):
     with torch.no_grad():
         for parameter, value in zip(vae.parameters(), state["average"], strict=True):
             parameter.copy_(value)
+        if (args.work / "decoder.pt").exists():
+            values = torch.load(args.work / "decoder.pt", map_location=DEVICE)["average"]
+            parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+            for parameter, value in zip(parameters, values, strict=True):
+                parameter.copy_(value)
     return vae.eval()
 
 
@@ -572,7 +613,7 @@ def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, se
 
 
 @torch.no_grad()
-def preview(args, vae, model, tokenizer, text_encoder, chosen, steps=16, guidance=4.0, seed=0):
+def preview(args, vae, model, tokenizer, text_encoder, chosen, steps=16, guidance=2.0, seed=0):
     """Shares of right attributes over the chosen combinations, and mean smoothness figures; also the frames."""
     latents = generate(model, tokenizer, text_encoder, [c.prompt for c in chosen], args.shift, steps, guidance, seed)
     mean, std = load_statistics(args)
@@ -770,7 +811,7 @@ def stage_check(args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=["check", "vae", "latents", "transformer", "export"])
+    parser.add_argument("stage", choices=["check", "vae", "latents", "transformer", "decoder", "export"])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for states and logs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
@@ -779,6 +820,8 @@ def main():
     parser.add_argument("--muon", action="store_true")
     parser.add_argument("--vae-lr", type=float, default=2e-3)
     parser.add_argument("--vae-kl", type=float, default=5e-4)
+    parser.add_argument("--decoder-minutes", type=float, default=10)
+    parser.add_argument("--decoder-lr", type=float, default=2e-3)
     parser.add_argument("--clips-per-combination", type=int, default=20)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--minutes", type=float, default=85, help="length of the transformer's schedule")
@@ -797,7 +840,12 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     stages = dict(
-        check=stage_check, vae=stage_vae, latents=stage_latents, transformer=stage_transformer, export=stage_export
+        check=stage_check,
+        vae=stage_vae,
+        latents=stage_latents,
+        transformer=stage_transformer,
+        decoder=stage_decoder,
+        export=stage_export,
     )
     stages[args.stage](args)
 
