@@ -35,8 +35,14 @@ def run(cfg: Config) -> list[Path]:
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
-        dtypes = {key: getattr(cfg, key) for key in ("weights_dtype", "text_encoder_dtype", "vae_dtype")}
-        build = builders(plan, dtype=cfg.activations_dtype, scan_layers=cfg.scan_layers, **dtypes)
+        build = builders(
+            plan,
+            weights_dtype=cfg.weights_dtype,
+            dtype=cfg.activations_dtype,
+            text_encoder_dtype=cfg.text_encoder_dtype,
+            vae_dtype=cfg.vae_dtype,
+            scan_layers=cfg.scan_layers,
+        )
         nets = Nets(pipeline, build, placement)
         shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
         start = given.read(cfg, shape)

@@ -1,13 +1,15 @@
 """Generates the held-out combinations with the miniature WAN checkpoint and measures what the clips show.
 
 Colour, shape, direction and background are read from the frames by simple image measurements (tiny_wan_data.measure),
-with smoothness figures. The frames come from the reference pipeline (`--backend diffusers`), from a folder of .npy or
+with smoothness figures. The frames come from this project's pipeline (`--backend ours`) or the reference's (`--backend diffusers`), from a folder of .npy or
 .mp4 files named after the combination (`--frames`), or from ground-truth renders (`--backend truth`).
 """
 
 import argparse
 import json
 import pathlib
+import sys
+import tempfile
 import time
 
 import numpy as np
@@ -69,7 +71,32 @@ def from_diffusers(args, chosen):
         yield from zip(part, np.round(np.asarray(videos) * 255).astype(np.uint8), strict=True)
 
 
-BACKENDS = dict(diffusers=from_diffusers, truth=from_truth)
+def from_ours(args, chosen):
+    """This project's own pipeline, all clips in one run."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root))
+    from maxdiffusion import config, generate_wan
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = [
+            f"pretrained_model_name_or_path={args.model}",
+            f"prompt=[{', '.join(c.prompt for c in chosen)}]",
+            f"seed=[{', '.join(str(args.seed + i) for i in range(len(chosen)))}]",
+            f"negative_prompt={args.negative_prompt}",
+            f"num_inference_steps={args.steps}",
+            f"guidance_scale={args.guidance}",
+            *([f"flow_shift={args.flow_shift}"] if args.flow_shift else []),
+            f"per_device_batch_size={args.batch}",
+            "output_format=npy",
+            f"output_dir={folder}",
+            "log_level=warning",
+        ]
+        paths = generate_wan.run(config.load([str(root / "configs" / "wan_tiny.yml"), *words]))
+        for combination, path in zip(chosen, paths, strict=True):
+            yield combination, np.load(path)
+
+
+BACKENDS = dict(ours=from_ours, diffusers=from_diffusers, truth=from_truth)
 
 
 def contact_sheet(clips, path, columns=5):
@@ -86,7 +113,7 @@ def contact_sheet(clips, path, columns=5):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="models/wan_tiny", help="folder of the checkpoint")
-    parser.add_argument("--backend", choices=list(BACKENDS), default="diffusers")
+    parser.add_argument("--backend", choices=list(BACKENDS), default="ours")
     parser.add_argument("--frames", type=pathlib.Path, help="measure .npy or .mp4 files in this folder instead")
     parser.add_argument("--trained", type=int, default=0, help="also measure so many combinations seen in training")
     parser.add_argument("--repeats", type=int, default=1, help="clips per combination, each from its own seed")
