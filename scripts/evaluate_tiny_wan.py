@@ -1,8 +1,9 @@
 """Generates the held-out combinations with the miniature WAN checkpoint and measures what the clips show.
 
 Colour, shape, direction and background are read from the frames by simple image measurements (tiny_wan_data.measure),
-with smoothness figures. The frames come from this project's pipeline (`--backend ours`) or the reference's (`--backend diffusers`), from a folder of .npy or
-.mp4 files named after the combination (`--frames`), or from ground-truth renders (`--backend truth`).
+with smoothness figures. The frames come from this project's pipeline (`--backend ours`), from the reference's
+(`--backend diffusers`), from a folder of .npy or .mp4 files named after the combination (`--frames`), or from
+ground-truth renders (`--backend truth`).
 """
 
 import argparse
@@ -72,7 +73,7 @@ def from_diffusers(args, chosen):
 
 
 def from_ours(args, chosen):
-    """This project's own pipeline, all clips in one run."""
+    """All clips in one run of our own pipeline."""
     root = pathlib.Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(root))
     from maxdiffusion import config, generate_wan
