@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
@@ -54,7 +56,7 @@ def run(cfg: Config) -> list[Path]:
             with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(latents), advance)
+                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
                 with stages("encode", len(videos), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
