@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,7 @@ from maxdiffusion.models.layers import MLP, Linear, gelu_tanh, layer_norm, param
 from maxdiffusion.parallel import axes, current, shard
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PreparedContext:
+class PreparedContext(NamedTuple):
     """What the text contributes to every step: keys and values of each layer's cross-attention.
 
     The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype.

@@ -58,7 +58,7 @@ def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
 def causal_conv3d(
     x: Float[Array, "b f h w c"],
     kernel: Float[Array, "kt kh kw c o"],
-    bias: Float[Array, "o"],
+    bias: Float[Array, o],
     cache: Float[Array, "b past h w c"] | None,
 ) -> tuple[Float[Array, "b f h w o"], Float[Array, "b past h w c"]]:
     """A convolution that sees the present and `past = kt - 1` earlier frames; "same" zero padding in height and width.
@@ -79,7 +79,7 @@ def causal_conv3d(
 def conv2d(
     x: Float[Array, "b f h w c"],
     kernel: Float[Array, "kh kw c o"],
-    bias: Float[Array, "o"],
+    bias: Float[Array, o],
     stride: int,
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "b f hout wout o"]:

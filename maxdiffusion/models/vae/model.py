@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from jaxtyping import Array, Float
 from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.vae.blocks import (
-    AttentionBlock,
     Cache,
     CausalConv3d,
     Downsample,
