@@ -55,7 +55,7 @@ def from_diffusers(args, chosen):
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    pipeline = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
+    pipeline = WanPipeline.from_pretrained(args.model, dtype=torch.float32)
     if torch.cuda.is_available():
         pipeline.to("cuda")
     pipeline.set_progress_bar_config(disable=True)
