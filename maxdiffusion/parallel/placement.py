@@ -61,8 +61,9 @@ def use(placement: Placement | None) -> Iterator[None]:
     Its mesh becomes jax's context mesh as well, which is part of the key of `jax.jit`: a function that was traced under
     another mesh is traced again. (Two placements on one mesh with different rules still need two jitted functions.)
     """
-    several = placement is not None and placement.mesh.size > 1
-    mesh = jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh) if several else contextlib.nullcontext()
+    mesh: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if placement is not None and placement.mesh.size > 1:
+        mesh = jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh)
     token = _current.set(placement)
     try:
         with mesh:
