@@ -240,6 +240,6 @@ def test_variant_rows_are_consistent() -> None:
 def test_a_word_that_begins_like_null_stays_a_word(tmp_path) -> None:
     path = tmp_path / "c.yml"
     path.write_text("model_name: wan2.1-t2v-14b\nprompt: night in the city\nnegative_prompt: null\n")
-    assert load([str(path)]).prompt == ("night in the city",)
+    assert config.load([str(path)]).prompt == ("night in the city",)
     words = [str(path), "prompt=[nice day, Night]"]
-    assert load(words).prompt == ("nice day", "Night")
+    assert config.load(words).prompt == ("nice day", "Night")
