@@ -61,15 +61,11 @@ def use(placement: Placement | None) -> Iterator[None]:
     Its mesh becomes jax's context mesh as well, which is part of the key of `jax.jit`: a function that was traced under
     another mesh is traced again. (Two placements on one mesh with different rules still need two jitted functions.)
     """
-    mesh: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if placement is not None and placement.mesh.size > 1:
-        mesh = jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh)
-    token = _current.set(placement)
-    try:
-        with mesh:
-            yield
-    finally:
-        _current.reset(token)
+    with contextlib.ExitStack() as stack:
+        if placement is not None and placement.mesh.size > 1:
+            stack.enter_context(jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh))
+        stack.callback(_current.reset, _current.set(placement))
+        yield
 
 
 def current() -> Placement | None:

@@ -41,8 +41,13 @@ def psnr(a, b):
     ("name", "model", "size", "frames", "channels"),
     [("random_checkpoint", "wan2.1-t2v", 64, 9, 16), ("bundled", "wan-tiny-t2v", 96, 17, 8)],
 )
-@pytest.mark.parametrize(("loop", "guidance"), [("steps", "batched"), ("scan", "two_pass")])
-def test_video_equals_the_reference(request, tmp_path, name, model, size, frames, channels, loop, guidance):
+@pytest.mark.parametrize(
+    ("loop", "guidance", "data", "context"), [("steps", "batched", -1, 1), ("scan", "two_pass", 1, -1)]
+)
+def test_video_equals_the_reference(
+    request, tmp_path, name, model, size, frames, channels, loop, guidance, data, context
+):
+    """Over all devices there are: the guidance pair split over the data axis, or the tokens over the context axis."""
     checkpoint = request.getfixturevalue(name)
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1, (frames - 1) // 4 + 1, size // 8, size // 8, channels), np.float32)
@@ -69,8 +74,8 @@ def test_video_equals_the_reference(request, tmp_path, name, model, size, frames
             "text_encoder_dtype=float32",
             f"loop={loop}",
             f"guidance_mode={guidance}",
-            "ici_data_parallelism=-1",
-            "ici_context_parallelism=1",
+            f"ici_data_parallelism={data}",
+            f"ici_context_parallelism={context}",
         ]
     )
     (path,) = generate_wan.run(cfg)
