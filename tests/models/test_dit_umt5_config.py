@@ -97,9 +97,9 @@ def test_what_the_text_encoder_refuses(change, message):
 def test_grid():
     config = DiTConfig.from_json(TRANSFORMER)
     assert config.grid(21, 60, 104) == (21, 30, 52)
-    with pytest.raises(UserError, match="width 105 does not divide.*104 and 106"):
+    with pytest.raises(UserError, match=r"width 105 does not divide.*104 and 106"):
         config.grid(21, 60, 105)
-    with pytest.raises(UserError, match="1025 positions.*at most 1024"):
+    with pytest.raises(UserError, match=r"1025 positions.*at most 1024"):
         config.grid(1025, 2, 2)
 
 
