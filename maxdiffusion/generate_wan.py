@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
@@ -35,8 +37,14 @@ def run(cfg: Config) -> list[Path]:
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
-        dtypes = {key: getattr(cfg, key) for key in ("weights_dtype", "text_encoder_dtype", "vae_dtype")}
-        build = builders(plan, dtype=cfg.activations_dtype, scan_layers=cfg.scan_layers, **dtypes)
+        build = builders(
+            plan,
+            weights_dtype=cfg.weights_dtype,
+            dtype=cfg.activations_dtype,
+            text_encoder_dtype=cfg.text_encoder_dtype,
+            vae_dtype=cfg.vae_dtype,
+            scan_layers=cfg.scan_layers,
+        )
         nets = Nets(pipeline, build, placement)
         shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
         start = given.read(cfg, shape)
@@ -48,7 +56,7 @@ def run(cfg: Config) -> list[Path]:
             with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(latents), advance)
+                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
                 with stages("encode", len(videos), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
