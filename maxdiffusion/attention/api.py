@@ -115,5 +115,7 @@ def _on_mesh(
         return local(q, k, v, valid)[0].astype(q.dtype)
 
     specs = (query_spec, key_spec, key_spec, None if valid is None else placement.spec(batch, None))
-    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=query_spec)(q, k, v, valid)
+    # check_vma: Pallas kernels do not say over which mesh axes their results vary.
+    run = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=query_spec, check_vma=False)
+    out = run(q, k, v, valid)
     return out[:, :length]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import math
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "dot_product": frozenset({"cpu", "gpu", "tpu"}),
         "chunked": frozenset({"cpu", "gpu", "tpu"}),
-        "splash": frozenset(),
-        "tokamax_splash": frozenset(),
+        "splash": frozenset({"tpu"}),
+        "tokamax_splash": frozenset({"tpu"}),
     }
 )
 
@@ -127,8 +128,8 @@ class AttentionPlan:
             raise UserError(f"attention={name} is unknown; choose one of auto, {', '.join(NAMES)}.")
         scheme, kernel = NAMES.get(name, ("auto", None))
         kernel = kernel or best_kernel(platform)
-        if platform not in PLATFORMS[kernel]:
-            runs = [n for n, (_, k) in NAMES.items() if k is None or platform in PLATFORMS[k]]
+        if not _available(kernel, platform):
+            runs = [n for n, (_, k) in NAMES.items() if k is None or _available(k, platform)]
             raise UserError(
                 f"attention={name} needs a kernel that this installation lacks on {platform}; choose auto or one of "
                 f"{', '.join(runs)}."
@@ -171,7 +172,7 @@ class AttentionPlan:
 def best_kernel(platform: str) -> str:
     """The fastest exact local kernel of a platform."""
     for kernel in ("tokamax_splash", "splash", "chunked"):
-        if platform in PLATFORMS[kernel]:
+        if _available(kernel, platform):
             return kernel
     raise UserError(f"No attention kernel runs on the platform {platform!r}; choose cpu, gpu or tpu.")
 
@@ -179,6 +180,11 @@ def best_kernel(platform: str) -> str:
 def legal_ulysses(heads: int, context: int, tensor: int = 1) -> list[int]:
     """The Ulysses degrees that divide both the context devices and the heads of one tensor shard, ascending."""
     return _divisors(math.gcd(context, max(heads // tensor, 1)))
+
+
+def _available(kernel: str, platform: str) -> bool:
+    installed = kernel != "tokamax_splash" or importlib.util.find_spec("tokamax") is not None
+    return installed and platform in PLATFORMS[kernel]
 
 
 def _scheme(ring: int, ulysses: int) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan, chunked, cross_attention, self_attention
+from maxdiffusion.attention.kernels import KERNELS
 from tests.attention import reference
 
 BOUND = {jnp.float32: 2e-6, jnp.bfloat16: 8e-3}
@@ -79,7 +80,7 @@ def test_2d_sharding_is_exact(mesh):
 def every_mode():
     for mesh in MESHES:
         for scheme in ("local", *SCHEMES.get(mesh, ("ulysses_ring",))):
-            for kernel in ("dot_product", "chunked"):
+            for kernel in KERNELS:
                 for dtype in BOUND:
                     yield pytest.param(mesh, scheme, kernel, dtype, id=f"{mesh}-{scheme}-{kernel}-{dtype.__name__}")
 
@@ -97,6 +98,12 @@ def test_every_name_runs(name):
     plan = AttentionPlan.parse(name, heads=reference.HEADS, context=4, platform="cpu")
     place = placement(1, 4 // plan.ulysses, plan.ulysses)
     check(plan, place, [(9, None, True)], BOUND[jnp.float32])
+
+
+@pytest.mark.parametrize("kernel", ["splash", "tokamax_splash"])
+def test_the_kernels_of_tpus_interpreted(kernel):
+    plan = AttentionPlan("ulysses_ring", kernel, 2, 2, reference.HEADS)
+    check(plan, placement(1, 2, 2), [(9, None, True), (5, 7, False)], BOUND[jnp.float32])
 
 
 def test_bfloat16():

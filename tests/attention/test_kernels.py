@@ -15,13 +15,17 @@ from tests.attention import reference
 CASES = [(1, 1, jnp.float32), (64, 64, jnp.float32), (61, 7, jnp.float32), (7, 61, jnp.bfloat16)]
 
 
-@pytest.fixture(params=KERNELS)
+DIFFERENTIABLE = ("dot_product", "chunked")
+
+
+@pytest.fixture
 def kernel(request, monkeypatch):
     monkeypatch.setattr(chunked, "SMALL", 0)
     monkeypatch.setattr(chunked, "CHUNK", 16)
     return jax.jit(KERNELS[request.param])
 
 
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 @pytest.mark.parametrize(("tokens", "keys", "dtype"), CASES)
 def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
     q, k, v, mask = reference.inputs(tokens, keys, dtype=dtype)
@@ -30,9 +34,11 @@ def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
         want, want_lse = reference.attention(q, k, v, valid)
         assert out.dtype == lse.dtype == jnp.float32
         assert reference.error(out, want) < (2e-6 if dtype == jnp.float32 else 8e-3)
-        assert np.abs(lse - want_lse).max() < 5e-6
+        # Splash rounds the scaled queries to bf16.
+        assert np.abs(lse - want_lse).max() < (5e-6 if dtype == jnp.float32 else 2e-2)
 
 
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
 def test_large_logits_do_not_overflow(kernel):
     q, k, v, mask = reference.inputs(20)
     want, want_lse = reference.attention(q * 300, k, v, mask)
@@ -41,15 +47,23 @@ def test_large_logits_do_not_overflow(kernel):
     assert np.abs(lse - want_lse).max() < 1e-3
 
 
-def test_a_row_without_keys_is_zero_and_minus_infinity_also_in_the_gradient(kernel):
+@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+def test_a_row_without_keys_is_zero_and_minus_infinity(kernel):
     q, k, v, mask = reference.inputs(20)
     mask = mask.at[0].set(False)
     out, lse = kernel(q, k, v, mask)
     assert not out[0].any() and (lse[0] == -jnp.inf).all() and jnp.isfinite(lse[1]).all()
+
+
+@pytest.mark.parametrize("kernel", DIFFERENTIABLE, indirect=True)
+def test_a_row_without_keys_has_no_gradient(kernel):
+    q, k, v, mask = reference.inputs(20)
+    mask = mask.at[0].set(False)
     grads = jax.jit(jax.grad(lambda *a: (kernel(*a, mask)[0] ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
     assert all(jnp.isfinite(g).all() and not g[0].any() for g in grads)
 
 
+@pytest.mark.parametrize("kernel", DIFFERENTIABLE, indirect=True)
 def test_gradients_agree(kernel):
     q, k, v, mask = reference.inputs(20)
 

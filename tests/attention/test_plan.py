@@ -33,6 +33,10 @@ def parse(name, heads=40, context=8, **given):
         ("auto", {"heads": 7}, ("ring", "chunked", 8, 1)),
         ("auto", {"ulysses_shards": 2}, ("ulysses_ring", "chunked", 4, 2)),
         ("auto", {"context": 1}, ("local", "chunked", 1, 1)),
+        ("auto", {"platform": "tpu"}, ("ulysses", "tokamax_splash", 1, 8)),
+        ("flash", {"platform": "tpu"}, ("local", "splash", 1, 1)),
+        ("tokamax_flash", {"platform": "tpu"}, ("local", "tokamax_splash", 1, 1)),
+        ("tokamax_ring", {"platform": "tpu"}, ("ring", "tokamax_splash", 8, 1)),
         *[(n, {"context": 1}, ("local", "chunked", 1, 1)) for n in ("ring", "ulysses", "ulysses_ring")],
     ],
 )
@@ -97,8 +101,15 @@ def test_auto_says_why(caplog):
     )
 
 
-def test_every_kernel_of_a_platform_exists():
-    assert {kernel for kernel, platforms in plans.PLATFORMS.items() if platforms} == set(KERNELS)
+def test_every_kernel_has_a_platform():
+    assert set(plans.PLATFORMS) == set(KERNELS)
+
+
+def test_tokamax_is_asked_for_only_where_it_is_installed(monkeypatch):
+    monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
+    assert parse("auto", platform="tpu").kernel == "splash"
+    with pytest.raises(UserError, match="choose auto or one of dot_product, chunked, flash, ring"):
+        parse("tokamax_flash", platform="tpu")
 
 
 def test_the_plan_needs_no_jax():

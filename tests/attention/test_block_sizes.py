@@ -1,0 +1,25 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maxdiffusion.attention.block_sizes import LANES, LARGEST, SUBLANES, blocks
+
+
+@given(kind=st.sampled_from([*LARGEST, "TPU v4"]), tokens=st.integers(1, 200_000), keys=st.integers(1, 200_000))
+def test_any_length_gets_legal_blocks(kind, tokens, keys):
+    sizes = blocks(kind, tokens, keys)
+    assert sizes.q % SUBLANES == 0 and sizes.compute % LANES == 0 and sizes.kv % sizes.compute == 0
+    largest = LARGEST.get(kind)
+    assert largest is None or (sizes.q <= largest.q and sizes.kv <= largest.kv and sizes.compute <= largest.compute)
+    assert -tokens % sizes.q < SUBLANES * -(-tokens // sizes.q)
+    assert -keys % sizes.kv < sizes.kv
+
+
+@pytest.mark.parametrize("ring", [2, 4, 8])
+@pytest.mark.parametrize("tokens", [32_760, 75_600])
+@pytest.mark.parametrize("kind", LARGEST)
+def test_official_sizes_are_padded_by_little(kind, tokens, ring):
+    length = -(-tokens // ring)
+    sizes = blocks(kind, length, length)
+    padded = (length + -length % sizes.q) * (length + -length % sizes.kv)
+    assert padded < 1.03 * length**2
