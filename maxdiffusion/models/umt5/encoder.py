@@ -79,15 +79,19 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Gated GELU. `wo` is kept and applied in fp32, as transformers does: the gate's product overflows half formats."""
+    """Gated GELU. Where fp16 is asked for, `wo` is kept and applied in fp32: the gate's product overflows fp16.
+
+    transformers 5 does the same, and in bf16 keeps `wo` in bf16.
+    """
 
     def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"rngs": rngs, "use_bias": False}
-        half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        full: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
-        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), **common, **half)
-        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), **common, **half)
-        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), **common, **full)
+        given: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+        wide: dict[str, Any] = {
+            name: jnp.float32 if jnp.dtype(value) == jnp.float16 else value for name, value in given.items()
+        }
+        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), rngs=rngs, use_bias=False, **given)
+        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), rngs=rngs, use_bias=False, **given)
+        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), rngs=rngs, use_bias=False, **wide)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
         gate = gelu_tanh(self.wi_0(x).astype(jnp.float32))
@@ -106,7 +110,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
         x = x + self.attention(self.attention_norm(x), valid).astype(jnp.float32)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return x + self.feed_forward(self.feed_forward_norm(x)).astype(jnp.float32)
 
 
 class UMT5Encoder(nnx.Module):

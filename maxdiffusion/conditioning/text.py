@@ -1,0 +1,106 @@
+"""Prompts -> text embeddings, as the reference pipeline makes them."""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.models.umt5 import UMT5Encoder
+
+log = logging.getLogger(__name__)
+
+MAX_LENGTH = 512  # tokens that the WAN transformer is given, zeros after the prompt's own
+BUCKET = 64  # the encoder runs on the next multiple of this many tokens: at most eight programs, a fraction of the work
+
+
+def clean(prompt: str) -> str:
+    """Mends mojibake, resolves HTML entities (twice: they come doubly escaped) and folds white space.
+
+    Reference: `prompt_clean` in `diffusers.pipelines.wan.pipeline_wan`.
+    """
+    import ftfy
+
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The transformers tokenizer in `folder`.
+
+    tokenizer.json is read as it stands: transformers 5 rebuilds it for T5 and loses its byte fallback on the way.
+
+    Raises:
+      UserError: no tokenizer can be read from the folder.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    fast = (Path(folder) / "tokenizer.json").is_file()
+    try:
+        return (PreTrainedTokenizerFast if fast else AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"No tokenizer can be read from {folder} ({reason}); it needs a tokenizer.json or a spiece.model."
+        ) from error
+
+
+def tokenize(
+    tokenizer: Any, prompts: Sequence[str], max_length: int = MAX_LENGTH
+) -> tuple[Int[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:
+    """Token ids, int32, and which of them are the prompt's, padded to the longest prompt's bucket.
+
+    A prompt of more than `max_length` tokens is cut there, as the reference does, and a warning says so.
+    """
+    rows = []
+    for prompt in prompts:
+        text = clean(prompt)
+        ids = tokenizer(text)["input_ids"]
+        if len(ids) > max_length:
+            log.warning(
+                "The prompt has %d tokens and the model reads %d: the last %d are cut. It begins: %.60s",
+                len(ids),
+                max_length,
+                len(ids) - max_length,
+                text,
+            )
+            ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]  # keeps the end token
+        rows.append(ids)
+    longest = max((len(ids) for ids in rows), default=0)
+    width = min(-(-longest // BUCKET) * BUCKET, max_length)
+    token_ids = np.full((len(rows), width), tokenizer.pad_token_id or 0, np.int32)
+    valid = np.zeros((len(rows), width), bool)
+    for row, ids in enumerate(rows):
+        token_ids[row, : len(ids)] = ids
+        valid[row, : len(ids)] = True
+    return token_ids, valid
+
+
+def _run(graphdef: Any, params: Any, token_ids: jax.Array, valid: jax.Array) -> jax.Array:
+    hidden = nnx.merge(graphdef, params)(token_ids, valid)
+    return jnp.where(valid[..., None], hidden, 0)
+
+
+_encode = jax.jit(_run, static_argnums=0)
+
+
+def encode_prompts(
+    encoder: UMT5Encoder, tokenizer: Any, prompts: Sequence[str], max_length: int = MAX_LENGTH
+) -> Float[Array, "b k e"]:
+    """Text embeddings, fp32 (b, max_length, e), zeros after each prompt's own tokens.
+
+    Positions are relative and padding is never attended, so encoding the bucket alone gives the numbers that encoding
+    all `max_length` tokens would.
+    """
+    token_ids, valid = tokenize(tokenizer, prompts, max_length)
+    hidden = _encode(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid))
+    return jnp.pad(hidden, ((0, 0), (0, max_length - hidden.shape[1]), (0, 0)))
