@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from maxdiffusion import conditioning, parallel, variants
+import jax.numpy as jnp
+
+from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
-from maxdiffusion.denoise import sampling
+from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
 from maxdiffusion.parallel import startup
 from maxdiffusion.runtime import compile_cache, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.weights import hub, latents_io, specs
+from maxdiffusion.weights import hub, specs
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -28,27 +30,33 @@ def run(cfg: Config) -> list[Path]:
     log.setup(cfg.log_level)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
-    stages = Stages(cfg.progress)
-    paths = []
+    stages, paths = Stages(cfg.progress), []
+
     with stages("load"):
         pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
-        nets = Nets(pipeline, builders(plan, cfg), placement)
-        given = latents_io.given(cfg, spec, channels=pipeline.configs["vae"].z_dim)
+        build = builders(
+            plan,
+            weights_dtype=cfg.weights_dtype,
+            dtype=cfg.activations_dtype,
+            text_encoder_dtype=cfg.text_encoder_dtype,
+            vae_dtype=cfg.vae_dtype,
+            scan_layers=cfg.scan_layers,
+        )
+        nets = Nets(pipeline, build, placement)
+        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
+        start = given.read(cfg, shape)
+
     with parallel.use(placement), stages.clock.compilation():
-        if cfg.decode_latents:
-            batches = given
-        else:
-            contexts = conditioning.encode(cfg, nets, stages)
-            batches = sampling.sample(cfg, nets, contexts, given, stages)
+        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
         vae = stages.load(nets, "vae")
         for videos, latents in batches:
             with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(latents), advance)
+                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
                 with stages("encode", len(videos), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())

@@ -79,6 +79,11 @@ class WanSpec:
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
 
+    def latent_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, height and width of a video of that many frames and pixels."""
+        t, h, w = self.vae_stride
+        return (num_frames - 1) // t + 1, height // h, width // w
+
 
 _480P = ((832, 480), (480, 832))
 _720P = ((1280, 720), (720, 1280))
@@ -120,10 +125,11 @@ _ROWS = (
     dataclasses.replace(
         _WAN21_T2V,
         name="wan-tiny-t2v",  # the miniature in models/wan_tiny
+        dims=Dims(num_layers=6, num_attention_heads=8, attention_head_dim=16, in_channels=8),
         sizes=((96, 96),),
-        num_inference_steps=16,
+        num_inference_steps=12,
         flow_shift=3.0,
-        guidance_scale=4.0,
+        guidance_scale=2.0,
         height=96,
         width=96,
         num_frames=17,

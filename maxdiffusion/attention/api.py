@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.kernels import KERNELS, Local
@@ -27,13 +24,13 @@ def self_attention(
     """Attention among the video tokens, split as the plan says over the mesh of the current placement.
 
     Any number of tokens: they are padded to a multiple of the context devices and the padding is masked by its global
-    position. A batch that does not divide its devices is padded with zero rows, which are cut off again. A False in
-    `valid` removes that key; a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the
-    dtype of q.
+    position. A batch that does not divide its devices is computed by each of them. A False in `valid` removes that key;
+    a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
 
     Raises:
-      UserError: the mesh or its rules contradict the plan.
+      UserError: the mesh or its rules contradict the plan, or `valid` has another shape than (b, s).
     """
+    _check_mask(k, valid)
     placement = _placement(plan)
     if placement is None or plan.scheme == "local":
         return cross_attention(plan, q, k, v, valid)
@@ -57,11 +54,20 @@ def cross_attention(
     Queries stay where they are, in every scheme, and nothing is communicated if the keys are replicated. Otherwise as
     `self_attention`.
     """
+    _check_mask(k, valid)
     placement = _placement(plan)
     local = KERNELS[plan.kernel]
     if placement is None:
         return local(q, k, v, valid)[0].astype(q.dtype)
     return _on_mesh(placement, local, q, k, v, valid, split_keys=False)
+
+
+def _check_mask(k: jax.Array, valid: jax.Array | None) -> None:
+    if valid is not None and (valid.shape != k.shape[:2] or valid.dtype != bool):
+        raise UserError(
+            f"The attention mask is {valid.dtype} of shape {valid.shape}; for these keys it must be bool of shape "
+            f"{k.shape[:2]}, one row per example."
+        )
 
 
 def _placement(plan: AttentionPlan) -> Placement | None:
@@ -95,28 +101,19 @@ def _on_mesh(
     split_keys: bool,
 ) -> jax.Array:
     """Pads, splits, runs `local` on every device, joins and cuts. Masks are small and replicated over the context."""
-    batch, length, keys = q.shape[0], q.shape[1], k.shape[1]
-    queries = placement.spec(axes.BATCH, axes.SEQUENCE, axes.HEADS, None)
-    key_spec = queries if split_keys else placement.spec(axes.BATCH, None, axes.HEADS, None)
-    rows, context = (_degree(placement, queries[i]) for i in (0, 1))
+    length, keys = q.shape[1], k.shape[1]
+    context = placement.degree(axes.SEQUENCE)
+    batch = axes.BATCH if q.shape[0] % placement.degree(axes.BATCH) == 0 else None  # as `shard` does
+    query_spec = placement.spec(batch, axes.SEQUENCE, axes.HEADS, None)
+    key_spec = query_spec if split_keys else placement.spec(batch, None, axes.HEADS, None)
 
-    fit = functools.partial(pad_to_multiple, axis=0, multiple=rows)
-    q = pad_to_multiple(fit(q), 1, context)
-    k, v = (pad_to_multiple(fit(x), 1, context if split_keys else 1) for x in (k, v))
-    valid = validity(q.shape[0], keys, k.shape[1], None if valid is None else fit(valid))
+    q = pad_to_multiple(q, 1, context)
+    k, v = (pad_to_multiple(x, 1, context if split_keys else 1) for x in (k, v))
+    valid = validity(q.shape[0], keys, k.shape[1], valid)
 
     def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
         return local(q, k, v, valid)[0].astype(q.dtype)
 
-    specs = (queries, key_spec, key_spec, None if valid is None else PartitionSpec(queries[0], None))
-    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=queries)(q, k, v, valid)
-    return out[:batch, :length]
-
-
-def _degree(placement: Placement, part: str | tuple[str, ...] | None) -> int:
-    """Over how many devices a dimension of a spec is split."""
-    names = () if part is None else (part,) if isinstance(part, str) else part
-    degree = 1
-    for name in names:
-        degree *= placement.mesh.shape[name]
-    return degree
+    specs = (query_spec, key_spec, key_spec, None if valid is None else placement.spec(batch, None))
+    out = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=query_spec)(q, k, v, valid)
+    return out[:, :length]

@@ -1,9 +1,8 @@
-"""The videos that a config asks for: prompts, negative prompts and seeds paired one to one, and their batches."""
+"""The videos that a config asks for: prompts, negative prompts and seeds paired one to one."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
@@ -35,9 +34,3 @@ def examples(cfg: Config) -> tuple[Example, ...]:
             )
     columns = (values * count if len(values) == 1 else values for values in lists.values())
     return tuple(Example(*row) for row in zip(*columns, strict=True))
-
-
-def batches(videos: Sequence[Example], size: int) -> Iterator[tuple[Example, ...]]:
-    """The videos in groups of `size`, in order; the last group may be smaller."""
-    for start in range(0, len(videos), size):
-        yield tuple(videos[start : start + size])

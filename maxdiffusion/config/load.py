@@ -115,7 +115,7 @@ class _TextLoader(yaml.SafeLoader):
     """Leaves every scalar a text except an unquoted null."""
 
     yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012 - the name is PyYAML's
-        first: [("tag:yaml.org,2002:null", re.compile(r"~|null|Null|NULL|"))] for first in ("~", "n", "N", "")
+        first: [("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"))] for first in ("~", "n", "N", "")
     }
 
 

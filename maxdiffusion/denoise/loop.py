@@ -94,13 +94,14 @@ class Denoiser:
         """Compiles every program of the run; `x`, `contexts` and the params may be ShapeDtypeStructs with shardings."""
         start = time.perf_counter()
         plan, segments = self.plan(), self.experts.segments(self.schedule.timesteps)
-        init = jax.jit(self.init).lower(x).compile()
+        # New functions every time: jit's cache, keyed by the function, would not see that the placement has changed.
+        init = jax.jit(lambda x: self.init(x)).lower(x).compile()
         state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self.init, x),
             init.output_shardings,
         )
-        function = jax.jit(self.steps if self.scan else self.step, donate_argnums=2)
+        function = jax.jit(lambda *args: (self.steps if self.scan else self.step)(*args), donate_argnums=2)
         lengths = {stop - start: params for start, stop, params in segments} if self.scan else {1: segments[0].params}
         programs = {
             length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -33,9 +34,10 @@ def noise(seeds: Sequence[int], shape: tuple[int, int, int, int]) -> Float[Array
     keys = np.array([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], np.uint32)
 
     def draw(keys: jax.Array) -> jax.Array:
+        # Flat, then reshaped: the same bits (they go by the flat index), and XLA's CPU compiler takes 0.4 s, not 2.5 s.
         typed = jax.random.wrap_key_data(keys, impl="threefry2x32")
-        x = jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(typed)
-        return shard(x, axes.BATCH, None, None, None, None)
+        x = jax.vmap(lambda key: jax.random.normal(key, (math.prod(shape),), jnp.float32))(typed)
+        return shard(x.reshape(-1, *shape), axes.BATCH, None, None, None, None)
 
     with jax.threefry_partitionable(True):
-        return jax.jit(draw)(keys)
+        return jax.jit(draw)(keys)  # a new function every time: jit would not see that the placement has changed

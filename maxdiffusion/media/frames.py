@@ -1,6 +1,6 @@
 """Float video to 8-bit frames, as the reference does it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,15 @@ def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.round(unit * 255.0).astype(jnp.uint8), jnp.isnan(video).sum()
 
 
-def stream(chunks: Iterable[Float[Array | np.ndarray, "b f h w c"]]) -> Iterator[UInt8[np.ndarray, "b f h w c"]]:
-    """The same, chunk by chunk, as `WanVAE.decode_chunks` yields them."""
-    return map(to_uint8, chunks)
+def collect(
+    chunks: Iterable[Float[Array, "b f h w c"]], advance: Callable[[int], object] = lambda frames: None
+) -> UInt8[np.ndarray, "b f h w c"]:
+    """The whole video as 8 bits on the host, chunk by chunk as `WanVAE.decode_chunks` yields them.
+
+    `advance` is told the number of frames of each chunk.
+    """
+    parts = []
+    for chunk in chunks:
+        parts.append(to_uint8(chunk))
+        advance(chunk.shape[1])
+    return np.concatenate(parts, axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from maxdiffusion.config.examples import Example
 from maxdiffusion.media import naming
 from maxdiffusion.media.sidecar import write_sidecar
 from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.weights.latents_io import save_latents
+
+log = logging.getLogger(__name__)
 
 RECORD, LATENTS = ".json", ".latents.safetensors"
 
@@ -31,15 +35,19 @@ class Output:
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """One `<stem>.latents.safetensors` for each video, before the VAE runs: what a later failure cannot lose."""
+        if self._cfg.decode_latents:  # they lie in the file that was given
+            return
         for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
             save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._cfg.overwrite)
 
-    def write(self, clips: Sequence[UInt8[np.ndarray, "f h w c"]]) -> Iterator[Path]:
-        """Encodes each video in turn and yields its path once it is whole."""
+    def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[Path]:
+        """Encodes each video in turn and returns their paths; `advance` is told of each."""
         cfg = self._cfg
         for path, clip, example in zip(self.paths, clips, self._examples, strict=True):
             write(clip, path, cfg.fps, cfg.output_format, self._told(example), cfg.overwrite)
-            yield path
+            advance(1)
+            log.info("wrote %s", path)
+        return self.paths
 
     def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         """`<stem>.json` beside each video."""

@@ -2,7 +2,18 @@
 
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.mesh import Degrees, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, shard, use
+from maxdiffusion.parallel.placement import Placement, current, data_degree, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
-__all__ = ["Degrees", "Placement", "axes", "current", "make_mesh", "resolve", "rules_for", "shard", "use"]
+__all__ = [
+    "Degrees",
+    "Placement",
+    "axes",
+    "current",
+    "data_degree",
+    "make_mesh",
+    "resolve",
+    "rules_for",
+    "shard",
+    "use",
+]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.rules import DEFAULTS, MeshAxes
 
 
@@ -43,18 +45,27 @@ class Placement:
     def sharding(self, *logical: str | None) -> NamedSharding:
         return NamedSharding(self.mesh, self.spec(*logical))
 
+    def degree(self, logical: str) -> int:
+        """Over how many devices a dimension of that name is split."""
+        part = self.rules.get(logical) or ()
+        return math.prod(self.mesh.shape[axis] for axis in ((part,) if isinstance(part, str) else part))
+
 
 _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
 
 
 @contextlib.contextmanager
 def use(placement: Placement | None) -> Iterator[None]:
-    """Makes `placement` the one that `shard` and the attention refer to."""
-    token = _current.set(placement)
-    try:
+    """Makes `placement` the one that `shard` and the attention refer to.
+
+    Its mesh becomes jax's context mesh as well, which is part of the key of `jax.jit`: a function that was traced under
+    another mesh is traced again. (Two placements on one mesh with different rules still need two jitted functions.)
+    """
+    with contextlib.ExitStack() as stack:
+        if placement is not None and placement.mesh.size > 1:
+            stack.enter_context(jax.sharding.use_abstract_mesh(placement.mesh.abstract_mesh))
+        stack.callback(_current.reset, _current.set(placement))
         yield
-    finally:
-        _current.reset(token)
 
 
 def current() -> Placement | None:
@@ -62,8 +73,19 @@ def current() -> Placement | None:
 
 
 def shard(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Constrains `x` to the current placement; outside of one (a unit test, a single device) it is the identity."""
+    """Constrains `x` to the current placement; outside of one (a unit test, a single device) it is the identity.
+
+    A batch that does not divide its devices is replicated over them: one prompt is, its guidance pair need not be.
+    """
     placement = current()
     if placement is None or placement.mesh.size == 1:
         return x
+    if logical[0] == axes.BATCH and x.shape[0] % placement.degree(axes.BATCH):
+        logical = (None, *logical[1:])
     return jax.lax.with_sharding_constraint(x, placement.sharding(*logical))
+
+
+def data_degree() -> int:
+    """Devices of the data axis: how many batches are made side by side."""
+    placement = current()
+    return 1 if placement is None else placement.mesh.shape[axes.DATA]

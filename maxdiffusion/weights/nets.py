@@ -31,13 +31,22 @@ def builders(
     *,
     weights_dtype: DTypeLike,
     dtype: DTypeLike,
+    text_encoder_dtype: DTypeLike | None = None,
     vae_dtype: DTypeLike = "float32",
     scan_layers: bool = True,
 ) -> dict[str, Build]:
-    """How the nets of a text-to-video pipeline are built; `vae_dtype` holds for the VAE's weights and activations."""
+    """How the nets of a text-to-video pipeline are built.
+
+    `text_encoder_dtype` (None: those of the transformer) and `vae_dtype` hold for weights and activations alike.
+    """
     half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
+    text = {
+        **half,
+        "weights_dtype": text_encoder_dtype or weights_dtype,
+        "dtype": text_encoder_dtype or dtype,
+    }
     return {
-        "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **half),
+        "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **text),
         "transformer": lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half),
         "vae": lambda config: WanVAE(config, rngs=nnx.Rngs(0), weights_dtype=vae_dtype, dtype=vae_dtype),
     }
@@ -63,6 +72,8 @@ class Nets:
         Raises:
           UserError: weights and config do not fit; it names every tensor and parameter concerned.
         """
+        self.folder = pipeline.files.folder
+        self.configs = pipeline.configs
         self._placement = placement
         self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
         for name, spec in pipeline.specs.items():

@@ -225,7 +225,7 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     assert "revision=main has no meaning for the local folder" in sentence(
         ["base.yml", f"ckpt_dir={small}", "revision=main"]
     )
-    other = checkpoint("other", "tiny")
+    other = checkpoint("other", "other")
     assert "write model_name: wan2.1-t2v," in sentence(["base.yml", f"ckpt_dir={other}"])
 
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     ],
 )
 def test_a_damaged_checkpoint_config(place: Path, checkpoint: Callable[..., Path], content: str, expected: str) -> None:
-    folder = checkpoint("damaged", "tiny")
+    folder = checkpoint("damaged", "other")
     (folder / "transformer" / "config.json").write_text(content)
     assert expected in sentence(["base.yml", f"ckpt_dir={folder}"])
 

@@ -130,7 +130,12 @@ def test_variant_defaults_and_their_origin(place: Path) -> None:
 
 def test_the_familys_name_lets_the_checkpoint_choose(place: Path, checkpoint: Callable[..., Path]) -> None:
     file = write(place, "model_name: wan2.1\nmodel_type: t2v\nprompt: x\n")
-    for dims, name in (("wan2.1-t2v-1.3b",) * 2, ("wan2.1-t2v-14b",) * 2, ("tiny", "wan2.1-t2v")):
+    for dims, name in (
+        ("wan2.1-t2v-1.3b",) * 2,
+        ("wan2.1-t2v-14b",) * 2,
+        ("wan-tiny-t2v",) * 2,
+        ("other", "wan2.1-t2v"),
+    ):
         cfg = config.load([file, f"pretrained_model_name_or_path={checkpoint(dims, dims)}"])
         assert cfg.model_name == name
         assert "family wan2.1" in cfg.origins["model_name"]
@@ -195,10 +200,18 @@ def test_golden_configs(
     name: str, place: Path, checkpoint: Callable[..., Path], golden: Callable[[str, str], None]
 ) -> None:
     shutil.copytree(CONFIGS, place / "configs")
-    checkpoint("models/wan_tiny", "tiny")
+    checkpoint("models/wan_tiny", "wan-tiny-t2v")
     cfg = config.load([f"configs/{name}", "prompt=a red circle"])
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
+
+
+def test_the_bundled_checkpoint_is_the_variant_of_its_config(place: Path) -> None:
+    cfg = config.load([str(CONFIGS / "wan_tiny.yml")])
+    assert cfg.pretrained_model_name_or_path == str(CONFIGS.parent / "models" / "wan_tiny")
+    content = json.loads((Path(cfg.pretrained_model_name_or_path) / "transformer" / "config.json").read_text())
+    spec = variants.get(cfg.model_name)
+    assert variants.identify(content) is spec and spec.dims == variants.Dims.of(content)
 
 
 def test_configs_are_overlays_of_a_page() -> None:
@@ -222,3 +235,11 @@ def test_variant_rows_are_consistent() -> None:
         assert variants.get(spec.name) is spec
     with pytest.raises(UserError, match="no variant"):
         variants.get("wan9")
+
+
+def test_a_word_that_begins_like_null_stays_a_word(tmp_path) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text("model_name: wan2.1-t2v-14b\nprompt: night in the city\nnegative_prompt: null\n")
+    assert config.load([str(path)]).prompt == ("night in the city",)
+    words = [str(path), "prompt=[nice day, Night]"]
+    assert config.load(words).prompt == ("nice day", "Night")

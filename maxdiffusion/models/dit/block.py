@@ -21,10 +21,10 @@ from maxdiffusion.parallel import axes, shard
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What every block needs to know of the token sequence: rotary tables, and which tokens are no padding."""
+    """What every block needs to know of the token sequence: tables of `rotate`, and which tokens are no padding."""
 
-    cos: Float[Array, "s half_d"]
-    sin: Float[Array, "s half_d"]
+    cos: Float[Array, "s d"]
+    sin: Float[Array, "s d"]
     valid: Any  # Bool[Array, "b s"] | None
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,10 @@ from maxdiffusion.models.dit.block import Block, Tokens
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotary_tables
 from maxdiffusion.models.layers import MLP, Linear, gelu_tanh, layer_norm, parameter, scan, stack
-from maxdiffusion.parallel import axes, shard
+from maxdiffusion.parallel import axes, current, shard
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PreparedContext:
+class PreparedContext(NamedTuple):
     """What the text contributes to every step: keys and values of each layer's cross-attention.
 
     The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype.
@@ -39,6 +36,13 @@ def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b ch
     frequencies = np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32)
     angles = timestep[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _context_shards() -> int:
+    """Over how many devices the current placement splits the tokens."""
+    placement = current()
+    names = () if placement is None else placement.spec(axes.SEQUENCE)[0] or ()
+    return math.prod(placement.mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
 
 
 class ConditionEmbedder(nnx.Module):
@@ -75,7 +79,6 @@ class WanTransformer(nnx.Module):
         scan_layers: bool = True,
     ):
         self.config = config
-        self.plan = plan
         self.dtype = dtype
         self.unroll = not scan_layers
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
@@ -117,7 +120,7 @@ class WanTransformer(nnx.Module):
 
         # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
         length = math.prod(grid)
-        padding = -length % (self.plan.ring * self.plan.ulysses)
+        padding = -length % _context_shards()
         valid = None
         if padding:
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))

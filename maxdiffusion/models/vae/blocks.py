@@ -1,7 +1,7 @@
 """The blocks of the VAE.
 
-Every block is called as `y, cache = block(x, cache)`: `cache` is the block's memory of the earlier frames, a pytree, None at
-the start of a video. The chain of blocks is then a pure function that can be cut anywhere in time.
+Every block is called as `y, cache = block(x, cache)`: `cache` is the block's memory of the earlier frames, a pytree,
+None at the start of a video. The chain of blocks is then a pure function that can be cut anywhere in time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from maxdiffusion.models.vae.conv import causal_conv3d, conv2d
+from maxdiffusion.models.vae.conv import causal_conv3d, conv2d, doubled_conv2d
 from maxdiffusion.parallel import axes, shard
 
 Cache = Any
@@ -63,13 +63,10 @@ class CausalConv3d(nnx.Module):
 
 
 class Conv2d(nnx.Module):
-    """A 3x3 convolution of each frame by itself."""
+    """The parameters of a 3x3 convolution of each frame by itself."""
 
     def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
         self.kernel, self.bias = _affine((3, 3, c, o), rngs, weights_dtype)
-
-    def __call__(self, x: Video, stride: int, padding: tuple[int, int]) -> Float[Array, "b f ho wo o"]:
-        return conv2d(x, self.kernel[...], self.bias[...], stride, (padding, padding))
 
 
 class Pointwise(nnx.Module):
@@ -120,7 +117,7 @@ class AttentionBlock(nnx.Module):
             weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
             return jnp.einsum("bfrwk,bfkc->bfrwc", weights, v, preferred_element_type=jnp.float32).astype(v.dtype)
 
-        # As many image rows of queries at a time as the logits' budget allows: 6,240 pixels (480p) would need 156 MB at once.
+        # As many image rows of queries at a time as the budget allows: at once, 6,240 pixels (480p) would need 156 MB.
         fitting = max(1, _ATTENTION_LOGITS_BYTES // (4 * b * f * w * h * w))
         rows = max(n for n in range(1, h + 1) if h % n == 0 and n <= fitting)
         blocks = jnp.moveaxis(q.reshape(b, f, h // rows, rows, w, c), 2, 0)
@@ -138,10 +135,10 @@ class Downsample(nnx.Module):
         )
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo h//2 w//2 c"], Cache]:
-        x = self.resample(x, stride=2, padding=(0, 1))
+        x = conv2d(x, self.resample.kernel[...], self.resample.bias[...], stride=2, padding=(0, 1))
         if self.time_conv is None:
             return place(x), ()
-        # The first frame of a video stays as it is; from then on each output sees two new frames and the one before them.
+        # The first frame of a video stays as it is; then each output sees two new frames and the one before them.
         first, last = x[:, :1], x[:, -1:]
         seen = x if cache is None else jnp.concatenate([cache, x], axis=1)
         y, _ = self.time_conv(seen[:, 2:], seen[:, :2]) if seen.shape[1] > 2 else (x[:, :0], None)
@@ -165,14 +162,14 @@ class Upsample(nnx.Module):
             first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
             b, f, h, w, c = rest.shape
             if f == 0:
-                return place(self._double(first)), jnp.zeros((b, 2, h, w, c), x.dtype)
+                return self._double(first), jnp.zeros((b, 2, h, w, c), x.dtype)
             pairs, cache_after = self.time_conv(rest, cache)
             pairs = jnp.moveaxis(pairs.reshape(b, f, h, w, 2, c), 4, 2).reshape(b, 2 * f, h, w, c)
             x = jnp.concatenate([first, pairs], axis=1)
-        return place(self._double(x)), cache_after
+        return self._double(x), cache_after
 
     def _double(self, x: Video) -> Float[Array, "b f 2*h 2*w c//2"]:
-        return self.resample(jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3), stride=1, padding=(1, 1))
+        return place(doubled_conv2d(x, self.resample.kernel[...], self.resample.bias[...]))
 
 
 class MidBlock(nnx.Module):

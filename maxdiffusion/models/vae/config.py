@@ -85,7 +85,9 @@ class VAEConfig:
             elif key in _FIXED:
                 legal, why = _FIXED[key]
                 if value != legal:
-                    raise UserError(f"The VAE's config gives {key}={value}, but {why}; the only legal value is {legal}.")
+                    raise UserError(
+                        f"The VAE's config gives {key}={value}, but {why}; the only legal value is {legal}."
+                    )
             elif key not in _DERIVED:
                 raise UserError(
                     f"The VAE's config has the key {key!r}, which this network does not know; "

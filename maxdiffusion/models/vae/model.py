@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.vae.blocks import (
-    AttentionBlock,
     Cache,
     CausalConv3d,
     Downsample,
@@ -34,7 +33,7 @@ from maxdiffusion.models.vae.config import VAEConfig
 
 Latents = Float[Array, "b fl hl wl z"]
 
-# One activation of the widest full-resolution layer in one chunk; the peak of a chunk is about eight of them.
+# Of one full-resolution activation in one chunk; the peak of a chunk is about eight of these, and the cache.
 _CHUNK_BYTES = 128 * 2**20
 
 
@@ -46,7 +45,7 @@ class Encoder(nnx.Module):
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
         self.conv_in = CausalConv3d((3, 3, 3), 3, dims[0], **kwargs)
         blocks: list[nnx.Module] = []
-        for i, (c, o) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (c, o) in enumerate(itertools.pairwise(dims)):
             blocks += [ResidualBlock(c if j == 0 else o, o, **kwargs) for j in range(config.num_res_blocks)]
             if i < len(config.temperal_downsample):
                 blocks.append(Downsample(o, config.temperal_downsample[i], **kwargs))
@@ -73,7 +72,7 @@ class Decoder(nnx.Module):
         self.mid_block = MidBlock(dims[0], **kwargs)
         temporal = tuple(reversed(config.temperal_downsample))
         blocks = []
-        for i, (c, o) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (c, o) in enumerate(itertools.pairwise(dims)):
             up = Upsample(o, temporal[i], **kwargs) if i < len(temporal) else None
             blocks.append(UpBlock(c if i == 0 else c // 2, o, config.num_res_blocks, up, **kwargs))
         self.up_blocks = nnx.List(blocks)
@@ -91,9 +90,9 @@ class Decoder(nnx.Module):
 class WanVAE(nnx.Module):
     """AutoencoderKLWan of WAN 2.1.
 
-    Long videos run chunk by chunk, the earlier frames remembered in a cache that is carried along; the result does not depend
-    on where they are cut. A video whose activations fit in one chunk is one program; any other is two, however long: one
-    for the first frame, one for the rest.
+    Long videos run chunk by chunk, the earlier frames remembered in a cache that is carried along; the result does not
+    depend on where they are cut. A video whose activations fit in one chunk is one program; any other is two, however
+    long: one for the first frame, one for the rest.
     """
 
     def __init__(
@@ -124,7 +123,9 @@ class WanVAE(nnx.Module):
         t, s = self.config.temporal_factor, self.config.spatial_factor
         if (frames - 1) % t or frames < 1:
             near = 1 + t * max(0, round((frames - 1) / t))
-            raise UserError(f"A video of {frames} frames cannot be encoded: it must have {t}n+1 frames, such as {near}.")
+            raise UserError(
+                f"A video of {frames} frames cannot be encoded: it must have {t}n+1 frames, such as {near}."
+            )
         if height % s or width % s:
             near_h, near_w = (s * max(1, round(side / s)) for side in (height, width))
             raise UserError(
@@ -133,10 +134,11 @@ class WanVAE(nnx.Module):
             )
         out, cache, at = [], None, 0
         for n in self._chunks((frames - 1) // t + 1, height, width, video.shape[0], chunk):
-            end = at + (n * t if at else (n - 1) * t + 1)
-            latents, cache = _run(*self._split(), "encode", _placement(), cache, video[:, at:end])
+            length = n * t if at else (n - 1) * t + 1
+            part = jax.lax.dynamic_slice_in_dim(video, at, length, axis=1)
+            latents, cache = _run(*nnx.split(self), "encode", _placement(), cache, part)
             out.append(latents)
-            at = end
+            at += length
         return jnp.concatenate(out, axis=1)
 
     def decode(self, latents: Latents, *, chunk: int | None = None) -> Video:
@@ -149,12 +151,10 @@ class WanVAE(nnx.Module):
         s = self.config.spatial_factor
         cache, at = None, 0
         for n in self._chunks(frames, height * s, width * s, b, chunk):
-            video, cache = _run(*self._split(), "decode", _placement(), cache, latents[:, at : at + n])
+            part = jax.lax.dynamic_slice_in_dim(latents, at, n, axis=1)
+            video, cache = _run(*nnx.split(self), "decode", _placement(), cache, part)
             at += n
             yield video
-
-    def _split(self) -> tuple[Any, Any]:
-        return nnx.split(self)
 
     def _chunks(self, frames: int, height: int, width: int, batch: int, chunk: int | None) -> list[int]:
         """Latent frames of each chunk: all at once if they fit, else the first alone and the rest in equal parts."""

@@ -1,0 +1,91 @@
+"""The local kernels and the merge, on one device, against float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxdiffusion.attention import chunked
+from maxdiffusion.attention.kernels import KERNELS
+from maxdiffusion.attention.merge import merge
+from tests.attention import reference
+
+CASES = [(1, 1, jnp.float32), (64, 64, jnp.float32), (61, 7, jnp.float32), (7, 61, jnp.bfloat16)]
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request, monkeypatch):
+    monkeypatch.setattr(chunked, "SMALL", 0)
+    monkeypatch.setattr(chunked, "CHUNK", 16)
+    return jax.jit(KERNELS[request.param])
+
+
+@pytest.mark.parametrize(("tokens", "keys", "dtype"), CASES)
+def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
+    q, k, v, mask = reference.inputs(tokens, keys, dtype=dtype)
+    for valid in (None, mask):
+        out, lse = kernel(q, k, v, valid)
+        want, want_lse = reference.attention(q, k, v, valid)
+        assert out.dtype == lse.dtype == jnp.float32
+        assert reference.error(out, want) < (2e-6 if dtype == jnp.float32 else 8e-3)
+        assert np.abs(lse - want_lse).max() < 5e-6
+
+
+def test_large_logits_do_not_overflow(kernel):
+    q, k, v, mask = reference.inputs(20)
+    want, want_lse = reference.attention(q * 300, k, v, mask)
+    out, lse = kernel(q * 300, k, v, mask)
+    assert reference.error(out, want) < 1e-4
+    assert np.abs(lse - want_lse).max() < 1e-3
+
+
+def test_a_row_without_keys_is_zero_and_minus_infinity_also_in_the_gradient(kernel):
+    q, k, v, mask = reference.inputs(20)
+    mask = mask.at[0].set(False)
+    out, lse = kernel(q, k, v, mask)
+    assert not out[0].any() and (lse[0] == -jnp.inf).all() and jnp.isfinite(lse[1]).all()
+    grads = jax.grad(lambda *a: (kernel(*a, mask)[0] ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    assert all(jnp.isfinite(g).all() and not g[0].any() for g in grads)
+
+
+def test_gradients_agree(kernel):
+    q, k, v, mask = reference.inputs(20)
+
+    def loss(run, *a):
+        out, lse = run(*a, mask)
+        return (out**2).sum() + lse.sum()
+
+    got = jax.grad(lambda *a: loss(kernel, *a), argnums=(0, 1, 2))(q, k, v)
+    want = jax.grad(lambda *a: loss(KERNELS["dot_product"], *a), argnums=(0, 1, 2))(q, k, v)
+    for one, other in zip(got, want, strict=True):
+        assert jnp.abs(one - other).max() < 1e-5 * jnp.abs(other).max()
+
+
+def test_chunked_memory_is_linear_in_the_tokens():
+    def temporary(tokens):
+        q, k, v = (jax.ShapeDtypeStruct((1, tokens, 2, 16), jnp.float32) for _ in range(3))
+        return jax.jit(KERNELS["chunked"]).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(8192) < 2.2 * temporary(4096) < 2 * 4 * 2 * 4096**2 / 4
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 20])
+def test_merge_joins_any_split_of_the_keys(cut):
+    q, k, v, mask = reference.inputs(20)
+    mask = mask.at[0, :12].set(False)
+    dense = KERNELS["dot_product"]
+    parts = [dense(q, k[:, part], v[:, part], mask[:, part]) for part in (slice(0, cut), slice(cut, 20))]
+    for one, other in (parts, parts[::-1]):
+        out, lse = merge(*one, *other)
+        want, want_lse = reference.attention(q, k, v, mask)
+        assert reference.error(out, want) < 2e-6
+        assert np.abs(lse - want_lse).max() < 5e-6
+
+
+def test_merging_nothing_with_nothing_is_nothing_also_in_the_gradient():
+    out, lse = jnp.zeros((1, 2, 1, 3)), jnp.full((1, 2, 1), -jnp.inf)
+    merged = merge(out, lse, out, lse)
+    assert not merged[0].any() and (merged[1] == -jnp.inf).all()
+    assert all(
+        jnp.isfinite(g).all() for g in jax.grad(lambda *a: merge(*a, out, lse)[0].sum(), argnums=(0, 1))(out, lse)
+    )

@@ -1,0 +1,108 @@
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from maxdiffusion.attention import plan as plans
+from maxdiffusion.attention.kernels import KERNELS
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.errors import UserError
+
+
+def parse(name, heads=40, context=8, **given):
+    return AttentionPlan.parse(name, heads=heads, context=context, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "want"),
+    [
+        ("dot_product", {}, ("local", "dot_product", 1, 1)),
+        ("chunked", {}, ("local", "chunked", 1, 1)),
+        ("ring", {}, ("ring", "chunked", 8, 1)),
+        ("ring", {"ulysses_shards": 1}, ("ring", "chunked", 8, 1)),
+        ("ulysses", {}, ("ulysses", "chunked", 1, 8)),
+        ("ulysses", {"ulysses_shards": -1}, ("ulysses", "chunked", 1, 8)),
+        ("ulysses", {"ulysses_shards": 8}, ("ulysses", "chunked", 1, 8)),
+        ("ulysses_ring", {"ulysses_shards": 2}, ("ulysses_ring", "chunked", 4, 2)),
+        ("ulysses_ring", {}, ("ulysses_ring", "chunked", 1, 8)),
+        ("ulysses_ring", {"heads": 12}, ("ulysses_ring", "chunked", 2, 4)),
+        ("ulysses_ring", {"heads": 12, "tensor": 2}, ("ulysses_ring", "chunked", 4, 2)),
+        ("auto", {}, ("ulysses", "chunked", 1, 8)),
+        ("auto", {"heads": 12}, ("ulysses_ring", "chunked", 2, 4)),
+        ("auto", {"heads": 7}, ("ring", "chunked", 8, 1)),
+        ("auto", {"ulysses_shards": 2}, ("ulysses_ring", "chunked", 4, 2)),
+        ("auto", {"context": 1}, ("local", "chunked", 1, 1)),
+        *[(n, {"context": 1}, ("local", "chunked", 1, 1)) for n in ("ring", "ulysses", "ulysses_ring")],
+    ],
+)
+def test_names(name, given, want):
+    plan = parse(name, **given)
+    assert (plan.scheme, plan.kernel, plan.ring, plan.ulysses) == want
+    assert plan.scheme == "local" or plan.context == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("flsah", {}, "auto, dot_product, chunked, flash"),
+        ("flash", {}, "choose auto or one of dot_product, chunked, ring, ulysses, ulysses_ring"),
+        ("tokamax_flash", {}, "lacks on cpu"),
+        ("tokamax_ring", {"platform": "gpu"}, "lacks on gpu"),
+        ("auto", {"platform": "toaster"}, "choose cpu, gpu or tpu"),
+        ("ulysses_ring", {"ulysses_shards": 3}, "choose 1 or 2 or 4 or 8"),
+        ("ulysses_ring", {"ulysses_shards": 16}, "choose 1 or 2 or 4 or 8"),
+        ("ulysses_ring", {"ulysses_shards": 0}, "choose 1 or 2 or 4 or 8"),
+        ("ulysses_ring", {"ulysses_shards": -2}, "choose 1 or 2 or 4 or 8"),
+        ("ulysses_ring", {"ulysses_shards": 8, "heads": 12}, "choose 1 or 2 or 4"),
+        ("ulysses_ring", {"ulysses_shards": 8, "tensor": 2}, "choose 1 or 2 or 4"),
+        ("ulysses_ring", {"ulysses_shards": 2, "context": 1}, "does not divide the 1 device"),
+        ("ulysses", {"heads": 12}, "attention=ulysses_ring with ulysses_shards 1 or 2 or 4"),
+        ("ulysses", {"ulysses_shards": 4}, "ulysses_shards=8 or attention=ulysses_ring"),
+        ("ulysses", {"tensor": 2}, "attention=ulysses_ring with ulysses_shards 1 or 2 or 4"),
+        ("ring", {"ulysses_shards": 2}, "choose ulysses_ring"),
+        ("dot_product", {"ulysses_shards": 2}, "choose ulysses_ring"),
+        ("auto", {"tensor": 3}, "choose 1 or 2 or 4 or 5"),
+        ("auto", {"ulysses_shards": 8, "heads": 12}, "choose 1 or 2 or 4"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_legal_values(name, given, words):
+    with pytest.raises(UserError, match=words):
+        parse(name, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"scheme": "spiral"}, "local, ring, ulysses, ulysses_ring"),
+        ({"kernel": "magic"}, "dot_product, chunked"),
+        ({"ring": 0}, "1 or more"),
+        ({"scheme": "ring", "ulysses": 2}, "choose ulysses_ring"),
+        ({"scheme": "ulysses", "ring": 2}, "no ring"),
+        ({"ring": 2}, "no ring"),
+        ({"scheme": "ulysses", "ulysses": 8, "heads": 12}, "choose 1 or 2 or 4"),
+        ({"heads": 12, "tensor": 8}, "choose 1 or 2 or 3 or 4 or 6 or 12"),
+    ],
+)
+def test_the_constructor_checks(given, words):
+    with pytest.raises(UserError, match=words):
+        AttentionPlan(**given)
+
+
+def test_auto_says_why(caplog):
+    with caplog.at_level(logging.INFO):
+        parse("auto", heads=12)
+    assert (
+        "chunked" in caplog.text and "ring 2 x ulysses 4 (the largest all-to-all that divides 12 heads" in caplog.text
+    )
+
+
+def test_every_kernel_of_a_platform_exists():
+    assert {kernel for kernel, platforms in plans.PLATFORMS.items() if platforms} == set(KERNELS)
+
+
+def test_the_plan_needs_no_jax():
+    code = (
+        "import sys, maxdiffusion.attention as a; a.AttentionPlan.parse('auto', heads=8); print('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -1,0 +1,183 @@
+"""The loop: step by step and scan give the same numbers, and what varies enters as values."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maxdiffusion.denoise import (
+    SOLVERS,
+    BatchedGuidance,
+    Contexts,
+    Denoiser,
+    NoGuidance,
+    Segment,
+    SingleExpert,
+    TwoPassGuidance,
+    UniPC,
+    noise,
+    split,
+)
+
+RNG = np.random.default_rng(1)
+CONTEXTS = Contexts(*jnp.asarray(RNG.standard_normal((2, 2, 3, 4)), jnp.float32))
+
+
+class Tiny(nnx.Module):
+    """Two matrices in place of a transformer."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.inner = nnx.Linear(4, 4, rngs=rngs)
+        self.text = nnx.Linear(4, 4, rngs=rngs)
+
+    def __call__(self, latents, timestep, context):
+        shift = jnp.sin(timestep / 200)[:, None] + self.text(context).mean(1)
+        return latents - jnp.tanh(self.inner(latents) + shift[:, None, None, None, :])
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoExperts:
+    """What A14B will bring: another network below the boundary."""
+
+    high: Any
+    low: Any
+    boundary: float
+
+    def segments(self, timesteps):
+        switch = int((timesteps >= self.boundary).sum())
+        return Segment(0, switch, self.high), Segment(switch, len(timesteps), self.low)
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryOther:
+    """A step cache: odd steps reuse the velocity of the step before."""
+
+    def init(self, x):
+        return jnp.zeros_like(x)
+
+    def velocity(self, velocity, state, step, x):
+        v = jax.lax.cond(step % 2 == 0, velocity, lambda _: state, x)
+        return v, v
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return split(Tiny(nnx.Rngs(0)))
+
+
+@pytest.fixture
+def x():
+    return noise([1, 2], (2, 4, 4, 4))
+
+
+def denoiser(tiny, steps=6, solver=SOLVERS["unipc"], guidance=TwoPassGuidance(3.0), **kwargs):  # noqa: B008
+    network, params = tiny
+    kwargs.setdefault("experts", SingleExpert(params))
+    return Denoiser(network, schedule=solver.schedule(steps, 3.0), solver=solver, guidance=guidance, **kwargs)
+
+
+def plainly(network, params_at, solver, steps, scale, x, reuse=False):
+    """The run written out, nothing compiled ahead: guidance, solver, step by step."""
+    schedule = solver.schedule(steps, 3.0)
+    table, state, v = solver.table(schedule), solver.init(x), None
+    for i, t in enumerate(schedule.timesteps):
+        if not (reuse and i % 2):
+            time = jnp.full((x.shape[0],), t)
+            c, u = (network(params_at(t), state.x, time, context) for context in CONTEXTS)
+            v = u + scale * (c - u)
+        state = solver.step(state, jax.tree.map(lambda a, i=i: np.float32(a[i]), table), v)
+    return np.asarray(state.x)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_steps_scan_and_the_run_written_out_agree(tiny, x, name):
+    expected = plainly(tiny[0], lambda t: tiny[1], SOLVERS[name], 6, 3.0, x)
+    steps = denoiser(tiny, solver=SOLVERS[name]).run(x, CONTEXTS)
+    scan = denoiser(tiny, solver=SOLVERS[name], scan=True).run(x, CONTEXTS)
+    assert steps.dtype == jnp.float32 and steps.shape == x.shape
+    np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scan, steps, rtol=1e-5, atol=1e-5)
+
+
+def test_batched_equals_two_pass(tiny, x):
+    two = denoiser(tiny).run(x, CONTEXTS)
+    one = denoiser(tiny, guidance=BatchedGuidance(3.0)).run(x, CONTEXTS)
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_each_prompt_of_a_batch_is_as_if_alone(tiny, x):
+    both = denoiser(tiny, guidance=BatchedGuidance(3.0)).run(x, CONTEXTS)
+    for i in range(2):
+        contexts = jax.tree.map(lambda a, i=i: a[i : i + 1], CONTEXTS)
+        alone = denoiser(tiny, guidance=BatchedGuidance(3.0)).run(x[i : i + 1], contexts)
+        np.testing.assert_allclose(both[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_two_experts_need_no_change_of_the_loop(tiny, x, scan):
+    network, high = tiny
+    low = jax.tree.map(lambda a: -2 * a, high)
+    expected = plainly(network, lambda t: high if t >= 875 else low, UniPC(), 6, 3.0, x)
+    one = denoiser(tiny).run(x, CONTEXTS)
+    two = denoiser(tiny, experts=TwoExperts(high, low, 875.0), scan=scan).run(x, CONTEXTS)
+    np.testing.assert_allclose(two, expected, rtol=1e-5, atol=1e-5)
+    assert jnp.abs(one - two).max() > 0.1
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_cache_needs_no_change_of_the_loop(tiny, x, scan):
+    expected = plainly(tiny[0], lambda t: tiny[1], UniPC(), 6, 3.0, x, reuse=True)
+    cached = denoiser(tiny, cache=EveryOther(), scan=scan).run(x, CONTEXTS)
+    np.testing.assert_allclose(cached, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_on_step_reports_every_step_and_the_noise_stays_valid(tiny, x):
+    seen = []
+    program = denoiser(tiny).compile(x, CONTEXTS)
+    assert program.seconds > 0
+    before = np.array(x)
+    latents = program(x, CONTEXTS, on_step=lambda i, n, state: seen.append((i, n, np.array(state.x))))
+    assert [(i, n) for i, n, _ in seen] == [(i, 6) for i in range(6)]
+    np.testing.assert_array_equal(seen[-1][2], latents)
+    np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(program(x, CONTEXTS), latents)  # a program serves any number of runs
+
+
+def test_scan_reports_once(tiny, x):
+    seen = []
+    denoiser(tiny, scan=True).run(x, CONTEXTS, on_step=lambda i, n, state: seen.append((i, n)))
+    assert seen == [(5, 6)]
+
+
+def test_a_kept_state_goes_on_where_it_was(tiny, x):
+    program = denoiser(tiny).compile(x, CONTEXTS)
+    kept = {}
+
+    def keep(i, n, state):
+        kept[i] = jax.tree.map(np.array, state)
+
+    latents = program(x, CONTEXTS, on_step=keep)
+    again = program.advance(jax.tree.map(jnp.asarray, kept[2]), CONTEXTS, start=3)
+    np.testing.assert_array_equal(again.x, latents)
+
+
+def test_the_compiled_step_depends_on_no_schedule_scale_or_parameter(tiny, x):
+    """Else every change of steps, shift or guidance scale would compile a 14B network anew."""
+
+    def text(steps, scale, params):
+        d = denoiser(tiny, steps=steps, guidance=TwoPassGuidance(scale), experts=SingleExpert(params))
+        row = d._rows(d.plan(), 0, 1)
+        return jax.jit(d.step).lower(params, CONTEXTS, d.init(x), row).as_text()
+
+    assert text(6, 3.0, tiny[1]) == text(50, 5.0, jax.tree.map(lambda a: 2 * a, tiny[1]))
+
+
+def test_compiles_from_shapes_alone(tiny, x):
+    params = tiny[1]
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (params, x, CONTEXTS))
+    program = denoiser(tiny, experts=SingleExpert(abstract[0]), guidance=NoGuidance()).compile(*abstract[1:])
+    assert program.programs[1].memory_analysis() is not None

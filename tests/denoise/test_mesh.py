@@ -1,0 +1,58 @@
+"""Eight virtual devices give the noise and the latents of one, bit for bit and to rounding."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def main():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType
+
+    from maxdiffusion import parallel
+    from maxdiffusion.denoise import SOLVERS, BatchedGuidance, Contexts, Denoiser, SingleExpert, noise
+
+    def network(params, x, timestep, context):
+        shift = jnp.sin(timestep / 200)[:, None] + context.mean(1)
+        return x - jnp.tanh(x @ params + shift[:, None, None, None, :])
+
+    mesh = jax.make_mesh((2, 1, 2, 2, 1), parallel.axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
+    placement = parallel.Placement(mesh, {"batch": "data", "sequence": parallel.axes.CONTEXT})
+    params = jax.random.normal(jax.random.key(1), (4, 4))
+    contexts = Contexts(*jax.random.normal(jax.random.key(2), (2, 2, 3, 4)))
+    solver = SOLVERS["unipc"]
+
+    seeds, shape = [11, 2**40 + 3], (2, 4, 4, 4)
+    x = noise(seeds, shape)
+    args = (network, SingleExpert(params), solver.schedule(4, 3.0), solver, BatchedGuidance(3.0))
+    denoisers = [Denoiser(*args, scan=scan) for scan in (False, True)]
+    expected = denoisers[0].run(x, contexts)
+    with parallel.use(placement):
+        sharded = noise(seeds, shape)
+        assert sharded.sharding.is_equivalent_to(placement.sharding("batch"), 5), sharded.sharding
+        np.testing.assert_array_equal(sharded, x)
+        contexts = jax.device_put(contexts, placement.sharding("batch"))
+        for denoiser in denoisers:
+            latents = denoiser.run(sharded, contexts)
+            assert latents.sharding.is_equivalent_to(placement.sharding("batch"), 5), latents.sharding
+            np.testing.assert_allclose(latents, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_eight_devices_equal_one():
+    """In a process of its own: the number of virtual devices is fixed when jax starts."""
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+if __name__ == "__main__":
+    main()

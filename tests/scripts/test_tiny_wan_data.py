@@ -1,0 +1,77 @@
+import collections
+import importlib.util
+import itertools
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+PATH = pathlib.Path(__file__).parents[2] / "scripts" / "tiny_wan_data.py"
+SPEC = importlib.util.spec_from_file_location("tiny_wan_data", PATH)
+data = importlib.util.module_from_spec(SPEC)
+sys.modules["tiny_wan_data"] = data
+SPEC.loader.exec_module(data)
+
+ATTRIBUTES = ("colour", "shape", "direction", "background")
+
+
+def test_one_combination_in_eight_is_held_out_and_every_pair_is_seen():
+    assert len(data.combinations()) == 240
+    assert len(data.held_out_combinations()) == 30
+    training = data.training_combinations()
+    for first, second in itertools.combinations(ATTRIBUTES, 2):
+        pairs = [collections.Counter((getattr(c, first), getattr(c, second)) for c in part)
+                 for part in (training, data.combinations())]  # fmt: skip
+        assert min(pairs[0][key] / pairs[1][key] for key in pairs[1]) >= 0.75
+
+
+def test_prompts_round_trip():
+    for combination in data.combinations():
+        assert data.parse_prompt(combination.prompt) == combination
+
+
+def test_measurements_are_right_on_rendered_clips():
+    rng = np.random.default_rng(0)
+    for combination in data.held_out_combinations()[::2]:
+        measured = data.measure(data.render_uint8(data.sample_clip(combination, rng)))
+        assert all(measured.correct(combination).values()), (combination, measured)
+        assert measured.track_residual < 0.5
+        assert measured.area_jitter < 0.06
+        assert measured.visible == 1
+
+
+def test_measurements_stay_right_with_noise_and_blur():
+    rng = np.random.default_rng(1)
+    for combination in data.held_out_combinations()[::6]:
+        frames = data.render(data.sample_clip(combination, rng))
+        blurred = (frames + np.roll(frames, 1, 1) + np.roll(frames, 1, 2) + np.roll(frames, -1, 1)) / 4
+        noisy = np.clip(blurred + rng.normal(0, 4, frames.shape), 0, 255).astype(np.uint8)
+        assert all(data.measure(noisy).correct(combination).values()), combination
+
+
+def test_jitter_is_noticed():
+    rng = np.random.default_rng(2)
+    clip = data.sample_clip(data.Combination("red", "circle", "left", "gray"), rng)
+    frames = data.render_uint8(clip)
+    shaken = np.stack([np.roll(frame, (-1) ** i * 3, axis=0) for i, frame in enumerate(frames)])
+    assert data.measure(shaken).track_residual > 5 * data.measure(frames).track_residual
+
+
+@pytest.mark.parametrize("value", [0, 128])
+def test_nothing_visible_gives_none(value):
+    measured = data.measure(np.full((17, 96, 96, 3), value, np.uint8))
+    assert (measured.colour, measured.shape, measured.direction, measured.visible) == ("none", "none", "none", 0)
+
+
+@pytest.mark.parametrize("shape", data.SHAPES)
+def test_shapes_stay_inside_and_windows_equal_the_whole(shape):
+    rng = np.random.default_rng(3)
+    for direction in data.DIRECTIONS:
+        clip = data.sample_clip(data.Combination("white", shape, direction, "black"), rng)
+        frames = data.render_uint8(clip)
+        background = np.asarray(data.BACKGROUNDS["black"])
+        assert (frames[:, 0] == background).all() and (frames[:, -1] == background).all()
+        assert (frames[:, :, 0] == background).all() and (frames[:, :, -1] == background).all()
+        window = data.render_uint8(clip, window=(8, 16, 40, 32), first=3, frames=5)
+        assert (window == frames[3:8, 8:48, 16:48]).all()
