@@ -1,5 +1,7 @@
 """The local kernels and the merge, on one device, against float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def test_gradients_agree(kernel):
         return (out**2).sum() + lse.sum()
 
     got, want = (
-        jax.jit(jax.grad(lambda *a: loss(run, *a), argnums=(0, 1, 2)))(q, k, v)
+        jax.jit(jax.grad(functools.partial(loss, run), argnums=(0, 1, 2)))(q, k, v)
         for run in (kernel, KERNELS["dot_product"])
     )
     for one, other in zip(got, want, strict=True):

@@ -103,6 +103,6 @@ def test_every_kernel_of_a_platform_exists():
 
 def test_the_plan_needs_no_jax():
     code = (
-        "import sys, maxdiffusion.attention as a; a.AttentionPlan.parse('auto', heads=8); print('jax' in sys.modules)"  # noqa: E501
+        "import sys, maxdiffusion.attention as a; a.AttentionPlan.parse('auto', heads=8); print('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
