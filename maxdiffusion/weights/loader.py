@@ -28,7 +28,7 @@ from maxdiffusion.weights.mapping import Piece, Pieces
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-_STRIP = 2**22  # bytes read at once: transposing is 1.3 times slower by strips of 1 MB
+_STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
