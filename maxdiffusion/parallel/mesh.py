@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
 
 FILL = -1
+
+Devices = Sequence[Any]  # jax.Device, or a description of one (a topology that is only compiled for)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +68,13 @@ class Degrees:
         )
 
 
-def slice_count(devices: Sequence[jax.Device] | None = None) -> int:
+def slice_count(devices: Devices | None = None) -> int:
     """The number of slices (groups joined by fast links) among the devices; 1 where the platform names none."""
     devices = jax.devices() if devices is None else devices
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
-def resolve(ici: Degrees, dcn: Degrees, devices: Sequence[jax.Device] | None = None) -> tuple[Degrees, Degrees]:
+def resolve(ici: Degrees, dcn: Degrees, devices: Devices | None = None) -> tuple[Degrees, Degrees]:
     """Both sets of degrees with their -1 filled for these devices (all by default).
 
     `ici.context * dcn.context` is the context degree that the attention plan is parsed for.
@@ -81,9 +84,7 @@ def resolve(ici: Degrees, dcn: Degrees, devices: Sequence[jax.Device] | None = N
     return ici.filled(len(devices) // slices, "ici"), dcn.filled(slices, "dcn")
 
 
-def make_mesh(
-    ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devices: Devices | None = None) -> Mesh:
     """The mesh (data, fsdp, ring, ulysses, tensor) over these devices (all by default), with Auto axis types.
 
     The context axis is split into ring x ulysses. Later axes vary fastest, so a Ulysses group (and a tensor group

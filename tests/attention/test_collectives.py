@@ -16,9 +16,9 @@ COLLECTIVE = re.compile(r" = .*? (all-to-all|collective-permute|all-gather|all-r
 
 
 def collectives(attend, ring, ulysses, tokens, *, masked=False, keys=None):
-    place = parallel.Placement(
-        parallel.make_mesh(parallel.Degrees(context=ring * ulysses), ulysses=ulysses), parallel.rules_for()
-    )
+    devices = jax.devices()[: ring * ulysses]
+    mesh = parallel.make_mesh(parallel.Degrees(context=ring * ulysses), ulysses=ulysses, devices=devices)
+    place = parallel.Placement(mesh, parallel.rules_for())
     whole = NamedSharding(place.mesh, PartitionSpec())
     split = place.sharding(None, axes.SEQUENCE, None, None) if tokens % (ring * ulysses) == 0 else whole
 

@@ -1,5 +1,7 @@
 """The local kernels and the merge, on one device, against float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +46,7 @@ def test_a_row_without_keys_is_zero_and_minus_infinity_also_in_the_gradient(kern
     mask = mask.at[0].set(False)
     out, lse = kernel(q, k, v, mask)
     assert not out[0].any() and (lse[0] == -jnp.inf).all() and jnp.isfinite(lse[1]).all()
-    grads = jax.grad(lambda *a: (kernel(*a, mask)[0] ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+    grads = jax.jit(jax.grad(lambda *a: (kernel(*a, mask)[0] ** 2).sum(), argnums=(0, 1, 2)))(q, k, v)
     assert all(jnp.isfinite(g).all() and not g[0].any() for g in grads)
 
 
@@ -55,8 +57,10 @@ def test_gradients_agree(kernel):
         out, lse = run(*a, mask)
         return (out**2).sum() + lse.sum()
 
-    got = jax.grad(lambda *a: loss(kernel, *a), argnums=(0, 1, 2))(q, k, v)
-    want = jax.grad(lambda *a: loss(KERNELS["dot_product"], *a), argnums=(0, 1, 2))(q, k, v)
+    got, want = (
+        jax.jit(jax.grad(functools.partial(loss, run), argnums=(0, 1, 2)))(q, k, v)
+        for run in (kernel, KERNELS["dot_product"])
+    )
     for one, other in zip(got, want, strict=True):
         assert jnp.abs(one - other).max() < 1e-5 * jnp.abs(other).max()
 
@@ -69,14 +73,14 @@ def test_chunked_memory_is_linear_in_the_tokens():
     assert temporary(8192) < 2.2 * temporary(4096) < 2 * 4 * 2 * 4096**2 / 4
 
 
-@pytest.mark.parametrize("cut", [0, 1, 9, 20])
+@pytest.mark.parametrize("cut", [0, 9])
 def test_merge_joins_any_split_of_the_keys(cut):
     q, k, v, mask = reference.inputs(20)
     mask = mask.at[0, :12].set(False)
-    dense = KERNELS["dot_product"]
+    dense = jax.jit(KERNELS["dot_product"])
     parts = [dense(q, k[:, part], v[:, part], mask[:, part]) for part in (slice(0, cut), slice(cut, 20))]
     for one, other in (parts, parts[::-1]):
-        out, lse = merge(*one, *other)
+        out, lse = jax.jit(merge)(*one, *other)
         want, want_lse = reference.attention(q, k, v, mask)
         assert reference.error(out, want) < 2e-6
         assert np.abs(lse - want_lse).max() < 5e-6
@@ -84,8 +88,9 @@ def test_merge_joins_any_split_of_the_keys(cut):
 
 def test_merging_nothing_with_nothing_is_nothing_also_in_the_gradient():
     out, lse = jnp.zeros((1, 2, 1, 3)), jnp.full((1, 2, 1), -jnp.inf)
-    merged = merge(out, lse, out, lse)
+    merged = jax.jit(merge)(out, lse, out, lse)
     assert not merged[0].any() and (merged[1] == -jnp.inf).all()
     assert all(
-        jnp.isfinite(g).all() for g in jax.grad(lambda *a: merge(*a, out, lse)[0].sum(), argnums=(0, 1))(out, lse)
+        jnp.isfinite(g).all()
+        for g in jax.jit(jax.grad(lambda *a: merge(*a, out, lse)[0].sum(), argnums=(0, 1)))(out, lse)
     )

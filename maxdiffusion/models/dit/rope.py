@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -18,7 +19,8 @@ def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Arra
     """
     f, h, w = grid
     spatial = 2 * (head_dim // 6)
-    cosines, sines = [], []
+    cosines: list[jax.Array] = []
+    sines: list[jax.Array] = []
     for axis, channels in enumerate((head_dim - 2 * spatial, spatial, spatial)):
         frequencies = THETA ** -(np.arange(0, channels, 2, dtype=np.float64) / channels)
         angles = np.repeat(np.outer(np.arange(grid[axis], dtype=np.float64), frequencies), 2, axis=-1)

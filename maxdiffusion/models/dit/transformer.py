@@ -41,8 +41,7 @@ def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b ch
 def _context_shards() -> int:
     """Over how many devices the current placement splits the tokens."""
     placement = current()
-    names = () if placement is None else placement.spec(axes.SEQUENCE)[0] or ()
-    return math.prod(placement.mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+    return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
 class ConditionEmbedder(nnx.Module):
