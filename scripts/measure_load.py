@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import time
@@ -31,6 +32,7 @@ def memory(key: str) -> int:
 
 def measure(nets: Nets, name: str) -> dict[str, object]:
     tensors: list[int] = []
+    gc.collect()  # the net before this one
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before, wall, cpu = memory("VmRSS"), time.perf_counter(), time.process_time()
     net = nets.load(name, tensors.append)

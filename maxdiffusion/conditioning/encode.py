@@ -36,7 +36,8 @@ def encode(cfg: Config, nets: Nets, stages: Stages) -> Embeddings:
     if cfg.guidance_scale != 1:
         wanted += [video.negative_prompt for video in videos]
     prompts = list(dict.fromkeys(wanted))
-    tokenizer = text.load_tokenizer(nets.folder / "tokenizer")
+    with stages("text"):
+        tokenizer = text.load_tokenizer(nets.folder / "tokenizer")
     encoder = stages.load(nets, "text_encoder")
     with stages("text", len(prompts), "prompts") as advance:
         by_prompt = {}

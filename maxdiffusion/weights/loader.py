@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -26,9 +27,11 @@ from maxdiffusion.parallel import Placement
 from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.mapping import Piece, Pieces
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
-_STRIP = 2**22  # bytes read at once: transposing is 1.3 times slower by strips of 1 MB
+_STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
@@ -70,7 +73,10 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
     axes = leaf.get_metadata().get("out_sharding") or (None,) * len(leaf.shape)
     if len(axes) != len(leaf.shape):
         raise ValueError(f"{name} has the shape {leaf.shape} and the logical axes {axes}: they must agree in number")
-    return placement.sharding(*axes)
+    whole = [axis for axis, size in zip(axes, leaf.shape, strict=True) if axis and size % placement.degree(axis)]
+    if whole:
+        log.info("%s %s is not split over %s, which does not divide it", name, tuple(leaf.shape), ", ".join(whole))
+    return placement.sharding(*(None if axis in whole else axis for axis in axes))
 
 
 def _parameter(

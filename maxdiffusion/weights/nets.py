@@ -8,6 +8,7 @@ transformer = nets.load("transformer")
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,7 @@ def build_abstractly(build: Build, config: Any) -> nnx.Module:
 
 
 class Nets:
-    """Nothing loaded is kept here: dropping the module that `load` returned frees its memory."""
+    """Nothing loaded is kept here: a module that `load` returned and that was dropped is freed by the next `load`."""
 
     def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
         """Builds every net abstractly and matches its parameters with the checkpoint; reads no weight.
@@ -96,5 +97,7 @@ class Nets:
 
     def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
         """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
+        # flax's flattened states are cyclic (0.12.8): a net that was dropped holds its arrays until a collection.
+        gc.collect()
         abstract, pieces = self._nets[name]
         return loader.materialize(abstract, pieces, self._placement, on_tensor)

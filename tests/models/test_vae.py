@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import subprocess
+import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from flax import nnx
 
-from maxdiffusion.models.vae import VAEConfig, WanVAE
+from maxdiffusion.errors import UserError
+from maxdiffusion.models.vae import VAEConfig, WanVAE, blocks, conv
 from maxdiffusion.weights.tables.vae import RULES
+from tests.parity import load_state_dict, paths, relative_error
 
 TINY = {
     "base_dim": 8,
@@ -25,61 +29,193 @@ TINY = {
 }
 
 
-def reference(seed: int = 0, **overrides) -> AutoencoderKLWan:
-    """Random weights with every norm gain and bias away from its trivial value."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKLWan(**(TINY | overrides)).eval()
-    with torch.no_grad():
-        for name, p in vae.named_parameters():
-            if name.endswith("gamma"):
-                p.add_(0.2 * torch.randn_like(p))
-            elif name.endswith("bias"):
-                p.add_(0.1 * torch.randn_like(p))
-    return vae
-
-
-def load(vae: AutoencoderKLWan, **kwargs) -> WanVAE:
-    config = VAEConfig.from_json(dict(vae.config))
+def abstract(config: VAEConfig, **kwargs) -> WanVAE:
     with nnx.use_eager_sharding(False):
-        abstract = nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0), **kwargs))
-    graph, state = nnx.split(abstract)
-    leaves = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
-    filled = set()
-    for name, tensor in vae.state_dict().items():
-        for rule in RULES:
-            pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[0-9]+)", re.escape(rule.source))
-            if m := re.fullmatch(pattern, name):
-                target = rule.target.format(**m.groupdict())
-                value = tensor.numpy()
-                if rule.transform.value:
-                    value = value.transpose(rule.transform.value)
-                leaf = leaves[target]
-                leaf.set_value(jnp.asarray(value.reshape(leaf.shape), leaf.dtype))
-                filled.add(target)
-                break
-        else:
-            raise AssertionError(name)
-    assert filled == leaves.keys()
-    return nnx.merge(graph, state)
+        return nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0), **kwargs))
+
+
+class Pair:
+    """The reference with random weights, no gain or bias at its trivial value, and ours; both channels last."""
+
+    def __init__(self, **overrides):
+        torch.manual_seed(0)
+        self.torch = AutoencoderKLWan(**(TINY | overrides)).eval()
+        with torch.no_grad():
+            for name, p in self.torch.named_parameters():
+                if p.ndim == 1 or name.endswith("gamma"):
+                    p.add_(0.2 * torch.randn_like(p))
+        self.config = VAEConfig.from_json(dict(self.torch.config))
+        self.mean, self.std = np.float32(self.config.latents_mean), np.float32(self.config.latents_std)
+        self.ours = self.load()
+
+    def load(self, **kwargs) -> WanVAE:
+        return load_state_dict(abstract(self.config, **kwargs), RULES, self.torch.state_dict())
+
+    @torch.no_grad()
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        z = torch.from_numpy(latents * self.std + self.mean).permute(0, 4, 1, 2, 3)
+        return self.torch.decode(z).sample.permute(0, 2, 3, 4, 1).numpy()
+
+    @torch.no_grad()
+    def encode(self, video: np.ndarray) -> np.ndarray:
+        moments = self.torch.encode(torch.from_numpy(video).permute(0, 4, 1, 2, 3)).latent_dist
+        return (moments.mode().permute(0, 2, 3, 4, 1).numpy() - self.mean) / self.std
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return Pair()
+
+
+@pytest.fixture(scope="module")
+def latents() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((1, 5, 3, 5, 4), np.float32)
+
+
+@pytest.fixture(scope="module")
+def video() -> np.ndarray:
+    return np.random.default_rng(2).uniform(-1, 1, (1, 17, 24, 40, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+def test_decode_frame_by_frame_equals_the_reference(pair, latents, frames):
+    chunks = [np.asarray(c) for c in pair.ours.decode_chunks(jnp.asarray(latents[:, :frames]), chunk=1)]
+    assert [c.shape[1] for c in chunks] == [1] + [4] * (frames - 1)
+    assert relative_error(np.concatenate(chunks, axis=1), pair.decode(latents[:, :frames])) < 1e-5
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_decode_does_not_depend_on_where_the_video_is_cut(pair, latents, chunk):
+    lengths = [c.shape[1] for c in pair.ours.decode_chunks(jnp.asarray(latents), chunk=chunk)]
+    assert lengths == ([17] if chunk is None else [1, 8, 8])
+    assert relative_error(pair.ours.decode(jnp.asarray(latents), chunk=chunk), pair.decode(latents)) < 1e-5
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])
-def test_parity(frames):
-    vae = reference()
-    model = load(vae)
-    rng = np.random.default_rng(1)
-    z = rng.standard_normal((2, (frames - 1) // 4 + 1, 3, 5, 4), np.float32)
-    c = vae.config
-    zt = torch.from_numpy(z * np.float32(c.latents_std) + np.float32(c.latents_mean)).permute(0, 4, 1, 2, 3)
-    with torch.no_grad():
-        want = vae.decode(zt).sample.permute(0, 2, 3, 4, 1).numpy()
-    for chunk in (None, 1, 2):
-        got = np.asarray(model.decode(jnp.asarray(z), chunk=chunk))
-        print(chunk, np.abs(got - want).max() / np.abs(want).max())
-    x = rng.uniform(-1, 1, (1, frames, 24, 40, 3)).astype(np.float32)
-    with torch.no_grad():
-        want = vae.encode(torch.from_numpy(x).permute(0, 4, 1, 2, 3)).latent_dist.mode().permute(0, 2, 3, 4, 1).numpy()
-    want = (want - np.float32(c.latents_mean)) / np.float32(c.latents_std)
-    for chunk in (None, 1, 2):
-        got = np.asarray(model.encode(jnp.asarray(x), chunk=chunk))
-        print(chunk, np.abs(got - want).max() / np.abs(want).max())
+def test_encode_frame_by_frame_equals_the_reference(pair, video, frames):
+    got = pair.ours.encode(jnp.asarray(video[:, :frames]), chunk=1)
+    assert relative_error(got, pair.encode(video[:, :frames])) < 1e-5
+
+
+def test_encode_at_once_equals_the_reference(pair, video):
+    assert relative_error(pair.ours.encode(jnp.asarray(video)), pair.encode(video)) < 1e-5
+
+
+def test_decode_in_bf16_stays_near_the_fp32_reference(pair, latents):
+    ours = pair.load(weights_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    got = ours.decode(jnp.asarray(latents[:, :2]))
+    assert got.dtype == jnp.float32
+    assert relative_error(got, pair.decode(latents[:, :2])) < 0.05
+
+
+@pytest.mark.slow
+def test_official_depth_and_a_wider_decoder(latents, video):
+    pair = Pair(num_res_blocks=2, decoder_base_dim=12)
+    assert relative_error(pair.ours.decode(jnp.asarray(latents)), pair.decode(latents)) < 1e-5
+    assert relative_error(pair.ours.encode(jnp.asarray(video)), pair.encode(video)) < 1e-5
+
+
+@pytest.mark.parametrize("channels", [8, 32])  # both sides of the choice between folding and summing the taps
+@pytest.mark.parametrize("size", [(3, 3, 3), (3, 1, 1)])
+def test_convolutions_of_all_platforms_agree(channels, size):
+    assert (channels < conv._FOLD_BELOW) == (channels == 8)
+    rng = np.random.default_rng(3)
+    x = jnp.asarray(rng.standard_normal((2, 5, 4, 6, channels), np.float32))
+    kernel = jnp.asarray(rng.standard_normal((*size, channels, 7), np.float32))
+    assert relative_error(jax.jit(conv._conv3d_cpu)(x, kernel), jax.jit(conv._conv3d_xla)(x, kernel)) < 1e-5
+
+
+def test_causal_convolution_may_be_cut_anywhere():
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(rng.standard_normal((1, 6, 4, 5, 3), np.float32))
+    kernel, bias = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in ((3, 3, 3, 3, 2), (2,)))
+    whole, last = conv.causal_conv3d(x, kernel, bias, None)
+    cache, parts = None, []
+    for a, b in ((0, 1), (1, 2), (2, 6)):
+        part, cache = conv.causal_conv3d(x[:, a:b], kernel, bias, cache)
+        parts.append(part)
+    assert relative_error(jnp.concatenate(parts, axis=1), whole) < 1e-6
+    np.testing.assert_array_equal(cache, last)
+    np.testing.assert_array_equal(cache, x[:, -2:])
+
+
+def test_doubled_convolution_equals_doubling_then_convolving():
+    rng = np.random.default_rng(5)
+    x = jnp.asarray(rng.standard_normal((2, 2, 3, 5, 4), np.float32))
+    kernel, bias = (jnp.asarray(rng.standard_normal(s, np.float32)) for s in ((3, 3, 4, 2), (2,)))
+    doubled = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
+    want = conv.conv2d(doubled, kernel, bias, 1, (1, 1))
+    assert relative_error(conv.doubled_conv2d(x, kernel, bias), want) < 1e-5
+
+
+def test_attention_in_blocks_of_queries_equals_all_at_once(monkeypatch):
+    with nnx.use_eager_sharding(False):
+        block = blocks.AttentionBlock(8, rngs=nnx.Rngs(0), weights_dtype=jnp.float32)
+    x = jnp.asarray(np.random.default_rng(6).standard_normal((1, 2, 6, 5, 8), np.float32))
+    run = lambda: jax.jit(lambda x: block(x, None)[0])(x)  # noqa: E731
+    whole = run()
+    monkeypatch.setattr(blocks, "_ATTENTION_LOGITS_BYTES", 4 * 2 * (2 * 5) * 30)  # two of the six rows
+    assert "length=3" in str(jax.make_jaxpr(lambda x: block(x, None)[0])(x))
+    assert relative_error(run(), whole) < 1e-6
+
+
+def test_chunks_follow_memory_and_divide_the_video():
+    vae = abstract(VAEConfig(latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16))
+    assert vae._chunks(21, 480, 832, 1, None) == [1] * 21
+    assert vae._chunks(21, 96, 96, 1, None) == [1] + [5] * 4
+    assert vae._chunks(5, 96, 96, 1, None) == [5]
+    assert vae._chunks(21, 96, 96, 1, 4) == [1] + [4] * 5
+
+
+def test_two_programs_decode_a_video_of_any_length(pair, latents):
+    from maxdiffusion.models.vae.model import _run
+
+    list(pair.ours.decode_chunks(jnp.asarray(latents[:, :2]), chunk=1))
+    programs = _run._cache_size()
+    list(pair.ours.decode_chunks(jnp.asarray(np.repeat(latents, 3, axis=1)), chunk=1))
+    assert _run._cache_size() == programs
+
+
+def test_every_parameter_names_its_axes():
+    for path, leaf in paths(abstract(VAEConfig.from_json(TINY))).items():
+        assert leaf.get_metadata()["out_sharding"] == (None,) * len(leaf.shape), path
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 16, 16, 3), (1, 5, 20, 16, 3), (1, 0, 16, 16, 3)])
+def test_a_video_that_does_not_fit_is_refused(shape):
+    with pytest.raises(UserError, match="cannot be encoded"):
+        abstract(VAEConfig.from_json(TINY)).encode(jnp.zeros(shape))
+
+
+def test_config_of_the_official_checkpoint():
+    config = VAEConfig.from_json(dict(AutoencoderKLWan().config))
+    assert (config.z_dim, config.temporal_factor, config.spatial_factor, config.decoder_dim) == (16, 4, 8, 96)
+    assert len(config.latents_std) == 16
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"is_residual": True}, "WAN 2.2 VAE"),
+        ({"patch_size": 2}, "WAN 2.2 VAE"),
+        ({"attn_scales": [0.5]}, "attn_scales"),
+        ({"z_dims": 4}, "does not know"),
+        ({"z_dim": 5}, "needs 5"),
+        ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "positive"),
+        ({"temperal_downsample": [True, True]}, "needs 3 entries"),
+        ({"scale_factor_spatial": 16}, "make it 8"),
+    ],
+)
+def test_config_that_cannot_run_is_refused(change, said):
+    with pytest.raises(UserError, match=said):
+        VAEConfig.from_json(TINY | change)
+
+
+def test_config_without_statistics_is_refused():
+    with pytest.raises(UserError, match="latents_std"):
+        VAEConfig.from_json({k: v for k, v in TINY.items() if k != "latents_std"})
+
+
+def test_config_needs_no_jax():
+    code = "import sys, maxdiffusion.models.vae; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,11 +1,13 @@
 """The nets of a text-to-video pipeline from a folder that the reference's own classes describe."""
 
+import gc
 import gzip
 import json
 import runpy
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import diffusers
@@ -79,6 +81,17 @@ def test_the_reference_reads_the_same_folder(checkpoint):
         theirs = getattr(pipeline, name).state_dict()
         for key, tensor in stored_in(checkpoint / name).items():
             assert torch.equal(theirs[key], tensor), key
+
+
+def test_a_dropped_net_is_freed_before_the_next_is_loaded(whole):
+    gc.disable()  # so that nothing but `load` can have done it
+    try:
+        array = weakref.ref(whole.load("vae").quant_conv.kernel.get_value())
+        at_next = []
+        whole.load("vae", lambda nbytes: at_next.append(array() is None))
+        assert all(at_next)
+    finally:
+        gc.enable()
 
 
 def test_dtypes_and_progress(checkpoint):

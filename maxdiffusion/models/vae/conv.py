@@ -11,10 +11,12 @@ from jaxtyping import Array, Float
 # XLA's own 3-D convolution is slow on a CPU. Below this many input channels the three temporal taps are folded into the
 # channels of one 2-D convolution, from it on they are three 2-D convolutions summed. Measured, fp32, GFLOP/s on one
 # core with AVX-512 (`scripts/bench_vae.py conv`), of fold | sum | XLA 3-D | torch:
-#     8 channels 96x96  48 |  21 |  3 |  11       96 channels 96x96  57 |  88 | 33 |  98
-#    16 channels 96x96  80 |  49 |  6 |  10      192 channels 48x48  94 | 114 | 57 | 134
-#    32 channels 48x48  75 |  85 |  9 |  29      384 channels 24x24  89 | 110 | 78 | 130
+#     8 channels 96x96  49 |  21 |  4 |  11       96 channels 96x96  65 |  92 | 39 | 138
+#    16 channels 96x96  76 |  51 |  9 |  10      192 channels 48x48 115 | 128 | 70 | 158
+#    32 channels 48x48 101 | 114 | 17 |  35      384 channels 24x24 102 | 129 | 93 | 150
 # Width or height unfolded into matmuls, im2col, banded kernels, Winograd F(2,3): slower than the better of the two.
+# On a TPU the 3-D convolution is the fast one; bf16, 480p, read from the compiler's cycle estimates for v6e, TFLOP/s of
+# fold | sum | XLA 3-D: 96 channels 31 | 32 | 62, 192 channels 60 | 63 | 112, 384 channels 131 | 172 | 196.
 _FOLD_BELOW = 32
 
 

@@ -1,0 +1,47 @@
+"""The same video on every mesh of eight virtual devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from maxdiffusion import config, generate_wan
+
+ROOT = Path(__file__).parents[2]
+RING = ("attention=ulysses_ring",)
+SPLITS = {
+    "R1 U8": (*RING, "ulysses_shards=8"),
+    "R2 U4": (*RING, "ulysses_shards=4"),
+    "R4 U2": (*RING, "ulysses_shards=2"),
+    "R8 U1": (*RING, "ulysses_shards=1"),
+    "guidance pair over data 2, R2 U2": (*RING, "ulysses_shards=2", "ici_data_parallelism=2", "guidance_mode=batched"),
+    "tensor 2": (*RING, "ulysses_shards=2", "ici_tensor_parallelism=2"),
+    "fsdp 2": (*RING, "ulysses_shards=2", "ici_fsdp_parallelism=2"),
+}
+
+
+def video(folder: Path, *words: str) -> np.ndarray:
+    common = ["num_inference_steps=4", "output_format=npy", "log_level=error", f"output_dir={folder}"]
+    (path,) = generate_wan.run(config.load([str(ROOT / "configs" / "wan_tiny.yml"), *common, *words]))
+    return np.load(path).astype(np.float64)
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory) -> np.ndarray:
+    """As far as the numbers go: every device does the whole of it, attention densely."""
+    words = ("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1")
+    return video(tmp_path_factory.mktemp("one"), *words)
+
+
+@pytest.mark.parametrize(
+    "split", [name if name == "tensor 2" else pytest.param(name, marks=pytest.mark.slow) for name in SPLITS]
+)
+def test_the_same_video(one_device, tmp_path, split):
+    assert len(jax.devices()) == 8
+    error = np.mean((video(tmp_path, *SPLITS[split]) - one_device) ** 2)
+    figure = np.inf if error == 0 else 10 * np.log10(255**2 / error)
+    print(f"{split}: {figure:.1f} dB")
+    assert figure > 60
