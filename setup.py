@@ -16,6 +16,7 @@ def pins(file: str) -> list[str]:
 
 RUNTIME = pins("requirements.txt")
 JAX = next(pin.partition("==")[2] for pin in RUNTIME if pin.startswith("jax=="))
+TOKAMAX = next(pin for pin in pins("requirements-dev.txt") if pin.startswith("tokamax=="))
 VERSION = re.search(r'__version__ = "(.*)"', (HERE / "maxdiffusion" / "__init__.py").read_text())[1]
 
 setup(
@@ -30,7 +31,7 @@ setup(
     packages=find_packages(include=["maxdiffusion", "maxdiffusion.*"]),
     install_requires=RUNTIME,
     extras_require={
-        "tpu": [f"jax[tpu]=={JAX}"],
+        "tpu": [f"jax[tpu]=={JAX}", TOKAMAX],
         "cuda12": [f"jax[cuda12]=={JAX}"],
         "cuda13": [f"jax[cuda13]=={JAX}"],
         "test": pins("requirements-dev.txt"),

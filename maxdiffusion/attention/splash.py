@@ -94,7 +94,7 @@ def _jax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret: bo
 
 
 def _tokamax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret: bool) -> _Kernel:
-    from tokamax._src.ops.experimental.tpu.splash_attention import (  # type: ignore[import-untyped]
+    from tokamax._src.ops.experimental.tpu.splash_attention import (
         base,
         splash_attention_kernel,
         splash_attention_mask,

