@@ -103,7 +103,7 @@ def _on_mesh(
     """Pads, splits, runs `local` on every device, joins and cuts. Masks are small and replicated over the context."""
     length, keys = q.shape[1], k.shape[1]
     context = placement.degree(axes.SEQUENCE)
-    batch = axes.BATCH if q.shape[0] % placement.degree(axes.BATCH) == 0 else None  # as `shard` does
+    batch = placement.dividing(axes.BATCH, q.shape[0])
     query_spec = placement.spec(batch, axes.SEQUENCE, axes.HEADS, None)
     key_spec = query_spec if split_keys else placement.spec(batch, None, axes.HEADS, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -47,14 +48,15 @@ def sample(
     embeddings = conditioning.encode(cfg, nets, stages)
     transformer = stages.load(nets, "transformer")
     network, params = split(transformer)
-    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, cfg.per_device_batch_size * _tokens(nets, shape))
+    videos = examples(cfg)
+    size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
+    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
+    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
     prepare = jax.jit(functools.partial(_prepare, nnx.graphdef(transformer)))
 
-    videos = examples(cfg)
-    size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
     program = None
     for first in range(0, len(videos), size):
         batch = videos[first : first + size]
@@ -72,22 +74,23 @@ def sample(
         yield batch, np.asarray(latents[: len(batch)])
 
 
-def _tokens(nets: Nets, shape: tuple[int, int, int, int]) -> int:
-    return math.prod(nets.configs["transformer"].grid(*shape[:3]))
-
-
 def _prepare(graph: Any, params: Any, context: jax.Array) -> Any:
     """What the text gives every step, computed once (see `WanTransformer.prepare`)."""
     return nnx.merge(graph, params).prepare(context)
 
 
 def _run(program: Program, x: jax.Array, contexts: Contexts, advance: Advance, stages: Stages) -> jax.Array:
-    """The loop, telling the progress how many steps are behind it."""
+    """The loop, telling progress and clock of every call of the program: a step, or all steps of a scan."""
     done = 0
+    with contextlib.ExitStack() as step:
+        step.enter_context(stages.clock.step())
 
-    def on_step(i: int, n: int, state: State) -> None:
-        nonlocal done
-        advance(i + 1 - done)
-        done = i + 1
+        def on_step(i: int, n: int, state: State) -> None:
+            nonlocal done
+            step.close()
+            advance(i + 1 - done)
+            done = i + 1
+            if done < n:
+                step.enter_context(stages.clock.step())
 
-    return jax.block_until_ready(program(x, contexts, on_step))
+        return jax.block_until_ready(program(x, contexts, on_step))

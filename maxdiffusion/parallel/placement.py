@@ -50,6 +50,10 @@ class Placement:
         part = self.rules.get(logical) or ()
         return math.prod(self.mesh.shape[axis] for axis in ((part,) if isinstance(part, str) else part))
 
+    def dividing(self, logical: str | None, size: int) -> str | None:
+        """The name, or None (held whole) where its devices do not divide a dimension of that size."""
+        return None if logical is None or size % self.degree(logical) else logical
+
 
 _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
 
@@ -80,8 +84,8 @@ def shard(x: jax.Array, *logical: str | None) -> jax.Array:
     placement = current()
     if placement is None or placement.mesh.size == 1:
         return x
-    if logical[0] == axes.BATCH and x.shape[0] % placement.degree(axes.BATCH):
-        logical = (None, *logical[1:])
+    if logical[0] == axes.BATCH:
+        logical = (placement.dividing(axes.BATCH, x.shape[0]), *logical[1:])
     return jax.lax.with_sharding_constraint(x, placement.sharding(*logical))
 
 

@@ -50,8 +50,11 @@ def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.n
     tensor = tensors[KEY]
     if tensor.dtype != "F32":
         raise UserError(f"{path} stores {KEY!r} as {tensor.dtype}; save it as F32.")
-    if len(tensor.shape) != 5:
-        raise UserError(f"{path} stores {KEY!r} with the shape {list(tensor.shape)}; its axes must be b c f h w.")
+    if len(tensor.shape) != 5 or 0 in tensor.shape:
+        raise UserError(
+            f"{path} stores {KEY!r} with the shape {list(tensor.shape)}; "
+            "its axes must be b c f h w, none of them empty."
+        )
     wanted = shape and tuple(shape[axis] for axis in (0, 4, 1, 2, 3))
     if wanted and tensor.shape != wanted:
         raise UserError(

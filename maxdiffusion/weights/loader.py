@@ -73,10 +73,10 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
     axes = leaf.get_metadata().get("out_sharding") or (None,) * len(leaf.shape)
     if len(axes) != len(leaf.shape):
         raise ValueError(f"{name} has the shape {leaf.shape} and the logical axes {axes}: they must agree in number")
-    whole = [axis for axis, size in zip(axes, leaf.shape, strict=True) if axis and size % placement.degree(axis)]
-    if whole:
+    fitting = [placement.dividing(axis, size) for axis, size in zip(axes, leaf.shape, strict=True)]
+    if whole := [axis for axis, fits in zip(axes, fitting, strict=True) if axis and not fits]:
         log.info("%s %s is not split over %s, which does not divide it", name, tuple(leaf.shape), ", ".join(whole))
-    return placement.sharding(*(None if axis in whole else axis for axis in axes))
+    return placement.sharding(*fitting)
 
 
 def _parameter(

@@ -87,10 +87,6 @@ class Nets:
             )
             self._nets[name] = abstract, pieces
 
-    def abstract(self, name: str) -> nnx.Module:
-        """The net with shapes in place of weights, to plan or to compile with before it is loaded."""
-        return self._nets[name][0]
-
     def nbytes_on_disk(self, name: str) -> int:
         """How many bytes `load(name)` reads: the total of its progress."""
         return sum(piece.tensor.nbytes for pieces in self._nets[name][1].values() for piece in pieces)

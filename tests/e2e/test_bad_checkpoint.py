@@ -64,7 +64,7 @@ def test_damaged_checkpoint(bundled, tmp_path, capsys, what):
 
 
 @pytest.mark.parametrize("key", ["initial_latents", "decode_latents"])
-@pytest.mark.parametrize("shape", [(1, 5, 12, 12, 16), (1, 3, 12, 12, 8)])
+@pytest.mark.parametrize("shape", [(1, 5, 12, 12, 16), (1, 3, 12, 12, 8), (0, 5, 12, 12, 8)])
 def test_latents_of_another_size(tmp_path, capsys, key, shape):
     path = tmp_path / "given.safetensors"
     save_latents(path, np.zeros(shape, np.float32), {})
@@ -94,3 +94,4 @@ def test_decode_latents_makes_the_same_video(bundled, tmp_path):
     record = json.loads((tmp_path / "a.json").read_text())
     assert record["seed"] == 0 and record["config"]["num_inference_steps"] == 2
     assert {"load", "text", "compile", "denoise", "decode", "encode"} <= set(record["timings"]["seconds"])
+    assert len(record["timings"]["steps"]["denoise"]) == 2
