@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
@@ -62,6 +62,12 @@ OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
+BlockSizes = Annotated[
+    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    BeforeValidator(lambda value: {} if value == "" else value),
+]
+OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 _VARIANT = object()
@@ -134,6 +140,21 @@ class Config(BaseModel):
     ulysses_shards: Degree = _key(
         "attention and parallelism", -1, "devices of the context axis that trade sequence for heads; -1: chosen"
     )
+    flash_block_sizes: BlockSizes = _key(
+        "attention and parallelism",
+        {},
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
+        "some; what is not given is chosen by device kind and length",
+    )
+    use_base2_exp: OptionalBool = _key(
+        "attention and parallelism", None, "exponentials to base 2 inside a kernel that offers it"
+    )
+    use_experimental_scheduler: OptionalBool = _key(
+        "attention and parallelism", None, "the alternative schedule of a kernel that offers one"
+    )
+    attention_vmem_limit_kib: OptionalInt = _key(
+        "attention and parallelism", None, "KiB of vector memory that a TPU kernel of our own may use"
+    )
     ici_data_parallelism: Degree = _key("attention and parallelism", 1, "devices over the batch; -1: all that are left")
     ici_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key("attention and parallelism", -1, "devices over the video tokens")
@@ -205,6 +226,7 @@ PATHS = (
 )
 INPUT_PATHS = PATHS[:3]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules")
+MAPPINGS = ("flash_block_sizes",)
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -223,7 +245,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             if getattr(constraint, side, None) is not None
         ]
         text += f", {' to '.join(bounds)}" if len(bounds) == 2 else ""
-        choices = getattr(info.annotation, "__args__", ()) if "Literal" in repr(info.annotation) else ()
+        choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
         if choices:
             text += f" [{' '.join(choices)}]"
         if key in aliases:
@@ -235,6 +257,6 @@ def _shown(value: Any) -> str:
     """A value as one would write it in YAML; a list of one as its element."""
     if isinstance(value, tuple):
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
-    if value is None or value == []:
+    if value is None or value == [] or value == {}:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

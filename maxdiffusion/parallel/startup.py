@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 
+from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config
 from maxdiffusion.parallel.mesh import Degrees, make_mesh, resolve
@@ -30,6 +31,7 @@ def place(cfg: Config, heads: int) -> tuple[AttentionPlan, Placement]:
         ulysses_shards=cfg.ulysses_shards,
         platform=jax.default_backend(),
         tensor=ici.tensor * dcn.tensor,
+        options=KernelOptions.read(cfg),
     )
     mesh = make_mesh(ici, dcn, ulysses=plan.ulysses)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
