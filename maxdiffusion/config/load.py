@@ -65,7 +65,30 @@ def load(argv: Sequence[str]) -> Config:
     order = [key for key in Config.model_fields if key in given]
     cfg._origins = {key: given[key].origin for key in order}
     checks.check(cfg, spec)
+    replaced(cfg, cfg.verify_against)
     return cfg
+
+
+def replaced(cfg: Config, words: Sequence[str]) -> Config:
+    """`cfg` on another mesh: key=value words of the group "attention and parallelism" win over it.
+
+    Raises:
+      UserError: a word of another kind, or one that `load` would refuse.
+    """
+    pairs = [(match[1], match[2]) for match in map(_WORD.fullmatch, words) if match]
+    if len(pairs) != len(words):
+        raise UserError(f"verify_against={' '.join(words)} is no list of key=value words; write '[attention=ring]'.")
+    given = _canonical(_read_words(pairs))
+    for key in given:
+        extra: Any = Config.model_fields[key].json_schema_extra
+        if extra["group"] != schema.PARALLELISM:
+            raise UserError(f"{key} is no key of {schema.PARALLELISM}, so that a second mesh cannot change it.")
+    try:
+        other = Config.model_validate(cfg.model_dump() | {key: entry.value for key, entry in given.items()})
+    except ValidationError as error:
+        raise UserError(_sentence(error, given)) from None
+    checks.check(other, variants.get(cfg.model_name))
+    return other
 
 
 # ---- the two sources

@@ -64,6 +64,7 @@ Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
+PARALLELISM = "attention and parallelism"
 _VARIANT = object()
 
 
@@ -130,27 +131,37 @@ class Config(BaseModel):
     # ---- attention and parallelism
     attention: Literal[
         "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
-    ] = _key("attention and parallelism", "auto", "how self-attention is computed and split over the context axis")
+    ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
     ulysses_shards: Degree = _key(
-        "attention and parallelism", -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
     )
-    ici_data_parallelism: Degree = _key("attention and parallelism", 1, "devices over the batch; -1: all that are left")
-    ici_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "devices over which weights are spread")
-    ici_context_parallelism: Degree = _key("attention and parallelism", -1, "devices over the video tokens")
-    ici_tensor_parallelism: Degree = _key("attention and parallelism", 1, "devices over heads and feed-forward width")
-    dcn_data_parallelism: Degree = _key("attention and parallelism", -1, "the same four, over slices")
-    dcn_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "slices over which weights are spread")
-    dcn_context_parallelism: Degree = _key("attention and parallelism", 1, "slices over the video tokens")
-    dcn_tensor_parallelism: Degree = _key("attention and parallelism", 1, "slices over heads and feed-forward width")
+    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
+    ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
+    ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
+    dcn_data_parallelism: Degree = _key(PARALLELISM, -1, "the same four, over slices")
+    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "slices over which weights are spread")
+    dcn_context_parallelism: Degree = _key(PARALLELISM, 1, "slices over the video tokens")
+    dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1, "slices over heads and feed-forward width")
     logical_axis_rules: AxisRules = _key(
-        "attention and parallelism", (), "[[logical axis, mesh axis], ...] that win over the built-in table"
+        PARALLELISM, (), "[[logical axis, mesh axis], ...] that win over the built-in table"
     )
     per_device_batch_size: int = _key(
-        "attention and parallelism",
+        PARALLELISM,
         1,
         "videos made at once per device of the data axis; more run in turn",
         ge=1,
         le=1024,
+    )
+
+    # ---- verify
+    verify: bool = _key("verify", False, "make no video: compare a few steps on this mesh with those on another")
+    verify_steps: int = _key("verify", 4, "denoise steps that are compared", ge=1, le=1000)
+    verify_against: Texts = _key(
+        "verify", (), "the other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device"
+    )
+    verify_psnr: float | None = _key(
+        "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16"
     )
 
     # ---- dtypes
@@ -204,7 +215,7 @@ PATHS = (
     "jax_cache_dir",
 )
 INPUT_PATHS = PATHS[:3]
-LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules")
+LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
