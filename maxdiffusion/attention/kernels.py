@@ -9,6 +9,7 @@ import jax
 
 from maxdiffusion.attention.chunked import chunked
 from maxdiffusion.attention.dense import dense
+from maxdiffusion.attention.flash import flash
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.splash import jax_splash, tokamax_splash
@@ -19,7 +20,7 @@ Local = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.
 # The platforms that run each one are in `plan.PLATFORMS`, its options in `options.TAKEN`; neither imports jax. A kernel
 # that takes options is a `Local` with the keyword `options`.
 KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"dot_product": dense, "chunked": chunked, "splash": jax_splash, "tokamax_splash": tokamax_splash}
+    {"dot_product": dense, "chunked": chunked, "flash": flash, "splash": jax_splash, "tokamax_splash": tokamax_splash}
 )
 
 

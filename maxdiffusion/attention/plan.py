@@ -22,6 +22,7 @@ PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "dot_product": frozenset({"cpu", "gpu", "tpu"}),
         "chunked": frozenset({"cpu", "gpu", "tpu"}),
+        "flash": frozenset({"tpu"}),
         "splash": frozenset({"tpu"}),
         "tokamax_splash": frozenset({"tpu"}),
     }
@@ -32,7 +33,8 @@ NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
         "dot_product": ("local", "dot_product"),
         "chunked": ("local", "chunked"),
-        "flash": ("local", "splash"),
+        "flash": ("local", "flash"),
+        "splash": ("local", "splash"),
         "tokamax_flash": ("local", "tokamax_splash"),
         "ring": ("ring", None),
         "tokamax_ring": ("ring", "tokamax_splash"),
@@ -179,7 +181,7 @@ class AttentionPlan:
 
 def best_kernel(platform: str) -> str:
     """The fastest exact local kernel of a platform."""
-    for kernel in ("tokamax_splash", "splash", "chunked"):
+    for kernel in ("flash", "chunked"):
         if _available(kernel, platform):
             return kernel
     raise UserError(f"No attention kernel runs on the platform {platform!r}; choose cpu, gpu or tpu.")

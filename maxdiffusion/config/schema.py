@@ -136,7 +136,16 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "splash",
+        "tokamax_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
     ulysses_shards: Degree = _key(
         PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
