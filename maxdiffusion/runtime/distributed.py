@@ -38,6 +38,7 @@ PER_PROCESS = {
     "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
     "initial_latents",  # its content is
     "decode_latents",
+    "output_dir",  # only that of process 0 has a meaning
     "jax_cache_dir",
     "progress",
     "log_level",
