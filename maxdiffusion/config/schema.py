@@ -136,10 +136,28 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
+    )
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
     )
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,

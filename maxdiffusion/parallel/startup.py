@@ -29,10 +29,14 @@ def place(cfg: Config, heads: int, devices: Devices | None = None) -> tuple[Atte
         cfg.attention,
         heads=heads,
         context=ici.context * dcn.context,
+        slices=dcn.context,
         ulysses_shards=cfg.ulysses_shards,
         platform=devices[0].platform,
         tensor=ici.tensor * dcn.tensor,
         options=KernelOptions.read(cfg),
+        dtype=cfg.activations_dtype,
+        chunks=cfg.ulysses_attention_chunks,
+        ring_direction=cfg.ring_direction,
     )
     mesh = make_mesh(ici, dcn, ulysses=plan.ulysses, devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
