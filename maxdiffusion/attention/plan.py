@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,8 +11,6 @@ from typing import Any
 
 from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.errors import UserError
-
-log = logging.getLogger(__name__)
 
 SCHEMES = ("local", "ring", "ulysses", "ulysses_ring")
 RING_DIRECTIONS = ("one_way", "two_way")
@@ -164,7 +161,7 @@ def plans(
     """What a config's `attention` and `ulysses_shards` may mean on given devices.
 
     `auto` and `ulysses_ring` leave the split open unless `ulysses_shards` is given; any other name has one meaning.
-    Only `auto` chooses between kernels (and logs why); a named choice is what runs, or this raises.
+    `auto` and the names of a scheme alone take the platform's best kernel. What is named runs, or this raises.
 
     Args:
       name: `auto` or a key of `NAMES`.
@@ -201,9 +198,6 @@ def plans(
             f"attention={name} computes in {' or '.join(DTYPES[kernel])}, not {dtype}; write "
             f"activations_dtype={DTYPES[kernel][0]} or attention=auto."
         )
-    if name == "auto":
-        log.info("attention=auto: kernel %s, the fastest exact one for %s on %s.", kernel, dtype, platform)
-
     asked = None if ulysses_shards in (None, -1) else ulysses_shards
     if asked is not None and (asked < 1 or context % asked):
         raise UserError(

@@ -172,7 +172,12 @@ class Config(BaseModel):
     attention_vmem_limit_kib: OptionalInt = _key(
         PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")

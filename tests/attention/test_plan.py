@@ -1,4 +1,3 @@
-import logging
 import subprocess
 import sys
 
@@ -112,12 +111,6 @@ def test_what_cannot_run_is_refused_with_the_legal_values(name, given, words):
 def test_the_constructor_checks(given, words):
     with pytest.raises(UserError, match=words):
         AttentionPlan(**given)
-
-
-def test_auto_says_why(caplog):
-    with caplog.at_level(logging.INFO):
-        parse("auto", heads=12)
-    assert "chunked, the fastest exact one for float32 on cpu" in caplog.text
 
 
 def test_every_kernel_has_a_platform():
