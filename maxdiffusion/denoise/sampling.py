@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -24,6 +23,8 @@ from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.solvers import SOLVERS
+from maxdiffusion.parallel import axes
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
@@ -68,7 +69,7 @@ def sample(
         batch = videos[first : first + size]
         rows = [min(first + i, len(videos) - 1) for i in range(size)]  # a short last batch is filled up
         full = [videos[row] for row in rows]
-        x = noise([video.seed for video in full], shape) if given is None else jnp.asarray(given[rows])
+        x = noise([video.seed for video in full], shape) if given is None else parallel.put(given[rows], axes.BATCH)
         with stages("text"):
             contexts = embeddings.contexts(full, guided=not isinstance(guidance, NoGuidance))
             contexts = jax.block_until_ready(jax.tree.map(functools.partial(prepare, params), contexts))
@@ -77,7 +78,7 @@ def sample(
                 program = denoiser.compile(x, contexts)
         with stages("denoise", len(schedule), "steps") as advance:
             latents = _run(program, x, contexts, advance, stages, watch)
-        yield batch, np.asarray(latents[: len(batch)])
+        yield batch, distributed.fetch(latents)[: len(batch)]
 
 
 def _prepare(graph: Any, params: Any, context: jax.Array) -> Any:
