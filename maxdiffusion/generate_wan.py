@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from maxdiffusion import parallel, variants
@@ -62,7 +63,9 @@ def open_nets(
         pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
-        plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
+        network, grid = pipeline.configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)
+        heads, head_dim = network.num_attention_heads, network.attention_head_dim
+        plan, placement = startup.place(cfg, heads, head_dim, math.prod(network.grid(*grid)), devices)
         build = builders(
             plan,
             weights_dtype=cfg.weights_dtype,
@@ -72,5 +75,4 @@ def open_nets(
             scan_layers=cfg.scan_layers,
         )
         nets = Nets(pipeline, build, placement)
-        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
-        return nets, placement, shape
+        return nets, placement, (*grid, pipeline.configs["vae"].z_dim)

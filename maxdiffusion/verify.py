@@ -27,7 +27,13 @@ TOLERANCES = {"float32": 60.0, "bfloat16": 30.0}
 
 ONE_DEVICE = (
     "attention=auto",
-    "ulysses_shards=-1",
+    "ulysses_shards=auto",
+    "ulysses_attention_chunks=1",
+    "ring_direction=one_way",
+    "flash_block_sizes=",
+    "use_base2_exp=",
+    "use_experimental_scheduler=",
+    "attention_vmem_limit_kib=",
     *(f"{level}_{axis}_parallelism=1" for level in ("ici", "dcn") for axis in ("data", "fsdp", "context", "tensor")),
 )
 

@@ -56,8 +56,9 @@ def sample(
     network, params = split(transformer)
     videos = examples(cfg)
     size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
-    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
+    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3]))
+    per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
+    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, *per_shard)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
