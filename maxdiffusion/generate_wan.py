@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
-from maxdiffusion.parallel import startup
-from maxdiffusion.runtime import compile_cache, log
+from maxdiffusion.parallel import axes, startup
+from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import hub, specs
@@ -28,15 +26,43 @@ def run(cfg: Config) -> list[Path]:
       UserError: the checkpoint, the devices or the disk do not allow it; what is finished by then stays.
     """
     log.setup(cfg.log_level)
+    distributed.start(cfg)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     stages, paths = Stages(cfg.progress), []
+    with distributed.together():
+        nets, placement, shape = open_nets(cfg, stages)
+        start = given.read(cfg, shape)
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
 
+    with parallel.use(placement), stages.clock.compilation():
+        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
+        vae = stages.load(nets, "vae")
+        for videos, latents in batches:
+            with output.reserved(cfg, videos) as files:
+                files.save_latents(latents)
+                with stages("decode", cfg.num_frames, "frames") as advance:
+                    clips = frames.collect(vae.decode_chunks(parallel.put(latents, axes.BATCH)), advance)
+                with stages("encode", len(videos), "videos") as advance:
+                    paths += files.write(clips, advance)
+                files.record(versions(), stages.clock.as_dict())
+    logger.info("%s", stages.clock.table())
+    return paths
+
+
+def open_nets(
+    cfg: Config, stages: Stages, devices: parallel.Devices | None = None
+) -> tuple[Nets, parallel.Placement, tuple[int, int, int, int]]:
+    """Everything checked, nothing loaded: the nets, where they will live and f h w c of one video's latents.
+
+    Raises:
+      UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
+    """
     with stages("load"):
         pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
-        plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
+        plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
         build = builders(
             plan,
             weights_dtype=cfg.weights_dtype,
@@ -47,18 +73,4 @@ def run(cfg: Config) -> list[Path]:
         )
         nets = Nets(pipeline, build, placement)
         shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
-        start = given.read(cfg, shape)
-
-    with parallel.use(placement), stages.clock.compilation():
-        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
-        vae = stages.load(nets, "vae")
-        for videos, latents in batches:
-            with output.reserved(cfg, videos) as files:
-                files.save_latents(latents)
-                with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
-                with stages("encode", len(videos), "videos") as advance:
-                    paths += files.write(clips, advance)
-                files.record(versions(), stages.clock.as_dict())
-    logger.info("%s", stages.clock.table())
-    return paths
+        return nets, placement, shape

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -26,9 +25,14 @@ from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.solvers import SOLVERS
 from maxdiffusion.models.dit import Context, PreparedContext
+from maxdiffusion.parallel import axes
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
+
+# Told the latents (b f h w c, on the device) after step i, counted from 0; to be copied if kept.
+Watch = Callable[[int, jax.Array], object]
 
 
 def sample(
@@ -37,6 +41,7 @@ def sample(
     shape: tuple[int, int, int, int],
     given: Float[np.ndarray, "b f h w c"] | None,
     stages: Stages,
+    watch: Watch = lambda i, latents: None,
 ) -> Iterator[Batch]:
     """Encodes all inputs, loads the transformer, then yields each batch of videos as soon as its latents are there.
 
@@ -46,6 +51,7 @@ def sample(
       shape: f h w c of one video's latents.
       given: the noise of every video; None draws it from each video's seed.
       stages: timing and progress.
+      watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
     videos = examples(cfg)
     size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
@@ -71,18 +77,22 @@ def sample(
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
         if first not in states:
-            x = noise([videos[row].seed for row in rows], shape) if given is None else jnp.asarray(given[rows])
+            x = (
+                noise([videos[row].seed for row in rows], shape)
+                if given is None
+                else parallel.put(given[rows], axes.BATCH)
+            )
         if program is None:
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
                 program = denoiser.compile(params, x, contexts)
         state = states.pop(first) if first in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
-            states[first] = _run(program, params, contexts, state, segment, advance, stages)
+            states[first] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
             batch = videos[first : first + size]
-            yield batch, np.asarray(raw.positive.frames.keep(states.pop(first).x)[: len(batch)])
+            yield batch, distributed.fetch(raw.positive.frames.keep(states.pop(first).x))[: len(batch)]
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:
@@ -98,6 +108,7 @@ def _run(
     segment: Segment,
     advance: Advance,
     stages: Stages,
+    watch: Watch,
 ) -> State:
     """One segment, telling progress and clock of every call of the program: a step, or all steps of a scan."""
     done = segment.start
@@ -107,6 +118,7 @@ def _run(
         def on_step(i: int, n: int, state: State) -> None:
             nonlocal done
             step.close()
+            watch(i, state.x)
             advance(i + 1 - done)
             done = i + 1
             if done < segment.stop:
