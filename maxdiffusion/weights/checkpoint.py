@@ -34,6 +34,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: Path
     start: int
+    scale: TensorInfo | None = None  # the numbers are what is stored times this: one number, or one for each row
 
     @property
     def nbytes(self) -> int:
