@@ -15,7 +15,7 @@ from maxdiffusion.parallel import startup
 from maxdiffusion.runtime import compile_cache, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.weights import hub, specs
+from maxdiffusion.weights import specs
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def open_nets(
       UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
     """
     with stages("load"):
-        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
+        pipeline = specs.open_config(cfg)
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)

@@ -93,7 +93,7 @@ def match(
     ]
     if any(problems):
         raise UserError(
-            f"The weights in {what} do not fit the model that the config.json beside them describes: "
+            f"The weights in {what} do not fit the model that its config.json describes: "
             f"{'; '.join(filter(None, problems))}; use the config.json and the weights of one supported checkpoint."
         )
     return pieces

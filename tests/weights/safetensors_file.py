@@ -1,8 +1,10 @@
-"""Safetensors files with fp8, which `safetensors.numpy` cannot write."""
+"""Safetensors files with fp8, which `safetensors.numpy` cannot write, and the official repositories' names."""
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,3 +35,26 @@ def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
         data += part
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+END = r"(?P<end>\.[a-z]+)?"
+
+
+@functools.cache
+def _backwards(rows: tuple[tuple[str, str | tuple[str, str]], ...]) -> list[tuple[re.Pattern, str, bool]]:
+    return [
+        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(half)) + END), theirs, half != ours)
+        for theirs, ours in rows
+        for half in ((ours,) if isinstance(ours, str) else ours)
+    ]
+
+
+def original_name(name: str, table: Mapping[str, str | tuple[str, str]]) -> tuple[str, bool]:
+    """The table read backwards, by code of its own: the original name and whether it holds two tensors."""
+    hits = {}
+    for pattern, theirs, halved in _backwards(tuple(table.items())):
+        if hit := pattern.fullmatch(name):
+            numbers = hit.groupdict()
+            hits[theirs.format(**numbers) + (numbers["end"] or "")] = halved
+    assert len(hits) <= 1, f"{name} has several original names: {hits}"
+    return next(iter(hits.items()), (name, False))

@@ -16,7 +16,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.weights import loader, naming
 from maxdiffusion.weights.checkpoint import TensorInfo, read_header
 from maxdiffusion.weights.tables import original
-from tests.weights.safetensors_file import write
+from tests.weights.safetensors_file import original_name, write
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 TRANSFORMERS = sorted(path.name.removesuffix(".json.gz") for path in MANIFESTS.glob("wan*b.json.gz"))
@@ -48,19 +48,11 @@ def infos(shapes, dtype="F32"):
 
 
 def to_original(shapes, table):
-    """The tables read backwards, by code of its own; the halves of one tensor are joined."""
+    """The halves of one tensor are joined."""
     result = {}
     for name, shape in shapes.items():
-        hits = {}
-        for theirs, ours in table.items():
-            for ours_half in (ours,) if isinstance(ours, str) else ours:
-                pattern = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(ours_half))
-                if hit := re.fullmatch(pattern + r"(?P<end>\.[a-z]+)?", name):
-                    numbers = hit.groupdict()
-                    hits[theirs.format(**numbers) + (numbers["end"] or "")] = not isinstance(ours, str)
-        assert len(hits) <= 1, f"{name} has several original names: {hits}"
-        assert hits or re.fullmatch(SHARED, name), f"{name} has no original name"
-        theirs, halved = next(iter(hits.items()), (name, False))
+        theirs, halved = original_name(name, table)
+        assert theirs != name or re.fullmatch(SHARED, name), f"{name} has no original name"
         if halved:
             shape = (2 * shape[0], *shape[1:])
             assert result.get(theirs, shape) == shape
