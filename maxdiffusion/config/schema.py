@@ -144,10 +144,28 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
+    )
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
     )
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
@@ -162,7 +180,12 @@ class Config(BaseModel):
     attention_vmem_limit_kib: OptionalInt = _key(
         PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
@@ -206,6 +229,15 @@ class Config(BaseModel):
     )
     overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
     save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name tell the prompt")
+
+    # ---- hosts
+    jax_distributed: Literal["auto", "on", "off"] = _key(
+        "hosts", "auto", "one process per host as one run; auto: where the three keys below or a launcher say so"
+    )
+    coordinator_address: OptionalStr = _key("hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS")
+    num_processes: int | None = _key("hosts", None, "how many processes take part; also JAX_NUM_PROCESSES", ge=1)
+    process_id: int | None = _key("hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", ge=0)
+    initialization_timeout: int = _key("hosts", 300, "seconds to wait for the other processes", ge=1, le=86400)
 
     # ---- runtime
     scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")

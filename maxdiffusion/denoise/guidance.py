@@ -97,17 +97,19 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
 BATCHED_TOKENS = 32_768
 
 
-def choose(mode: str, scale: float, tokens: int) -> Guidance:
+def choose(mode: str, scale: float, tokens: int, doubled: int) -> Guidance:
     """The strategy of a config.
 
     Args:
       mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
       scale: the guidance scale; 1 is no guidance.
       tokens: video tokens of the whole batch, undoubled, on one data shard.
+      doubled: of both branches; no more than `tokens` where the data axis has a device for either.
     """
     if scale == 1:
         return NoGuidance()
     if mode == "auto":
-        mode = "batched" if 2 * tokens <= BATCHED_TOKENS else "two_pass"
-        log.info("guidance_mode=auto: %s, as both branches make %d tokens (limit %d)", mode, 2 * tokens, BATCHED_TOKENS)
+        limit = max(tokens, BATCHED_TOKENS)
+        mode = "batched" if doubled <= limit else "two_pass"
+        log.info("guidance_mode=auto: %s, as both branches make %d tokens on a device (limit %d)", mode, doubled, limit)
     return BatchedGuidance(scale) if mode == "batched" else TwoPassGuidance(scale)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -24,6 +23,8 @@ from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.solvers import SOLVERS
+from maxdiffusion.parallel import axes
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
@@ -55,8 +56,9 @@ def sample(
     network, params = split(transformer)
     videos = examples(cfg)
     size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
-    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
+    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3]))
+    per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
+    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, *per_shard)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
@@ -67,7 +69,7 @@ def sample(
         batch = videos[first : first + size]
         rows = [min(first + i, len(videos) - 1) for i in range(size)]  # a short last batch is filled up
         full = [videos[row] for row in rows]
-        x = noise([video.seed for video in full], shape) if given is None else jnp.asarray(given[rows])
+        x = noise([video.seed for video in full], shape) if given is None else parallel.put(given[rows], axes.BATCH)
         with stages("text"):
             contexts = embeddings.contexts(full, guided=not isinstance(guidance, NoGuidance))
             contexts = jax.block_until_ready(jax.tree.map(functools.partial(prepare, params), contexts))
@@ -76,7 +78,7 @@ def sample(
                 program = denoiser.compile(x, contexts)
         with stages("denoise", len(schedule), "steps") as advance:
             latents = _run(program, x, contexts, advance, stages, watch)
-        yield batch, np.asarray(latents[: len(batch)])
+        yield batch, distributed.fetch(latents)[: len(batch)]
 
 
 def _prepare(graph: Any, params: Any, context: jax.Array) -> Any:

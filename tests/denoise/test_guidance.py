@@ -53,10 +53,11 @@ def test_scale_one_is_none():
 
 
 def test_choose(caplog):
-    assert choose("batched", 1.0, 10) == NoGuidance()
-    assert choose("batched", 5.0, 10**6) == BatchedGuidance(5.0)
-    assert choose("two_pass", 5.0, 10) == TwoPassGuidance(5.0)
+    assert choose("batched", 1.0, 10, 20) == NoGuidance()
+    assert choose("batched", 5.0, 10**6, 2 * 10**6) == BatchedGuidance(5.0)
+    assert choose("two_pass", 5.0, 10, 20) == TwoPassGuidance(5.0)
     with caplog.at_level("INFO"):
-        assert choose("auto", 5.0, 180) == BatchedGuidance(5.0)
-        assert choose("auto", 5.0, 32760) == TwoPassGuidance(5.0)
+        assert choose("auto", 5.0, 180, 360) == BatchedGuidance(5.0)
+        assert choose("auto", 5.0, 32760, 65520) == TwoPassGuidance(5.0)
+        assert choose("auto", 5.0, 75600, 75600) == BatchedGuidance(5.0)  # the data axis takes one branch each
     assert "batched" in caplog.text and "two_pass" in caplog.text and "65520" in caplog.text
