@@ -100,6 +100,14 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -274,13 +282,16 @@ class Config(BaseModel):
 
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:3]
+INPUT_PATHS = PATHS[:6]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 MAPPINGS = ("flash_block_sizes",)
 
