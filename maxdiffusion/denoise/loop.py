@@ -26,7 +26,7 @@ from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
-from maxdiffusion.parallel import axes, shard
+from maxdiffusion.parallel import axes, compiler_options, shard
 
 
 class State(NamedTuple):
@@ -104,7 +104,7 @@ class Denoiser:
         function = jax.jit(lambda *args: (self.steps if self.scan else self.step)(*args), donate_argnums=2)
         lengths = {stop - start: params for start, stop, params in segments} if self.scan else {1: segments[0].params}
         programs = {
-            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile()
+            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile(compiler_options())
             for length, params in lengths.items()
         }
         return Program(self, plan, init, programs, time.perf_counter() - start)

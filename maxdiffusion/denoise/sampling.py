@@ -60,7 +60,9 @@ def sample(
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
-    prepare = jax.jit(functools.partial(_prepare, nnx.graphdef(transformer)))
+    prepare = jax.jit(
+        functools.partial(_prepare, nnx.graphdef(transformer)), compiler_options=parallel.compiler_options()
+    )
 
     program = None
     for first in range(0, len(videos), size):

@@ -23,7 +23,8 @@ from maxdiffusion.parallel import axes, current, shard
 class PreparedContext(NamedTuple):
     """What the text contributes to every step: keys and values of each layer's cross-attention.
 
-    The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype.
+    The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype. Every context
+    device holds them whole: 0.42 GB a prompt for the 14B model in bf16, as each attends to all of the text.
     """
 
     keys: Float[Array, "b layers k n d"]
@@ -57,7 +58,8 @@ class ConditionEmbedder(nnx.Module):
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
         """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
         embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
-        return embedding, self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
+        vectors = self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
+        return embedding, shard(vectors, axes.BATCH, *[None] * (vectors.ndim - 1))
 
 
 class WanTransformer(nnx.Module):
@@ -99,7 +101,8 @@ class WanTransformer(nnx.Module):
         """Embeds the text and projects every layer's keys and values, once for all steps."""
         text = self.condition_embedder.text_embedder(context)
         _, (keys, values) = scan(self.blocks, lambda block, _, __: (None, block.text(text)), None, None, self.unroll)
-        return PreparedContext(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1))
+        placed = (shard(jnp.moveaxis(x, 0, 1), axes.BATCH, None, None, axes.HEADS, None) for x in (keys, values))
+        return PreparedContext(*placed)
 
     def __call__(
         self,
