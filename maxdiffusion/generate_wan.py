@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
-
-import jax.numpy as jnp
 
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
-from maxdiffusion.parallel import startup
-from maxdiffusion.runtime import compile_cache, log
+from maxdiffusion.parallel import axes, startup
+from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.weights import hub, specs
+from maxdiffusion.weights import specs
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -28,11 +27,14 @@ def run(cfg: Config) -> list[Path]:
       UserError: the checkpoint, the devices or the disk do not allow it; what is finished by then stays.
     """
     log.setup(cfg.log_level)
+    distributed.start(cfg)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     stages, paths = Stages(cfg.progress), []
-    nets, placement, shape = open_nets(cfg, stages)
-    start = given.read(cfg, shape)
+    with distributed.together():
+        nets, placement, shape = open_nets(cfg, stages)
+        start = given.read(cfg, shape)
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
 
     with parallel.use(placement), stages.clock.compilation():
         batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
@@ -41,7 +43,7 @@ def run(cfg: Config) -> list[Path]:
             with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
+                    clips = frames.collect(vae.decode_chunks(parallel.put(latents, axes.BATCH)), advance)
                 with stages("encode", len(videos), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
@@ -58,10 +60,12 @@ def open_nets(
       UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
     """
     with stages("load"):
-        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
+        pipeline = specs.open_config(cfg)
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
-        plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
+        network, grid = pipeline.configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)
+        heads, head_dim = network.num_attention_heads, network.attention_head_dim
+        plan, placement = startup.place(cfg, heads, head_dim, math.prod(network.grid(*grid)), devices)
         build = builders(
             plan,
             weights_dtype=cfg.weights_dtype,
@@ -71,5 +75,4 @@ def open_nets(
             scan_layers=cfg.scan_layers,
         )
         nets = Nets(pipeline, build, placement)
-        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
-        return nets, placement, shape
+        return nets, placement, (*grid, pipeline.configs["vae"].z_dim)

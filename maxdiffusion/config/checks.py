@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import get_args
 
+from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config import schema
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.schema import Config
@@ -27,6 +29,7 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _prompts(cfg)
     _inputs(cfg)
     _parallelism(cfg, spec)
+    _hosts(cfg)
     _output(cfg)
 
 
@@ -69,6 +72,10 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
+    for key in ("transformer_file", "text_encoder_file", "vae_file"):
+        path = getattr(cfg, key)
+        if path and not os.path.exists(path):
+            raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not os.path.isfile(path):
@@ -82,6 +89,7 @@ def _parallelism(cfg: Config, spec: WanSpec) -> None:
             raise UserError(
                 f"{' and '.join(filling)} are both -1, but only one can take the devices left; set one of them."
             )
+    KernelOptions.read(cfg)
     shards = cfg.ulysses_shards
     if shards == -1:
         return
@@ -102,7 +110,25 @@ def _parallelism(cfg: Config, spec: WanSpec) -> None:
             raise UserError(f"ulysses_shards={shards} does not divide {what}; choose {' or '.join(legal)}.")
 
 
+def _hosts(cfg: Config) -> None:
+    address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
+    if (count is None) != (index is None) or (count is not None and address is None):
+        raise UserError(
+            "coordinator_address, num_processes and process_id say together which processes make one run; give all "
+            "three, or none and let the launcher say so."
+        )
+    if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
+        raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
+    if count is not None and index is not None and index >= count:
+        raise UserError(
+            f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
+            f"{count - 1}."
+        )
+
+
 def _output(cfg: Config) -> None:
+    if cfg.process_id:  # process 0 alone writes, perhaps to a disk that only it has
+        return
     if cfg.save_file is None:
         _writable(Path(cfg.output_dir) / cfg.run_name, "output_dir")
         return

@@ -22,6 +22,8 @@ from maxdiffusion import variants
 from maxdiffusion.config import checks, schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights import dimensions
+from maxdiffusion.weights.checkpoint import official_layout
 
 COMMAND_LINE = "command line"
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
@@ -123,14 +125,19 @@ def _read_words(words: Sequence[tuple[str, str]]) -> _Layer:
 
 
 def _list_or_text(key: str, text: str) -> Any:
-    """A value in brackets is a YAML list where the key takes one; anything else is text."""
-    if schema.ALIASES.get(key, key) not in schema.LISTS or not (text.startswith("[") and text.endswith("]")):
+    """A value in brackets is a YAML list, one in braces a mapping, where the key takes one; anything else is text."""
+    ends, what, example = "[]", "list", '["one", "two"]'
+    if key in schema.MAPPINGS:
+        ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
+    elif schema.ALIASES.get(key, key) not in schema.LISTS:
+        return text
+    if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
     try:
-        return _plain(yaml.compose(text, _TextLoader), key)
+        return _plain(yaml.compose(text, _TextLoader), key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
         raise UserError(
-            f'{key}={_short(text)} starts as a list but cannot be read as one; write {key}=\'["one", "two"]\'.'
+            f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
         ) from None
 
 
@@ -171,15 +178,19 @@ def _read_yaml(file: str) -> _Layer:
         if key in lines:
             raise UserError(f"The config file {file} gives {key} twice, in lines {lines[key]} and {line}; keep one.")
         lines[key] = line
-        layer[key] = _Given(_plain(value, f"{file}, line {line}: {key}"), f"file {file}")
+        layer[key] = _Given(
+            _plain(value, f"{file}, line {line}: {key}", mapping=key in schema.MAPPINGS), f"file {file}"
+        )
     return layer
 
 
-def _plain(node: yaml.Node | None, where: str, depth: int = 0) -> Any:
+def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = False) -> Any:
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag.endswith(":null") else node.value
     if isinstance(node, yaml.SequenceNode) and depth < 3:
         return [_plain(child, where, depth + 1) for child in node.value]
+    if isinstance(node, yaml.MappingNode) and mapping:
+        return {str(name.value): _plain(value, where, depth + 1) for name, value in node.value}
     raise UserError(f"{where} holds a mapping or lists nested too deeply; keys are flat, their values texts or lists.")
 
 
@@ -283,7 +294,10 @@ def _variant(given: _Layer) -> variants.WanSpec:
     name = _text(given, "model_name") or str(named.value)
     found = variants.candidates(name, _text(given, "model_type"))
     path = _text(given, "pretrained_model_name_or_path")
-    checkpoint = _transformer_config(path) if path else None
+    file = _text(given, "transformer_file")
+    checkpoint = _transformer_config(path, file) if path else None
+    if file:
+        path, checkpoint = file, dimensions.read_config(Path(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
@@ -309,28 +323,39 @@ def _by_hub_id(path: str | None, found: Sequence[variants.WanSpec]) -> variants.
     return next((spec for spec in found if path and spec.hub_id and spec.hub_id.lower() == path.lower()), None)
 
 
-def _transformer_config(path: str) -> Mapping[str, Any] | None:
-    """transformer/config.json of a local checkpoint; None for a hub id, whose files are checked once they are here."""
+def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None:
+    """transformer/config.json of a local checkpoint; None for a hub id, whose files are checked once they are here.
+
+    Beside a `transformer_file` it may be absent.
+    """
     if not os.path.isdir(path):
+        if os.path.isfile(path):
+            raise UserError(
+                f"pretrained_model_name_or_path={path} is a file; give a folder or a hub id, and a transformer in one "
+                f"file as transformer_file={path}."
+            )
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
             raise UserError(
                 f"pretrained_model_name_or_path={path} is no existing folder and no hub id of the form "
                 "organisation/name; give one of the two."
             )
         return None
-    file = os.path.join(path, "transformer", "config.json")
+    config = os.path.join(path, "transformer", "config.json")
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(config, encoding="utf-8") as stream:
             content = json.load(stream)
     except OSError as error:
+        if file:
+            return None
         raise UserError(
-            f"The checkpoint {path} has no readable transformer/config.json ({error.strerror}); "
+            official_layout(Path(path))
+            or f"The checkpoint {path} has no readable transformer/config.json ({error.strerror}); "
             "give the folder of a checkpoint in the diffusers layout."
         ) from None
     except ValueError:
-        raise UserError(f"{file} is no valid JSON; fetch the checkpoint's config.json again.") from None
+        raise UserError(f"{config} is no valid JSON; fetch the checkpoint's config.json again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; fetch the checkpoint's config.json again.")
+        raise UserError(f"{config} holds no JSON object; fetch the checkpoint's config.json again.")
     return content
 
 
@@ -343,6 +368,8 @@ _FROM_VARIANT = (
     "fps",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_scale_2",
+    "boundary_ratio",
     "flow_shift",
 )
 
@@ -350,7 +377,7 @@ _FROM_VARIANT = (
 def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, str]]:
     """What follows from the variant and from other keys: key -> (value, origin)."""
     origin = f"variant {spec.name}"
-    result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT}
+    result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT if getattr(spec, key) is not None}
     result["run_name"] = (spec.name, origin)
     if "pretrained_model_name_or_path" not in given:
         if spec.hub_id is None:
@@ -358,6 +385,10 @@ def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, 
                 f"The variant {spec.name} has no official checkpoint; give pretrained_model_name_or_path=FOLDER."
             )
         result["pretrained_model_name_or_path"] = (spec.hub_id, origin)
+    if _text(given, "jax_distributed") != "off":
+        for key in ("coordinator_address", "num_processes", "process_id"):
+            if value := os.environ.get(f"JAX_{key.upper()}"):
+                result[key] = (value, f"environment, JAX_{key.upper()}")
     extension = os.path.splitext(_text(given, "save_file") or "")[1].lower().lstrip(".")
     if extension:
         result["output_format"] = (extension, "save_file")
@@ -379,6 +410,8 @@ def _sentence(error: ValidationError, given: _Layer) -> str:
         fault += f" (did you mean {near[0]}?)" if near else ""
     if key == "logical_axis_rules":
         fault = "should be a list of pairs, such as [[mlp, tensor], [embed, null]]"
+    if first["type"] == "dict_type":
+        fault = "should be a mapping, such as {block_q: 2048, block_kv: 1024}"
     shown = first["input"] if isinstance(first["input"], str | int | float) else entry.value
     return f"{key}={_short(str(shown))} ({entry.origin}) cannot be used: it {fault}."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
@@ -62,6 +62,12 @@ OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
+BlockSizes = Annotated[
+    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    BeforeValidator(lambda value: {} if value == "" else value),
+]
+OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
@@ -94,6 +100,14 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -119,6 +133,21 @@ class Config(BaseModel):
     guidance_scale: float = _key(
         "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
     )
+    guidance_scale_2: float | None = _key(
+        "sampling",
+        None,
+        "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
+        ge=1,
+        le=100,
+    )
+    boundary_ratio: float | None = _key(
+        "sampling", None, "the high-noise expert denoises the timesteps from this part of 1000 on", ge=0, le=1
+    )
+    expert_residency: Literal["together", "in_turn"] = _key(
+        "sampling",
+        "together",
+        "both experts side by side, or one after the other in the memory of one: all videos' high-noise parts first",
+    )
     flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
     solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key(
@@ -130,12 +159,48 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
+    )
+    flash_block_sizes: BlockSizes = _key(
+        PARALLELISM,
+        {},
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
+        "some; what is not given is chosen by device kind and length",
+    )
+    use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
+    use_experimental_scheduler: OptionalBool = _key(
+        PARALLELISM, None, "the alternative schedule of a kernel that offers one"
+    )
+    attention_vmem_limit_kib: OptionalInt = _key(
+        PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
+    )
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
@@ -180,6 +245,15 @@ class Config(BaseModel):
     overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
     save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name tell the prompt")
 
+    # ---- hosts
+    jax_distributed: Literal["auto", "on", "off"] = _key(
+        "hosts", "auto", "one process per host as one run; auto: where the three keys below or a launcher say so"
+    )
+    coordinator_address: OptionalStr = _key("hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS")
+    num_processes: int | None = _key("hosts", None, "how many processes take part; also JAX_NUM_PROCESSES", ge=1)
+    process_id: int | None = _key("hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", ge=0)
+    initialization_timeout: int = _key("hosts", 300, "seconds to wait for the other processes", ge=1, le=86400)
+
     # ---- runtime
     scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")
     jax_cache_dir: HomePath = _key(
@@ -208,14 +282,18 @@ class Config(BaseModel):
 
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:3]
+INPUT_PATHS = PATHS[:6]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
+MAPPINGS = ("flash_block_sizes",)
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -234,7 +312,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             if getattr(constraint, side, None) is not None
         ]
         text += f", {' to '.join(bounds)}" if len(bounds) == 2 else ""
-        choices = getattr(info.annotation, "__args__", ()) if "Literal" in repr(info.annotation) else ()
+        choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
         if choices:
             text += f" [{' '.join(choices)}]"
         if key in aliases:
@@ -246,6 +324,6 @@ def _shown(value: Any) -> str:
     """A value as one would write it in YAML; a list of one as its element."""
     if isinstance(value, tuple):
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
-    if value is None or value == []:
+    if value is None or value == [] or value == {}:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

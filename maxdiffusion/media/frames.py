@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import distributed
 
 
 def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
@@ -24,7 +25,7 @@ def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray
             f"the decoded video has {int(undefined)} undefined values (NaN): the numbers left their range on "
             "the way; try activations_dtype=float32 and vae_dtype=float32"
         )
-    return np.asarray(frames)
+    return distributed.fetch(frames)
 
 
 @jax.jit

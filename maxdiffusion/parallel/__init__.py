@@ -3,7 +3,7 @@
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.compiler import compiler_options
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, shard, use
+from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, put, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "data_degree",
     "gathered",
     "make_mesh",
+    "put",
     "resolve",
     "rules_for",
     "shard",

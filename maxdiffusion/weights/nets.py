@@ -72,6 +72,7 @@ class Nets:
         Raises:
           UserError: weights and config do not fit; it names every tensor and parameter concerned.
         """
+        self.files = pipeline.files
         self.folder = pipeline.files.folder
         self.configs = pipeline.configs
         self._placement = placement
@@ -82,7 +83,7 @@ class Nets:
                 pipeline.files.tensors[name],
                 spec.rules,
                 abstract,
-                what=str(pipeline.files.folder / name),
+                what=str(pipeline.files.paths[name]),
                 ignored=spec.ignored,
             )
             self._nets[name] = abstract, pieces
