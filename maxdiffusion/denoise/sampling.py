@@ -65,7 +65,7 @@ def sample(
     guided = not isinstance(guidance, NoGuidance)
     conditions = conditioning.encode(cfg, nets, stages, guided)
 
-    prepare = jax.jit(_prepare, static_argnums=0)
+    prepare = jax.jit(_prepare, static_argnums=0, compiler_options=parallel.compiler_options())
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
     program: Program | None = None
     states: dict[int, State] = {}
