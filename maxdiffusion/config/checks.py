@@ -25,9 +25,11 @@ def check(cfg: Config, spec: WanSpec) -> None:
     Raises:
       UserError: the first that fails, with the nearest legal choice.
     """
+    _inputs(cfg)
+    if cfg.inspect:
+        return
     _sizes(cfg, spec)
     _prompts(cfg)
-    _inputs(cfg)
     _parallelism(cfg, spec)
     _hosts(cfg)
     _output(cfg)

@@ -108,6 +108,9 @@ class Config(BaseModel):
     )
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
+    inspect: bool = _key(
+        "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
+    )
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
