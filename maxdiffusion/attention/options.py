@@ -111,6 +111,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "flash": (*_BLOCKS, "vmem_limit_kib"),
         "splash": _BLOCKS,
         "tokamax_splash": (*_BLOCKS, "base2_exp", "scheduler"),
+        "cudnn_flash": (),
     }
 )
 
