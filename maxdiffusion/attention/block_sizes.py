@@ -57,14 +57,18 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
     return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or sizes.compute))
 
 
-# The largest blocks of `kernels.flash`.
+# The largest blocks of `kernels.flash`, by static count (`scripts/bench_attention.py --tpu-schedule KIND`, 18,900 tokens
+# and keys, masked tail and statistics). v6e: 4736/1920/256 487 TF/s, 80 % of what a head dim of 128 allows; a grid step
+# of it 509, of 4736/1920/512 475, of 2048/1024/256 432, of 2048/1024/512 404. TPU7x, steps: 4736/1024/256 592 TF/s,
+# 4736/1024/512 583. v5e, steps: 4736/640/640 171, 2048/1024/512 168, 2048/1024/256 162. Longer blocks are faster, as a
+# step starts and ends with idle units, and take longer to compile: about two minutes on TPU7x on two busy cores.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
         "TPU v6 lite": Blocks(4736, 2048, 256),
         "TPU7x": Blocks(4736, 2048, 256),
     }
 )
-FLASH_ELSEWHERE = Blocks(4736, 2048, 512)
+FLASH_ELSEWHERE = Blocks(4736, 640, 640)
 
 
 def flash_blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT) -> Blocks:
