@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
@@ -11,6 +10,7 @@ from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
 from maxdiffusion.parallel import axes, startup
 from maxdiffusion.runtime import compile_cache, distributed, log
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import hub, specs
@@ -19,7 +19,7 @@ from maxdiffusion.weights.nets import Nets, builders
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: Config) -> list[Path]:
+def run(cfg: Config) -> list[AnyPath]:
     """Makes every video that `cfg` asks for and returns their paths.
 
     Raises:

@@ -13,10 +13,10 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import AnyPath
 
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
@@ -33,7 +33,7 @@ class TensorInfo:
     name: str
     dtype: str  # a key of BYTES
     shape: tuple[int, ...]
-    file: Path
+    file: AnyPath
     start: int
 
     @property
@@ -41,7 +41,7 @@ class TensorInfo:
         return math.prod(self.shape) * BYTES[self.dtype]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(path: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors of one safetensors file and its metadata strings.
 
     Raises:
@@ -96,7 +96,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return tensors, metadata
 
 
-def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorInfo:
+def _tensor(name: str, entry: dict[str, Any], path: AnyPath, base: int) -> TensorInfo:
     if entry["dtype"] not in BYTES:
         raise UserError(
             f"{path} stores {name!r} as {entry['dtype']}, an unknown dtype; use a checkpoint in F32, BF16 or F16."
@@ -108,7 +108,7 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorIn
     return tensor
 
 
-def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: AnyPath) -> dict[str, TensorInfo]:
     """Every tensor of one net's folder, from its single safetensors file or from its index and shards.
 
     Raises:
@@ -133,7 +133,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
     )
 
 
-def _read_shards(index: Path) -> dict[str, TensorInfo]:
+def _read_shards(index: AnyPath) -> dict[str, TensorInfo]:
     weight_map = read_json(index).get("weight_map")
     if (
         not isinstance(weight_map, Mapping)
@@ -167,7 +167,7 @@ class Checkpoint:
     `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
     """
 
-    folder: Path
+    folder: AnyPath
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, TensorInfo]]
 
@@ -181,7 +181,7 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: Path,
+    folder: AnyPath,
     nets: Mapping[str, str],
     *,
     pipeline: str = "WanPipeline",
@@ -218,7 +218,7 @@ def open_checkpoint(
     return Checkpoint(folder, configs, {name: read_tensors(folder / name) for name in nets})
 
 
-def _expect(path: Path, content: dict[str, Any], key: str, wanted: str) -> None:
+def _expect(path: AnyPath, content: dict[str, Any], key: str, wanted: str) -> None:
     got = content.get(key)
     if got not in (wanted, [wanted]):
         raise UserError(f"{path} says {key}: {got!r}, and this command runs {wanted}; use a checkpoint of that kind.")

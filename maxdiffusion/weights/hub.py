@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import AnyPath, reach
 
 # All that a pipeline in the diffusers layout needs: no pictures, no pickles, no other formats.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer/*")
@@ -17,14 +19,15 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
-    """The local folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
+def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> AnyPath:
+    """The folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
 
     What is fetched lands in huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
-    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library.
+    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library. Of several processes each fetches into the
+    cache of its own host; where they share one, the library's file locks let one fetch and the others wait.
 
     Args:
-      name_or_path: a folder, or `organisation/name` on the hub.
+      name_or_path: a folder (gs://... is read from where it lies), or `organisation/name` on the hub.
       revision: branch, tag or commit on the hub; None is its main branch.
       patterns: file names to fetch, with wildcards.
 
@@ -32,7 +35,7 @@ def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[s
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
         the cache; the download broke off; the disk is full.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = reach(os.path.expanduser(name_or_path))
     if name_or_path and folder.is_dir():
         return folder
     if name_or_path and folder.exists():

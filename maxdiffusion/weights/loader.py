@@ -13,6 +13,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -21,9 +22,11 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from upath import UPath
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement
+from maxdiffusion.runtime import paths
 from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.mapping import Piece, Pieces
 
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 _STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
+_RANGE = 2**23  # the same for files elsewhere
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
@@ -103,8 +107,11 @@ def _slot_by_slot(
     stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, dtype)
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    for layer, piece in enumerate(pieces):
-        slot = _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+
+    def read(piece: Piece) -> jax.Array:
+        return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+
+    for layer, slot in enumerate(_map(pieces)(read, pieces)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -128,15 +135,24 @@ def _from_host(
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
-    for piece in pieces:
+
+    def read(piece: Piece) -> int:
         if piece.layer is None:
             views = list(buffers.items())
         else:
             views = [(box[1:], buffer[piece.layer - box[0][0]]) for box, buffer in buffers.items()]
         _read(piece, views)
-        on_tensor(piece.tensor.nbytes)
+        return piece.tensor.nbytes
+
+    for nbytes in _map(pieces)(read, pieces):
+        on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
+
+
+def _map(pieces: Sequence[Piece]) -> Any:
+    """How a function is applied to pieces: in turn, or several at once where each waits for a round trip."""
+    return map if isinstance(pieces[0].tensor.file, Path) else paths.ahead
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -178,6 +194,9 @@ def _strips(
     step = max(1, nbytes // max(row, 1))
     buffer = np.empty(min(step, stop - start) * row, np.uint8)
     try:
+        if not isinstance(tensor.file, Path):
+            yield from _strips_from_afar(tensor, tensor.file, start, stop, row, rest)
+            return
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + start * row)
             for first in range(start, stop, step):
@@ -186,6 +205,20 @@ def _strips(
                 yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
     except OSError as error:
         raise UserError(f"{tensor.file} cannot be read ({error.strerror}); check the disk and load again.") from None
+
+
+def _strips_from_afar(
+    tensor: TensorInfo, file: UPath, start: int, stop: int, row: int, rest: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The same by ranged requests: of larger strips, as each costs a round trip, and several at once."""
+    step = max(1, _RANGE // max(row, 1))
+    firsts = range(start, stop, step)
+    parts = [(tensor.start + first * row, tensor.start + min(first + step, stop) * row) for first in firsts]
+    with paths.as_oserror(file):
+        for first, (begin, end), data in zip(firsts, parts, paths.ranges(file, parts), strict=True):
+            if len(data) != end - begin:
+                raise UserError(f"{file} ends within {tensor.name!r}; it changed while loading: copy it again.")
+            yield first, np.frombuffer(data, DTYPES[tensor.dtype]).reshape(-1, *rest)
 
 
 def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None:

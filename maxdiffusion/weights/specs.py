@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.tables import dit, umt5, vae
@@ -49,7 +49,7 @@ class Pipeline:
     configs: Mapping[str, Any]  # the nets' own config dataclasses
 
 
-def open_pipeline(folder: Path, specs: Sequence[NetSpec] = TEXT_TO_VIDEO) -> Pipeline:
+def open_pipeline(folder: AnyPath, specs: Sequence[NetSpec] = TEXT_TO_VIDEO) -> Pipeline:
     """Opens a local checkpoint folder.
 
     Raises:
