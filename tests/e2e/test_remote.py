@@ -104,6 +104,7 @@ def test_programs_are_kept_in_a_bucket(tmp_path):
         assert done.returncode == 0, done.stderr
         return int(done.stdout)
 
+    (tmp_path / "programs").mkdir()
     assert run() == 0
     assert list((tmp_path / "programs" / "xla").glob("*-cache"))
     assert run() >= 1
