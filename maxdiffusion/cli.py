@@ -35,9 +35,14 @@ def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
     try:
         cfg = config.load(words)
-        from maxdiffusion import generate_wan, verify
+        if cfg.verify:
+            from maxdiffusion import verify
 
-        (verify if cfg.verify else generate_wan).run(cfg)
+            verify.run(cfg)
+        else:
+            from maxdiffusion import generate_wan
+
+            generate_wan.run(cfg)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -100,6 +100,14 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -125,6 +133,21 @@ class Config(BaseModel):
     guidance_scale: float = _key(
         "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
     )
+    guidance_scale_2: float | None = _key(
+        "sampling",
+        None,
+        "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
+        ge=1,
+        le=100,
+    )
+    boundary_ratio: float | None = _key(
+        "sampling", None, "the high-noise expert denoises the timesteps from this part of 1000 on", ge=0, le=1
+    )
+    expert_residency: Literal["together", "in_turn"] = _key(
+        "sampling",
+        "together",
+        "both experts side by side, or one after the other in the memory of one: all videos' high-noise parts first",
+    )
     flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
     solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key(
@@ -136,10 +159,28 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
+    )
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
     )
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
@@ -154,7 +195,12 @@ class Config(BaseModel):
     attention_vmem_limit_kib: OptionalInt = _key(
         PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
@@ -236,13 +282,16 @@ class Config(BaseModel):
 
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:3]
+INPUT_PATHS = PATHS[:6]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 MAPPINGS = ("flash_block_sizes",)
 
