@@ -120,7 +120,8 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
     if not isinstance(final, Path):
         with tempfile.TemporaryDirectory() as here:
             made = Path(here) / final.name
-            yield made
+            with _explained(made):
+                yield made
             try:
                 with paths.as_oserror(final):
                     paths.upload(made, final, overwrite)
@@ -144,18 +145,25 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
             )
         # A fresh name, so that an orphaned child of a killed run cannot write into a later run's file.
         temporary = final.with_name(folder.name) / (secrets.token_hex(4) + final.suffix)
-        try:
+        with _explained(final):
             yield temporary
-        except OSError as error:
-            if error.errno in _DISK:
-                raise explain(final, error) from error
-            raise
         try:
             _sync(temporary)
             _publish(temporary, final, overwrite)
             _sync_one(final.parent)
         except OSError as error:
             raise explain(final, error) from error
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the body meets that the user can mend, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK:
+            raise explain(path, error) from error
+        raise
 
 
 def remove(path: Path) -> None:
