@@ -22,7 +22,7 @@ from maxdiffusion.runtime.stages import Stages
 logger = logging.getLogger(__name__)
 
 # PSNR that two meshes must reach, by the dtype of activations. Measured with the bundled model on 8 virtual devices
-# (`pytest -m "slow or not slow" tests/test_verify.py -s`): at least 135 dB in float32, 51 in bfloat16.
+# (`pytest -m "slow or not slow" tests/e2e/test_verify.py -s`): at least 135 dB in float32, 51 in bfloat16.
 TOLERANCES = {"float32": 60.0, "bfloat16": 30.0}
 
 ONE_DEVICE = (
