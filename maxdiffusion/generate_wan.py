@@ -14,7 +14,7 @@ from maxdiffusion.parallel import axes, startup
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.weights import hub, specs
+from maxdiffusion.weights import specs
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def open_nets(
       UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
     """
     with stages("load"):
-        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
+        pipeline = specs.open_config(cfg)
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
         network, grid = pipeline.configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)

@@ -100,6 +100,14 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -124,6 +132,21 @@ class Config(BaseModel):
     num_inference_steps: int = _key("sampling", _VARIANT, "denoise steps", ge=1, le=1000)
     guidance_scale: float = _key(
         "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
+    )
+    guidance_scale_2: float | None = _key(
+        "sampling",
+        None,
+        "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
+        ge=1,
+        le=100,
+    )
+    boundary_ratio: float | None = _key(
+        "sampling", None, "the high-noise expert denoises the timesteps from this part of 1000 on", ge=0, le=1
+    )
+    expert_residency: Literal["together", "in_turn"] = _key(
+        "sampling",
+        "together",
+        "both experts side by side, or one after the other in the memory of one: all videos' high-noise parts first",
     )
     flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
     solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
@@ -259,13 +282,16 @@ class Config(BaseModel):
 
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:3]
+INPUT_PATHS = PATHS[:6]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 MAPPINGS = ("flash_block_sizes",)
 

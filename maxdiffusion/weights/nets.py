@@ -83,7 +83,7 @@ class Nets:
                 pipeline.files.tensors[name],
                 spec.rules,
                 abstract,
-                what=str(pipeline.files.folder / name),
+                what=str(pipeline.files.paths[name]),
                 ignored=spec.ignored,
             )
             self._nets[name] = abstract, pieces
