@@ -77,8 +77,9 @@ CASES = [
     ("attention=cudnn_flash activations_dtype=float32", GPU, 40, "write activations_dtype=bfloat16 or attention=auto"),
     ("flash_block_sizes={block_q: 512}", CPU, 40, "kernel chunked, which takes no options; leave it out or choose"),
     ("flash_block_sizes={block_q: 512}", GPU, 40, "kernel cudnn_flash, which takes no options"),
-    ("attention=flash use_base2_exp=true", TPU, 40, "kernel splash, which takes block_q, block_kv, block_kv_compute;"),
+    ("attention=splash use_base2_exp=true", TPU, 40, "kernel splash, which takes block_q, block_kv, block_kv_compute;"),
     ("attention=dot_product use_experimental_scheduler=true", TPU, 40, "choose a kernel that takes it (tokamax_splash"),
+    ("attention=flash flash_block_sizes={block_q: 3024}", TPU, 40, "kernel flash needs; choose 2944 or 3072"),
     ("attention=tokamax_flash attention_vmem_limit_kib=65536", TPU, 40, "takes block_q, .*use_experimental_scheduler"),
     # the mesh and its rules
     ("ici_data_parallelism=-1", WHEN_READ, 40, "ici_context_parallelism are both -1"),
