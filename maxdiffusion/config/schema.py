@@ -63,7 +63,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_def
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
 BlockSizes = Annotated[
-    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
 ]
 OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
@@ -108,6 +108,9 @@ class Config(BaseModel):
     )
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
+    inspect: bool = _key(
+        "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
+    )
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -117,6 +120,12 @@ class Config(BaseModel):
 
     # ---- prompt
     prompt: Texts = _key("prompt", (), "what to show; a list makes several videos")
+    prompts: OptionalStr = _key(
+        "prompt",
+        None,
+        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, size or width and height, "
+        "output (its name); what is done is skipped when the same command runs again",
+    )
     negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
@@ -186,8 +195,8 @@ class Config(BaseModel):
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
         {},
-        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
-        "some; what is not given is chosen by device kind and length",
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not "
+        "given is chosen by device kind and length",
     )
     use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
     use_experimental_scheduler: OptionalBool = _key(
@@ -286,13 +295,14 @@ PATHS = (
     "transformer_file",
     "text_encoder_file",
     "vae_file",
+    "prompts",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:6]
+INPUT_PATHS = PATHS[:7]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 MAPPINGS = ("flash_block_sizes",)
 
