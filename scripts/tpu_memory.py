@@ -105,7 +105,9 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         "text_encoder": UMT5Config(**TEXT_ENCODER | ({"num_layers": layers} if layers else {})),
         "vae": VAEConfig(**VAE),
     }
-    plan, placement = startup.place(cfg, configs["transformer"].num_attention_heads, devices)
+    dims, grid = configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)
+    heads, head_dim = dims.num_attention_heads, dims.attention_head_dim
+    plan, placement = startup.place(cfg, heads, head_dim, math.prod(dims.grid(*grid)), devices)
     build = builders(
         plan,
         weights_dtype=cfg.weights_dtype,
@@ -114,7 +116,7 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         vae_dtype=cfg.vae_dtype,
         scan_layers=cfg.scan_layers,
     )
-    shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), configs["vae"].z_dim)
+    shape = (*grid, configs["vae"].z_dim)
 
     nets = {name: placed(build_abstractly(build[name], configs[name]), placement) for name in configs}
 
@@ -149,8 +151,9 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         if "prepare" in programs or "step" in programs:
             transformer = nets["transformer"]
             network, params = split(transformer)
-            tokens = math.prod(configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-            guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
+            tokens = math.prod(dims.grid(*grid))
+            per_shard = [tokens * -(-number // parallel.data_degree()) for number in (size, 2 * size)]
+            guidance = choose(cfg.guidance_mode, [cfg.guidance_scale], *per_shard)
             context = array((size, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32)
             function = functools.partial(sampling._prepare, nnx.graphdef(transformer))
             prepare = timed("prepare", lambda: jax.jit(function).lower(params, context).compile(options))
