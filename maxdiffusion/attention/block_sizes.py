@@ -59,9 +59,10 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 
 # The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
 # 18,900 tokens and keys with masked tail and statistics. v6e: 4736/1920/256 487 TF/s, 80 % of what a head dim of 128
-# allows. Unmasked grid steps alone, v6e: 4736/1920/256 509, 4736/1920/512 475, 2048/1024/512 404; TPU7x: 4736/1024/256
-# 592, 4736/1024/512 583; v5e: 4736/640/640 171, 2048/1024/512 168, 2048/1024/256 162. A step starts and ends with idle
-# units, so longer blocks are faster; they take longer to compile.
+# allows. Unmasked grid steps alone, v6e: 4736/1920/256 509, 4736/1920/512 475, 2048/1024/512 404; TPU7x: 4736/1920/256
+# 613 (80 %), 4736/1024/256 592, 4736/1024/512 583; v5p: 4736/640/640 398, 2048/1024/512 390; v5e: 4736/640/640 171,
+# 2048/1024/512 168, 2048/1024/256 162. A step starts and ends with idle units, so longer blocks are faster; they take
+# longer to compile: on two cores half a minute for v6e, minutes for TPU7x.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
         "TPU v6 lite": Blocks(4736, 2048, 256),
