@@ -172,6 +172,7 @@ class Config(BaseModel):
         "dot_product",
         "chunked",
         "flash",
+        "splash",
         "tokamax_flash",
         "cudnn_flash",
         "ring",

@@ -65,7 +65,7 @@ def sample(
     guided = any(scale != 1 for scale in scales)
     conditions = conditioning.encode(cfg, videos, nets, stages, guided)
 
-    prepare = jax.jit(_prepare, static_argnums=0)
+    prepare = jax.jit(_prepare, static_argnums=0, compiler_options=parallel.compiler_options())
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
     programs: dict[tuple[int, ...], Program] = {}
     states: dict[int, State] = {}
