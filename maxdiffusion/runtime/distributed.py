@@ -63,7 +63,7 @@ def start(cfg: Config) -> None:
     address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
     if address is not None and count is not None and index is not None:
         _meet(address, count, index, cfg.initialization_timeout)
-    elif cfg.jax_distributed == "auto" and not _launched():
+    elif cfg.jax_distributed == "auto" and address is None and not _launched():
         return
     try:
         jax.distributed.initialize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.config import Config
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.weights import dimensions, hub, naming
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
@@ -61,7 +61,7 @@ class Pipeline:
 
 
 def open_pipeline(
-    folder: Path, specs: Sequence[NetSpec] = TEXT_TO_VIDEO, files: Mapping[str, Path] | None = None
+    folder: AnyPath, specs: Sequence[NetSpec] = TEXT_TO_VIDEO, files: Mapping[str, AnyPath] | None = None
 ) -> Pipeline:
     """Opens a local checkpoint folder.
 
@@ -92,7 +92,7 @@ def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
       UserError: it cannot be fetched, or whatever `open_pipeline` finds.
     """
     given = {"transformer": cfg.transformer_file, "text_encoder": cfg.text_encoder_file, "vae": cfg.vae_file}
-    files = {net: Path(file) for net, file in given.items() if file}
+    files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
     return open_pipeline(folder, files=files)

@@ -170,7 +170,8 @@ from maxdiffusion.weights.nets import Nets, builders
 cfg = config.load(sys.argv[1:])
 distributed.start(cfg)
 pipeline = specs.open_pipeline(Path(cfg.pretrained_model_name_or_path))
-plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
+network = pipeline.configs["transformer"]
+plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, 180)
 nets = Nets(pipeline, builders(plan, weights_dtype="float32", dtype="float32"), placement)
 read = 0
 exactly = loader._read_exactly
