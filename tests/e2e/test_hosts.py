@@ -159,19 +159,14 @@ def test_when_one_dies_the_other_ends(tmp_path, victim, number):
 
 BYTES_READ = """
 import sys
-from pathlib import Path
-import jax
-from maxdiffusion import config
-from maxdiffusion.parallel import startup
+from maxdiffusion import config, generate_wan
 from maxdiffusion.runtime import distributed
-from maxdiffusion.weights import loader, specs
-from maxdiffusion.weights.nets import Nets, builders
+from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.weights import loader
 
 cfg = config.load(sys.argv[1:])
 distributed.start(cfg)
-pipeline = specs.open_pipeline(Path(cfg.pretrained_model_name_or_path))
-plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
-nets = Nets(pipeline, builders(plan, weights_dtype="float32", dtype="float32"), placement)
+nets, *_ = generate_wan.open_nets(cfg, Stages("off"))
 read = 0
 exactly = loader._read_exactly
 def count(file, part, tensor):
