@@ -35,7 +35,11 @@ def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
     try:
         cfg = config.load(words)
-        if cfg.verify:
+        if cfg.inspect:  # alone does not wait for jax
+            from maxdiffusion import inspection
+
+            inspection.run(cfg)
+        elif cfg.verify:
             from maxdiffusion import verify
 
             verify.run(cfg)

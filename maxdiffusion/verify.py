@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from maxdiffusion import parallel
 from maxdiffusion.config import Config
+from maxdiffusion.config.examples import examples
 from maxdiffusion.config.load import replaced
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.errors import UserError
@@ -102,7 +103,7 @@ def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarr
     seen: list[np.ndarray] = []
     with parallel.use(placement), stages.clock.compilation():
         batches = sampling.sample(
-            cfg, nets, shape, start.noise, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
+            cfg, examples(cfg), nets, shape, start.noise, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
         )
         next(iter(batches))
     yield from seen

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from maxdiffusion import variants
 from maxdiffusion.conditioning import text
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example, examples
+from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.guidance import Contexts
 from maxdiffusion.models.dit import Context
 from maxdiffusion.runtime.stages import Stages
@@ -43,9 +43,8 @@ class Conditioning:
         return Contexts(positive, context([video.negative_prompt for video in videos]) if guided else None)
 
 
-def encode(cfg: Config, nets: Nets, stages: Stages, guided: bool) -> Conditioning:
+def encode(cfg: Config, videos: Sequence[Example], nets: Nets, stages: Stages, guided: bool) -> Conditioning:
     """Loads each encoder that the variant has, encodes each different input and frees the encoder again."""
-    videos = examples(cfg)
     parts: dict[Example, dict[str, Any]] = {video: {} for video in videos}
     for name in variants.get(cfg.model_name).conditions:
         field, kind = KINDS[name]

@@ -25,21 +25,18 @@ def check(cfg: Config, spec: WanSpec) -> None:
     Raises:
       UserError: the first that fails, with the nearest legal choice.
     """
-    _sizes(cfg, spec)
-    _prompts(cfg)
     _inputs(cfg)
+    if cfg.inspect:
+        return
+    _sizes(cfg, spec)
+    _prompts(cfg, spec)
     _parallelism(cfg, spec)
     _hosts(cfg)
     _output(cfg)
 
 
 def _sizes(cfg: Config, spec: WanSpec) -> None:
-    for key, axis in (("height", 1), ("width", 2)):
-        value, step = getattr(cfg, key), spec.vae_stride[axis] * spec.patch[axis]
-        if value % step:
-            below = value // step * step
-            near = f"{below} or {below + step}" if below else f"{step}"
-            raise UserError(f"{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}.")
+    _size(cfg.width, cfg.height, spec)
     step = spec.vae_stride[0]
     if (cfg.num_frames - 1) % step:
         below = (cfg.num_frames - 1) // step * step + 1
@@ -49,17 +46,33 @@ def _sizes(cfg: Config, spec: WanSpec) -> None:
         )
 
 
-def _prompts(cfg: Config) -> None:
+def _size(width: int, height: int, spec: WanSpec, where: str = "") -> None:
+    for key, value, axis in (("height", height, 1), ("width", width, 2)):
+        step = spec.vae_stride[axis] * spec.patch[axis]
+        if value % step or not 16 <= value <= 8192:
+            below = min(max(value, 0), 8192) // step * step
+            near = f"{below} or {below + step}" if below else f"{step}"
+            raise UserError(
+                f"{where}{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}."
+            )
+
+
+def _prompts(cfg: Config, spec: WanSpec) -> None:
+    if cfg.prompts is not None:
+        for key in ("save_file", "initial_latents", "decode_latents"):
+            if getattr(cfg, key) is not None:
+                raise UserError(f"{key} has no meaning beside prompts={cfg.prompts}; leave one of them out.")
     if cfg.decode_latents:
         return
     for key in ("prompt", "negative_prompt", "seed"):
-        if not getattr(cfg, key):
+        if not getattr(cfg, key) and not (key == "prompt" and cfg.prompts):
             raise UserError(
                 f"{key} is missing or an empty list; write {key}=... (for a prompt: prompt='a red circle')."
             )
     if not all(prompt.strip() for prompt in cfg.prompt):
         raise UserError("prompt is empty; write what the video is to show, such as prompt='a red circle'.")
-    examples(cfg)
+    for video in examples(cfg):
+        _size(video.width, video.height, spec, f"prompts={cfg.prompts}: the output {video.output} has ")
 
 
 def _inputs(cfg: Config) -> None:

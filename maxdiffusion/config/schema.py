@@ -108,6 +108,9 @@ class Config(BaseModel):
     )
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
+    inspect: bool = _key(
+        "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
+    )
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -117,6 +120,12 @@ class Config(BaseModel):
 
     # ---- prompt
     prompt: Texts = _key("prompt", (), "what to show; a list makes several videos")
+    prompts: OptionalStr = _key(
+        "prompt",
+        None,
+        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, size or width and height, "
+        "output (its name); what is done is skipped when the same command runs again",
+    )
     negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
@@ -163,6 +172,7 @@ class Config(BaseModel):
         "dot_product",
         "chunked",
         "flash",
+        "splash",
         "tokamax_flash",
         "cudnn_flash",
         "ring",
@@ -285,13 +295,14 @@ PATHS = (
     "transformer_file",
     "text_encoder_file",
     "vae_file",
+    "prompts",
     "initial_latents",
     "decode_latents",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:6]
+INPUT_PATHS = PATHS[:7]
 LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
 MAPPINGS = ("flash_block_sizes",)
 

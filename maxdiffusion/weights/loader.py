@@ -63,13 +63,27 @@ def materialize(
       UserError: a file cannot be read or ends early (it changed after its header was checked), or a tensor that is
         stored twice differs from its copy.
     """
-    graph, state = nnx.split(abstract)
-    leaves = []
-    for path, leaf in nnx.to_flat_state(state):
-        name = ".".join(map(str, path))
+
+    def fill(name: str, leaf: nnx.Variable[Any]) -> jax.Array:
         sharding = _sharding(name, leaf, placement)
-        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
-        leaves.append((path, leaf.replace(array)))
+        return _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+
+    return _map(fill, abstract)
+
+
+def placed(abstract: Module, placement: Placement | None) -> Module:
+    """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
+
+    def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(name, leaf, placement))
+
+    return _map(place, abstract)
+
+
+def _map(make: Callable[[str, nnx.Variable[Any]], object], abstract: Module) -> Module:
+    """A copy of `abstract` with a new value for each parameter, made from its dotted name and description."""
+    graph, state = nnx.split(abstract)
+    leaves = [(path, leaf.replace(make(".".join(map(str, path)), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 
@@ -113,7 +127,7 @@ def _slot_by_slot(
     def read(piece: Piece) -> jax.Array:
         return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
 
-    for layer, slot in enumerate(_map(pieces)(read, pieces)):
+    for layer, slot in enumerate(_several(pieces)(read, pieces)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -146,13 +160,13 @@ def _from_host(
         _read(piece, views)
         return piece.tensor.nbytes
 
-    for nbytes in _map(pieces)(read, pieces):
+    for nbytes in _several(pieces)(read, pieces):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
 
 
-def _map(pieces: Sequence[Piece]) -> Any:
+def _several(pieces: Sequence[Piece]) -> Any:
     """How a function is applied to pieces: in turn, or several at once where each waits for a round trip."""
     return map if isinstance(pieces[0].tensor.file, Path) else paths.ahead
 

@@ -160,7 +160,10 @@ def test_paths(place: Path, checkpoint: Callable[..., Path], monkeypatch: pytest
 
 def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
     cfg = config.load(["base.yml", 'prompt=["a, b", c]', "seed=[1, 2]", "negative_prompt=bad"])
-    assert examples(cfg) == (Example("a, b", "bad", 1), Example("c", "bad", 2))
+    assert examples(cfg) == (
+        Example("a, b", "bad", 1, cfg.width, cfg.height),
+        Example("c", "bad", 2, cfg.width, cfg.height),
+    )
     cfg = config.load(["base.yml", "seed=[1, 2, 3]", "negative_prompt=['', x, y]"])
     assert [(each.prompt, each.negative_prompt, each.seed) for each in examples(cfg)] == [
         ("a cat", "", 1),
