@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from maxdiffusion.attention.block_sizes import blocks
+from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
@@ -105,7 +105,8 @@ def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
     block = shard * plan.ulysses
     queries = keys = block
     if "block_q" in TAKEN[plan.kernel]:
-        sizes = blocks(work.device_kind, block, block, plan.options)
+        fit = flash_blocks if plan.kernel == "flash" else blocks
+        sizes = fit(work.device_kind, block, block, plan.options)
         queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.kv))
     values = examples * shard * heads * work.head_dim
     hop = 4 * examples * (heads // plan.ulysses) * queries * keys * work.head_dim / machine.attention

@@ -60,11 +60,11 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 # The largest blocks of `kernels.flash`.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
-        "TPU v6 lite": Blocks(4736, 2048, 512),
-        "TPU7x": Blocks(4736, 2048, 512),
+        "TPU v6 lite": Blocks(4736, 2048, 256),
+        "TPU7x": Blocks(4736, 2048, 256),
     }
 )
-FLASH_ELSEWHERE = Blocks(2048, 2048, 512)
+FLASH_ELSEWHERE = Blocks(4736, 2048, 512)
 
 
 def flash_blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT) -> Blocks:

@@ -91,7 +91,7 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
         kind = int if key in ("seed", "width", "height") else str
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where} gives {key}={value!r}, which is no {'integer' if kind is int else 'text'}.")
-        if key == "seed" and not 0 <= value < 2**32:
+        if key == "seed" and not 0 <= int(value) < 2**32:
             raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
         yield key, value
 

@@ -63,7 +63,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_def
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
 BlockSizes = Annotated[
-    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
 ]
 OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
@@ -195,8 +195,8 @@ class Config(BaseModel):
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
         {},
-        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
-        "some; what is not given is chosen by device kind and length",
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not "
+        "given is chosen by device kind and length",
     )
     use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
     use_experimental_scheduler: OptionalBool = _key(

@@ -127,7 +127,7 @@ def _slot_by_slot(
     def read(piece: Piece) -> jax.Array:
         return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
 
-    for layer, slot in enumerate(_several(pieces)(read, pieces)):
+    for layer, slot in enumerate(_mapping(pieces)(read, pieces)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -160,13 +160,13 @@ def _from_host(
         _read(piece, views)
         return piece.tensor.nbytes
 
-    for nbytes in _several(pieces)(read, pieces):
+    for nbytes in _mapping(pieces)(read, pieces):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
 
 
-def _several(pieces: Sequence[Piece]) -> Any:
+def _mapping(pieces: Sequence[Piece]) -> Any:
     """How a function is applied to pieces: in turn, or several at once where each waits for a round trip."""
     return map if isinstance(pieces[0].tensor.file, Path) else paths.ahead
 
