@@ -11,6 +11,14 @@ from maxdiffusion.models import checkpoint_config
 
 
 @dataclasses.dataclass(frozen=True)
+class VACEConfig:
+    """What `diffusers.WanVACETransformer3DModel` adds."""
+
+    vace_layers: tuple[int, ...]
+    vace_in_channels: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DiTConfig:
     """Field names are those of `diffusers.WanTransformer3DModel`."""
 
@@ -25,12 +33,19 @@ class DiTConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
+    vace: VACEConfig | None = None
 
     def __post_init__(self) -> None:
         if self.attention_head_dim % 2 or self.attention_head_dim < 12:
             raise UserError(
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
+            )
+        layers = self.vace.vace_layers if self.vace else (0,)
+        if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
+            raise UserError(
+                f"The transformer's vace_layers are {list(layers)}; they must rise from 0 to less than "
+                f"num_layers={self.num_layers}."
             )
 
     @property
@@ -70,8 +85,12 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
+        vace = None
+        if raw.get("_class_name") == "WanVACETransformer3DModel":
+            own = {name: raw.pop(name) for name in ("vace_layers", "vace_in_channels") if name in raw}
+            vace = checkpoint_config.parse(VACEConfig, own, net="transformer", only={})
         only: dict[str, tuple[Any, ...]] = {
-            "_class_name": ("WanTransformer3DModel",),
+            "_class_name": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
             "qk_norm": ("rms_norm_across_heads",),
             "cross_attn_norm": (True,),
             "image_dim": (None,),
@@ -80,4 +99,4 @@ class DiTConfig:
             "add_img_emb": (False,),
             "window_size": ([-1, -1], (-1, -1)),
         }
-        return checkpoint_config.parse(cls, raw, net="transformer", only=only)
+        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), vace=vace)

@@ -15,7 +15,10 @@ from jaxtyping import Array, Float
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.models.dit.block import Block, Tokens
 from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
+from maxdiffusion.models.dit.side import NoSide
+from maxdiffusion.models.dit.vace import VACE
 from maxdiffusion.models.layers import MLP, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
 
@@ -28,6 +31,7 @@ class PreparedContext(NamedTuple):
 
     keys: Float[Array, "b layers k n d"]
     values: Float[Array, "b layers k n d"]
+    side: Any = ()
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
@@ -82,6 +86,9 @@ class WanTransformer(nnx.Module):
         self.unroll = not scan_layers
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
+        self.side: NoSide | VACE = (
+            VACE(config, config.vace, plan, **common, dtype=dtype) if config.vace is not None else NoSide()
+        )
         self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
         self.condition_embedder = ConditionEmbedder(config, rngs=rngs)
         self.blocks = stack(
@@ -95,11 +102,11 @@ class WanTransformer(nnx.Module):
             rngs, nnx.initializers.normal(config.dim**-0.5), (2, config.dim), (None, None), jnp.float32
         )
 
-    def prepare(self, context: Float[Array, "b k e_text"]) -> PreparedContext:
+    def prepare(self, context: Float[Array, "b k e_text"], control: Any = ()) -> PreparedContext:
         """Embeds the text and projects every layer's keys and values, once for all steps."""
         text = self.condition_embedder.text_embedder(context)
         _, (keys, values) = scan(self.blocks, lambda block, _, __: (None, block.text(text)), None, None, self.unroll)
-        return PreparedContext(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1))
+        return PreparedContext(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1), self.side.prepare(text, control))
 
     def __call__(
         self,
@@ -115,7 +122,7 @@ class WanTransformer(nnx.Module):
         text = context if isinstance(context, PreparedContext) else self.prepare(context)
         grid = self.config.grid(*latents.shape[1:4])
         cos, sin = rotary_tables(grid, self.config.attention_head_dim)
-        x = self.patch_embedding(self._fold(latents, grid))
+        x = self.patch_embedding(fold(latents, self.config.patch_size))
 
         # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
         length = math.prod(grid)
@@ -130,27 +137,18 @@ class WanTransformer(nnx.Module):
 
         embedding, time = self.condition_embedder.time(timestep[:, None])
 
-        def step(block: Block, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, None]:
+        x, state, after = self.side.start(x, time, tokens, text.side)
+
+        def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+            x, state = carry
             keys, values = (
                 jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False) for a in (text.keys, text.values)
             )
-            return block(x, time, tokens, (keys, values)), None
+            return after(layer, block(x, time, tokens, (keys, values)), state), None
 
-        x, _ = scan(self.blocks, step, x, jnp.arange(self.config.num_layers), self.unroll)
+        (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
 
         modulation = self.scale_shift_table[...] + embedding[:, :, None]
         shift, scale = modulation[:, :, 0], modulation[:, :, 1]
         x = self.proj_out(layer_norm(x, self.config.eps) * (1 + scale) + shift)
-        return self._unfold(x[:, :length], grid)
-
-    def _fold(self, latents: Float[Array, "b f h w c"], grid: tuple[int, int, int]) -> Float[Array, "b s p"]:
-        """Each patch becomes one token, its numbers in (t, h, w, c) order."""
-        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, latents.shape[0]
-        x = latents.reshape(b, f, pt, h, ph, w, pw, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(b, f * h * w, -1)
-
-    def _unfold(self, x: Float[Array, "b s p"], grid: tuple[int, int, int]) -> Float[Array, "b f h w c"]:
-        """The inverse of `_fold`, for the output channels."""
-        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, x.shape[0]
-        x = x.reshape(b, f, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(b, f * pt, h * ph, w * pw, -1)
+        return unfold(x[:, :length], self.config.patch_size, grid)

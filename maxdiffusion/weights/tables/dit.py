@@ -1,39 +1,62 @@
-"""Names of `diffusers.WanTransformer3DModel`."""
+"""Names of `diffusers.WanTransformer3DModel` and of what its relatives add."""
 
 from maxdiffusion.weights.rule import Rule, Transform
 
-_LINEARS = {
-    "condition_embedder.time_embedder.linear_1": "condition_embedder.time_embedder.linear_1",
-    "condition_embedder.time_embedder.linear_2": "condition_embedder.time_embedder.linear_2",
-    "condition_embedder.time_proj": "condition_embedder.time_proj",
-    "condition_embedder.text_embedder.linear_1": "condition_embedder.text_embedder.linear_1",
-    "condition_embedder.text_embedder.linear_2": "condition_embedder.text_embedder.linear_2",
-    "blocks.{layer}.attn1.to_q": "blocks.attn1.to_q",
-    "blocks.{layer}.attn1.to_k": "blocks.attn1.to_k",
-    "blocks.{layer}.attn1.to_v": "blocks.attn1.to_v",
-    "blocks.{layer}.attn1.to_out.0": "blocks.attn1.to_out",
-    "blocks.{layer}.attn2.to_q": "blocks.attn2.to_q",
-    "blocks.{layer}.attn2.to_k": "blocks.attn2.to_k",
-    "blocks.{layer}.attn2.to_v": "blocks.attn2.to_v",
-    "blocks.{layer}.attn2.to_out.0": "blocks.attn2.to_out",
-    "blocks.{layer}.ffn.net.0.proj": "blocks.ffn.linear_1",
-    "blocks.{layer}.ffn.net.2": "blocks.ffn.linear_2",
-    "proj_out": "proj_out",
-}
+
+def _linear(source: str, target: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{source}.weight", f"{target}.kernel", Transform.LINEAR),
+        Rule(f"{source}.bias", f"{target}.bias"),
+    )
+
+
+def _patch(source: str, target: str) -> tuple[Rule, ...]:
+    """The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one."""
+    return (
+        Rule(f"{source}.weight", f"{target}.kernel", Transform.CONV3D, reshape=True),
+        Rule(f"{source}.bias", f"{target}.bias"),
+    )
+
+
+def _block(source: str, target: str) -> tuple[Rule, ...]:
+    attentions = [(f"{source}.{name}", f"{target}.{name}") for name in ("attn1", "attn2")]
+    return (
+        *(
+            rule
+            for a, b in attentions
+            for name in ("to_q", "to_k", "to_v")
+            for rule in _linear(f"{a}.{name}", f"{b}.{name}")
+        ),
+        *(rule for a, b in attentions for rule in _linear(f"{a}.to_out.0", f"{b}.to_out")),
+        *(Rule(f"{a}.{name}.weight", f"{b}.{name}.scale") for a, b in attentions for name in ("norm_q", "norm_k")),
+        *_linear(f"{source}.ffn.net.0.proj", f"{target}.ffn.linear_1"),
+        *_linear(f"{source}.ffn.net.2", f"{target}.ffn.linear_2"),
+        Rule(f"{source}.norm2.weight", f"{target}.norm2.scale"),
+        Rule(f"{source}.norm2.bias", f"{target}.norm2.bias"),
+        Rule(f"{source}.scale_shift_table", f"{target}.scale_shift_table", reshape=True),
+    )
+
+
+_EMBEDDER = (
+    "time_embedder.linear_1",
+    "time_embedder.linear_2",
+    "time_proj",
+    "text_embedder.linear_1",
+    "text_embedder.linear_2",
+)
+
+_VACE = (
+    *_patch("vace_patch_embedding", "side.patch_embedding"),
+    *_linear("vace_blocks.0.proj_in", "side.proj_in"),
+    *_block("vace_blocks.{layer}", "side.blocks.block"),
+    *_linear("vace_blocks.{layer}.proj_out", "side.blocks.proj_out"),
+)
 
 RULES: tuple[Rule, ...] = (
-    # The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one.
-    Rule("patch_embedding.weight", "patch_embedding.kernel", Transform.CONV3D, reshape=True),
-    Rule("patch_embedding.bias", "patch_embedding.bias"),
-    *(Rule(f"{source}.weight", f"{target}.kernel", Transform.LINEAR) for source, target in _LINEARS.items()),
-    *(Rule(f"{source}.bias", f"{target}.bias") for source, target in _LINEARS.items()),
-    *(
-        Rule(f"blocks.{{layer}}.{attention}.{norm}.weight", f"blocks.{attention}.{norm}.scale")
-        for attention in ("attn1", "attn2")
-        for norm in ("norm_q", "norm_k")
-    ),
-    Rule("blocks.{layer}.norm2.weight", "blocks.norm2.scale"),
-    Rule("blocks.{layer}.norm2.bias", "blocks.norm2.bias"),
-    Rule("blocks.{layer}.scale_shift_table", "blocks.scale_shift_table", reshape=True),
+    *_patch("patch_embedding", "patch_embedding"),
+    *(rule for name in _EMBEDDER for rule in _linear(f"condition_embedder.{name}", f"condition_embedder.{name}")),
+    *_block("blocks.{layer}", "blocks"),
+    *_linear("proj_out", "proj_out"),
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
+    *_VACE,
 )
