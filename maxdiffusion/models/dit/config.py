@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.models import checkpoint_config
@@ -16,6 +16,46 @@ class VACEConfig:
 
     vace_layers: tuple[int, ...]
     vace_in_channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AnimateConfig:
+    """What `diffusers.WanAnimateTransformer3DModel` adds."""
+
+    latent_channels: int
+    motion_encoder_channel_sizes: dict[str, int] | None = None  # by the side of the image; None: as published
+    motion_encoder_size: int = 512
+    motion_style_dim: int = 512
+    motion_dim: int = 20
+    motion_encoder_dim: int = 512
+    face_encoder_hidden_dim: int = 1024
+    face_encoder_num_heads: int = 4
+    inject_face_latents_blocks: int = 5
+    motion_encoder_batch_size: int = 8
+
+    MOTION_LAYERS: ClassVar[int] = 5  # linear ones, from the style to the motion
+    CHANNELS: ClassVar[Mapping[str, int]] = {str(2**n): min(512, 2 ** (14 - n)) for n in range(2, 11)}
+
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the motion encoder at each size, halved from the faces' own to 4.
+
+        Raises:
+          UserError: the size is no power of two, or has no channels.
+        """
+        sizes = [2**n for n in reversed(range(2, self.motion_encoder_size.bit_length()))]
+        table = self.motion_encoder_channel_sizes or self.CHANNELS
+        if sizes[:1] != [self.motion_encoder_size] or any(str(size) not in table for size in sizes):
+            raise UserError(
+                f"The transformer's motion_encoder_size is {self.motion_encoder_size}; it must be a power of two, and "
+                f"motion_encoder_channel_sizes must name all from 4 up to it, not {', '.join(table)}."
+            )
+        return tuple(table[str(size)] for size in sizes)
+
+
+_SIDES: Mapping[str, type[VACEConfig] | type[AnimateConfig]] = {
+    "WanVACETransformer3DModel": VACEConfig,
+    "WanAnimateTransformer3DModel": AnimateConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +73,7 @@ class DiTConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
-    vace: VACEConfig | None = None
+    side: VACEConfig | AnimateConfig | None = None
 
     def __post_init__(self) -> None:
         if self.attention_head_dim % 2 or self.attention_head_dim < 12:
@@ -41,7 +81,7 @@ class DiTConfig:
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
             )
-        layers = self.vace.vace_layers if self.vace else (0,)
+        layers = self.side.vace_layers if isinstance(self.side, VACEConfig) else (0,)
         if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
             raise UserError(
                 f"The transformer's vace_layers are {list(layers)}; they must rise from 0 to less than "
@@ -85,12 +125,12 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
-        vace = None
-        if raw.get("_class_name") == "WanVACETransformer3DModel":
-            own = {name: raw.pop(name) for name in ("vace_layers", "vace_in_channels") if name in raw}
-            vace = checkpoint_config.parse(VACEConfig, own, net="transformer", only={})
+        side = None
+        if (kind := _SIDES.get(raw.get("_class_name", ""))) is not None:
+            own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
+            side = checkpoint_config.parse(kind, own, net="transformer", only={})
         only: dict[str, tuple[Any, ...]] = {
-            "_class_name": ("WanTransformer3DModel", "WanVACETransformer3DModel"),
+            "_class_name": ("WanTransformer3DModel", *_SIDES),
             "qk_norm": ("rms_norm_across_heads",),
             "cross_attn_norm": (True,),
             "image_dim": (None,),
@@ -99,4 +139,4 @@ class DiTConfig:
             "add_img_emb": (False,),
             "window_size": ([-1, -1], (-1, -1)),
         }
-        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), vace=vace)
+        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), side=side)

@@ -13,8 +13,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.animate import Animate
 from maxdiffusion.models.dit.block import Block, Tokens
-from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
 from maxdiffusion.models.dit.side import NoSide
@@ -46,6 +47,16 @@ def _context_shards() -> int:
     """Over how many devices the current placement splits the tokens."""
     placement = current()
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
+
+
+def make_side(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoSide | VACE | Animate:
+    """What this kind of transformer has beside its blocks."""
+    match config.side:
+        case VACEConfig() as vace:
+            return VACE(config, vace, plan, **kwargs)
+        case AnimateConfig() as animate:
+            return Animate(config, animate, plan, **kwargs)
+    return NoSide()
 
 
 class ConditionEmbedder(nnx.Module):
@@ -86,9 +97,7 @@ class WanTransformer(nnx.Module):
         self.unroll = not scan_layers
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
-        self.side: NoSide | VACE = (
-            VACE(config, config.vace, plan, **common, dtype=dtype) if config.vace is not None else NoSide()
-        )
+        self.side = make_side(config, plan, **common, dtype=dtype)
         self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
         self.condition_embedder = ConditionEmbedder(config, rngs=rngs)
         self.blocks = stack(

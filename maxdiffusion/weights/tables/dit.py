@@ -52,6 +52,30 @@ _VACE = (
     *_linear("vace_blocks.{layer}.proj_out", "side.blocks.proj_out"),
 )
 
+_CONVS = ("conv_in", "conv_out", "res_blocks.{i}.conv1", "res_blocks.{i}.conv2", "res_blocks.{i}.conv_skip")
+_FACE_CONVS = ("conv1_local", "conv2", "conv3")
+
+_ANIMATE = (
+    *_patch("pose_patch_embedding", "side.pose_patch_embedding"),
+    *(Rule(f"motion_encoder.{name}.weight", f"side.motion_encoder.{name}.kernel", Transform.CONV2D) for name in _CONVS),
+    *(Rule(f"motion_encoder.{name}.act_fn.bias", f"side.motion_encoder.{name}.bias") for name in _CONVS),
+    *_linear("motion_encoder.motion_network.{i}", "side.motion_encoder.motion_network.{i}"),
+    Rule("motion_encoder.motion_synthesis_weight", "side.motion_encoder.basis"),
+    *(
+        Rule(f"face_encoder.{name}.weight", f"side.face_encoder.{name}.kernel", Transform.CONV1D)
+        for name in _FACE_CONVS
+    ),
+    *(Rule(f"face_encoder.{name}.bias", f"side.face_encoder.{name}.bias") for name in _FACE_CONVS),
+    *_linear("face_encoder.out_proj", "side.face_encoder.out_proj"),
+    Rule("face_encoder.padding_tokens", "side.face_encoder.padding_tokens", reshape=True),
+    *(
+        rule
+        for name in ("to_q", "to_k", "to_v", "to_out")
+        for rule in _linear(f"face_adapter.{{layer}}.{name}", f"side.adapters.{name}")
+    ),
+    *(Rule(f"face_adapter.{{layer}}.{name}.weight", f"side.adapters.{name}.scale") for name in ("norm_q", "norm_k")),
+)
+
 RULES: tuple[Rule, ...] = (
     *_patch("patch_embedding", "patch_embedding"),
     *(rule for name in _EMBEDDER for rule in _linear(f"condition_embedder.{name}", f"condition_embedder.{name}")),
@@ -59,4 +83,5 @@ RULES: tuple[Rule, ...] = (
     *_linear("proj_out", "proj_out"),
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
     *_VACE,
+    *_ANIMATE,
 )
