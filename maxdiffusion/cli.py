@@ -35,9 +35,9 @@ def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
     try:
         cfg = config.load(words)
-        from maxdiffusion import generate_wan
+        from maxdiffusion import generate_wan, verify
 
-        generate_wan.run(cfg)
+        (verify if cfg.verify else generate_wan).run(cfg)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

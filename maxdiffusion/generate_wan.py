@@ -31,23 +31,8 @@ def run(cfg: Config) -> list[Path]:
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     stages, paths = Stages(cfg.progress), []
-
-    with stages("load"):
-        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
-        spec = variants.get(cfg.model_name)
-        variants.check(spec, pipeline.files.configs["transformer"])
-        plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
-        build = builders(
-            plan,
-            weights_dtype=cfg.weights_dtype,
-            dtype=cfg.activations_dtype,
-            text_encoder_dtype=cfg.text_encoder_dtype,
-            vae_dtype=cfg.vae_dtype,
-            scan_layers=cfg.scan_layers,
-        )
-        nets = Nets(pipeline, build, placement)
-        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
-        start = given.read(cfg, shape)
+    nets, placement, shape = open_nets(cfg, stages)
+    start = given.read(cfg, shape)
 
     with parallel.use(placement), stages.clock.compilation():
         batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
@@ -62,3 +47,29 @@ def run(cfg: Config) -> list[Path]:
                 files.record(versions(), stages.clock.as_dict())
     logger.info("%s", stages.clock.table())
     return paths
+
+
+def open_nets(
+    cfg: Config, stages: Stages, devices: parallel.Devices | None = None
+) -> tuple[Nets, parallel.Placement, tuple[int, int, int, int]]:
+    """Everything checked, nothing loaded: the nets, where they will live and f h w c of one video's latents.
+
+    Raises:
+      UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
+    """
+    with stages("load"):
+        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
+        spec = variants.get(cfg.model_name)
+        variants.check(spec, pipeline.files.configs["transformer"])
+        plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
+        build = builders(
+            plan,
+            weights_dtype=cfg.weights_dtype,
+            dtype=cfg.activations_dtype,
+            text_encoder_dtype=cfg.text_encoder_dtype,
+            vae_dtype=cfg.vae_dtype,
+            scan_layers=cfg.scan_layers,
+        )
+        nets = Nets(pipeline, build, placement)
+        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
+        return nets, placement, shape

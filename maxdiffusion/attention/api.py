@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention.kernels import KERNELS, Local
+from maxdiffusion.attention import kernels
+from maxdiffusion.attention.kernels import Local
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.ring import ring
@@ -34,7 +35,7 @@ def self_attention(
     placement = _placement(plan)
     if placement is None or plan.scheme == "local":
         return cross_attention(plan, q, k, v, valid)
-    local = KERNELS[plan.kernel]
+    local = kernels.local(plan)
     if plan.ring > 1:
         local = ring(local, plan.ring)
     if plan.ulysses > 1:
@@ -56,7 +57,7 @@ def cross_attention(
     """
     _check_mask(k, valid)
     placement = _placement(plan)
-    local = KERNELS[plan.kernel]
+    local = kernels.local(plan)
     if placement is None:
         return local(q, k, v, valid)[0].astype(q.dtype)
     return _on_mesh(placement, local, q, k, v, valid, split_keys=False)

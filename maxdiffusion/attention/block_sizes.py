@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-LANES = 128
-SUBLANES = 16  # rows of a bf16 tile
+from maxdiffusion.attention.options import DEFAULT, LANES, SUBLANES, KernelOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +24,9 @@ class Blocks:
         (1.6 %), taken 640 at a time.
         """
         count = -(-tokens // self.q)
-        q = -(-tokens // (count * SUBLANES)) * SUBLANES
-        longest = min(self.kv, -(-keys // LANES) * LANES)
-        halves = range(-(-longest // (2 * LANES)) * LANES, longest + 1, LANES)
+        q = _up(-(-tokens // count), SUBLANES)
+        longest = min(self.kv, _up(keys, LANES))
+        halves = range(_up(-(-longest // 2), LANES), longest + 1, LANES)
         choices = [(kv, _largest_part(kv, self.compute)) for kv in halves]
         compute = max(part for _, part in choices)
         fast = [(kv, part) for kv, part in choices if 2 * part >= compute]
@@ -45,11 +44,23 @@ LARGEST: Mapping[str, Blocks] = MappingProxyType(
 ELSEWHERE = Blocks(1024, 2048, 512)
 
 
-def blocks(device_kind: str, tokens: int, keys: int) -> Blocks:
-    """The block sizes for one device's tokens and keys; both are to be padded to multiples of them."""
-    return LARGEST.get(device_kind, ELSEWHERE).fitted(tokens, keys)
+def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT) -> Blocks:
+    """The block sizes for one device's tokens and keys; both are to be padded to multiples of them.
+
+    A size that `options` gives is taken as it is, except that none is longer than the tokens or keys at hand.
+    """
+    sizes = LARGEST.get(device_kind, ELSEWHERE).fitted(tokens, keys)
+    q = sizes.q if options.block_q is None else min(options.block_q, _up(tokens, SUBLANES))
+    if options.block_kv is None:
+        return Blocks(q, sizes.kv, sizes.compute)
+    kv = min(options.block_kv, _up(keys, LANES))
+    return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or sizes.compute))
 
 
 def _largest_part(block: int, most: int) -> int:
     """The largest whole number of lanes, up to `most`, that divides the block."""
     return max(part for part in range(LANES, min(block, most) + 1, LANES) if block % part == 0)
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit

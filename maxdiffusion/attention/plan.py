@@ -9,13 +9,15 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SCHEMES = ("local", "ring", "ulysses", "ulysses_ring")
 
-# Local kernel -> the platforms that run it. A kernel that is added here is also added to `kernels.KERNELS`.
+# Local kernel -> the platforms that run it. A kernel that is added here is also added to `kernels.KERNELS`
+# and `options.TAKEN`.
 PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "dot_product": frozenset({"cpu", "gpu", "tpu"}),
@@ -53,9 +55,10 @@ class AttentionPlan:
       ulysses: devices that trade sequence for heads.
       heads: attention heads of the model; None (models built alone) skips the checks that need it.
       tensor: devices over which heads are split besides.
+      options: what is set of the kernel.
 
     Raises:
-      UserError: the degrees do not divide the heads or contradict the scheme.
+      UserError: the degrees do not divide the heads or contradict the scheme, or the kernel does not take an option.
     """
 
     scheme: str = "local"
@@ -64,12 +67,14 @@ class AttentionPlan:
     ulysses: int = 1
     heads: int | None = None
     tensor: int = 1
+    options: KernelOptions = DEFAULT
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise UserError(f"The attention scheme {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
         if self.kernel not in PLATFORMS:
             raise UserError(f"The attention kernel {self.kernel!r} is unknown; choose one of {', '.join(PLATFORMS)}.")
+        self.options.check(self.kernel)
         for name in ("ring", "ulysses", "tensor"):
             if getattr(self, name) < 1:
                 raise UserError(f"The {name} degree of attention is {getattr(self, name)}; it must be 1 or more.")
@@ -108,6 +113,7 @@ class AttentionPlan:
         ulysses_shards: int | None = None,
         platform: str = "cpu",
         tensor: int = 1,
+        options: KernelOptions = DEFAULT,
     ) -> AttentionPlan:
         """The plan that a config's `attention` and `ulysses_shards` mean on given devices.
 
@@ -120,9 +126,11 @@ class AttentionPlan:
           ulysses_shards: how many of them trade sequence for heads; None or -1 takes the largest legal number.
           platform: what jax calls the devices: cpu, gpu or tpu.
           tensor: devices over which heads are split besides.
+          options: what is set of the kernel.
 
         Raises:
-          UserError: an unknown name, a kernel that the platform lacks, or degrees that do not divide.
+          UserError: an unknown name, a kernel that the platform lacks, an option that it does not take, or degrees
+            that do not divide.
         """
         if name != "auto" and name not in NAMES:
             raise UserError(f"attention={name} is unknown; choose one of auto, {', '.join(NAMES)}.")
@@ -165,8 +173,8 @@ class AttentionPlan:
         else:
             ulysses = asked or 1
         if context == 1 or scheme == "local":
-            return cls("local", kernel, 1, ulysses, heads, tensor)
-        return cls(scheme, kernel, context // ulysses, ulysses, heads, tensor)
+            return cls("local", kernel, 1, ulysses, heads, tensor, options)
+        return cls(scheme, kernel, context // ulysses, ulysses, heads, tensor, options)
 
 
 def best_kernel(platform: str) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion.attention.block_sizes import LANES, Blocks, blocks
 from maxdiffusion.attention.layout import pad_to_multiple, validity
+from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.parallel import current
 
 # (q: b n s d, k: b n k d, v: b n k d, segments of q: b s and of k: b k, or None) -> (out: b n s d, lse: b n s)
@@ -22,9 +23,11 @@ def jax_splash(
     k: Float[Array, "b k n d"],
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
+    *,
+    options: KernelOptions = DEFAULT,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
     """As `dense`, but the output is rounded to q's dtype once, in the kernel; forward only."""
-    return _run(_jax_kernel, q, k, v, valid)
+    return _run(_jax_kernel, q, k, v, valid, options)
 
 
 def tokamax_splash(
@@ -32,24 +35,27 @@ def tokamax_splash(
     k: Float[Array, "b k n d"],
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
+    *,
+    options: KernelOptions = DEFAULT,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
     """As `jax_splash`, with tokamax' kernel: base-2 exponentials inside, a natural log-sum-exp outside."""
-    return _run(_tokamax_kernel, q, k, v, valid)
+    return _run(_tokamax_kernel, q, k, v, valid, options)
 
 
 def _run(
-    make: Callable[[int, int, int, Blocks, bool], _Kernel],
+    make: Callable[[int, int, int, Blocks, KernelOptions, bool], _Kernel],
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     valid: jax.Array | None,
+    options: KernelOptions,
 ) -> tuple[jax.Array, jax.Array]:
     """Pads tokens to blocks and the head dim to lanes, masks the padded keys, and empties rows without a key."""
     batch, tokens, heads, dim = q.shape
     keys = k.shape[1]
     placement = current()
     device = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
-    sizes = blocks(device.device_kind, tokens, keys)
+    sizes = blocks(device.device_kind, tokens, keys, options)
 
     # The kernels do not scale the logits. In bf16 this rounds q once more.
     q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
@@ -58,7 +64,7 @@ def _run(
     q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
     valid = validity(batch, keys, k.shape[2], valid)
     segments = None if valid is None else _segments(q.shape[2], valid)
-    out, lse = make(heads, q.shape[2], k.shape[2], sizes, device.platform != "tpu")(q, k, v, segments)
+    out, lse = make(heads, q.shape[2], k.shape[2], sizes, options, device.platform != "tpu")(q, k, v, segments)
     out = out[:, :, :tokens, :dim].transpose(0, 2, 1, 3).astype(jnp.float32)
     lse = lse[:, :, :tokens].transpose(0, 2, 1)
     if valid is None:
@@ -72,9 +78,10 @@ def _segments(tokens: int, valid: Bool[Array, "b k"]) -> tuple[Int[Array, "b s"]
     return jnp.ones((valid.shape[0], tokens), jnp.int32), valid.astype(jnp.int32)
 
 
-def _jax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret: bool) -> _Kernel:
+def _jax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, options: KernelOptions, interpret: bool) -> _Kernel:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+    del options  # the sizes are all it takes
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((tokens, keys))] * heads)
     kernel = splash_attention_kernel.make_splash_mha_single_device(
         mask=mask,
@@ -93,7 +100,9 @@ def _jax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret: bo
     return jax.vmap(one_example)
 
 
-def _tokamax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret: bool) -> _Kernel:
+def _tokamax_kernel(
+    heads: int, tokens: int, keys: int, sizes: Blocks, options: KernelOptions, interpret: bool
+) -> _Kernel:
     from tokamax._src.ops.experimental.tpu.splash_attention import (
         base,
         splash_attention_kernel,
@@ -101,10 +110,15 @@ def _tokamax_kernel(heads: int, tokens: int, keys: int, sizes: Blocks, interpret
     )
 
     del heads
+    given = {"use_base2_exp": options.base2_exp, "use_experimental_scheduler": options.scheduler}
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.FullMask((tokens, keys)),
         config=splash_attention_kernel.SplashConfig(
-            block_q=sizes.q, block_kv=sizes.kv, block_kv_compute=sizes.compute, interpret=interpret
+            block_q=sizes.q,
+            block_kv=sizes.kv,
+            block_kv_compute=sizes.compute,
+            interpret=interpret,
+            **{name: value for name, value in given.items() if value is not None},
         ),
         save_residuals=True,
         q_seq_shards=1,

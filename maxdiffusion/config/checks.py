@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import get_args
 
+from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config import schema
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.schema import Config
@@ -82,6 +83,7 @@ def _parallelism(cfg: Config, spec: WanSpec) -> None:
             raise UserError(
                 f"{' and '.join(filling)} are both -1, but only one can take the devices left; set one of them."
             )
+    KernelOptions.read(cfg)
     shards = cfg.ulysses_shards
     if shards == -1:
         return

@@ -65,7 +65,30 @@ def load(argv: Sequence[str]) -> Config:
     order = [key for key in Config.model_fields if key in given]
     cfg._origins = {key: given[key].origin for key in order}
     checks.check(cfg, spec)
+    replaced(cfg, cfg.verify_against)
     return cfg
+
+
+def replaced(cfg: Config, words: Sequence[str]) -> Config:
+    """`cfg` on another mesh: key=value words of the group "attention and parallelism" win over it.
+
+    Raises:
+      UserError: a word of another kind, or one that `load` would refuse.
+    """
+    pairs = [(match[1], match[2]) for match in map(_WORD.fullmatch, words) if match]
+    if len(pairs) != len(words):
+        raise UserError(f"verify_against={' '.join(words)} is no list of key=value words; write '[attention=ring]'.")
+    given = _canonical(_read_words(pairs))
+    for key in given:
+        extra: Any = Config.model_fields[key].json_schema_extra
+        if extra["group"] != schema.PARALLELISM:
+            raise UserError(f"{key} is no key of {schema.PARALLELISM}, so that a second mesh cannot change it.")
+    try:
+        other = Config.model_validate(cfg.model_dump() | {key: entry.value for key, entry in given.items()})
+    except ValidationError as error:
+        raise UserError(_sentence(error, given)) from None
+    checks.check(other, variants.get(cfg.model_name))
+    return other
 
 
 # ---- the two sources
@@ -100,14 +123,19 @@ def _read_words(words: Sequence[tuple[str, str]]) -> _Layer:
 
 
 def _list_or_text(key: str, text: str) -> Any:
-    """A value in brackets is a YAML list where the key takes one; anything else is text."""
-    if schema.ALIASES.get(key, key) not in schema.LISTS or not (text.startswith("[") and text.endswith("]")):
+    """A value in brackets is a YAML list, one in braces a mapping, where the key takes one; anything else is text."""
+    ends, what, example = "[]", "list", '["one", "two"]'
+    if key in schema.MAPPINGS:
+        ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
+    elif schema.ALIASES.get(key, key) not in schema.LISTS:
+        return text
+    if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
     try:
-        return _plain(yaml.compose(text, _TextLoader), key)
+        return _plain(yaml.compose(text, _TextLoader), key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
         raise UserError(
-            f'{key}={_short(text)} starts as a list but cannot be read as one; write {key}=\'["one", "two"]\'.'
+            f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
         ) from None
 
 
@@ -148,15 +176,19 @@ def _read_yaml(file: str) -> _Layer:
         if key in lines:
             raise UserError(f"The config file {file} gives {key} twice, in lines {lines[key]} and {line}; keep one.")
         lines[key] = line
-        layer[key] = _Given(_plain(value, f"{file}, line {line}: {key}"), f"file {file}")
+        layer[key] = _Given(
+            _plain(value, f"{file}, line {line}: {key}", mapping=key in schema.MAPPINGS), f"file {file}"
+        )
     return layer
 
 
-def _plain(node: yaml.Node | None, where: str, depth: int = 0) -> Any:
+def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = False) -> Any:
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag.endswith(":null") else node.value
     if isinstance(node, yaml.SequenceNode) and depth < 3:
         return [_plain(child, where, depth + 1) for child in node.value]
+    if isinstance(node, yaml.MappingNode) and mapping:
+        return {str(name.value): _plain(value, where, depth + 1) for name, value in node.value}
     raise UserError(f"{where} holds a mapping or lists nested too deeply; keys are flat, their values texts or lists.")
 
 
@@ -356,6 +388,8 @@ def _sentence(error: ValidationError, given: _Layer) -> str:
         fault += f" (did you mean {near[0]}?)" if near else ""
     if key == "logical_axis_rules":
         fault = "should be a list of pairs, such as [[mlp, tensor], [embed, null]]"
+    if first["type"] == "dict_type":
+        fault = "should be a mapping, such as {block_q: 2048, block_kv: 1024}"
     shown = first["input"] if isinstance(first["input"], str | int | float) else entry.value
     return f"{key}={_short(str(shown))} ({entry.origin}) cannot be used: it {fault}."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
@@ -62,8 +62,15 @@ OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
+BlockSizes = Annotated[
+    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    BeforeValidator(lambda value: {} if value == "" else value),
+]
+OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
+OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
+PARALLELISM = "attention and parallelism"
 _VARIANT = object()
 
 
@@ -130,27 +137,50 @@ class Config(BaseModel):
     # ---- attention and parallelism
     attention: Literal[
         "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
-    ] = _key("attention and parallelism", "auto", "how self-attention is computed and split over the context axis")
+    ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
     ulysses_shards: Degree = _key(
-        "attention and parallelism", -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
     )
-    ici_data_parallelism: Degree = _key("attention and parallelism", 1, "devices over the batch; -1: all that are left")
-    ici_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "devices over which weights are spread")
-    ici_context_parallelism: Degree = _key("attention and parallelism", -1, "devices over the video tokens")
-    ici_tensor_parallelism: Degree = _key("attention and parallelism", 1, "devices over heads and feed-forward width")
-    dcn_data_parallelism: Degree = _key("attention and parallelism", -1, "the same four, over slices")
-    dcn_fsdp_parallelism: Degree = _key("attention and parallelism", 1, "slices over which weights are spread")
-    dcn_context_parallelism: Degree = _key("attention and parallelism", 1, "slices over the video tokens")
-    dcn_tensor_parallelism: Degree = _key("attention and parallelism", 1, "slices over heads and feed-forward width")
+    flash_block_sizes: BlockSizes = _key(
+        PARALLELISM,
+        {},
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
+        "some; what is not given is chosen by device kind and length",
+    )
+    use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
+    use_experimental_scheduler: OptionalBool = _key(
+        PARALLELISM, None, "the alternative schedule of a kernel that offers one"
+    )
+    attention_vmem_limit_kib: OptionalInt = _key(
+        PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
+    )
+    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
+    ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
+    ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
+    dcn_data_parallelism: Degree = _key(PARALLELISM, -1, "the same four, over slices")
+    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "slices over which weights are spread")
+    dcn_context_parallelism: Degree = _key(PARALLELISM, 1, "slices over the video tokens")
+    dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1, "slices over heads and feed-forward width")
     logical_axis_rules: AxisRules = _key(
-        "attention and parallelism", (), "[[logical axis, mesh axis], ...] that win over the built-in table"
+        PARALLELISM, (), "[[logical axis, mesh axis], ...] that win over the built-in table"
     )
     per_device_batch_size: int = _key(
-        "attention and parallelism",
+        PARALLELISM,
         1,
         "videos made at once per device of the data axis; more run in turn",
         ge=1,
         le=1024,
+    )
+
+    # ---- verify
+    verify: bool = _key("verify", False, "make no video: compare a few steps on this mesh with those on another")
+    verify_steps: int = _key("verify", 4, "denoise steps that are compared", ge=1, le=1000)
+    verify_against: Texts = _key(
+        "verify", (), "the other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device"
+    )
+    verify_psnr: float | None = _key(
+        "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16"
     )
 
     # ---- dtypes
@@ -204,7 +234,8 @@ PATHS = (
     "jax_cache_dir",
 )
 INPUT_PATHS = PATHS[:3]
-LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules")
+LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
+MAPPINGS = ("flash_block_sizes",)
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -223,7 +254,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
             if getattr(constraint, side, None) is not None
         ]
         text += f", {' to '.join(bounds)}" if len(bounds) == 2 else ""
-        choices = getattr(info.annotation, "__args__", ()) if "Literal" in repr(info.annotation) else ()
+        choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
         if choices:
             text += f" [{' '.join(choices)}]"
         if key in aliases:
@@ -235,6 +266,6 @@ def _shown(value: Any) -> str:
     """A value as one would write it in YAML; a list of one as its element."""
     if isinstance(value, tuple):
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
-    if value is None or value == []:
+    if value is None or value == [] or value == {}:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,6 +28,9 @@ from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 
+# Told the latents (b f h w c, on the device) after step i, counted from 0; to be copied if kept.
+Watch = Callable[[int, jax.Array], object]
+
 
 def sample(
     cfg: Config,
@@ -35,6 +38,7 @@ def sample(
     shape: tuple[int, int, int, int],
     given: Float[np.ndarray, "b f h w c"] | None,
     stages: Stages,
+    watch: Watch = lambda i, latents: None,
 ) -> Iterator[Batch]:
     """Encodes all prompts, loads the transformer, then yields each batch of videos as soon as its latents are there.
 
@@ -44,6 +48,7 @@ def sample(
       shape: f h w c of one video's latents.
       given: the noise of every video; None draws it from each video's seed.
       stages: timing and progress.
+      watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
     embeddings = conditioning.encode(cfg, nets, stages)
     transformer = stages.load(nets, "transformer")
@@ -70,7 +75,7 @@ def sample(
             with stages("compile"):
                 program = denoiser.compile(x, contexts)
         with stages("denoise", len(schedule), "steps") as advance:
-            latents = _run(program, x, contexts, advance, stages)
+            latents = _run(program, x, contexts, advance, stages, watch)
         yield batch, np.asarray(latents[: len(batch)])
 
 
@@ -79,7 +84,9 @@ def _prepare(graph: Any, params: Any, context: jax.Array) -> Any:
     return nnx.merge(graph, params).prepare(context)
 
 
-def _run(program: Program, x: jax.Array, contexts: Contexts, advance: Advance, stages: Stages) -> jax.Array:
+def _run(
+    program: Program, x: jax.Array, contexts: Contexts, advance: Advance, stages: Stages, watch: Watch
+) -> jax.Array:
     """The loop, telling progress and clock of every call of the program: a step, or all steps of a scan."""
     done = 0
     with contextlib.ExitStack() as step:
@@ -88,6 +95,7 @@ def _run(program: Program, x: jax.Array, contexts: Contexts, advance: Advance, s
         def on_step(i: int, n: int, state: State) -> None:
             nonlocal done
             step.close()
+            watch(i, state.x)
             advance(i + 1 - done)
             done = i + 1
             if done < n:

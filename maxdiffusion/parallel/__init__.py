@@ -1,12 +1,13 @@
 """Meshes, logical axes and the table between them."""
 
 from maxdiffusion.parallel import axes
-from maxdiffusion.parallel.mesh import Degrees, make_mesh, resolve
+from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement, current, data_degree, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
     "Degrees",
+    "Devices",
     "Placement",
     "axes",
     "current",

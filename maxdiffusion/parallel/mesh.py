@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
+from maxdiffusion.parallel.topology import arrange
 
 FILL = -1
 
@@ -71,7 +71,11 @@ class Degrees:
 def slice_count(devices: Devices | None = None) -> int:
     """The number of slices (groups joined by fast links) among the devices; 1 where the platform names none."""
     devices = jax.devices() if devices is None else devices
-    return len({getattr(device, "slice_index", 0) for device in devices})
+    return len({_slice(device) for device in devices})
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", 0)
 
 
 def resolve(ici: Degrees, dcn: Degrees, devices: Devices | None = None) -> tuple[Degrees, Degrees]:
@@ -87,8 +91,8 @@ def resolve(ici: Degrees, dcn: Degrees, devices: Devices | None = None) -> tuple
 def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devices: Devices | None = None) -> Mesh:
     """The mesh (data, fsdp, ring, ulysses, tensor) over these devices (all by default), with Auto axis types.
 
-    The context axis is split into ring x ulysses. Later axes vary fastest, so a Ulysses group (and a tensor group
-    inside it) holds neighbouring devices, and rings run over the groups; slices are the outermost part of each axis.
+    The context axis is split into ring x ulysses. A Ulysses group (and a tensor group inside it) holds neighbouring
+    devices, and rings run over the groups (see `topology.arrange`); slices are the outermost part of each axis.
 
     Raises:
       UserError: the degrees do not multiply to the devices, or `ulysses` does not divide the context of a slice.
@@ -102,10 +106,10 @@ def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devic
         )
     inner = (ici.data, ici.fsdp, ici.context // ulysses, ulysses, ici.tensor)
     outer = (dcn.data, dcn.fsdp, dcn.context, 1, dcn.tensor)
-    if math.prod(outer) > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-    elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(inner, devices)
-    else:
-        grid = np.asarray(devices).reshape(inner)
+    by_slice: dict[int, list[Any]] = {}
+    for device in devices:
+        by_slice.setdefault(_slice(device), []).append(device)
+    slices = np.stack([arrange(by_slice[index], inner) for index in sorted(by_slice)]).reshape(*outer, *inner)
+    order = [axis for pair in zip(range(5), range(5, 10), strict=True) for axis in pair]
+    grid = slices.transpose(order).reshape([o * i for o, i in zip(outer, inner, strict=True)])
     return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from maxdiffusion import config, variants
+from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config import Example, examples, schema
 from maxdiffusion.errors import UserError
 
@@ -243,3 +244,17 @@ def test_a_word_that_begins_like_null_stays_a_word(tmp_path) -> None:
     assert config.load([str(path)]).prompt == ("night in the city",)
     words = [str(path), "prompt=[nice day, Night]"]
     assert config.load(words).prompt == ("nice day", "Night")
+
+
+def test_kernel_options(place: Path) -> None:
+    file = write(
+        place,
+        "model_name: wan2.1-t2v-14b\nprompt: x\nuse_base2_exp: false\nuse_experimental_scheduler:\n"
+        "flash_block_sizes: {block_q: 3024, block_kv: 2048}\nattention_vmem_limit_kib: 65536\n",
+    )
+    cfg = config.load([file])
+    assert KernelOptions.read(cfg) == KernelOptions(3024, 2048, base2_exp=False, vmem_limit_kib=65536)
+    cfg = config.load([file, 'flash_block_sizes={"block_q": 512}', "use_base2_exp="])
+    assert KernelOptions.read(cfg) == KernelOptions(512, vmem_limit_kib=65536)
+    for words in ([], ["flash_block_sizes={}"], ["flash_block_sizes="]):
+        assert config.load(["base.yml", *words]).flash_block_sizes == {}
