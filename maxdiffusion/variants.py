@@ -75,6 +75,9 @@ class WanSpec:
     num_frames: int
     fps: int
     negative_prompt: str
+    guidance_scale_2: float | None = None
+    boundary_ratio: float | None = None
+    conditions: tuple[str, ...] = ()
     transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)

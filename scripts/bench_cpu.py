@@ -32,6 +32,7 @@ from flax import nnx  # noqa: E402
 from maxdiffusion import denoise  # noqa: E402
 from maxdiffusion.attention import AttentionPlan  # noqa: E402
 from maxdiffusion.denoise.guidance import BatchedGuidance  # noqa: E402
+from maxdiffusion.models.dit import Context  # noqa: E402
 from maxdiffusion.runtime.versions import versions  # noqa: E402
 from maxdiffusion.weights import specs  # noqa: E402
 from maxdiffusion.weights.nets import Nets, builders  # noqa: E402
@@ -70,17 +71,18 @@ def main() -> None:
 
     network, params = denoise.split(transformer)
     graph = nnx.graphdef(transformer)
-    prepare = jax.jit(lambda params, context: nnx.merge(graph, params).prepare(context))
+    prepare = jax.jit(lambda params, context: nnx.merge(graph, params).prepare(Context(context)))
     solver = denoise.SOLVERS["unipc"]
     schedule = solver.schedule(args.steps, shift)
-    denoiser = denoise.Denoiser(network, denoise.SingleExpert(params), schedule, solver, BatchedGuidance(scale))
+    segments = denoise.SingleExpert(scale).segments(schedule.timesteps)
+    denoiser = denoise.Denoiser(network, segments, schedule, solver, BatchedGuidance())
     contexts = denoise.Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
     x = jnp.asarray(noise)
-    program = denoiser.compile(x, contexts)
+    program = denoiser.compile(params, x, contexts)
 
     def ours_loop() -> jax.Array:
         made = denoise.Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
-        return jax.block_until_ready(program(x, made))
+        return jax.block_until_ready(program(params, x, made))
 
     def their_loop() -> torch.Tensor:
         return pipeline(

@@ -52,13 +52,14 @@ def control_latents(
       mask: 0..1, from 0.5 on made anew.
       references: any size.
     """
+    _, height, width, _ = video.shape
     anew = (mask > 0.5).astype(np.float32)
     kept, made = (vae.encode(jnp.asarray(part)[None])[0] for part in (video * (1 - anew), video * anew))
     t, s = vae.config.temporal_factor, vae.config.spatial_factor
     channels = mask_channels(jnp.asarray(mask[..., 0]), kept.shape[0], (t, s, s))
     control = jnp.concatenate([kept, made, channels], axis=-1)
     for image in references:
-        latents = vae.encode(on_canvas(image, *video.shape[1:3], s)[None, None])[0]
+        latents = vae.encode(on_canvas(image, height, width, s)[None, None])[0]
         padded = jnp.pad(latents, ((0, 0), (0, 0), (0, 0), (0, control.shape[-1] - latents.shape[-1])))
         control = jnp.concatenate([padded, control])
     return control

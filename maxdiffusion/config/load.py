@@ -352,6 +352,8 @@ _FROM_VARIANT = (
     "fps",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_scale_2",
+    "boundary_ratio",
     "flow_shift",
 )
 
@@ -359,7 +361,7 @@ _FROM_VARIANT = (
 def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, str]]:
     """What follows from the variant and from other keys: key -> (value, origin)."""
     origin = f"variant {spec.name}"
-    result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT}
+    result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT if getattr(spec, key) is not None}
     result["run_name"] = (spec.name, origin)
     if "pretrained_model_name_or_path" not in given:
         if spec.hub_id is None:

@@ -125,6 +125,21 @@ class Config(BaseModel):
     guidance_scale: float = _key(
         "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
     )
+    guidance_scale_2: float | None = _key(
+        "sampling",
+        None,
+        "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
+        ge=1,
+        le=100,
+    )
+    boundary_ratio: float | None = _key(
+        "sampling", None, "the high-noise expert denoises the timesteps from this part of 1000 on", ge=0, le=1
+    )
+    expert_residency: Literal["together", "in_turn"] = _key(
+        "sampling",
+        "together",
+        "both experts side by side, or one after the other in the memory of one: all videos' high-noise parts first",
+    )
     flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
     solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key(

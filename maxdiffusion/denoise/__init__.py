@@ -1,7 +1,7 @@
 """The denoise loop and the strategies that vary it: schedule, solver, guidance, experts, cache."""
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.experts import Experts, Segment, SingleExpert
+from maxdiffusion.denoise.experts import Experts, Segment, SingleExpert, TwoExperts
 from maxdiffusion.denoise.guidance import BatchedGuidance, Contexts, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import Network, Predict, split
@@ -29,6 +29,7 @@ __all__ = [
     "SingleExpert",
     "Solver",
     "State",
+    "TwoExperts",
     "TwoPassGuidance",
     "UniPC",
     "noise",

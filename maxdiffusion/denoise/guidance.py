@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.network import Predict
@@ -27,9 +27,6 @@ class Contexts(NamedTuple):
 class Guidance(Protocol):
     """A frozen value that turns the network's function into the guided one."""
 
-    def scales(self, timesteps: np.ndarray) -> np.ndarray:
-        """The scale g of every step, float32 (N,): data of the program, so that a new scale compiles nothing."""
-
     def __call__(
         self,
         predict: Predict,
@@ -38,15 +35,12 @@ class Guidance(Protocol):
         contexts: Contexts,
         scale: Any,
     ) -> Float[Array, "b f h w c"]:
-        """The guided velocity; `scale` is this step's entry of `scales`."""
+        """The guided velocity; `scale` is this step's g: data of the program, so that a new scale compiles nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoGuidance:
     """The prompt's velocity alone: what guidance scale 1 means, at half the work."""
-
-    def scales(self, timesteps: np.ndarray) -> np.ndarray:
-        return np.ones(len(timesteps), np.float32)
 
     def __call__(self, predict, x, timestep, contexts, scale):
         del scale
@@ -56,11 +50,6 @@ class NoGuidance:
 @dataclasses.dataclass(frozen=True)
 class TwoPassGuidance:
     """One call for the prompt, one for the negative prompt: the least memory."""
-
-    scale: float
-
-    def scales(self, timesteps: np.ndarray) -> np.ndarray:
-        return np.full(len(timesteps), self.scale, np.float32)
 
     def __call__(self, predict, x, timestep, contexts, scale):
         positive = predict(x, timestep, contexts.positive)
@@ -75,11 +64,6 @@ class BatchedGuidance:
     The order is prompt, negative prompt, example by example (c0 u0 c1 u1 ...): where the batch is sharded, doubling it
     in this order moves nothing between devices; c0 c1 .. u0 u1 .. would.
     """
-
-    scale: float
-
-    def scales(self, timesteps: np.ndarray) -> np.ndarray:
-        return np.full(len(timesteps), self.scale, np.float32)
 
     def __call__(self, predict, x, timestep, contexts, scale):
         both = jax.tree.map(_interleave, contexts.positive, contexts.negative)
@@ -97,17 +81,17 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
 BATCHED_TOKENS = 32_768
 
 
-def choose(mode: str, scale: float, tokens: int) -> Guidance:
+def choose(mode: str, scales: Collection[float], tokens: int) -> Guidance:
     """The strategy of a config.
 
     Args:
       mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
-      scale: the guidance scale; 1 is no guidance.
+      scales: the guidance scales of the run; if all are 1, there is no guidance.
       tokens: video tokens of the whole batch, undoubled, on one data shard.
     """
-    if scale == 1:
+    if all(scale == 1 for scale in scales):
         return NoGuidance()
     if mode == "auto":
         mode = "batched" if 2 * tokens <= BATCHED_TOKENS else "two_pass"
         log.info("guidance_mode=auto: %s, as both branches make %d tokens (limit %d)", mode, 2 * tokens, BATCHED_TOKENS)
-    return BatchedGuidance(scale) if mode == "batched" else TwoPassGuidance(scale)
+    return BatchedGuidance() if mode == "batched" else TwoPassGuidance()

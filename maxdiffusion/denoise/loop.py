@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.experts import Experts
+from maxdiffusion.denoise.experts import Segment
 from maxdiffusion.denoise.guidance import Contexts, Guidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
@@ -57,10 +57,14 @@ OnStep = Callable[[int, int, State], None]
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A run before its data: the strategies, from which `compile` makes the program."""
+    """A run before its data: the strategies, from which `compile` makes the program.
+
+    `segments` cover the steps of the schedule in order; all have params and contexts of one structure, shape and
+    sharding.
+    """
 
     network: Network
-    experts: Experts
+    segments: tuple[Segment, ...]
     schedule: Schedule
     solver: Solver
     guidance: Guidance
@@ -71,7 +75,8 @@ class Denoiser:
         """The rows of all steps, stacked."""
         timesteps = self.schedule.timesteps
         coefficients = jax.tree.map(np.float32, self.solver.table(self.schedule))
-        return Row(np.arange(len(timesteps), dtype=np.int32), timesteps, self.guidance.scales(timesteps), coefficients)
+        scales = np.concatenate([np.full(s.stop - s.start, s.guidance_scale, np.float32) for s in self.segments])
+        return Row(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
 
     def init(self, x: Float[Array, "b f h w c"]) -> State:
         """The state at the first noise level; own memory, `x` stays valid when the state is donated."""
@@ -90,10 +95,10 @@ class Denoiser:
     def steps(self, params: Any, contexts: Contexts, state: State, rows: Row) -> State:
         return jax.lax.scan(lambda s, row: (self.step(params, contexts, s, row), None), state, rows)[0]
 
-    def compile(self, x: Any, contexts: Contexts) -> Program:
-        """Compiles every program of the run; `x`, `contexts` and the params may be ShapeDtypeStructs with shardings."""
+    def compile(self, params: Any, x: Any, contexts: Contexts) -> Program:
+        """Compiles every program of the run; the arguments may be ShapeDtypeStructs with shardings."""
         start = time.perf_counter()
-        plan, segments = self.plan(), self.experts.segments(self.schedule.timesteps)
+        plan = self.plan()
         # New functions every time: jit's cache, keyed by the function, would not see that the placement has changed.
         init = jax.jit(lambda x: self.init(x)).lower(x).compile()
         state = jax.tree.map(
@@ -102,18 +107,17 @@ class Denoiser:
             init.output_shardings,
         )
         function = jax.jit(lambda *args: (self.steps if self.scan else self.step)(*args), donate_argnums=2)
-        lengths = {stop - start: params for start, stop, params in segments} if self.scan else {1: segments[0].params}
+        lengths = {segment.stop - segment.start for segment in self.segments} if self.scan else {1}
         programs = {
-            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile()
-            for length, params in lengths.items()
+            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile() for length in lengths
         }
         return Program(self, plan, init, programs, time.perf_counter() - start)
 
     def run(
-        self, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+        self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
     ) -> Float[Array, "b f h w c"]:
         """Denoises `x`, pure noise at schedule.sigmas[0], to latents (float32): compile and call in one."""
-        return self.compile(x, contexts)(x, contexts, on_step)
+        return self.compile(params, x, contexts)(params, x, contexts, on_step)
 
     def _rows(self, plan: Row, start: int, length: int) -> Row:
         where = slice(start, start + length) if self.scan else start
@@ -131,27 +135,28 @@ class Program:
     seconds: float
 
     def __call__(
-        self, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+        self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
     ) -> Float[Array, "b f h w c"]:
-        """From noise to latents, float32."""
-        return self.advance(self.init(x), contexts, on_step=on_step).x
+        """From noise to latents, float32, all segments with the same params and contexts."""
+        state = self.init(x)
+        for segment in self.denoiser.segments:
+            state = self.advance(params, contexts, state, segment, on_step)
+        return state.x
 
-    def advance(self, state: State, contexts: Contexts, *, start: int = 0, on_step: OnStep | None = None) -> State:
-        """Runs step `start` (of a state that has done those before) to the end. `state` is donated.
+    def advance(
+        self, params: Any, contexts: Contexts, state: State, segment: Segment, on_step: OnStep | None = None
+    ) -> State:
+        """Runs the steps of `segment` on a state that has done those before. `state` is donated.
 
-        `on_step` follows every call of a compiled program: every step, or with scan every segment of one expert.
+        `on_step` follows every call of a compiled program: every step, or with scan the whole segment, whose length
+        must be that of one of the denoiser's.
         """
         n = len(self.plan.step)
-        for segment in self.denoiser.experts.segments(self.denoiser.schedule.timesteps):
-            length = segment.stop - segment.start if self.denoiser.scan else 1
-            for i in range(segment.start, segment.stop, length):
-                if i < start:
-                    continue
-                state = self.programs[length](
-                    segment.params, contexts, state, self.denoiser._rows(self.plan, i, length)
-                )
-                if on_step is not None:
-                    on_step(i + length - 1, n, jax.block_until_ready(state))
+        length = segment.stop - segment.start if self.denoiser.scan else 1
+        for i in range(segment.start, segment.stop, length):
+            state = self.programs[length](params, contexts, state, self.denoiser._rows(self.plan, i, length))
+            if on_step is not None:
+                on_step(i + length - 1, n, jax.block_until_ready(state))
         return state
 
 

@@ -17,13 +17,15 @@ from jaxtyping import Float
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import examples
-from maxdiffusion.denoise.experts import SingleExpert
+from maxdiffusion.denoise import experts
+from maxdiffusion.denoise.experts import Segment
 from maxdiffusion.denoise.given import Batch
 from maxdiffusion.denoise.guidance import Contexts, NoGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.solvers import SOLVERS
+from maxdiffusion.models.dit import Context, PreparedContext
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
@@ -40,7 +42,7 @@ def sample(
     stages: Stages,
     watch: Watch = lambda i, latents: None,
 ) -> Iterator[Batch]:
-    """Encodes all prompts, loads the transformer, then yields each batch of videos as soon as its latents are there.
+    """Encodes all inputs, loads the transformer, then yields each batch of videos as soon as its latents are there.
 
     Args:
       cfg: the run.
@@ -50,45 +52,61 @@ def sample(
       stages: timing and progress.
       watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
-    embeddings = conditioning.encode(cfg, nets, stages)
-    transformer = stages.load(nets, "transformer")
-    network, params = split(transformer)
     videos = examples(cfg)
     size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
-    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-    guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
-    denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
-    prepare = jax.jit(functools.partial(_prepare, nnx.graphdef(transformer)))
+    strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
+    segments = strategy.segments(schedule.timesteps)
+    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
+    guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], tokens)
+    guided = not isinstance(guidance, NoGuidance)
+    conditions = conditioning.encode(cfg, nets, stages, guided)
 
-    program = None
-    for first in range(0, len(videos), size):
-        batch = videos[first : first + size]
+    prepare = jax.jit(_prepare, static_argnums=0)
+    residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
+    program: Program | None = None
+    states: dict[int, State] = {}
+    for first, segment in experts.turns(segments, range(0, len(videos), size), cfg.expert_residency):
         rows = [min(first + i, len(videos) - 1) for i in range(size)]  # a short last batch is filled up
-        full = [videos[row] for row in rows]
-        x = noise([video.seed for video in full], shape) if given is None else jnp.asarray(given[rows])
+        raw = conditions.contexts([videos[row] for row in rows], guided)
+        transformer = residents[segment.net]
+        network, params = split(transformer)
         with stages("text"):
-            contexts = embeddings.contexts(full, guided=not isinstance(guidance, NoGuidance))
-            contexts = jax.block_until_ready(jax.tree.map(functools.partial(prepare, params), contexts))
+            prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
+            contexts = jax.block_until_ready(Contexts(*prepared))
+        if first not in states:
+            x = noise([videos[row].seed for row in rows], shape) if given is None else jnp.asarray(given[rows])
         if program is None:
+            denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
-                program = denoiser.compile(x, contexts)
-        with stages("denoise", len(schedule), "steps") as advance:
-            latents = _run(program, x, contexts, advance, stages, watch)
-        yield batch, np.asarray(latents[: len(batch)])
+                program = denoiser.compile(params, x, contexts)
+        state = states.pop(first) if first in states else program.init(x)
+        with stages("denoise", segment.stop - segment.start, "steps") as advance:
+            states[first] = _run(program, params, contexts, state, segment, advance, stages, watch)
+        del transformer, params, contexts  # the next net may need their memory
+        if segment == segments[-1]:
+            batch = videos[first : first + size]
+            yield batch, np.asarray(raw.positive.frames.keep(states.pop(first).x)[: len(batch)])
 
 
-def _prepare(graph: Any, params: Any, context: jax.Array) -> Any:
-    """What the text gives every step, computed once (see `WanTransformer.prepare`)."""
+def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:
+    """What the conditioning gives every step, computed once (see `WanTransformer.prepare`)."""
     return nnx.merge(graph, params).prepare(context)
 
 
 def _run(
-    program: Program, x: jax.Array, contexts: Contexts, advance: Advance, stages: Stages, watch: Watch
-) -> jax.Array:
-    """The loop, telling progress and clock of every call of the program: a step, or all steps of a scan."""
-    done = 0
+    program: Program,
+    params: Any,
+    contexts: Contexts,
+    state: State,
+    segment: Segment,
+    advance: Advance,
+    stages: Stages,
+    watch: Watch,
+) -> State:
+    """One segment, telling progress and clock of every call of the program: a step, or all steps of a scan."""
+    done = segment.start
     with contextlib.ExitStack() as step:
         step.enter_context(stages.clock.step())
 
@@ -98,7 +116,7 @@ def _run(
             watch(i, state.x)
             advance(i + 1 - done)
             done = i + 1
-            if done < n:
+            if done < segment.stop:
                 step.enter_context(stages.clock.step())
 
-        return jax.block_until_ready(program(x, contexts, on_step))
+        return jax.block_until_ready(program.advance(params, contexts, state, segment, on_step))

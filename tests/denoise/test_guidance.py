@@ -22,12 +22,10 @@ def predict(x, timestep, context):
     return jnp.sin(x * timestep[:, None, None, None, None] / 100) + x * text[:, None, None, None, :]
 
 
-@pytest.mark.parametrize("guidance", [TwoPassGuidance(4.5), BatchedGuidance(4.5)])
+@pytest.mark.parametrize("guidance", [TwoPassGuidance(), BatchedGuidance()])
 def test_formula(guidance):
     c, u = (np.asarray(predict(X, T, context), np.float64) for context in CONTEXTS)
-    scale = guidance.scales(np.array([999.0, 1.0]))
-    assert scale.tolist() == [4.5, 4.5]
-    guided = guidance(predict, X, T, CONTEXTS, scale[0])
+    guided = guidance(predict, X, T, CONTEXTS, 4.5)
     np.testing.assert_allclose(guided, u + 4.5 * (c - u), rtol=1e-5, atol=1e-5)
 
 
@@ -38,7 +36,7 @@ def test_batched_calls_once_in_the_order_stated():
         calls.append((x, timestep, context["text"]))
         return predict(x, timestep, context)
 
-    BatchedGuidance(3.0)(spy, X, T, CONTEXTS, 3.0)
+    BatchedGuidance()(spy, X, T, CONTEXTS, 3.0)
     ((x, timestep, text),) = calls
     np.testing.assert_array_equal(x, np.repeat(X, 2, axis=0))
     np.testing.assert_array_equal(timestep, np.repeat(T, 2))
@@ -47,16 +45,16 @@ def test_batched_calls_once_in_the_order_stated():
 
 
 def test_scale_one_is_none():
-    guided = TwoPassGuidance(1.0)(predict, X, T, CONTEXTS, 1.0)
+    guided = TwoPassGuidance()(predict, X, T, CONTEXTS, 1.0)
     alone = NoGuidance()(predict, X, T, Contexts(CONTEXTS.positive), 1.0)
     np.testing.assert_allclose(guided, alone, rtol=1e-5, atol=1e-6)
 
 
 def test_choose(caplog):
-    assert choose("batched", 1.0, 10) == NoGuidance()
-    assert choose("batched", 5.0, 10**6) == BatchedGuidance(5.0)
-    assert choose("two_pass", 5.0, 10) == TwoPassGuidance(5.0)
+    assert choose("batched", [1.0, 1.0], 10) == NoGuidance()
+    assert choose("batched", [1.0, 5.0], 10**6) == BatchedGuidance()
+    assert choose("two_pass", [5.0], 10) == TwoPassGuidance()
     with caplog.at_level("INFO"):
-        assert choose("auto", 5.0, 180) == BatchedGuidance(5.0)
-        assert choose("auto", 5.0, 32760) == TwoPassGuidance(5.0)
+        assert choose("auto", [5.0], 180) == BatchedGuidance()
+        assert choose("auto", [5.0], 32760) == TwoPassGuidance()
     assert "batched" in caplog.text and "two_pass" in caplog.text and "65520" in caplog.text

@@ -15,7 +15,7 @@ def main():
     from jax.sharding import AxisType
 
     from maxdiffusion import parallel
-    from maxdiffusion.denoise import SOLVERS, BatchedGuidance, Contexts, Denoiser, SingleExpert, noise
+    from maxdiffusion.denoise import SOLVERS, BatchedGuidance, Contexts, Denoiser, Segment, noise
 
     def network(params, x, timestep, context):
         shift = jnp.sin(timestep / 200)[:, None] + context.mean(1)
@@ -29,16 +29,16 @@ def main():
 
     seeds, shape = [11, 2**40 + 3], (2, 4, 4, 4)
     x = noise(seeds, shape)
-    args = (network, SingleExpert(params), solver.schedule(4, 3.0), solver, BatchedGuidance(3.0))
+    args = (network, (Segment(0, 4, guidance_scale=3.0),), solver.schedule(4, 3.0), solver, BatchedGuidance())
     denoisers = [Denoiser(*args, scan=scan) for scan in (False, True)]
-    expected = denoisers[0].run(x, contexts)
+    expected = denoisers[0].run(params, x, contexts)
     with parallel.use(placement):
         sharded = noise(seeds, shape)
         assert sharded.sharding.is_equivalent_to(placement.sharding("batch"), 5), sharded.sharding
         np.testing.assert_array_equal(sharded, x)
         contexts = jax.device_put(contexts, placement.sharding("batch"))
         for denoiser in denoisers:
-            latents = denoiser.run(sharded, contexts)
+            latents = denoiser.run(params, sharded, contexts)
             assert latents.sharding.is_equivalent_to(placement.sharding("batch"), 5), latents.sharding
             np.testing.assert_allclose(latents, expected, rtol=1e-5, atol=1e-5)
 

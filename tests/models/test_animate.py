@@ -11,7 +11,7 @@ from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import DiTConfig, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.models.dit.animate import Performance
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
@@ -93,7 +93,7 @@ def test_the_transformer_matches_the_reference():
 
     @nnx.jit
     def run(model, latents, timestep, context, performance):
-        return model(latents, timestep, model.prepare(context, performance))
+        return model(latents, timestep, model.prepare(Context(context, side=performance)))
 
     performance = Performance(jnp.asarray(pose), jnp.asarray(faces()))
     velocity = run(ours(), jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context), performance)

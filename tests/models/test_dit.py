@@ -15,7 +15,7 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import DiTConfig, PreparedContext, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -81,7 +81,7 @@ def expected():
 
 @nnx.jit
 def run(model, latents, timestep, context):
-    return model(latents, timestep, context)
+    return model(latents, timestep, context if isinstance(context, PreparedContext) else Context(context))
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -96,7 +96,7 @@ def test_prepared_context_gives_the_same_numbers_and_concatenates_on_the_batch()
     model = ours_of(reference_model())
     latents, timestep, context = map(jnp.asarray, inputs())
     prepare = nnx.jit(WanTransformer.prepare)
-    halves = [prepare(model, context[i : i + 1]) for i in range(BATCH)]
+    halves = [prepare(model, Context(context[i : i + 1])) for i in range(BATCH)]
     prepared = jax.tree.map(lambda *parts: jnp.concatenate(parts), *halves)
     assert isinstance(prepared, PreparedContext)
     assert relative_error(run(model, latents, timestep, prepared), expected()) < 1e-5
@@ -107,7 +107,7 @@ import jax, jax.numpy as jnp, numpy as np, sys
 from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import DiTConfig, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.parallel.mesh import Degrees, make_mesh
 from maxdiffusion.parallel.rules import rules_for
 
@@ -118,9 +118,9 @@ alone, shared = (
     for plan in (AttentionPlan(), AttentionPlan("ulysses_ring", "dot_product", ring=2, ulysses=2))
 )
 run = nnx.jit(WanTransformer.__call__)
-expected = run(alone, latents, timestep, context)
+expected = run(alone, latents, timestep, Context(context))
 with parallel.use(parallel.Placement(make_mesh(Degrees(data=2, context=4), ulysses=2), rules_for())):
-    velocity = run(shared, latents, timestep, context)
+    velocity = run(shared, latents, timestep, Context(context))
 print(float(jnp.abs(velocity - expected).max() / jnp.abs(expected).max()))
 """
 

@@ -58,7 +58,7 @@ def test_the_official_files_are_understood():
     "change, message",
     [
         ({"vace_layers": [0, 5]}, "keys that are not supported: vace_layers"),
-        ({"image_dim": 1280}, "image_dim=1280; supported is None"),
+        ({"image_dim": 1280}, "image_dim=1280 it must be 1536"),
         ({"qk_norm": None}, "qk_norm=None"),
         ({"cross_attn_norm": False}, "cross_attn_norm=False"),
         ({"_class_name": "WanVACETransformer3DModel"}, "_class_name"),

@@ -11,7 +11,7 @@ from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import DiTConfig, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
@@ -71,7 +71,7 @@ def test_matches_the_reference(scan_layers):
 
     @nnx.jit
     def run(model, latents, timestep, context, control):
-        return model(latents, timestep, model.prepare(context, control))
+        return model(latents, timestep, model.prepare(Context(context, side=control)))
 
     given = Control(jnp.asarray(control), jnp.broadcast_to(jnp.asarray(scale), (2, 3)))
     ours = run(model, jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context), given)

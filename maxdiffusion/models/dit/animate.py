@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.models.dit.block import Tokens
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
+from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
 from maxdiffusion.models.dit.patches import fold
 from maxdiffusion.models.dit.side import After, after_layers
@@ -29,11 +30,10 @@ class Performance(NamedTuple):
 
 
 class PreparedPerformance(NamedTuple):
-    """The same with the keys and values of the face, for every adapter."""
+    """The same with the motion of the face, for every adapter."""
 
     pose: Float[Array, "b f-1 h w c"]
-    keys: Float[Array, "b adapters k n d"]
-    values: Float[Array, "b adapters k n d"]
+    face: KeysValues
 
 
 class FaceAdapter(nnx.Module):
@@ -115,7 +115,7 @@ class Animate(nnx.Module):
         face = jnp.pad(face, ((0, 0), (1, 0), (0, 0), (0, 0)))  # the character's own frame has no motion
         face = face.reshape(face.shape[0], -1, face.shape[-1])
         _, (keys, values) = scan(self.adapters, lambda one, _, __: (None, one.source(face)), None, None, False)
-        return PreparedPerformance(performance.pose, jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1))
+        return PreparedPerformance(performance.pose, KeysValues(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1)))
 
     def start(
         self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, performance: PreparedPerformance
@@ -125,13 +125,10 @@ class Animate(nnx.Module):
         per_frame = height * width
         pose = self.pose_patch_embedding(fold(performance.pose, self.patch))
         pose = jnp.pad(pose, ((0, 0), (per_frame, x.shape[1] - per_frame - pose.shape[1]), (0, 0)))
-        keys_per_frame = performance.keys.shape[2] // (frames + 1)
+        keys_per_frame = performance.face.keys.shape[2] // (frames + 1)
 
         def adapt(index: jax.Array, x: jax.Array, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
-            keys, values = (
-                jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False)
-                for a in (performance.keys, performance.values)
-            )
+            keys, values = (jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in performance.face)
             h = pick(self.adapters, index)(x, keys, values, per_frame, keys_per_frame)
             return shard(_sum(x, h), axes.BATCH, axes.SEQUENCE, None), state
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,32 +23,37 @@ from maxdiffusion.parallel import axes, shard
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What every block needs to know of the token sequence: tables of `rotate`, and which tokens are no padding."""
+    """What every block needs to know of the token sequence.
+
+    Attributes:
+      cos, sin: tables of `rotate`.
+      valid: which tokens are no padding; None: all.
+      given: which tokens are given, and so have the second timestep; None: there is only one.
+    """
 
     cos: Float[Array, "s d"]
     sin: Float[Array, "s d"]
-    valid: Any  # Bool[Array, "b s"] | None
+    valid: Any = None  # Bool[Array, "b s"] | None
+    given: Any = None  # Bool[Array, " s"] | None
 
 
-class Attention(nnx.Module):
-    """Projections of one attention; RMSNorm of q and k over the whole inner dim, before the heads are split."""
+def by_token(vectors: Float[Array, "b t e"], given: Any) -> Float[Array, "b s e"]:
+    """Each token's own of the vectors that the timesteps make: t = 2 with `given`, else one for all (s = 1)."""
+    return vectors if given is None else jnp.where(given[:, None], vectors[:, 1:], vectors[:, :1])
+
+
+class KeyValue(nnx.Module):
+    """What is attended to; RMSNorm of k over the whole inner dim, before the heads are split."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.heads = config.num_attention_heads
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
-        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
-        self.norm_q = RMSNorm(config.dim, config.eps, rngs=rngs)
         self.norm_k = RMSNorm(config.dim, config.eps, rngs=rngs)
 
     def split_heads(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
         return x.reshape(*x.shape[:2], self.heads, -1)
-
-    def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
-        """fp32, normed."""
-        return self.split_heads(self.norm_q(self.to_q(x)))
 
     def key(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
         """fp32, normed."""
@@ -54,6 +61,21 @@ class Attention(nnx.Module):
 
     def value(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
         return self.split_heads(self.to_v(x))
+
+
+class Attention(KeyValue):
+    """All projections of one attention; q is normed as k is."""
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        super().__init__(config, **common)
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+        self.norm_q = RMSNorm(config.dim, config.eps, rngs=rngs)
+
+    def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
+        """fp32, normed."""
+        return self.split_heads(self.norm_q(self.to_q(x)))
 
     def output(self, x: Float[Array, "b s n d"]) -> Float[Array, "b s e"]:
         return self.to_out(x.reshape(*x.shape[:2], -1))
@@ -77,26 +99,33 @@ class Block(nnx.Module):
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
         self.attn1 = Attention(config, **common)
         self.attn2 = Attention(config, **common)
+        self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, **common)])
         self.norm2 = LayerNorm(config.dim, config.eps, rngs=rngs)
         self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, **common)
         self.scale_shift_table = parameter(
             rngs, nnx.initializers.normal(config.dim**-0.5), (6, config.dim), (None, None), jnp.float32
         )
 
-    def text(self, context: Float[Array, "b k e"]) -> tuple[Float[Array, "b k n d"], Float[Array, "b k n d"]]:
-        """Keys and values of the cross-attention, in the activation dtype; they do not depend on the latents."""
-        return self.attn2.key(context).astype(self.dtype), self.attn2.value(context)
+    def sources(self, *tokens: Float[Array, "b _ e"]) -> tuple[tuple[Float[Array, "b k n d"], ...], ...]:
+        """Keys and values of the text's and then the image's tokens, in the activation dtype.
+
+        They do not depend on the latents.
+        """
+        sides = (self.attn2, *self.attn2_image)
+        return tuple((side.key(x).astype(self.dtype), side.value(x)) for side, x in zip(sides, tokens, strict=True))
 
     def __call__(
         self,
         x: Float[Array, "b s e"],
         time: Float[Array, "b t 6 e"],
         tokens: Tokens,
-        text: tuple[Float[Array, "b k n d"], Float[Array, "b k n d"]],
+        sources: Sequence[Sequence[Float[Array, "b _ n d"]]],
     ) -> Float[Array, "b s e"]:
-        """`time` is fp32 with t = 1: one timestep for all tokens (t = s would give each token its own)."""
+        """`time` is fp32, t as in `by_token`; `sources` holds (keys, values) of all that is attended to."""
         modulation = self.scale_shift_table[...] + time
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation[:, :, i] for i in range(6))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
+            by_token(modulation[:, :, i], tokens.given) for i in range(6)
+        )
 
         h = layer_norm(x, self.eps) * (1 + scale_1) + shift_1
         q = rotate(self.attn1.query(h), tokens.cos, tokens.sin).astype(self.dtype)
@@ -105,7 +134,8 @@ class Block(nnx.Module):
         x = self._add(x, self.attn1.output(h) * gate_1)
 
         q = self.attn2.query(self.norm2(x)).astype(self.dtype)
-        x = self._add(x, self.attn2.output(cross_attention(self.plan, q, *text)))
+        h = functools.reduce(jnp.add, (cross_attention(self.plan, q, *source) for source in sources))
+        x = self._add(x, self.attn2.output(h))
 
         h = layer_norm(x, self.eps) * (1 + scale_2) + shift_2
         return self._add(x, self.ffn(h) * gate_2)

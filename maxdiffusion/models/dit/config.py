@@ -73,9 +73,19 @@ class DiTConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
     rope_max_seq_len: int = 1024
+    image_dim: int | None = None  # of the image encoder's hidden states; None: no cross-attention to an image
+    added_kv_proj_dim: int | None = None
+    pos_embed_seq_len: int | None = None  # image tokens that have a position embedding: those of two images
     side: VACEConfig | AnimateConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.added_kv_proj_dim not in (None, self.dim) or (self.added_kv_proj_dim is None) != (
+            self.image_dim is None
+        ):
+            raise UserError(
+                f"The transformer's added_kv_proj_dim is {self.added_kv_proj_dim}; with image_dim={self.image_dim} it "
+                f"must be {None if self.image_dim is None else self.dim}."
+            )
         if self.attention_head_dim % 2 or self.attention_head_dim < 12:
             raise UserError(
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
@@ -133,9 +143,6 @@ class DiTConfig:
             "_class_name": ("WanTransformer3DModel", *_SIDES),
             "qk_norm": ("rms_norm_across_heads",),
             "cross_attn_norm": (True,),
-            "image_dim": (None,),
-            "added_kv_proj_dim": (None,),
-            "pos_embed_seq_len": (None,),
             "add_img_emb": (False,),
             "window_size": ([-1, -1], (-1, -1)),
         }

@@ -1,9 +1,10 @@
-"""The WAN 2.1 video transformer."""
+"""The WAN video transformer."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,15 @@ from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.models.dit.animate import Animate
-from maxdiffusion.models.dit.block import Block, Tokens
+from maxdiffusion.models.dit.block import Block, Tokens, by_token
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
+from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
 from maxdiffusion.models.dit.side import NoSide
 from maxdiffusion.models.dit.vace import VACE
-from maxdiffusion.models.layers import MLP, Linear, gelu_tanh, layer_norm, parameter, scan, stack
+from maxdiffusion.models.layers import MLP, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
-
-
-class PreparedContext(NamedTuple):
-    """What the text contributes to every step: keys and values of each layer's cross-attention.
-
-    The batch leads, so that prompts are concatenated along axis 0 as raw contexts are. Activation dtype.
-    """
-
-    keys: Float[Array, "b layers k n d"]
-    values: Float[Array, "b layers k n d"]
-    side: Any = ()
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
@@ -59,8 +50,29 @@ def make_side(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoSide |
     return NoSide()
 
 
+class ImageEmbedder(nnx.Module):
+    """Norm, feed-forward, norm of the image encoder's hidden states (reference: WanImageEmbedding)."""
+
+    EPS = 1e-5  # whatever the transformer's own is
+
+    def __init__(self, in_features: int, out_features: int, positions: int | None, *, rngs: nnx.Rngs):
+        fp32: dict[str, Any] = {"rngs": rngs, "weights_dtype": jnp.float32, "dtype": jnp.float32}
+        self.pos_embed = nnx.data(
+            None
+            if positions is None
+            else parameter(rngs, nnx.initializers.zeros, (positions, in_features), (None, None), jnp.float32)
+        )
+        self.norm1 = LayerNorm(in_features, self.EPS, rngs=rngs)
+        self.ff = MLP(in_features, in_features, out_features, functools.partial(jax.nn.gelu, approximate=False), **fp32)
+        self.norm2 = LayerNorm(out_features, self.EPS, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b k e_image"]) -> Float[Array, "b k e"]:
+        x = x if self.pos_embed is None else x + self.pos_embed[...]
+        return self.norm2(self.ff(self.norm1(x)))
+
+
 class ConditionEmbedder(nnx.Module):
-    """Embeds timestep and text; parameters and arithmetic in fp32."""
+    """Embeds timestep, text and image; parameters and arithmetic in fp32."""
 
     def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
         fp32: dict[str, Any] = {"rngs": rngs, "weights_dtype": jnp.float32, "dtype": jnp.float32}
@@ -68,6 +80,11 @@ class ConditionEmbedder(nnx.Module):
         self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, **fp32)
         self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), **fp32)
         self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, **fp32)
+        self.image_embedder = nnx.data(
+            None
+            if config.image_dim is None
+            else ImageEmbedder(config.image_dim, config.dim, config.pos_embed_seq_len, rngs=rngs)
+        )
 
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
         """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
@@ -111,27 +128,42 @@ class WanTransformer(nnx.Module):
             rngs, nnx.initializers.normal(config.dim**-0.5), (2, config.dim), (None, None), jnp.float32
         )
 
-    def prepare(self, context: Float[Array, "b k e_text"], control: Any = ()) -> PreparedContext:
-        """Embeds the text and projects every layer's keys and values, once for all steps."""
-        text = self.condition_embedder.text_embedder(context)
-        _, (keys, values) = scan(self.blocks, lambda block, _, __: (None, block.text(text)), None, None, self.unroll)
-        return PreparedContext(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1), self.side.prepare(text, control))
+    def prepare(self, context: Context) -> PreparedContext:
+        """Embeds text and image and projects every layer's keys and values, once for all steps.
+
+        Raises:
+          ValueError: an image for a transformer that attends to none, or the other way round.
+        """
+        embedder = self.condition_embedder
+        tokens = [embedder.text_embedder(context.text)]
+        if embedder.image_embedder is not None and context.image is not None:
+            tokens.append(embedder.image_embedder(context.image))
+        elif embedder.image_embedder is not None or context.image is not None:
+            raise ValueError("the transformer attends to an image and none is given, or the other way round")
+        _, sources = scan(self.blocks, lambda block, _, __: (None, block.sources(*tokens)), None, None, self.unroll)
+        sources = jax.tree.map(
+            lambda a: shard(jnp.moveaxis(a, 0, 1), axes.BATCH, None, None, axes.HEADS, None), sources
+        )
+        frames = jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None), context.frames)
+        side = self.side.prepare(tokens[0], context.side)
+        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames, side)
 
     def __call__(
         self,
         latents: Float[Array, "b f h w c"],
         timestep: Float[Array, " b"],
-        context: Float[Array, "b k e_text"] | PreparedContext,
+        context: Context | PreparedContext,
     ) -> Float[Array, "b f h w c_out"]:
-        """The velocity, fp32. `timestep` is 0..1000; `context` holds text embeddings, or what `prepare` made of them.
+        """The velocity, fp32. `timestep` is 0..1000; `context` holds embeddings, or what `prepare` made of them.
 
         Raises:
           UserError: the latent's size does not divide by the patch, or has more positions than the model has.
         """
-        text = context if isinstance(context, PreparedContext) else self.prepare(context)
+        context = context if isinstance(context, PreparedContext) else self.prepare(context)
+        frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
         cos, sin = rotary_tables(grid, self.config.attention_head_dim)
-        x = self.patch_embedding(fold(latents, self.config.patch_size))
+        x = self.patch_embedding(fold(frames.input(latents), self.config.patch_size))
 
         # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
         length = math.prod(grid)
@@ -142,22 +174,27 @@ class WanTransformer(nnx.Module):
             cos, sin = (jnp.pad(table, ((0, padding), (0, 0))) for table in (cos, sin))
             valid = jnp.broadcast_to(jnp.arange(length + padding) < length, x.shape[:2])
         x = shard(x, axes.BATCH, axes.SEQUENCE, None)
-        tokens = Tokens(shard(cos, axes.SEQUENCE, None), shard(sin, axes.SEQUENCE, None), valid)
+        timestep, given = timestep[:, None], None
+        if frames.first is not None:
+            timestep = jnp.concatenate([timestep, jnp.zeros_like(timestep)], axis=1)
+            count = frames.first.shape[1] // self.config.patch_size[0] * math.prod(grid[1:])
+            given = shard(jnp.arange(length + padding) < count, axes.SEQUENCE)
+        tokens = Tokens(shard(cos, axes.SEQUENCE, None), shard(sin, axes.SEQUENCE, None), valid, given)
 
-        embedding, time = self.condition_embedder.time(timestep[:, None])
+        embedding, time = self.condition_embedder.time(timestep)
 
-        x, state, after = self.side.start(x, time, tokens, text.side)
+        x, state, after = self.side.start(x, time, tokens, context.side)
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
             x, state = carry
-            keys, values = (
-                jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False) for a in (text.keys, text.values)
+            own = jax.tree.map(
+                lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False), context.sources
             )
-            return after(layer, block(x, time, tokens, (keys, values)), state), None
+            return after(layer, block(x, time, tokens, own), state), None
 
         (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
 
         modulation = self.scale_shift_table[...] + embedding[:, :, None]
-        shift, scale = modulation[:, :, 0], modulation[:, :, 1]
+        shift, scale = (by_token(modulation[:, :, i], given) for i in range(2))
         x = self.proj_out(layer_norm(x, self.config.eps) * (1 + scale) + shift)
         return unfold(x[:, :length], self.config.patch_size, grid)

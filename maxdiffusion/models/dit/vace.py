@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.models.dit.block import Block, Tokens
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
+from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.patches import fold
 from maxdiffusion.models.dit.side import After, after_layers
 from maxdiffusion.models.layers import Linear, pick, scan, stack
@@ -28,12 +29,11 @@ class Control(NamedTuple):
 
 
 class PreparedControl(NamedTuple):
-    """The same, and the text's keys and values for the blocks of the control stream."""
+    """The same, and the text for the blocks of the control stream."""
 
     latents: Float[Array, "b f h w c"]
     scale: Float[Array, "b hints"]
-    keys: Float[Array, "b hints k n d"]
-    values: Float[Array, "b hints k n d"]
+    text: KeysValues
 
 
 class ControlBlock(nnx.Module):
@@ -80,8 +80,8 @@ class VACE(nnx.Module):
         )
 
     def prepare(self, text: Float[Array, "b k e"], control: Control) -> PreparedControl:
-        _, (keys, values) = scan(self.blocks, lambda one, _, __: (None, one.block.text(text)), None, None, False)
-        return PreparedControl(*control, jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1))
+        _, sources = scan(self.blocks, lambda one, _, __: (None, one.block.sources(text)), None, None, False)
+        return PreparedControl(*control, KeysValues(*(jnp.moveaxis(a, 0, 1) for a in sources[0])))
 
     def start(
         self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, control: PreparedControl
@@ -93,8 +93,8 @@ class VACE(nnx.Module):
 
         def hint(index: jax.Array, x: jax.Array, stream: jax.Array) -> tuple[jax.Array, jax.Array]:
             one = pick(self.blocks, index)
-            text = (jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in (control.keys, control.values))
-            stream = one.block(stream, time, tokens, tuple(text))
+            text = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False), control.text)
+            stream = one.block(stream, time, tokens, (text,))
             scale = jax.lax.dynamic_index_in_dim(control.scale, index, 1).astype(jnp.float32)
             total = x.astype(jnp.float32) + one.proj_out(stream).astype(jnp.float32) * scale[..., None]
             return shard(total.astype(x.dtype), axes.BATCH, axes.SEQUENCE, None), stream

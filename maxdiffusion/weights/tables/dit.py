@@ -1,49 +1,94 @@
-"""Names of `diffusers.WanTransformer3DModel` and of what its relatives add."""
+"""Names of `diffusers.WanTransformer3DModel` and of its relatives for VACE and Animate."""
 
 from maxdiffusion.weights.rule import Rule, Transform
 
+Rules = tuple[Rule, ...]
 
-def _linear(source: str, target: str) -> tuple[Rule, ...]:
+
+def _weight_bias(source: str, target: str, transform: Transform, reshape: bool = False, bias: str = "bias") -> Rules:
     return (
-        Rule(f"{source}.weight", f"{target}.kernel", Transform.LINEAR),
-        Rule(f"{source}.bias", f"{target}.bias"),
+        Rule(f"{source}.weight", f"{target}.kernel", transform, reshape=reshape),
+        Rule(f"{source}.{bias}", f"{target}.bias"),
     )
 
 
-def _patch(source: str, target: str) -> tuple[Rule, ...]:
+def _linear(source: str, target: str) -> Rules:
+    return _weight_bias(source, target, Transform.LINEAR)
+
+
+def _linears(source: str, target: str, *names: str) -> Rules:
+    """Those that have the same name here and there."""
+    return tuple(rule for name in names for rule in _linear(f"{source}.{name}", f"{target}.{name}"))
+
+
+def _norm(source: str, target: str) -> Rules:
+    return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
+
+
+def _patch(source: str, target: str) -> Rules:
     """The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one."""
+    return _weight_bias(source, target, Transform.CONV3D, reshape=True)
+
+
+def _attention(source: str, target: str) -> Rules:
     return (
-        Rule(f"{source}.weight", f"{target}.kernel", Transform.CONV3D, reshape=True),
-        Rule(f"{source}.bias", f"{target}.bias"),
+        *_linears(source, target, "to_q", "to_k", "to_v"),
+        *_linear(f"{source}.to_out.0", f"{target}.to_out"),
+        Rule(f"{source}.norm_q.weight", f"{target}.norm_q.scale"),
+        Rule(f"{source}.norm_k.weight", f"{target}.norm_k.scale"),
     )
 
 
-def _block(source: str, target: str) -> tuple[Rule, ...]:
-    attentions = [(f"{source}.{name}", f"{target}.{name}") for name in ("attn1", "attn2")]
+def _block(source: str, target: str) -> Rules:
     return (
-        *(
-            rule
-            for a, b in attentions
-            for name in ("to_q", "to_k", "to_v")
-            for rule in _linear(f"{a}.{name}", f"{b}.{name}")
-        ),
-        *(rule for a, b in attentions for rule in _linear(f"{a}.to_out.0", f"{b}.to_out")),
-        *(Rule(f"{a}.{name}.weight", f"{b}.{name}.scale") for a, b in attentions for name in ("norm_q", "norm_k")),
+        *_attention(f"{source}.attn1", f"{target}.attn1"),
+        *_attention(f"{source}.attn2", f"{target}.attn2"),
+        *_linear(f"{source}.attn2.add_k_proj", f"{target}.attn2_image.0.to_k"),
+        *_linear(f"{source}.attn2.add_v_proj", f"{target}.attn2_image.0.to_v"),
+        Rule(f"{source}.attn2.norm_added_k.weight", f"{target}.attn2_image.0.norm_k.scale"),
         *_linear(f"{source}.ffn.net.0.proj", f"{target}.ffn.linear_1"),
         *_linear(f"{source}.ffn.net.2", f"{target}.ffn.linear_2"),
-        Rule(f"{source}.norm2.weight", f"{target}.norm2.scale"),
-        Rule(f"{source}.norm2.bias", f"{target}.norm2.bias"),
+        *_norm(f"{source}.norm2", f"{target}.norm2"),
         Rule(f"{source}.scale_shift_table", f"{target}.scale_shift_table", reshape=True),
     )
 
 
-_EMBEDDER = (
-    "time_embedder.linear_1",
-    "time_embedder.linear_2",
-    "time_proj",
-    "text_embedder.linear_1",
-    "text_embedder.linear_2",
-)
+def _condition_embedder(path: str) -> Rules:
+    image = f"{path}.image_embedder"
+    return (
+        *_linears(f"{path}.time_embedder", f"{path}.time_embedder", "linear_1", "linear_2"),
+        *_linear(f"{path}.time_proj", f"{path}.time_proj"),
+        *_linears(f"{path}.text_embedder", f"{path}.text_embedder", "linear_1", "linear_2"),
+        *_norm(f"{image}.norm1", f"{image}.norm1"),
+        *_linear(f"{image}.ff.net.0.proj", f"{image}.ff.linear_1"),
+        *_linear(f"{image}.ff.net.2", f"{image}.ff.linear_2"),
+        *_norm(f"{image}.norm2", f"{image}.norm2"),
+        Rule(f"{image}.pos_embed", f"{image}.pos_embed", reshape=True),
+    )
+
+
+def _motion_encoder(source: str, target: str) -> Rules:
+    convolutions = ("conv_in", "conv_out", *(f"res_blocks.{{i}}.{name}" for name in ("conv1", "conv2", "conv_skip")))
+    return (
+        *(
+            rule
+            for name in convolutions
+            for rule in _weight_bias(f"{source}.{name}", f"{target}.{name}", Transform.CONV2D, bias="act_fn.bias")
+        ),
+        *_linears(source, target, "motion_network.{i}"),
+        Rule(f"{source}.motion_synthesis_weight", f"{target}.basis"),
+    )
+
+
+def _face_encoder(source: str, target: str) -> Rules:
+    return (
+        *_weight_bias(f"{source}.conv1_local", f"{target}.conv1_local", Transform.CONV1D),
+        *_weight_bias(f"{source}.conv2", f"{target}.conv2", Transform.CONV1D),
+        *_weight_bias(f"{source}.conv3", f"{target}.conv3", Transform.CONV1D),
+        *_linears(source, target, "out_proj"),
+        Rule(f"{source}.padding_tokens", f"{target}.padding_tokens", reshape=True),
+    )
+
 
 _VACE = (
     *_patch("vace_patch_embedding", "side.patch_embedding"),
@@ -52,33 +97,18 @@ _VACE = (
     *_linear("vace_blocks.{layer}.proj_out", "side.blocks.proj_out"),
 )
 
-_CONVS = ("conv_in", "conv_out", "res_blocks.{i}.conv1", "res_blocks.{i}.conv2", "res_blocks.{i}.conv_skip")
-_FACE_CONVS = ("conv1_local", "conv2", "conv3")
-
 _ANIMATE = (
     *_patch("pose_patch_embedding", "side.pose_patch_embedding"),
-    *(Rule(f"motion_encoder.{name}.weight", f"side.motion_encoder.{name}.kernel", Transform.CONV2D) for name in _CONVS),
-    *(Rule(f"motion_encoder.{name}.act_fn.bias", f"side.motion_encoder.{name}.bias") for name in _CONVS),
-    *_linear("motion_encoder.motion_network.{i}", "side.motion_encoder.motion_network.{i}"),
-    Rule("motion_encoder.motion_synthesis_weight", "side.motion_encoder.basis"),
-    *(
-        Rule(f"face_encoder.{name}.weight", f"side.face_encoder.{name}.kernel", Transform.CONV1D)
-        for name in _FACE_CONVS
-    ),
-    *(Rule(f"face_encoder.{name}.bias", f"side.face_encoder.{name}.bias") for name in _FACE_CONVS),
-    *_linear("face_encoder.out_proj", "side.face_encoder.out_proj"),
-    Rule("face_encoder.padding_tokens", "side.face_encoder.padding_tokens", reshape=True),
-    *(
-        rule
-        for name in ("to_q", "to_k", "to_v", "to_out")
-        for rule in _linear(f"face_adapter.{{layer}}.{name}", f"side.adapters.{name}")
-    ),
-    *(Rule(f"face_adapter.{{layer}}.{name}.weight", f"side.adapters.{name}.scale") for name in ("norm_q", "norm_k")),
+    *_motion_encoder("motion_encoder", "side.motion_encoder"),
+    *_face_encoder("face_encoder", "side.face_encoder"),
+    *_linears("face_adapter.{layer}", "side.adapters", "to_q", "to_k", "to_v", "to_out"),
+    Rule("face_adapter.{layer}.norm_q.weight", "side.adapters.norm_q.scale"),
+    Rule("face_adapter.{layer}.norm_k.weight", "side.adapters.norm_k.scale"),
 )
 
-RULES: tuple[Rule, ...] = (
+RULES: Rules = (
     *_patch("patch_embedding", "patch_embedding"),
-    *(rule for name in _EMBEDDER for rule in _linear(f"condition_embedder.{name}", f"condition_embedder.{name}")),
+    *_condition_embedder("condition_embedder"),
     *_block("blocks.{layer}", "blocks"),
     *_linear("proj_out", "proj_out"),
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
