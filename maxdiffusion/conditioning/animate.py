@@ -6,46 +6,12 @@ Reference: `diffusers.WanAnimatePipeline`.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
-from maxdiffusion.errors import UserError
 from maxdiffusion.models.vae import WanVAE
-
-
-@dataclasses.dataclass(frozen=True)
-class Segments:
-    """How `frames` are cut into segments of `length`, each sharing `carried` frames with the one before.
-
-    Raises:
-      UserError: nothing would be new in a segment.
-    """
-
-    frames: int
-    length: int
-    carried: int
-
-    def __post_init__(self) -> None:
-        if self.carried >= min(self.length, self.frames):
-            raise UserError(
-                f"prev_segment_conditioning_frames={self.carried} leaves nothing new in segments of {self.length} "
-                f"frames for a video of {self.frames}; write less, 1 or 5, or longer segments."
-            )
-
-    @property
-    def starts(self) -> tuple[int, ...]:
-        """The first frame of each segment; the last may end behind the video."""
-        return tuple(range(0, self.frames - self.carried, self.length - self.carried))
-
-    def of(self, video: np.ndarray, start: int) -> np.ndarray:
-        """One segment of a video of `frames`; behind its end the video runs backwards, and forth again."""
-        period = max(2 * (len(video) - 1), 1)
-        at = np.arange(start, start + self.length) % period
-        return video[np.minimum(at, period - at) if len(video) > 1 else at]
 
 
 def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -6,14 +6,66 @@ Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from maxdiffusion.conditioning import inputs
+from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
+from maxdiffusion.media.read import read_image
+from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.weights.nets import Nets
+
+
+class Inputs(NamedTuple):
+    """The contents of the files."""
+
+    video: Float[np.ndarray, "f h w 3"]  # [-1, 1]
+    mask: Float[np.ndarray, "f h w 3"]  # 0..1, from 0.5 on made anew
+    references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+
+
+def read(cfg: Config) -> Inputs:
+    """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
+
+    Raises:
+      UserError: see `inputs.video`.
+    """
+    frames, size = cfg.num_frames, (cfg.height, cfg.width)
+    shown = np.zeros((frames, *size, 3), np.float32)
+    mask = np.ones_like(shown)
+    if cfg.video:
+        video = inputs.video("video", cfg.video, frames, *size)
+        shown = to_float(video[:frames], *size)
+        if cfg.mask:
+            mask = (to_float(inputs.video("mask", cfg.mask, frames, *size, ("video", video))[:frames], *size) + 1) / 2
+    return Inputs(shown, mask, tuple(read_image(Path(path)) for path in cfg.reference_images))
+
+
+def encode(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Control:
+    """The control of one video, without a batch axis.
+
+    Raises:
+      UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
+    """
+    layers = nets.configs["transformer"].side.vace_layers
+    if len(cfg.conditioning_scale) not in (1, len(layers)):
+        raise UserError(
+            f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer is given "
+            f"{len(layers)} hints; write one for all, or {len(layers)}."
+        )
+    scale = jnp.broadcast_to(jnp.asarray(cfg.conditioning_scale, jnp.float32), (len(layers),))
+    vae = stages.load(nets, "vae")
+    with stages("control"):
+        return jax.block_until_ready(Control(control_latents(vae, *given), scale))
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maxdiffusion.conditioning.animate import Segments, given_channels, on_black
-from maxdiffusion.errors import UserError
+from maxdiffusion.conditioning.animate import given_channels, on_black
 from maxdiffusion.media.frames import to_float
 from tests.models.test_animate import TINY
 from tests.models.test_vae import Pair
@@ -64,18 +63,3 @@ def test_the_given_channels_match_the_reference(vae, pipeline, mode, known):
     character = vae.ours.encode(jnp.asarray(ours)[None, None])[0]
     unknown = mask if mode == "replace" else np.ones_like(mask)
     np.testing.assert_allclose(given_channels(vae.ours, character, given, unknown, known), theirs, atol=1e-4)
-
-
-@pytest.mark.parametrize(("frames", "length", "carried"), [(17, 9, 1), (13, 9, 1), (22, 17, 5), (9, 9, 1)])
-def test_segments_and_their_padding_match_the_reference(pipeline, frames, length, carried):
-    segments = Segments(frames, length, carried)
-    end = segments.starts[-1] + length
-    assert end >= frames
-    padded = pipeline.pad_video_frames(list(range(frames)), end)
-    for start in segments.starts:
-        assert segments.of(np.arange(frames), start).tolist() == padded[start : start + length]
-
-
-def test_segments_without_anything_new_are_refused():
-    with pytest.raises(UserError, match="leaves nothing new"):
-        Segments(77, 5, 5)
