@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import jax.numpy as jnp
-
 from maxdiffusion import parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
-from maxdiffusion.parallel import startup
-from maxdiffusion.runtime import compile_cache, log
+from maxdiffusion.parallel import axes, startup
+from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import hub, specs
@@ -28,11 +26,14 @@ def run(cfg: Config) -> list[Path]:
       UserError: the checkpoint, the devices or the disk do not allow it; what is finished by then stays.
     """
     log.setup(cfg.log_level)
+    distributed.start(cfg)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     stages, paths = Stages(cfg.progress), []
-    nets, placement, shape = open_nets(cfg, stages)
-    start = given.read(cfg, shape)
+    with distributed.together():
+        nets, placement, shape = open_nets(cfg, stages)
+        start = given.read(cfg, shape)
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
 
     with parallel.use(placement), stages.clock.compilation():
         batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
@@ -41,7 +42,7 @@ def run(cfg: Config) -> list[Path]:
             with output.reserved(cfg, videos) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(jnp.asarray(latents)), advance)
+                    clips = frames.collect(vae.decode_chunks(parallel.put(latents, axes.BATCH)), advance)
                 with stages("encode", len(videos), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())

@@ -16,7 +16,7 @@ from maxdiffusion.config.load import replaced
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.errors import UserError
 from maxdiffusion.generate_wan import open_nets
-from maxdiffusion.runtime import compile_cache, log
+from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ def run(cfg: Config) -> list[Difference]:
       UserError: the two differ by more than the tolerance, or are no numbers at all.
     """
     log.setup(cfg.log_level)
+    distributed.start(cfg)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     cfg = cfg.model_copy(update={"num_inference_steps": cfg.verify_steps, "loop": "steps"})
@@ -88,10 +89,14 @@ def run(cfg: Config) -> list[Difference]:
 def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarray]:
     """The first batch's latents after every step."""
     stages = Stages(cfg.progress)
-    nets, placement, shape = open_nets(cfg, stages, devices)
-    noise = given.read(cfg, shape).noise
+    with distributed.together():
+        nets, placement, shape = open_nets(cfg, stages, devices)
+        start = given.read(cfg, shape)
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
     seen: list[np.ndarray] = []
     with parallel.use(placement), stages.clock.compilation():
-        batches = sampling.sample(cfg, nets, shape, noise, stages, lambda i, x: seen.append(np.array(x)))
+        batches = sampling.sample(
+            cfg, nets, shape, start.noise, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
+        )
         next(iter(batches))
     yield from seen

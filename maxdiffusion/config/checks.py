@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _inputs(cfg)
     _control(cfg, spec)
     _parallelism(cfg, spec)
+    _hosts(cfg)
     _output(cfg)
 
 
@@ -155,7 +157,25 @@ def _parallelism(cfg: Config, spec: WanSpec) -> None:
             raise UserError(f"ulysses_shards={shards} does not divide {what}; choose {' or '.join(legal)}.")
 
 
+def _hosts(cfg: Config) -> None:
+    address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
+    if (count is None) != (index is None) or (count is not None and address is None):
+        raise UserError(
+            "coordinator_address, num_processes and process_id say together which processes make one run; give all "
+            "three, or none and let the launcher say so."
+        )
+    if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
+        raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
+    if count is not None and index is not None and index >= count:
+        raise UserError(
+            f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
+            f"{count - 1}."
+        )
+
+
 def _output(cfg: Config) -> None:
+    if cfg.process_id:  # process 0 alone writes, perhaps to a disk that only it has
+        return
     if cfg.save_file is None:
         _writable(Path(cfg.output_dir) / cfg.run_name, "output_dir")
         return

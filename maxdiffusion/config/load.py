@@ -369,6 +369,10 @@ def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, 
                 f"The variant {spec.name} has no official checkpoint; give pretrained_model_name_or_path=FOLDER."
             )
         result["pretrained_model_name_or_path"] = (spec.hub_id, origin)
+    if _text(given, "jax_distributed") != "off":
+        for key in ("coordinator_address", "num_processes", "process_id"):
+            if value := os.environ.get(f"JAX_{key.upper()}"):
+                result[key] = (value, f"environment, JAX_{key.upper()}")
     extension = os.path.splitext(_text(given, "save_file") or "")[1].lower().lstrip(".")
     if extension:
         result["output_format"] = (extension, "save_file")

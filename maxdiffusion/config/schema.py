@@ -237,6 +237,15 @@ class Config(BaseModel):
     overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
     save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name tell the prompt")
 
+    # ---- hosts
+    jax_distributed: Literal["auto", "on", "off"] = _key(
+        "hosts", "auto", "one process per host as one run; auto: where the three keys below or a launcher say so"
+    )
+    coordinator_address: OptionalStr = _key("hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS")
+    num_processes: int | None = _key("hosts", None, "how many processes take part; also JAX_NUM_PROCESSES", ge=1)
+    process_id: int | None = _key("hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", ge=0)
+    initialization_timeout: int = _key("hosts", 300, "seconds to wait for the other processes", ge=1, le=86400)
+
     # ---- runtime
     scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")
     jax_cache_dir: HomePath = _key(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ class Given:
 
     noise: np.ndarray | None = None  # b f h w c, one row for each video
     finished: tuple[Batch, ...] = ()
+
+    def digest(self) -> str:
+        """Of all numbers."""
+        arrays = [*(() if self.noise is None else (self.noise,)), *(latents for _, latents in self.finished)]
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
 
 def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -26,6 +25,8 @@ from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.solvers import SOLVERS
 from maxdiffusion.models.dit import Context, PreparedContext
+from maxdiffusion.parallel import axes
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
@@ -76,7 +77,11 @@ def sample(
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
         if first not in states:
-            x = noise([videos[row].seed for row in rows], shape) if given is None else jnp.asarray(given[rows])
+            x = (
+                noise([videos[row].seed for row in rows], shape)
+                if given is None
+                else parallel.put(given[rows], axes.BATCH)
+            )
         if program is None:
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
@@ -87,7 +92,7 @@ def sample(
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
             batch = videos[first : first + size]
-            yield batch, np.asarray(raw.positive.frames.keep(states.pop(first).x)[: len(batch)])
+            yield batch, distributed.fetch(raw.positive.frames.keep(states.pop(first).x))[: len(batch)]
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:

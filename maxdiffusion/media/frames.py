@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import distributed
 
 
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
@@ -36,7 +37,7 @@ def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray
             f"the decoded video has {int(undefined)} undefined values (NaN): the numbers left their range on "
             "the way; try activations_dtype=float32 and vae_dtype=float32"
         )
-    return np.asarray(frames)
+    return distributed.fetch(frames)
 
 
 @jax.jit

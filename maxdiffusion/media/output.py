@@ -16,6 +16,7 @@ from maxdiffusion.config.examples import Example
 from maxdiffusion.media import naming
 from maxdiffusion.media.sidecar import write_sidecar
 from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.weights.latents_io import save_latents
 
@@ -25,7 +26,7 @@ RECORD, LATENTS = ".json", ".latents.safetensors"
 
 
 class Output:
-    """Where the videos of one batch go; made by `reserved`."""
+    """Where the videos of one batch go; made by `reserved`. Of several processes the first writes, for all of them."""
 
     def __init__(self, cfg: Config, examples: Sequence[Example], stems: Sequence[Path]) -> None:
         self._cfg = cfg
@@ -37,20 +38,29 @@ class Output:
         """One `<stem>.latents.safetensors` for each video, before the VAE runs: what a later failure cannot lose."""
         if self._cfg.decode_latents:  # they lie in the file that was given
             return
+        distributed.first(lambda: self._save_latents(latents))
+
+    def _save_latents(self, latents: np.ndarray) -> None:
         for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
             save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._cfg.overwrite)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[Path]:
         """Encodes each video in turn and returns their paths; `advance` is told of each."""
+        distributed.first(lambda: self._write(clips, advance))
+        return self.paths
+
+    def _write(self, clips: np.ndarray, advance: Advance) -> None:
         cfg = self._cfg
         for path, clip, example in zip(self.paths, clips, self._examples, strict=True):
             write(clip, path, cfg.fps, cfg.output_format, self._told(example), cfg.overwrite)
             advance(1)
             log.info("wrote %s", path)
-        return self.paths
 
     def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         """`<stem>.json` beside each video."""
+        distributed.first(lambda: self._record(versions, timings))
+
+    def _record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         for stem, path, example in zip(self._stems, self.paths, self._examples, strict=True):
             write_sidecar(
                 naming.sibling(stem, RECORD),
@@ -75,13 +85,16 @@ def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
       UserError: a named file exists and `overwrite` is false, or the folder cannot be written.
     """
     with contextlib.ExitStack() as hold:
-        if cfg.save_file is None:
-            stems = [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
-        else:
-            besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
-            suffixes = (FORMATS[cfg.output_format].suffix, *besides)
-            stems = [hold.enter_context(naming.reserve_file(Path(cfg.save_file), suffixes, cfg.overwrite))]
-        yield Output(cfg, examples, stems)
+        stems = distributed.first(lambda: [str(stem) for stem in _hold(cfg, examples, hold)])
+        yield Output(cfg, examples, [Path(stem) for stem in stems])
+
+
+def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[Path]:
+    if cfg.save_file is None:
+        return [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
+    besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
+    suffixes = (FORMATS[cfg.output_format].suffix, *besides)
+    return [hold.enter_context(naming.reserve_file(Path(cfg.save_file), suffixes, cfg.overwrite))]
 
 
 def _named_by_prompt(cfg: Config, example: Example) -> contextlib.AbstractContextManager[Path]:

@@ -2,7 +2,7 @@
 
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, data_degree, shard, use
+from maxdiffusion.parallel.placement import Placement, current, data_degree, put, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "current",
     "data_degree",
     "make_mesh",
+    "put",
     "resolve",
     "rules_for",
     "shard",

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxdiffusion.errors import UserError
@@ -87,6 +89,15 @@ def shard(x: jax.Array, *logical: str | None) -> jax.Array:
     if logical[0] == axes.BATCH:
         logical = (placement.dividing(axes.BATCH, x.shape[0]), *logical[1:])
     return jax.lax.with_sharding_constraint(x, placement.sharding(*logical))
+
+
+def put(x: np.ndarray, *logical: str | None) -> jax.Array:
+    """`x`, the same on every host, under the current placement; dimensions without a name are whole."""
+    placement = current()
+    if placement is None or placement.mesh.size == 1:
+        return jnp.asarray(x)
+    names = [placement.dividing(name, size) for name, size in zip(logical, x.shape, strict=False)]
+    return jax.make_array_from_callback(x.shape, placement.sharding(*names), lambda index: x[index])
 
 
 def data_degree() -> int:

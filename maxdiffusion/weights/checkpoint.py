@@ -8,6 +8,7 @@ range in what follows (https://github.com/huggingface/safetensors, "Format").
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import struct
@@ -169,6 +170,14 @@ class Checkpoint:
     folder: Path
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, TensorInfo]]
+
+    def digest(self) -> str:
+        """Of the configs and the headers: equal for copies of one checkpoint in different places."""
+        headers = {
+            net: sorted((t.name, t.dtype, t.shape, t.file.name, t.start) for t in tensors.values())
+            for net, tensors in self.tensors.items()
+        }
+        return hashlib.sha256(json.dumps([self.configs, headers], sort_keys=True).encode()).hexdigest()
 
 
 def open_checkpoint(

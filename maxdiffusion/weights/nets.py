@@ -72,6 +72,7 @@ class Nets:
         Raises:
           UserError: weights and config do not fit; it names every tensor and parameter concerned.
         """
+        self.files = pipeline.files
         self.folder = pipeline.files.folder
         self.configs = pipeline.configs
         self._placement = placement

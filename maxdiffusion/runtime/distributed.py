@@ -1,0 +1,261 @@
+"""Several processes, one for each host, as one run: all of them do the same, process 0 alone decides names and writes.
+
+A process that fails in a block that all of them know of (`together`, `first`) fails all of them, each with an
+exit code. One that dies at any other point ends the others as soon as jax misses its heartbeat (100 s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import log as package_log
+from maxdiffusion.runtime.versions import versions
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# What may differ between the processes of one run: it says who they are, where things lie there, or what is shown.
+PER_PROCESS = {
+    "coordinator_address",
+    "process_id",
+    "jax_distributed",
+    "initialization_timeout",
+    "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
+    "initial_latents",  # its content is
+    "decode_latents",
+    "jax_cache_dir",
+    "progress",
+    "log_level",
+}
+_SHUTDOWN_TIMEOUT = 60  # seconds that a process which ends waits for the others to end as well
+
+
+def start(cfg: Config) -> None:
+    """Joins the processes of the run, where the config or the launcher's environment says that there are several.
+
+    Call it before jax starts its devices. Does nothing where jax.distributed runs already.
+
+    Raises:
+      UserError: the coordinator cannot be reached in time, the processes do not agree on how many they are, one does
+        not come, or `jax_distributed=on` and nobody says who takes part.
+    """
+    if cfg.jax_distributed == "off" or jax.distributed.is_initialized():
+        return
+    address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
+    if address is not None and count is not None and index is not None:
+        _meet(address, count, index, cfg.initialization_timeout)
+    elif cfg.jax_distributed == "auto" and not _launched():
+        return
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            initialization_timeout=cfg.initialization_timeout,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"jax.distributed cannot start ({error}); give coordinator_address=HOST:PORT num_processes=N process_id=I "
+            "on every host, or jax_distributed=off to run on this host alone."
+        ) from error
+    if jax.process_index():
+        package_log.setup("error" if cfg.log_level == "error" else "warning")
+    log.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+
+
+def _launched() -> bool:
+    """Whether a launcher's environment tells of several processes, which jax then finds by itself."""
+    env = os.environ
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
+    counts = [env.get("MEGASCALE_NUM_SLICES"), env.get("OMPI_COMM_WORLD_SIZE")]
+    counts += [env.get("SLURM_NTASKS")] if "SLURM_STEP_NODELIST" in env else []
+    return "," in hosts or any(count and count.isdecimal() and int(count) > 1 for count in counts) or _slice_hosts() > 1
+
+
+def _slice_hosts() -> int:
+    """Hosts of the slice that this TPU VM belongs to, by Compute Engine's metadata; 1 where there are none."""
+    if "TPU_ML_PLATFORM" not in os.environ or "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets them: no chips here
+        return 1
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    try:
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return len(answer.read().split(b","))
+    except OSError:
+        return 1
+
+
+# ---- before jax: it aborts the process, with a stack trace, on all that is refused here
+
+
+def _meet(address: str, count: int, index: int, timeout: float) -> None:
+    """All processes tell process 0 who they are, on the port that jax then uses, and hear whether that fits."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + timeout
+    if index == 0:
+        _receive(int(port), count, deadline, timeout)
+    elif reply := _report(host.strip("[]"), int(port), f"{index} {count}", deadline):
+        raise UserError(reply)
+
+
+def _report(host: str, port: int, who: str, deadline: float) -> str:
+    """Process 0's answer; empty if all is well."""
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with socket.create_connection((host, port), timeout=max(left, 0.1)) as link:
+                link.sendall(f"{who}\n".encode())
+                return link.makefile().read()
+        except OSError as error:
+            if left <= 0:
+                raise UserError(
+                    f"coordinator_address={host}:{port} cannot be reached ({error.strerror or error}); start process 0 "
+                    "there, open the port, or raise initialization_timeout."
+                ) from None
+        time.sleep(min(0.2, max(left, 0)))
+
+
+def _receive(port: int, count: int, deadline: float, timeout: float) -> None:
+    links: dict[int, socket.socket] = {}
+    fault = ""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(_listen(port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of coordinator_address cannot be opened here, on process 0 ({error.strerror}); "
+                "choose another port, the same on every host."
+            ) from None
+        while len(links) < count - 1 and not fault:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
+            try:
+                link = stack.enter_context(server.accept()[0])
+                link.settimeout(5)
+                told = [int(number) for number in link.makefile().readline().split()]
+            except TimeoutError:
+                missing = [str(i) for i in range(1, count) if i not in links]
+                fault = (
+                    f"of {count} processes, number {', '.join(missing)} did not come within {timeout:g} s; "
+                    "start one on every host."
+                )
+                break
+            except (OSError, ValueError):
+                continue  # somebody else, or one that broke off and comes again
+            if len(told) != 2:
+                continue
+            if told[1] != count:
+                fault = f"process {told[0]} has num_processes={told[1]} and process 0 has {count}; they must agree."
+            elif told[0] in links or not 0 < told[0] < count:
+                fault = f"two processes have process_id={told[0]}; number them 0 to {count - 1}."
+            links[told[0] if told[0] not in links else -1] = link
+        for link in links.values():
+            with contextlib.suppress(OSError):
+                link.sendall(fault.encode())
+    if fault:
+        raise UserError(fault)
+
+
+def _listen(port: int) -> socket.socket:
+    """On all addresses, of both families where the system has them."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+# ---- what the processes tell each other
+
+
+def _exchange(text: str) -> list[str]:
+    """The texts of all processes."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    rows = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
+    return [bytes(row[:size]).decode("utf-8", "surrogatepass") for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A block of each process alone, without devices: if it fails on one of them, it fails on all.
+
+    Raises:
+      UserError: another process failed; it says which and why.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    reports = _exchange(json.dumps([jax.process_index(), None if error is None else str(error) or repr(error)]))
+    if error is not None:
+        raise error
+    for index, report in map(json.loads, reports):
+        if report is not None:
+            raise UserError(f"process {index} of this run failed: {report}")
+
+
+def first(function: Callable[[], T]) -> T:
+    """What `function` returns on process 0, which alone calls it, as JSON types; if it fails, it fails on all."""
+    result = None
+    with together():
+        if jax.process_index() == 0:
+            result = function()
+    if jax.process_count() == 1:
+        return result  # type: ignore[return-value]
+    told = dict(map(json.loads, _exchange(json.dumps([jax.process_index(), result]))))
+    return told[0]
+
+
+def agree(cfg: Config, **facts: str) -> None:
+    """Compares config, versions and `facts` of all processes, before any of them compiles what only fits its own.
+
+    Raises:
+      UserError: they differ; it names the first keys in which they do.
+    """
+    mine: dict[str, Any] = {key: value for key, value in cfg.to_json().items() if key not in PER_PROCESS}
+    mine |= {f"version of {key}": value for key, value in versions().items()} | facts
+    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([jax.process_index(), mine]))))
+    differing = [
+        f"{key} (process 0: {_short(told[0].get(key))}, process {index}: {_short(other.get(key))})"
+        for key in sorted(set().union(*told.values()))
+        for index, other in sorted(told.items())
+        if other.get(key) != told[0].get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"the processes of this run do not agree on {'; '.join(differing[:3])}"
+            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; start all of them with the same words."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """The whole array on the host of every process, wherever its shards lie."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
