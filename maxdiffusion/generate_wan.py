@@ -59,8 +59,9 @@ def open_nets(
       UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
     """
     with stages("load"):
-        pipeline = specs.open_pipeline(hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision))
         spec = variants.get(cfg.model_name)
+        folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision)
+        pipeline = specs.open_pipeline(folder, specs.nets_of(spec))
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
         build = builders(

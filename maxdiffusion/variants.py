@@ -106,6 +106,16 @@ _WAN21_T2V = WanSpec(
     num_frames=81,
     fps=16,
     negative_prompt=WAN21_NEGATIVE_PROMPT,
+    conditions=("start",),
+)
+
+_WAN21_VACE = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.1-vace",
+    model_type="VACE",
+    flow_shift=16.0,
+    conditions=("control",),
+    transformer_class="WanVACETransformer3DModel",
 )
 
 _ROWS = (
@@ -125,6 +135,22 @@ _ROWS = (
         width=1280,
     ),
     _WAN21_T2V,
+    dataclasses.replace(
+        _WAN21_VACE,
+        name="wan2.1-vace-1.3b",
+        hub_id="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        dims=Dims(num_layers=30, num_attention_heads=12, attention_head_dim=128, in_channels=16),
+    ),
+    dataclasses.replace(
+        _WAN21_VACE,
+        name="wan2.1-vace-14b",
+        hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
+        dims=Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16),
+        sizes=_720P + _480P,
+        height=720,
+        width=1280,
+    ),
+    _WAN21_VACE,
     dataclasses.replace(
         _WAN21_T2V,
         name="wan-tiny-t2v",  # the miniature in models/wan_tiny
@@ -213,8 +239,8 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
 
 
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
-    """Whether class and channels are those of the model type: only text-to-video takes nothing but latents."""
+    """Whether class and channels are those of the model type: text-to-video and VACE take nothing but latents."""
     channels = transformer_config.get("in_channels")
     takes_latents_only = (transformer_config.get("out_channels") or channels) == channels
     named = transformer_config.get("_class_name", spec.transformer_class)
-    return named == spec.transformer_class and takes_latents_only == (spec.model_type == "T2V")
+    return named == spec.transformer_class and takes_latents_only == (spec.model_type in ("T2V", "VACE"))

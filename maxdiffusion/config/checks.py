@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
 from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.config import schema
+from maxdiffusion.config import parts, schema
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
@@ -28,6 +29,7 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _sizes(cfg, spec)
     _prompts(cfg)
     _inputs(cfg)
+    _control(cfg, spec)
     _parallelism(cfg, spec)
     _hosts(cfg)
     _output(cfg)
@@ -40,13 +42,15 @@ def _sizes(cfg: Config, spec: WanSpec) -> None:
             below = value // step * step
             near = f"{below} or {below + step}" if below else f"{step}"
             raise UserError(f"{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}.")
-    step = spec.vae_stride[0]
-    if (cfg.num_frames - 1) % step:
-        below = (cfg.num_frames - 1) // step * step + 1
+    key = "segment_frame_length" if spec.model_type == "ANIMATE" else "num_frames"
+    value, step = getattr(cfg, key), spec.vae_stride[0]
+    if (value - 1) % step:
+        below = (value - 1) // step * step + 1
         raise UserError(
-            f"num_frames={cfg.num_frames} is not of the form {step}n+1, as {spec.name} needs; "
+            f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
             f"the nearest are {below} and {below + step}."
         )
+    parts.of(cfg)
 
 
 def _prompts(cfg: Config) -> None:
@@ -76,6 +80,53 @@ def _inputs(cfg: Config) -> None:
         path = getattr(cfg, key)
         if path and not os.path.isfile(path):
             raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
+    for key in schema.VIDEOS:
+        path = getattr(cfg, key)
+        if path and not os.path.exists(path):
+            raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
+
+
+# The keys of the group `control` that each task reads, and of these the ones that it cannot do without.
+_CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "T2V": (("video", "strength"), ()),
+    "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
+    "ANIMATE": (
+        (
+            "pose_video",
+            "face_video",
+            "mode",
+            "background_video",
+            "mask_video",
+            "segment_frame_length",
+            "prev_segment_conditioning_frames",
+        ),
+        ("pose_video", "face_video"),
+    ),
+}
+# key -> the key without which it has no meaning
+_WITH = {"strength": "video", "mask": "video"}
+
+
+def _control(cfg: Config, spec: WanSpec) -> None:
+    takes, needs = _CONTROL.get(spec.model_type, ((), ()))
+    for key in schema.group("control"):
+        if key in cfg.origins and key not in takes:
+            able = [name for name, (keys, _) in _CONTROL.items() if key in keys]
+            raise UserError(
+                f"{key} has no meaning for {spec.name}, a {spec.model_type} model; leave it out, or choose a "
+                f"{' or '.join(able)} model."
+            )
+        if key in cfg.origins and key in _WITH and getattr(cfg, _WITH[key]) is None:
+            raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
+    replacing = ("background_video", "mask_video") if cfg.mode == "replace" else ()
+    for key in ("background_video", "mask_video"):
+        if key in cfg.origins and not replacing:
+            raise UserError(f"{key} has no meaning with mode=animate; write mode=replace, or leave it out.")
+    if cfg.decode_latents:
+        return
+    for key in (*needs, *replacing):
+        if getattr(cfg, key) is None:
+            raise UserError(f"{spec.name} needs {key}; write {key}=FILE, a video or a folder of frames.")
 
 
 def _parallelism(cfg: Config, spec: WanSpec) -> None:

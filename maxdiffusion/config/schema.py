@@ -54,6 +54,7 @@ def _one_folder(value: str) -> str:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
@@ -103,7 +104,7 @@ class Config(BaseModel):
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
-    model_type: Annotated[Literal["T2V"], BeforeValidator(_upper)] = _key(
+    model_type: Annotated[Literal["T2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
         "model", _VARIANT, "the task: T2V is text to video"
     )
 
@@ -119,6 +120,28 @@ class Config(BaseModel):
     width: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
     num_frames: int = _key("video", _VARIANT, "frames, 4n+1", ge=1, le=4093)  # 1024 rotary positions per axis
     fps: int = _key("video", _VARIANT, "frames per second of the written video", ge=1, le=240)
+
+    # ---- control
+    video: OptionalStr = _key(
+        "control", None, "video file or folder of frames: what VACE is controlled by, or what T2V changes by `strength`"
+    )
+    strength: float = _key("control", 0.8, "part of the way from noise that `video` is changed on (T2V)", gt=0, le=1)
+    mask: OptionalStr = _key("control", None, "as many frames, white where `video` is made anew (VACE)")
+    reference_images: Texts = _key("control", (), "images of what is to appear (VACE)")
+    conditioning_scale: Numbers = _key(
+        "control", 1.0, "of VACE's hints; a list has one for each of its layers", validate_default=True
+    )
+    pose_video: OptionalStr = _key("control", None, "the pose of each frame, drawn (Animate)")
+    face_video: OptionalStr = _key("control", None, "the actor's face in each frame, cut out (Animate)")
+    mode: Literal["animate", "replace"] = _key(
+        "control", "animate", "the character acts before its own background, or takes the actor's place (Animate)"
+    )
+    background_video: OptionalStr = _key("control", None, "what stays, without the actor (Animate, mode=replace)")
+    mask_video: OptionalStr = _key("control", None, "white where the character stands (Animate, mode=replace)")
+    segment_frame_length: int = _key("control", 77, "frames made at once, 4n+1 (Animate)", ge=1, le=4093)
+    prev_segment_conditioning_frames: int = _key(
+        "control", 1, "frames of a segment that the next one repeats, 1 or 5 (Animate)", ge=1, le=4093
+    )
 
     # ---- sampling
     num_inference_steps: int = _key("sampling", _VARIANT, "denoise steps", ge=1, le=1000)
@@ -249,17 +272,32 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
+VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask_video")
 PATHS = (
     "pretrained_model_name_or_path",
     "initial_latents",
     "decode_latents",
+    *VIDEOS,
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:3]
-LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
+INPUT_PATHS = PATHS[:-3]
+LISTS = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "reference_images",
+    "conditioning_scale",
+    "logical_axis_rules",
+    "verify_against",
+)
 MAPPINGS = ("flash_block_sizes",)
+
+
+def group(name: str) -> list[str]:
+    """The keys of one group."""
+    return [key for key, own, _, _ in rows() if own == name]
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.variants import WanSpec
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.tables import dit, umt5, vae
@@ -38,6 +39,14 @@ TEXT_TO_VIDEO = (
     ),
     NetSpec("vae", "AutoencoderKLWan", VAEConfig.from_json, vae.RULES),
 )
+
+
+def nets_of(variant: WanSpec) -> tuple[NetSpec, ...]:
+    """The nets that a variant's checkpoint holds."""
+    return tuple(
+        dataclasses.replace(net, class_name=variant.transformer_class) if net.folder == "transformer" else net
+        for net in TEXT_TO_VIDEO
+    )
 
 
 @dataclasses.dataclass(frozen=True)
