@@ -18,8 +18,8 @@ from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.layers import MLP, LayerNorm, Linear, parameter, scan, stack
 from maxdiffusion.parallel import axes
 
-MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b h w c"]:
