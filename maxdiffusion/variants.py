@@ -57,7 +57,8 @@ class Dims:
 class WanSpec:
     """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
 
-    `dims` None stands for any size. `sizes` are the official (width, height). Strides are (frames, height, width).
+    `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
+    `nets` the folders of its checkpoint. `sizes` are the official (width, height). Strides are (frames, height, width).
     From `num_inference_steps` on, the fields carry the names of the config keys whose defaults they are.
     """
 
@@ -78,6 +79,8 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     conditions: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
+    pipeline_class: str = "WanPipeline"
     transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -115,6 +118,7 @@ _WAN21_VACE = dataclasses.replace(
     model_type="VACE",
     flow_shift=16.0,
     conditions=("control",),
+    pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
 )
 

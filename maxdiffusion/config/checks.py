@@ -76,6 +76,10 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
+    for key in ("transformer_file", "text_encoder_file", "vae_file"):
+        path = getattr(cfg, key)
+        if path and not os.path.exists(path):
+            raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not os.path.isfile(path):

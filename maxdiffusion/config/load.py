@@ -22,6 +22,8 @@ from maxdiffusion import variants
 from maxdiffusion.config import checks, schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights import dimensions
+from maxdiffusion.weights.checkpoint import official_layout
 
 COMMAND_LINE = "command line"
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
@@ -292,7 +294,10 @@ def _variant(given: _Layer) -> variants.WanSpec:
     name = _text(given, "model_name") or str(named.value)
     found = variants.candidates(name, _text(given, "model_type"))
     path = _text(given, "pretrained_model_name_or_path")
-    checkpoint = _transformer_config(path) if path else None
+    file = _text(given, "transformer_file")
+    checkpoint = _transformer_config(path, file) if path else None
+    if file:
+        path, checkpoint = file, dimensions.read_config(Path(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
@@ -318,28 +323,39 @@ def _by_hub_id(path: str | None, found: Sequence[variants.WanSpec]) -> variants.
     return next((spec for spec in found if path and spec.hub_id and spec.hub_id.lower() == path.lower()), None)
 
 
-def _transformer_config(path: str) -> Mapping[str, Any] | None:
-    """transformer/config.json of a local checkpoint; None for a hub id, whose files are checked once they are here."""
+def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None:
+    """transformer/config.json of a local checkpoint; None for a hub id, whose files are checked once they are here.
+
+    Beside a `transformer_file` it may be absent.
+    """
     if not os.path.isdir(path):
+        if os.path.isfile(path):
+            raise UserError(
+                f"pretrained_model_name_or_path={path} is a file; give a folder or a hub id, and a transformer in one "
+                f"file as transformer_file={path}."
+            )
         if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
             raise UserError(
                 f"pretrained_model_name_or_path={path} is no existing folder and no hub id of the form "
                 "organisation/name; give one of the two."
             )
         return None
-    file = os.path.join(path, "transformer", "config.json")
+    config = os.path.join(path, "transformer", "config.json")
     try:
-        with open(file, encoding="utf-8") as stream:
+        with open(config, encoding="utf-8") as stream:
             content = json.load(stream)
     except OSError as error:
+        if file:
+            return None
         raise UserError(
-            f"The checkpoint {path} has no readable transformer/config.json ({error.strerror}); "
+            official_layout(Path(path))
+            or f"The checkpoint {path} has no readable transformer/config.json ({error.strerror}); "
             "give the folder of a checkpoint in the diffusers layout."
         ) from None
     except ValueError:
-        raise UserError(f"{file} is no valid JSON; fetch the checkpoint's config.json again.") from None
+        raise UserError(f"{config} is no valid JSON; fetch the checkpoint's config.json again.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no JSON object; fetch the checkpoint's config.json again.")
+        raise UserError(f"{config} holds no JSON object; fetch the checkpoint's config.json again.")
     return content
 
 

@@ -101,6 +101,14 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -174,10 +182,28 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
+    )
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
     )
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
@@ -192,7 +218,12 @@ class Config(BaseModel):
     attention_vmem_limit_kib: OptionalInt = _key(
         PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
@@ -275,6 +306,9 @@ class Config(BaseModel):
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask_video")
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     *VIDEOS,
