@@ -38,7 +38,8 @@ def builders(
 ) -> dict[str, Build]:
     """How the nets of a pipeline are built.
 
-    `text_encoder_dtype` (None: those of the transformer; the image encoder's too) and `vae_dtype` hold for weights and activations alike.
+    `text_encoder_dtype` (None: those of the transformer), which the image encoder shares, and `vae_dtype` hold for
+    weights and activations alike.
     """
     half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
     text = {
