@@ -296,6 +296,8 @@ def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
         if auto is not None:
             raise UserError(f"size=auto ({auto.origin}) takes an image's proportions, but no image is given.")
         return
+    if auto is None and not {"image_channels", "first_frame"} & set(spec.conditions):
+        return  # another task's image, as the checks will say
     shown = open_image(image).size
     steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
     size = size_within(spec.width * spec.height, shown, max(steps))
