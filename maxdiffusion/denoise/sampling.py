@@ -88,7 +88,7 @@ def sample(
         if index not in states:
             seeds = [video.seed for video in batch]
             x = noise(seeds, size) if given is None else parallel.put(given[rows], axes.BATCH)
-            x = conditions.start(batch, x, schedule.sigmas[0])
+            x = conditions.start(batch, x, float(schedule.sigmas[0]))
         program = programs.get((len(rows), *size))
         if program is None:
             tokens = math.prod(nets.configs["transformer"].grid(*size[:3]))
