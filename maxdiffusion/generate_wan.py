@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from maxdiffusion import parallel, variants
+from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, output
@@ -31,12 +31,13 @@ def run(cfg: Config) -> list[Path]:
     compile_cache.enable(cfg.jax_cache_dir)
     stages, paths = Stages(cfg.progress), []
     with distributed.together():
+        inputs = conditioning.read(cfg)
         nets, placement, shape = open_nets(cfg, stages)
         start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
 
     with parallel.use(placement), stages.clock.compilation():
-        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, stages)
+        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, inputs, stages)
         vae = stages.load(nets, "vae")
         for videos, latents in batches:
             with output.reserved(cfg, videos) as files:
@@ -61,7 +62,7 @@ def open_nets(
     with stages("load"):
         spec = variants.get(cfg.model_name)
         folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision)
-        pipeline = specs.open_pipeline(folder, specs.nets_of(spec))
+        pipeline = specs.open_pipeline(folder, specs.nets_of(spec), spec.pipeline_class)
         variants.check(spec, pipeline.files.configs["transformer"])
         plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
         build = builders(

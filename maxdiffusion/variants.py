@@ -78,6 +78,7 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     conditions: tuple[str, ...] = ()
+    pipeline_class: str = "WanPipeline"
     transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -115,6 +116,7 @@ _WAN21_VACE = dataclasses.replace(
     model_type="VACE",
     flow_shift=16.0,
     conditions=("control",),
+    pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
 )
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import parallel
+from maxdiffusion import conditioning, parallel
 from maxdiffusion.config import Config
 from maxdiffusion.config.load import replaced
 from maxdiffusion.denoise import given, sampling
@@ -90,13 +90,14 @@ def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarr
     """The first batch's latents after every step."""
     stages = Stages(cfg.progress)
     with distributed.together():
+        inputs = conditioning.read(cfg)
         nets, placement, shape = open_nets(cfg, stages, devices)
         start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
     seen: list[np.ndarray] = []
     with parallel.use(placement), stages.clock.compilation():
         batches = sampling.sample(
-            cfg, nets, shape, start.noise, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
+            cfg, nets, shape, start.noise, inputs, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
         )
         next(iter(batches))
     yield from seen

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from maxdiffusion import variants
-from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning import start, text, vace
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.denoise.guidance import Contexts
@@ -17,11 +21,52 @@ from maxdiffusion.models.dit import Context
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 
-# A kind of conditioning: for each video its value of one field of `Context`, a pytree without the batch axis.
-Kind = Callable[[Config, Nets, Stages, Sequence[Example]], Sequence[Any]]
+START = "start"  # no field of Context: what denoising starts from
 
-# `WanSpec.conditions` names what a variant has of these beside the text: name -> (field of `Context`, kind).
-KINDS: Mapping[str, tuple[str, Kind]] = {}
+
+class Kind(NamedTuple):
+    """A kind of conditioning beside the text; `WanSpec.conditions` names those of a variant.
+
+    Attributes:
+      read: what the config's files hold, checked as far as it can be without a network; None where they are not given.
+      encode: (cfg, nets, stages, videos, what was read) -> for each video its part of the conditioning, a pytree
+        without the batch axis.
+      field: of `Context`, to which that part belongs.
+    """
+
+    read: Callable[[Config], Any]
+    encode: Callable[[Config, Nets, Stages, Sequence[Example], Any], Sequence[Any]]
+    field: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "control": Kind(vace.read, vace.encode, "side"),
+    START: Kind(start.read, start.encode, START),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the files hold that a run is conditioned on, by kind; only what is given."""
+
+    by_kind: Mapping[str, Any]
+
+    def digest(self) -> str:
+        """Of all numbers."""
+        leaves = jax.tree.leaves(self.by_kind)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def read(cfg: Config) -> Inputs:
+    """Reads and checks every file, before anything is loaded.
+
+    Raises:
+      UserError: a file is damaged, or not what the config says.
+    """
+    if cfg.decode_latents:
+        return Inputs({})
+    found = {name: KINDS[name].read(cfg) for name in variants.get(cfg.model_name).conditions}
+    return Inputs({name: given for name, given in found.items() if given is not None})
 
 
 class Conditioning:
@@ -34,7 +79,7 @@ class Conditioning:
 
     def contexts(self, videos: Sequence[Example], guided: bool) -> Contexts:
         """Those of one batch; without guidance there is no negative side, which shares all but the text."""
-        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._parts[video] for video in videos))
+        parts = {name: value for name, value in self._stacked(videos).items() if name != START}
 
         def context(prompts: Sequence[str]) -> Context:
             return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **parts)
@@ -42,15 +87,24 @@ class Conditioning:
         positive = context([video.prompt for video in videos])
         return Contexts(positive, context([video.negative_prompt for video in videos]) if guided else None)
 
+    def start(
+        self, videos: Sequence[Example], noise: Float[Array, "b f h w c"], sigma: float
+    ) -> Float[Array, "b f h w c"]:
+        """What denoising starts from at the first noise level: the noise, or the videos that are changed with noise."""
+        given = self._stacked(videos).get(START)
+        return noise if given is None else sigma * noise + (1 - sigma) * given
 
-def encode(cfg: Config, nets: Nets, stages: Stages, guided: bool) -> Conditioning:
+    def _stacked(self, videos: Sequence[Example]) -> dict[str, Any]:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._parts[video] for video in videos))
+
+
+def encode(cfg: Config, nets: Nets, stages: Stages, guided: bool, inputs: Inputs) -> Conditioning:
     """Loads each encoder that the variant has, encodes each different input and frees the encoder again."""
     videos = examples(cfg)
     parts: dict[Example, dict[str, Any]] = {video: {} for video in videos}
-    for name in variants.get(cfg.model_name).conditions:
-        field, kind = KINDS[name]
-        for video, value in zip(videos, kind(cfg, nets, stages, videos), strict=True):
-            parts[video][field] = value
+    for name, given in inputs.by_kind.items():
+        for video, value in zip(videos, KINDS[name].encode(cfg, nets, stages, videos, given), strict=True):
+            parts[video][KINDS[name].field] = value
     wanted = [video.prompt for video in videos] + [video.negative_prompt for video in videos if guided]
     return Conditioning(_encode_prompts(list(dict.fromkeys(wanted)), nets, stages), parts)
 

@@ -5,13 +5,16 @@ Reference: `diffusers.WanVideoToVideoPipeline`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
 from maxdiffusion.config import Config
+from maxdiffusion.config.examples import Example
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
@@ -29,9 +32,12 @@ def read(cfg: Config) -> Float[np.ndarray, "f h w 3"] | None:
     return to_float(inputs.video("video", cfg.video, cfg.num_frames, *size)[: cfg.num_frames], *size)
 
 
-def encode(cfg: Config, nets: Nets, stages: Stages, given: Float[np.ndarray, "f h w 3"]) -> Float[Array, "f h w c"]:
-    """Its latents."""
+def encode(
+    cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Float[np.ndarray, "f h w 3"]
+) -> list[Float[Array, "f2 h2 w2 c"]]:
+    """Its latents, for each of the videos that are made of it."""
     del cfg
     vae = stages.load(nets, "vae")
     with stages("video"):
-        return jax.block_until_ready(vae.encode(jnp.asarray(given)[None])[0])
+        latents = jax.block_until_ready(vae.encode(parallel.put(given[None]))[0])
+    return [latents] * len(videos)

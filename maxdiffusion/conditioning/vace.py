@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
 from maxdiffusion.config import Config
+from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.media.read import read_image
@@ -40,18 +42,19 @@ def read(cfg: Config) -> Inputs:
       UserError: see `inputs.video`.
     """
     frames, size = cfg.num_frames, (cfg.height, cfg.width)
-    shown = np.zeros((frames, *size, 3), np.float32)
-    mask = np.ones_like(shown)
+    shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
+    mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
     if cfg.video:
         video = inputs.video("video", cfg.video, frames, *size)
         shown = to_float(video[:frames], *size)
         if cfg.mask:
-            mask = (to_float(inputs.video("mask", cfg.mask, frames, *size, ("video", video))[:frames], *size) + 1) / 2
+            white = inputs.video("mask", cfg.mask, frames, *size, ("video", video))
+            mask = (to_float(white[:frames], *size) + 1) / 2
     return Inputs(shown, mask, tuple(read_image(Path(path)) for path in cfg.reference_images))
 
 
-def encode(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Control:
-    """The control of one video, without a batch axis.
+def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Inputs) -> list[Control]:
+    """One control for all videos.
 
     Raises:
       UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
@@ -65,7 +68,8 @@ def encode(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Control:
     scale = jnp.broadcast_to(jnp.asarray(cfg.conditioning_scale, jnp.float32), (len(layers),))
     vae = stages.load(nets, "vae")
     with stages("control"):
-        return jax.block_until_ready(Control(control_latents(vae, *given), scale))
+        control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
+    return [control] * len(videos)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:
@@ -106,12 +110,13 @@ def control_latents(
     """
     _, height, width, _ = video.shape
     anew = (mask > 0.5).astype(np.float32)
-    kept, made = (vae.encode(jnp.asarray(part)[None])[0] for part in (video * (1 - anew), video * anew))
+    kept, made = (vae.encode(parallel.put(part[None]))[0] for part in (video * (1 - anew), video * anew))
     t, s = vae.config.temporal_factor, vae.config.spatial_factor
     channels = mask_channels(jnp.asarray(mask[..., 0]), kept.shape[0], (t, s, s))
     control = jnp.concatenate([kept, made, channels], axis=-1)
     for image in references:
-        latents = vae.encode(on_canvas(image, height, width, s)[None, None])[0]
+        canvas = np.asarray(on_canvas(image, height, width, s))
+        latents = vae.encode(parallel.put(canvas[None, None]))[0]
         padded = jnp.pad(latents, ((0, 0), (0, 0), (0, 0), (0, control.shape[-1] - latents.shape[-1])))
         control = jnp.concatenate([padded, control])
     return control

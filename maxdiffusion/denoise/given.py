@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.latents_io import load_latents
@@ -38,7 +38,8 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
       UserError: the file is damaged, or its latents are not those of the size that the config asks for.
     """
     if cfg.initial_latents:
-        return Given(noise=load_latents(Path(cfg.initial_latents), (len(examples(cfg)), *shape))[0])
+        noisy = (len(examples(cfg)), parts.of(cfg).leading + shape[0], *shape[1:])
+        return Given(noise=load_latents(Path(cfg.initial_latents), noisy)[0])
     if not cfg.decode_latents:
         return Given()
     latents, told = load_latents(Path(cfg.decode_latents))

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from maxdiffusion import conditioning, parallel
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise import experts
 from maxdiffusion.denoise.experts import Segment
@@ -40,6 +40,7 @@ def sample(
     nets: Nets,
     shape: tuple[int, int, int, int],
     given: Float[np.ndarray, "b f h w c"] | None,
+    inputs: conditioning.Inputs,
     stages: Stages,
     watch: Watch = lambda i, latents: None,
 ) -> Iterator[Batch]:
@@ -50,6 +51,7 @@ def sample(
       nets: what to load from.
       shape: f h w c of one video's latents.
       given: the noise of every video; None draws it from each video's seed.
+      inputs: what `conditioning.read` found.
       stages: timing and progress.
       watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
@@ -57,12 +59,16 @@ def sample(
     size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
+    if conditioning.START in inputs.by_kind:
+        schedule = schedule.last(cfg.strength)
+    leading = parts.of(cfg).leading
+    shape = (leading + shape[0], *shape[1:])
     strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
     segments = strategy.segments(schedule.timesteps)
     tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
     guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], tokens)
     guided = not isinstance(guidance, NoGuidance)
-    conditions = conditioning.encode(cfg, nets, stages, guided)
+    conditions = conditioning.encode(cfg, nets, stages, guided, inputs)
 
     prepare = jax.jit(_prepare, static_argnums=0)
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
@@ -77,11 +83,10 @@ def sample(
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
         if first not in states:
-            x = (
-                noise([videos[row].seed for row in rows], shape)
-                if given is None
-                else parallel.put(given[rows], axes.BATCH)
-            )
+            batch = [videos[row] for row in rows]
+            seeds = [video.seed for video in batch]
+            x = noise(seeds, shape) if given is None else parallel.put(given[rows], axes.BATCH)
+            x = conditions.start(batch, x, float(schedule.sigmas[0]))
         if program is None:
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
@@ -91,8 +96,8 @@ def sample(
             states[first] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
-            batch = videos[first : first + size]
-            yield batch, distributed.fetch(raw.positive.frames.keep(states.pop(first).x))[: len(batch)]
+            latents = distributed.fetch(raw.positive.frames.keep(states.pop(first).x))
+            yield videos[first : first + size], latents[: len(videos) - first, leading:]
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:

@@ -58,12 +58,14 @@ class Pipeline:
     configs: Mapping[str, Any]  # the nets' own config dataclasses
 
 
-def open_pipeline(folder: Path, specs: Sequence[NetSpec] = TEXT_TO_VIDEO) -> Pipeline:
+def open_pipeline(
+    folder: Path, specs: Sequence[NetSpec] = TEXT_TO_VIDEO, pipeline_class: str = "WanPipeline"
+) -> Pipeline:
     """Opens a local checkpoint folder.
 
     Raises:
       UserError: a file is absent or damaged, a class is not the expected one, or a config is not supported.
     """
-    files = open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs})
+    files = open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs}, pipeline=pipeline_class)
     configs = {spec.folder: spec.parse(files.configs[spec.folder]) for spec in specs}
     return Pipeline({spec.folder: spec for spec in specs}, files, configs)
