@@ -105,28 +105,33 @@ _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 # key -> the key without which it has no meaning
 _WITH = {"strength": "video", "mask": "video"}
+_REPLACING = ("background_video", "mask_video")
 
 
 def _control(cfg: Config, spec: WanSpec) -> None:
     takes, needs = _CONTROL.get(spec.model_type, ((), ()))
-    for key in schema.group("control"):
-        if key in cfg.origins and key not in takes:
-            able = [name for name, (keys, _) in _CONTROL.items() if key in keys]
+    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
+    for key in given:
+        if key not in takes:
+            able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
             raise UserError(
-                f"{key} has no meaning for {spec.name}, a {spec.model_type} model; leave it out, or choose a "
-                f"{' or '.join(able)} model."
+                f"{key} has no meaning for {spec.name}, whose model_type is {spec.model_type}; leave it out, or choose "
+                f"a model of type {able}."
             )
-        if key in cfg.origins and key in _WITH and getattr(cfg, _WITH[key]) is None:
+        if getattr(cfg, _WITH.get(key, key)) is None:
             raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
-    replacing = ("background_video", "mask_video") if cfg.mode == "replace" else ()
-    for key in ("background_video", "mask_video"):
-        if key in cfg.origins and not replacing:
-            raise UserError(f"{key} has no meaning with mode=animate; write mode=replace, or leave it out.")
+        if key in _REPLACING and cfg.mode != "replace":
+            raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
     if cfg.decode_latents:
         return
-    for key in (*needs, *replacing):
+    for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
         if getattr(cfg, key) is None:
             raise UserError(f"{spec.name} needs {key}; write {key}=FILE, a video or a folder of frames.")
+
+
+def _is_default(cfg: Config, key: str) -> bool:
+    default = Config.model_fields[key].default
+    return getattr(cfg, key) in (default, (default,))
 
 
 def _parallelism(cfg: Config, spec: WanSpec) -> None:

@@ -79,7 +79,7 @@ WORDS: list[tuple[list[str], str]] = [
     # model
     (["model_name=wan2.1-t2v-13b"], "the nearest is 'wan2.1-t2v-1.3b'"),
     (["model_type=I2V"], "write T2V"),
-    (["model_name=wan2.1", "model_type=VACE"], "model_type 'VACE' does not exist for model_name 'wan2.1'; write T2V"),
+    (["model_name=wan2.1", "model_type=S2V"], "model_type 'S2V' does not exist for model_name 'wan2.1'; write "),
     (["model_name=wan2.1"], "stands for several variants and no checkpoint is given that tells which"),
     (["model_name=wan2.1", "ckpt_dir=somebody/model"], "the checkpoint somebody/model does not tell which"),
     (["model_name=wan-tiny-t2v"], "has no official checkpoint; give pretrained_model_name_or_path=FOLDER"),
@@ -93,6 +93,20 @@ WORDS: list[tuple[list[str], str]] = [
     (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is no existing file"),
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
     (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
+    # control
+    (["video=missing.mp4"], "video=missing.mp4 does not exist"),
+    (["strength=0"], "should be greater than 0"),
+    (["strength=0.5"], "strength has no meaning without video; give both, or leave strength out"),
+    (
+        ["mask=folder"],
+        "mask has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of type VA",
+    ),
+    (["pose_video=folder"], "choose a model of type ANIMATE"),
+    (["mode=replace"], "mode has no meaning for wan2.1-t2v-1.3b"),
+    (["mode=dance"], "should be 'animate' or 'replace'"),
+    (["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder"], "strength has no meaning for wan2.1-vace-1.3b"),
+    (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
+    (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
     # parallelism
     (["ulysses_shards=0"], "a positive integer, or -1"),
     (["ulysses_shards=5"], "does not divide the 12 heads of wan2.1-t2v-1.3b; choose 1 or 2 or 3 or 4 or 6 or 12"),
@@ -220,7 +234,9 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     assert "36 input channels, which is none of the variants known here" in sentence(["base.yml", f"ckpt_dir={image}"])
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
-    assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"])
+    assert config.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).model_name == "wan2.1-vace-1.3b"
+    speech = checkpoint("speech", "wan2.1-t2v-1.3b", _class_name="WanSpeechTransformer3DModel")
+    assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={speech}"])
     small = checkpoint("small", "wan2.1-t2v-1.3b")
     assert "revision=main has no meaning for the local folder" in sentence(
         ["base.yml", f"ckpt_dir={small}", "revision=main"]
