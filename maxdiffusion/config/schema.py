@@ -15,13 +15,13 @@ ALIASES: Mapping[str, str] = {
     "frame_num": "num_frames",
     "sample_steps": "num_inference_steps",
     "sample_shift": "flow_shift",
-    "sample_guide_scale": "guidance_scale",
     "sample_solver": "solver",
     "base_seed": "seed",
     "ulysses_size": "ulysses_shards",
 }
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720",
+    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
 # Official names of values.
@@ -112,8 +112,8 @@ class Config(BaseModel):
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
-    model_type: Annotated[Literal["T2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
-        "model", _VARIANT, "the task: T2V is text to video"
+    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
+        "model", _VARIANT, "the task, one that the variant can do: T2V is text to video"
     )
 
     # ---- prompt
@@ -122,6 +122,10 @@ class Config(BaseModel):
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
     )
+    image: Texts = _key(
+        "prompt", (), "path or URL of what to start from (I2V, FLF2V, TI2V); one for all or one for each"
+    )
+    last_image: Texts = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
 
     # ---- video
     height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
@@ -255,7 +259,7 @@ class Config(BaseModel):
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
     activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
-    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text encoder's parameters and activations")
+    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text and image encoders' parameters and activations")
     vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
 
     # ---- output
@@ -312,6 +316,9 @@ PATHS = (
     "initial_latents",
     "decode_latents",
     *VIDEOS,
+    "image",
+    "last_image",
+    "reference_images",
     "output_dir",
     "save_file",
     "jax_cache_dir",
@@ -321,6 +328,8 @@ LISTS = (
     "prompt",
     "negative_prompt",
     "seed",
+    "image",
+    "last_image",
     "reference_images",
     "conditioning_scale",
     "logical_axis_rules",

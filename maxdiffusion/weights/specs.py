@@ -9,6 +9,7 @@ from typing import Any
 
 from maxdiffusion import variants
 from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
 from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
@@ -90,6 +91,11 @@ def open_pipeline(
       UserError: a file is absent or damaged, a class is not the expected one, or a config is not supported.
     """
     specs = nets_of(variant)
+    if "transformer_2" not in variant.nets and (folder / "transformer_2").is_dir():
+        raise UserError(
+            f"{folder} holds two experts (transformer and transformer_2), but {variant.name} has one; write "
+            "model_name: wan2.2-t2v-a14b or wan2.2-i2v-a14b, or give another checkpoint."
+        )
     files = files or {}
     read = open_checkpoint(
         folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.pipeline_class
