@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 from maxdiffusion import conditioning, parallel, variants
@@ -13,7 +14,7 @@ from maxdiffusion.parallel import axes, startup
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.weights import hub, specs
+from maxdiffusion.weights import specs
 from maxdiffusion.weights.nets import Nets, builders
 
 logger = logging.getLogger(__name__)
@@ -60,11 +61,12 @@ def open_nets(
       UserError: the checkpoint is not what `cfg` says, or the devices (all by default) do not fit its degrees.
     """
     with stages("load"):
+        pipeline = specs.open_config(cfg)
         spec = variants.get(cfg.model_name)
-        folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision)
-        pipeline = specs.open_pipeline(folder, specs.nets_of(spec), spec.pipeline_class)
         variants.check(spec, pipeline.files.configs["transformer"])
-        plan, placement = startup.place(cfg, pipeline.configs["transformer"].num_attention_heads, devices)
+        network, grid = pipeline.configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)
+        heads, head_dim = network.num_attention_heads, network.attention_head_dim
+        plan, placement = startup.place(cfg, heads, head_dim, math.prod(network.grid(*grid)), devices)
         build = builders(
             plan,
             weights_dtype=cfg.weights_dtype,
@@ -74,5 +76,4 @@ def open_nets(
             scan_layers=cfg.scan_layers,
         )
         nets = Nets(pipeline, build, placement)
-        shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), pipeline.configs["vae"].z_dim)
-        return nets, placement, shape
+        return nets, placement, (*grid, pipeline.configs["vae"].z_dim)

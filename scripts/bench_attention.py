@@ -46,6 +46,7 @@ def measure(shape: tuple[int, ...], dtype: str, repeats: int, threads: int) -> d
     import numpy as np
 
     from maxdiffusion.attention.kernels import KERNELS
+    from maxdiffusion.attention.plan import PLATFORMS
 
     batch, tokens, keys, heads, dim = shape
     rng = np.random.default_rng(0)
@@ -61,6 +62,8 @@ def measure(shape: tuple[int, ...], dtype: str, repeats: int, threads: int) -> d
         runs["torch sdpa"] = (lambda: torch.nn.functional.scaled_dot_product_attention(*tensors)), None
     inputs = [jax.numpy.asarray(a, dtype) for a in arrays]
     for name, kernel in KERNELS.items():
+        if jax.default_backend() not in PLATFORMS[name]:
+            continue
         compiled = jax.jit(lambda *a, kernel=kernel: kernel(*a)[0].astype(dtype)).lower(*inputs).compile()
         memory = compiled.memory_analysis().temp_size_in_bytes
         runs[name] = (lambda compiled=compiled: compiled(*inputs).block_until_ready()), memory

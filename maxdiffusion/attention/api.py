@@ -37,9 +37,9 @@ def self_attention(
         return cross_attention(plan, q, k, v, valid)
     local = kernels.local(plan)
     if plan.ring > 1:
-        local = ring(local, plan.ring)
+        local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way")
     if plan.ulysses > 1:
-        local = ulysses(local)
+        local = ulysses(local, plan.chunks)
     return _on_mesh(placement, local, q, k, v, valid, split_keys=True)
 
 

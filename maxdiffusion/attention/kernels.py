@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from maxdiffusion.attention.chunked import chunked
+from maxdiffusion.attention.cudnn import cudnn_flash
 from maxdiffusion.attention.dense import dense
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
@@ -19,7 +20,13 @@ Local = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.
 # The platforms that run each one are in `plan.PLATFORMS`, its options in `options.TAKEN`; neither imports jax. A kernel
 # that takes options is a `Local` with the keyword `options`.
 KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"dot_product": dense, "chunked": chunked, "splash": jax_splash, "tokamax_splash": tokamax_splash}
+    {
+        "dot_product": dense,
+        "chunked": chunked,
+        "splash": jax_splash,
+        "tokamax_splash": tokamax_splash,
+        "cudnn_flash": cudnn_flash,
+    }
 )
 
 

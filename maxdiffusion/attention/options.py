@@ -104,6 +104,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "chunked": (),
         "splash": _BLOCKS,
         "tokamax_splash": (*_BLOCKS, "base2_exp", "scheduler"),
+        "cudnn_flash": (),
     }
 )
 

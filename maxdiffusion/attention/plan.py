@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import logging
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.errors import UserError
 
-log = logging.getLogger(__name__)
-
 SCHEMES = ("local", "ring", "ulysses", "ulysses_ring")
+RING_DIRECTIONS = ("one_way", "two_way")
 
 # Local kernel -> the platforms that run it. A kernel that is added here is also added to `kernels.KERNELS`
 # and `options.TAKEN`.
@@ -24,16 +23,21 @@ PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
         "chunked": frozenset({"cpu", "gpu", "tpu"}),
         "splash": frozenset({"tpu"}),
         "tokamax_splash": frozenset({"tpu"}),
+        "cudnn_flash": frozenset({"gpu"}),
     }
 )
 
-# What users write -> (scheme, kernel); the kernel None is the fastest exact one that the platform has.
+# Local kernel -> the dtypes of q, k and v that it takes; the others take every one.
+DTYPES: Mapping[str, tuple[str, ...]] = MappingProxyType({"cudnn_flash": ("bfloat16", "float16")})
+
+# What users write -> (scheme, kernel); the kernel None is the fastest exact one that the platform has for the dtype.
 NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
         "dot_product": ("local", "dot_product"),
         "chunked": ("local", "chunked"),
         "flash": ("local", "splash"),
         "tokamax_flash": ("local", "tokamax_splash"),
+        "cudnn_flash": ("local", "cudnn_flash"),
         "ring": ("ring", None),
         "tokamax_ring": ("ring", "tokamax_splash"),
         "ulysses": ("ulysses", None),
@@ -56,9 +60,12 @@ class AttentionPlan:
       heads: attention heads of the model; None (models built alone) skips the checks that need it.
       tensor: devices over which heads are split besides.
       options: what is set of the kernel.
+      chunks: head groups whose all-to-all and attention overlap.
+      ring_direction: `one_way`, or `two_way`: halves of keys and values travel in either direction.
 
     Raises:
-      UserError: the degrees do not divide the heads or contradict the scheme, or the kernel does not take an option.
+      UserError: the degrees do not divide the heads or contradict the scheme, or the scheme or the kernel does not take
+        an option.
     """
 
     scheme: str = "local"
@@ -68,6 +75,8 @@ class AttentionPlan:
     heads: int | None = None
     tensor: int = 1
     options: KernelOptions = DEFAULT
+    chunks: int = 1
+    ring_direction: str = "one_way"
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -75,15 +84,27 @@ class AttentionPlan:
         if self.kernel not in PLATFORMS:
             raise UserError(f"The attention kernel {self.kernel!r} is unknown; choose one of {', '.join(PLATFORMS)}.")
         self.options.check(self.kernel)
-        for name in ("ring", "ulysses", "tensor"):
+        for name in ("ring", "ulysses", "tensor", "chunks"):
             if getattr(self, name) < 1:
-                raise UserError(f"The {name} degree of attention is {getattr(self, name)}; it must be 1 or more.")
+                raise UserError(f"The attention plan has {name}={getattr(self, name)}; it must be 1 or more.")
         if self.scheme in ("local", "ulysses") and self.ring > 1:
             raise UserError(f"Attention {self.scheme!r} has no ring, but the ring degree is {self.ring}; it must be 1.")
         if self.scheme in ("local", "ring") and self.ulysses > 1:
             raise UserError(
                 f"Attention {self.scheme!r} has no all-to-all, but ulysses_shards is {self.ulysses}; it must be 1 "
                 "(or choose ulysses_ring)."
+            )
+        if self.chunks > 1 and self.ulysses == 1:
+            raise UserError(
+                f"ulysses_attention_chunks={self.chunks} overlaps all-to-alls, but there is none with "
+                f"ulysses_shards=1; write ulysses_attention_chunks=1 or choose a larger ulysses_shards."
+            )
+        if self.ring_direction not in RING_DIRECTIONS:
+            raise UserError(f"ring_direction={self.ring_direction} is unknown; choose {' or '.join(RING_DIRECTIONS)}.")
+        if self.ring_direction == "two_way" and self.ring == 1:
+            raise UserError(
+                "ring_direction=two_way has no ring to go around: the ring degree is 1; write ring_direction=one_way "
+                "or choose a smaller ulysses_shards."
             )
         if self.heads is None:
             return
@@ -92,10 +113,17 @@ class AttentionPlan:
                 f"{self.heads} attention heads cannot be split over {self.tensor} tensor-parallel devices; choose "
                 f"{_choices(_divisors(self.heads))}."
             )
-        if (self.heads // self.tensor) % self.ulysses:
+        heads = self.heads // self.tensor
+        if heads % self.ulysses:
+            legal = _choices(legal_ulysses(self.heads, self.ring * self.ulysses, self.tensor))
+            how = ", with attention=ulysses_ring" if self.scheme == "ulysses" else ""
             raise UserError(
-                f"ulysses_shards={self.ulysses} cannot split {_heads(self.heads, self.tensor)}; choose "
-                f"{_choices(legal_ulysses(self.heads, self.ring * self.ulysses, self.tensor))}."
+                f"ulysses_shards={self.ulysses} cannot split {_heads(self.heads, self.tensor)}; choose {legal}{how}."
+            )
+        if heads // self.ulysses % self.chunks:
+            raise UserError(
+                f"ulysses_attention_chunks={self.chunks} cannot split the {heads // self.ulysses} heads that each of "
+                f"{self.ulysses} ulysses_shards holds; choose {_choices(_divisors(heads // self.ulysses))}."
             )
 
     @property
@@ -104,83 +132,102 @@ class AttentionPlan:
         return self.ring * self.ulysses
 
     @classmethod
-    def parse(
-        cls,
-        name: str,
-        *,
-        heads: int,
-        context: int = 1,
-        ulysses_shards: int | None = None,
-        platform: str = "cpu",
-        tensor: int = 1,
-        options: KernelOptions = DEFAULT,
-    ) -> AttentionPlan:
-        """The plan that a config's `attention` and `ulysses_shards` mean on given devices.
-
-        Only `auto` chooses (and logs why); a named choice is what runs, or this raises.
-
-        Args:
-          name: `auto` or a key of `NAMES`.
-          heads: attention heads of the model.
-          context: devices that share the tokens.
-          ulysses_shards: how many of them trade sequence for heads; None or -1 takes the largest legal number.
-          platform: what jax calls the devices: cpu, gpu or tpu.
-          tensor: devices over which heads are split besides.
-          options: what is set of the kernel.
+    def parse(cls, name: str, **given: Any) -> AttentionPlan:
+        """The plan that a config's `attention` means on given devices: of `plans`, the one with the largest Ulysses.
 
         Raises:
-          UserError: an unknown name, a kernel that the platform lacks, an option that it does not take, or degrees
-            that do not divide.
+          UserError: as `plans`, or none of the splits is legal.
         """
-        if name != "auto" and name not in NAMES:
-            raise UserError(f"attention={name} is unknown; choose one of auto, {', '.join(NAMES)}.")
-        scheme, kernel = NAMES.get(name, ("auto", None))
-        kernel = kernel or best_kernel(platform)
-        if not _available(kernel, platform):
-            runs = [n for n, (_, k) in NAMES.items() if k is None or _available(k, platform)]
-            raise UserError(
-                f"attention={name} needs a kernel that this installation lacks on {platform}; choose auto or one of "
-                f"{', '.join(runs)}."
-            )
-        asked = None if ulysses_shards in (None, -1) else ulysses_shards
-        if asked is not None and (asked < 1 or context % asked):
-            raise UserError(
-                f"ulysses_shards={asked} does not divide the {context} device(s) of the context axis; choose "
-                f"{_choices(legal_ulysses(heads, context, tensor))}, or -1 to let it be chosen."
-            )
-        legal = legal_ulysses(heads, context, tensor)
-        if scheme == "auto":
-            ulysses = asked or legal[-1]
-            scheme = _scheme(context // ulysses, ulysses)
-            _log_choice(kernel, platform, heads, context, tensor, ulysses, asked is not None)
-        elif scheme == "ulysses":
-            ulysses = asked or context
-            if ulysses != context:
-                raise UserError(
-                    f"attention=ulysses uses all {context} devices of the context axis for ulysses_shards, not "
-                    f"{asked}; write ulysses_shards={context} or attention=ulysses_ring."
-                )
-            if context not in legal:
-                raise UserError(
-                    f"attention=ulysses on {context} context devices cannot split {_heads(heads, tensor)}; write "
-                    f"attention=ulysses_ring with ulysses_shards {_choices(legal)}, or a context of "
-                    f"{_choices(_divisors(heads // math.gcd(heads, tensor)))}."
-                )
-        elif scheme == "ulysses_ring":
-            ulysses = asked or legal[-1]
-            if asked is None and context > 1:
-                log.info("ulysses_shards=%d: the largest that divides %s.", ulysses, _heads(heads, tensor))
-        else:
-            ulysses = asked or 1
-        if context == 1 or scheme == "local":
-            return cls("local", kernel, 1, ulysses, heads, tensor, options)
-        return cls(scheme, kernel, context // ulysses, ulysses, heads, tensor, options)
+        found, refused = plans(name, **given)
+        if not found:
+            raise refused[max(refused)]
+        return found[max(found)]
 
 
-def best_kernel(platform: str) -> str:
-    """The fastest exact local kernel of a platform."""
-    for kernel in ("tokamax_splash", "splash", "chunked"):
-        if _available(kernel, platform):
+def plans(
+    name: str,
+    *,
+    heads: int,
+    context: int = 1,
+    slices: int = 1,
+    ulysses_shards: int | None = None,
+    platform: str = "cpu",
+    dtype: str = "float32",
+    tensor: int = 1,
+    options: KernelOptions = DEFAULT,
+    chunks: int = 1,
+    ring_direction: str = "one_way",
+) -> tuple[dict[int, AttentionPlan], dict[int, UserError]]:
+    """What a config's `attention` and `ulysses_shards` may mean on given devices.
+
+    `auto` and `ulysses_ring` leave the split open unless `ulysses_shards` is given; any other name has one meaning.
+    `auto` and the names of a scheme alone take the platform's best kernel. What is named runs, or this raises.
+
+    Args:
+      name: `auto` or a key of `NAMES`.
+      heads: attention heads of the model.
+      context: devices that share the tokens.
+      slices: over how many slices of devices they are spread; Ulysses stays within one.
+      ulysses_shards: how many of them trade sequence for heads; None or -1 leaves it open.
+      platform: what jax calls the devices: cpu, gpu or tpu.
+      dtype: of q, k and v.
+      tensor: devices over which heads are split besides.
+      options: what is set of the kernel.
+      chunks: head groups whose all-to-all and attention overlap.
+      ring_direction: one of `RING_DIRECTIONS`.
+
+    Returns:
+      Ulysses degree -> plan of every legal split, and Ulysses degree -> what forbids it.
+
+    Raises:
+      UserError: an unknown name, a kernel that the platform lacks or that does not take the dtype or an option, or
+        degrees that do not divide.
+    """
+    if name != "auto" and name not in NAMES:
+        raise UserError(f"attention={name} is unknown; choose one of auto, {', '.join(NAMES)}.")
+    scheme, kernel = NAMES.get(name, ("auto", None))
+    kernel = kernel or best_kernel(platform, dtype)
+    if not _available(kernel, platform):
+        runs = [n for n, (_, k) in NAMES.items() if k is None or _available(k, platform)]
+        raise UserError(
+            f"attention={name} needs a kernel that this installation lacks on {platform}; choose auto or one of "
+            f"{', '.join(runs)}."
+        )
+    if not _takes(kernel, dtype):
+        raise UserError(
+            f"attention={name} computes in {' or '.join(DTYPES[kernel])}, not {dtype}; write "
+            f"activations_dtype={DTYPES[kernel][0]} or attention=auto."
+        )
+    asked = None if ulysses_shards in (None, -1) else ulysses_shards
+    if asked is not None and (asked < 1 or context % asked):
+        raise UserError(
+            f"ulysses_shards={asked} does not divide the {context} device(s) of the context axis; choose "
+            f"{_choices(legal_ulysses(heads, context, tensor))}, or auto to let it be chosen."
+        )
+    if scheme == "ulysses" and asked not in (None, context):
+        raise UserError(
+            f"attention=ulysses uses all {context} devices of the context axis for ulysses_shards, not "
+            f"{asked}; write ulysses_shards={context} or attention=ulysses_ring."
+        )
+    degrees = [asked or (context if scheme == "ulysses" else 1)]
+    if scheme in ("auto", "ulysses_ring") and asked is None:
+        degrees = _divisors(context // slices)
+    found: dict[int, AttentionPlan] = {}
+    refused: dict[int, UserError] = {}
+    for ulysses in degrees:
+        ring = 1 if scheme == "local" else context // ulysses
+        each = _scheme(ring, ulysses) if scheme == "auto" or context == 1 else scheme
+        try:
+            found[ulysses] = AttentionPlan(each, kernel, ring, ulysses, heads, tensor, options, chunks, ring_direction)
+        except UserError as error:
+            refused[ulysses] = error
+    return found, refused
+
+
+def best_kernel(platform: str, dtype: str = "float32") -> str:
+    """The fastest exact local kernel of a platform for a dtype."""
+    for kernel in ("tokamax_splash", "splash", "cudnn_flash", "chunked"):
+        if _available(kernel, platform) and _takes(kernel, dtype):
             return kernel
     raise UserError(f"No attention kernel runs on the platform {platform!r}; choose cpu, gpu or tpu.")
 
@@ -195,17 +242,14 @@ def _available(kernel: str, platform: str) -> bool:
     return installed and platform in PLATFORMS[kernel]
 
 
+def _takes(kernel: str, dtype: str) -> bool:
+    return dtype in DTYPES.get(kernel, (dtype,))
+
+
 def _scheme(ring: int, ulysses: int) -> str:
     if ring == 1:
         return "local" if ulysses == 1 else "ulysses"
     return "ring" if ulysses == 1 else "ulysses_ring"
-
-
-def _log_choice(kernel: str, platform: str, heads: int, context: int, tensor: int, ulysses: int, asked: bool) -> None:
-    ring = context // ulysses
-    why = "asked for" if asked else f"the largest all-to-all that divides {_heads(heads, tensor)}, the rest in a ring"
-    split = f"{_scheme(ring, ulysses)} with ring {ring} x ulysses {ulysses} ({why})" if context > 1 else "one device"
-    log.info("attention=auto: kernel %s, the fastest exact one on %s; %s.", kernel, platform, split)
 
 
 def _heads(heads: int, tensor: int) -> str:

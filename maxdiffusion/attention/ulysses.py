@@ -1,17 +1,22 @@
 """Ulysses attention: an all-to-all trades a shard of the sequence for a shard of the heads, and back."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.kernels import Local
 from maxdiffusion.parallel import axes
 
 
-def ulysses(local: Local) -> Local:
+def ulysses(local: Local, chunks: int = 1) -> Local:
     """`local` over all tokens of the ulysses axis (Jacobs et al., arXiv 2309.14509), to be called under `shard_map`.
 
     q, k and v hold one shard of the tokens and every head; `local` sees all tokens of the axis, in order, and one shard
     of the heads, and `valid` reaches it as it is. The output travels in the dtype of q.
+
+    The heads go in `chunks` groups, each with an all-to-all of its own for q, k, v and the output. Those of the next
+    group are issued together with the kernel of this one, not earlier: the barrier keeps the copies of two groups
+    alive, where XLA would start all of them at once.
     """
 
     def attend(
@@ -20,8 +25,20 @@ def ulysses(local: Local) -> Local:
         v: Float[Array, "b s n d"],
         valid: Bool[Array, "b all_k"] | None = None,
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
-        out, lse = local(_gather_tokens(q), _gather_tokens(k), _gather_tokens(v), valid)
-        return _gather_heads(out.astype(q.dtype)), _gather_heads(lse)
+        groups = list(zip(*(jnp.split(x, chunks, axis=2) for x in (q, k, v)), strict=True))
+        results: list[tuple[jax.Array, jax.Array]] = []
+        ahead = [_gather_tokens(x) for x in groups[0]]
+        for number in range(chunks):
+            q_now, k_now, v_now = ahead
+            if number + 1 < chunks:
+                following = groups[number + 1]
+                if results:
+                    following, results[-1] = jax.lax.optimization_barrier((following, results[-1]))
+                ahead = [_gather_tokens(x) for x in following]
+            out, lse = local(q_now, k_now, v_now, valid)
+            results.append((out.astype(q.dtype), lse))
+        out, lse = (jnp.concatenate([_gather_heads(x) for x in part], axis=2) for part in zip(*results, strict=True))
+        return out, lse
 
     return attend
 

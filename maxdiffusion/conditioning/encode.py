@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion import variants
-from maxdiffusion.conditioning import start, text, vace
+from maxdiffusion.conditioning import images, start, text, vace
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.denoise.guidance import Contexts
@@ -40,6 +40,9 @@ class Kind(NamedTuple):
 
 
 KINDS: Mapping[str, Kind] = {
+    "image_tokens": Kind(images.read_originals, images.encode_tokens, "image"),
+    "image_channels": Kind(images.read_fitted, images.encode_channels, "frames"),
+    "first_frame": Kind(images.read_fitted, images.encode_first, "frames"),
     "control": Kind(vace.read, vace.encode, "side"),
     START: Kind(start.read, start.encode, START),
 }

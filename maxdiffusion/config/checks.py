@@ -30,6 +30,7 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _prompts(cfg)
     _inputs(cfg)
     _control(cfg, spec)
+    _experts(cfg, spec)
     _parallelism(cfg, spec)
     _hosts(cfg)
     _output(cfg)
@@ -76,6 +77,10 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
+    for key in ("transformer_file", "text_encoder_file", "vae_file"):
+        path = getattr(cfg, key)
+        if path and not os.path.exists(path):
+            raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not os.path.isfile(path):
@@ -86,8 +91,11 @@ def _inputs(cfg: Config) -> None:
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
 
 
-# The keys of the group `control` that each task reads, and of these the ones that it cannot do without.
+# The keys of images and of the group `control` that each task reads, and of these the ones that it cannot do without.
 _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "I2V": (("image", "last_image"), ("image",)),
+    "FLF2V": (("image", "last_image"), ("image", "last_image")),
+    "TI2V": (("image",), ()),
     "T2V": (("video", "strength"), ()),
     "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
     "ANIMATE": (
@@ -110,7 +118,7 @@ _REPLACING = ("background_video", "mask_video")
 
 def _control(cfg: Config, spec: WanSpec) -> None:
     takes, needs = _CONTROL.get(spec.model_type, ((), ()))
-    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
+    given = [key for key in (*schema.group("control"), "image", "last_image") if not _is_default(cfg, key)]
     for key in given:
         if key not in takes:
             able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
@@ -125,8 +133,15 @@ def _control(cfg: Config, spec: WanSpec) -> None:
     if cfg.decode_latents:
         return
     for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
-        if getattr(cfg, key) is None:
-            raise UserError(f"{spec.name} needs {key}; write {key}=FILE, a video or a folder of frames.")
+        if not getattr(cfg, key):
+            what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
+            raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
+
+
+def _experts(cfg: Config, spec: WanSpec) -> None:
+    for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
+        if spec.boundary_ratio is None and getattr(cfg, key) != Config.model_fields[key].default:
+            raise UserError(f"{key} has no meaning for {spec.name}, which has one expert; leave it out.")
 
 
 def _is_default(cfg: Config, key: str) -> bool:

@@ -1,8 +1,9 @@
-"""The videos that a config asks for: prompts, negative prompts and seeds paired one to one."""
+"""The videos that a config asks for: prompts, negative prompts, seeds and images paired one to one."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
@@ -15,6 +16,8 @@ class Example:
     prompt: str
     negative_prompt: str
     seed: int
+    image: str | None = None
+    last_image: str | None = None
 
 
 def examples(cfg: Config) -> tuple[Example, ...]:
@@ -23,7 +26,13 @@ def examples(cfg: Config) -> tuple[Example, ...]:
     Raises:
       UserError: two lists have different lengths, neither of them 1.
     """
-    lists = {"prompt": cfg.prompt or ("",), "negative_prompt": cfg.negative_prompt, "seed": cfg.seed}
+    lists: dict[str, tuple[Any, ...]] = {
+        "prompt": cfg.prompt or ("",),
+        "negative_prompt": cfg.negative_prompt,
+        "seed": cfg.seed,
+        "image": cfg.image or (None,),
+        "last_image": cfg.last_image or (None,),
+    }
     count = max(len(values) for values in lists.values())
     for name, values in lists.items():
         if len(values) not in (1, count):

@@ -15,13 +15,13 @@ ALIASES: Mapping[str, str] = {
     "frame_num": "num_frames",
     "sample_steps": "num_inference_steps",
     "sample_shift": "flow_shift",
-    "sample_guide_scale": "guidance_scale",
     "sample_solver": "solver",
     "base_seed": "seed",
     "ulysses_size": "ulysses_shards",
 }
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720",
+    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
 # Official names of values.
@@ -101,11 +101,19 @@ class Config(BaseModel):
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
+    transformer_file: OptionalStr = _key(
+        "model",
+        None,
+        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
+        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
-    model_type: Annotated[Literal["T2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
-        "model", _VARIANT, "the task: T2V is text to video"
+    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
+        "model", _VARIANT, "the task, one that the variant can do: T2V is text to video"
     )
 
     # ---- prompt
@@ -114,6 +122,10 @@ class Config(BaseModel):
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
     )
+    image: Texts = _key(
+        "prompt", (), "path or URL of what to start from (I2V, FLF2V, TI2V); one for all or one for each"
+    )
+    last_image: Texts = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
 
     # ---- video
     height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
@@ -174,10 +186,28 @@ class Config(BaseModel):
 
     # ---- attention and parallelism
     attention: Literal[
-        "auto", "dot_product", "chunked", "flash", "tokamax_flash", "ring", "tokamax_ring", "ulysses", "ulysses_ring"
+        "auto",
+        "dot_product",
+        "chunked",
+        "flash",
+        "tokamax_flash",
+        "cudnn_flash",
+        "ring",
+        "tokamax_ring",
+        "ulysses",
+        "ulysses_ring",
     ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
-    ulysses_shards: Degree = _key(
-        PARALLELISM, -1, "devices of the context axis that trade sequence for heads; -1: chosen"
+    ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
+        PARALLELISM,
+        -1,
+        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
+        "ulysses_ring",
+    )
+    ulysses_attention_chunks: int = _key(
+        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
+    )
+    ring_direction: Literal["one_way", "two_way"] = _key(
+        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
     )
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
@@ -192,7 +222,12 @@ class Config(BaseModel):
     attention_vmem_limit_kib: OptionalInt = _key(
         PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
     )
-    ici_data_parallelism: Degree = _key(PARALLELISM, 1, "devices over the batch; -1: all that are left")
+    ici_data_parallelism: Degree | Literal["auto"] = _key(
+        PARALLELISM,
+        "auto",
+        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
+        "too and that is faster, else 1",
+    )
     ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
@@ -224,7 +259,7 @@ class Config(BaseModel):
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
     activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
-    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text encoder's parameters and activations")
+    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text and image encoders' parameters and activations")
     vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
 
     # ---- output
@@ -275,9 +310,15 @@ class Config(BaseModel):
 VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask_video")
 PATHS = (
     "pretrained_model_name_or_path",
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",
     "decode_latents",
     *VIDEOS,
+    "image",
+    "last_image",
+    "reference_images",
     "output_dir",
     "save_file",
     "jax_cache_dir",
@@ -287,6 +328,8 @@ LISTS = (
     "prompt",
     "negative_prompt",
     "seed",
+    "image",
+    "last_image",
     "reference_images",
     "conditioning_scale",
     "logical_axis_rules",

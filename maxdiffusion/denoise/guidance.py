@@ -81,17 +81,19 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
 BATCHED_TOKENS = 32_768
 
 
-def choose(mode: str, scales: Collection[float], tokens: int) -> Guidance:
+def choose(mode: str, scales: Collection[float], tokens: int, doubled: int) -> Guidance:
     """The strategy of a config.
 
     Args:
       mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
       scales: the guidance scales of the run; if all are 1, there is no guidance.
       tokens: video tokens of the whole batch, undoubled, on one data shard.
+      doubled: of both branches; no more than `tokens` where the data axis has a device for either.
     """
     if all(scale == 1 for scale in scales):
         return NoGuidance()
     if mode == "auto":
-        mode = "batched" if 2 * tokens <= BATCHED_TOKENS else "two_pass"
-        log.info("guidance_mode=auto: %s, as both branches make %d tokens (limit %d)", mode, 2 * tokens, BATCHED_TOKENS)
+        limit = max(tokens, BATCHED_TOKENS)
+        mode = "batched" if doubled <= limit else "two_pass"
+        log.info("guidance_mode=auto: %s, as both branches make %d tokens on a device (limit %d)", mode, doubled, limit)
     return BatchedGuidance() if mode == "batched" else TwoPassGuidance()

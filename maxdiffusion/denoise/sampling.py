@@ -65,8 +65,9 @@ def sample(
     shape = (leading + shape[0], *shape[1:])
     strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
     segments = strategy.segments(schedule.timesteps)
-    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-    guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], tokens)
+    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3]))
+    per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
+    guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], *per_shard)
     guided = not isinstance(guidance, NoGuidance)
     conditions = conditioning.encode(cfg, nets, stages, guided, inputs)
 

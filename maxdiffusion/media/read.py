@@ -10,22 +10,17 @@ from pathlib import Path
 import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image
 
 _IMAGE_DESCRIPTION = 0x010E
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
     """Read an image as RGB, turned as its camera noted. Raises UserError where `path` is missing or no image."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give an image file") from None
-    except Exception as error:  # PIL raises many kinds for a damaged file
-        raise UserError(f"{path} is no image that can be read ({error}); give another file") from None
+    return np.asarray(open_image(str(path)))
 
 
 def read_video(path: Path, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:

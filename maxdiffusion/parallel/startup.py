@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 import jax
 
+from maxdiffusion.attention import auto
 from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
@@ -17,37 +18,79 @@ from maxdiffusion.parallel.rules import rules_for
 log = logging.getLogger(__name__)
 
 
-def place(cfg: Config, heads: int, devices: Devices | None = None) -> tuple[AttentionPlan, Placement]:
+def place(
+    cfg: Config, heads: int, head_dim: int, tokens: int, devices: Devices | None = None
+) -> tuple[AttentionPlan, Placement]:
     """The plan and the placement of every later array, on these devices (all by default).
+
+    What the config leaves open is chosen by `attention.auto`: the split of the context axis, and whether the guidance
+    pair takes two devices of the data axis. A degree that the config gives stays.
+
+    Args:
+      cfg: the run.
+      heads: of the transformer's attention.
+      head_dim: values of one head.
+      tokens: of one video.
+      devices: where to run.
 
     Raises:
       UserError: the degrees do not fit the devices, the heads or each other.
     """
     devices = jax.devices() if devices is None else devices
-    ici, dcn = resolve(_degrees(cfg, "ici"), _degrees(cfg, "dcn"), devices)
-    plan = AttentionPlan.parse(
-        cfg.attention,
-        heads=heads,
-        context=ici.context * dcn.context,
-        ulysses_shards=cfg.ulysses_shards,
-        platform=devices[0].platform,
-        tensor=ici.tensor * dcn.tensor,
-        options=KernelOptions.read(cfg),
-    )
-    mesh = make_mesh(ici, dcn, ulysses=plan.ulysses, devices=devices)
+    found: dict[tuple[int, int], AttentionPlan] = {}
+    refused: dict[tuple[int, int], UserError] = {}
+    pair = _pair_may_split(cfg)
+    for data in (1, 2) if pair and resolve(*_degrees(cfg), devices)[0].context % 2 == 0 else (1,):
+        ici, dcn = resolve(*_degrees(cfg, data), devices)
+        legal, illegal = plans(
+            cfg.attention,
+            heads=heads,
+            context=ici.context * dcn.context,
+            slices=dcn.context,
+            ulysses_shards=cfg.ulysses_shards,
+            platform=devices[0].platform,
+            dtype=cfg.activations_dtype,
+            tensor=ici.tensor * dcn.tensor,
+            options=KernelOptions.read(cfg),
+            chunks=cfg.ulysses_attention_chunks,
+            ring_direction=cfg.ring_direction,
+        )
+        found |= {(data, ulysses): plan for ulysses, plan in legal.items()}
+        refused |= {(data, ulysses): error for ulysses, error in illegal.items()}
+    branches = 2 if cfg.guidance_scale > 1 else 1
+    work = auto.Work(tokens, head_dim, branches, devices[0].device_kind, devices[0].platform, dcn.context)
+    data, ulysses = auto.choose(found, refused, work)
+    plan = found[data, ulysses]
+    if cfg.attention == "auto":
+        log.info("attention=auto: kernel %s, the fastest exact one for %s here", plan.kernel, cfg.activations_dtype)
+    mesh = make_mesh(*_degrees(cfg, data), ulysses=ulysses, devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     log.info("mesh: %s (%s)", shape, devices[0].device_kind)
     return plan, Placement(mesh, rules_for(cfg.logical_axis_rules))
 
 
-def _degrees(cfg: Config, level: Literal["ici", "dcn"]) -> Degrees:
-    if level == "ici":
-        return Degrees(
-            cfg.ici_data_parallelism,
-            cfg.ici_fsdp_parallelism,
-            cfg.ici_context_parallelism,
-            cfg.ici_tensor_parallelism,
-        )
-    return Degrees(
+def _pair_may_split(cfg: Config) -> bool:
+    """Whether it is open if the two branches of guidance run on two devices of the data axis or in one batch."""
+    return (
+        cfg.ici_data_parallelism == "auto"
+        and cfg.ici_context_parallelism == -1
+        and cfg.ulysses_shards == -1
+        and cfg.attention in ("auto", "ulysses_ring")
+        and cfg.guidance_scale > 1
+        and cfg.guidance_mode != "two_pass"
+        and not cfg.decode_latents
+    )
+
+
+def _degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
+    """Inside a slice and over slices, as given; `data` stands for ici_data_parallelism=auto."""
+    ici = Degrees(
+        data if cfg.ici_data_parallelism == "auto" else cfg.ici_data_parallelism,
+        cfg.ici_fsdp_parallelism,
+        cfg.ici_context_parallelism,
+        cfg.ici_tensor_parallelism,
+    )
+    dcn = Degrees(
         cfg.dcn_data_parallelism, cfg.dcn_fsdp_parallelism, cfg.dcn_context_parallelism, cfg.dcn_tensor_parallelism
     )
+    return ici, dcn

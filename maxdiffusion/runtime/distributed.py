@@ -38,6 +38,7 @@ PER_PROCESS = {
     "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
     "initial_latents",  # its content is
     "decode_latents",
+    "output_dir",  # only that of process 0 has a meaning
     "jax_cache_dir",
     "progress",
     "log_level",
@@ -105,7 +106,7 @@ def _slice_hosts() -> int:
 # ---- before jax: it aborts the process, with a stack trace, on all that is refused here
 
 
-def _meet(address: str, count: int, index: int, timeout: float) -> None:
+def _meet(address: str, count: int, index: int, timeout: int | float) -> None:
     """All processes tell process 0 who they are, on the port that jax then uses, and hear whether that fits."""
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
@@ -132,7 +133,7 @@ def _report(host: str, port: int, who: str, deadline: float) -> str:
         time.sleep(min(0.2, max(left, 0)))
 
 
-def _receive(port: int, count: int, deadline: float, timeout: float) -> None:
+def _receive(port: int, count: int, deadline: float, timeout: int | float) -> None:
     links: dict[int, socket.socket] = {}
     fault = ""
     with contextlib.ExitStack() as stack:
@@ -147,29 +148,35 @@ def _receive(port: int, count: int, deadline: float, timeout: float) -> None:
             server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
                 link = stack.enter_context(server.accept()[0])
-                link.settimeout(5)
-                told = [int(number) for number in link.makefile().readline().split()]
             except TimeoutError:
-                missing = [str(i) for i in range(1, count) if i not in links]
-                fault = (
-                    f"of {count} processes, number {', '.join(missing)} did not come within {timeout:g} s; "
-                    "start one on every host."
-                )
+                missing = ", ".join(str(i) for i in range(1, count) if i not in links)
+                fault = f"of {count} processes, number {missing} did not come within {timeout:g} s; "
+                fault += "start one on every host."
                 break
-            except (OSError, ValueError):
-                continue  # somebody else, or one that broke off and comes again
-            if len(told) != 2:
+            if (who := _heard(link)) is None:
+                link.close()
                 continue
-            if told[1] != count:
-                fault = f"process {told[0]} has num_processes={told[1]} and process 0 has {count}; they must agree."
-            elif told[0] in links or not 0 < told[0] < count:
-                fault = f"two processes have process_id={told[0]}; number them 0 to {count - 1}."
-            links[told[0] if told[0] not in links else -1] = link
+            index, others = who
+            if others != count:
+                fault = f"process {index} has num_processes={others} and process 0 has {count}; they must agree."
+            elif index in links or not 0 < index < count:
+                fault = f"two processes have process_id={index}; number them 0 to {count - 1}."
+            links[-1 if index in links else index] = link
         for link in links.values():
             with contextlib.suppress(OSError):
                 link.sendall(fault.encode())
     if fault:
         raise UserError(fault)
+
+
+def _heard(link: socket.socket) -> tuple[int, int] | None:
+    """process_id and num_processes of who is there; None for a stranger, or one that broke off and comes again."""
+    link.settimeout(5)
+    try:
+        index, count = map(int, link.makefile().readline().split())
+    except (OSError, ValueError):
+        return None
+    return index, count
 
 
 def _listen(port: int) -> socket.socket:

@@ -21,6 +21,8 @@ from maxdiffusion.errors import UserError
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 
+INDEX = ".safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _STEMS = ("diffusion_pytorch_model", "model")  # diffusers, transformers
 _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 _AGAIN = "download or copy it again"
@@ -35,6 +37,7 @@ class TensorInfo:
     shape: tuple[int, ...]
     file: Path
     start: int
+    scale: TensorInfo | None = None  # the numbers are what is stored times this: one number, or one for each row
 
     @property
     def nbytes(self) -> int:
@@ -108,15 +111,26 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorIn
     return tensor
 
 
-def read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    """Every tensor of one net's folder, from its single safetensors file or from its index and shards.
+def read_tensors(path: Path) -> dict[str, TensorInfo]:
+    """Every tensor of one net: of a safetensors file, of an index and its shards, or of the folder that holds either.
 
     Raises:
-      UserError: no such file, both kinds at once, a listed shard absent, index and shards that disagree, or whatever
-        `read_header` finds.
+      UserError: no such file, both kinds at once, a listed shard absent, index and shards that disagree, a torch
+        pickle, or whatever `read_header` finds.
     """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix in PICKLES:
+        raise UserError(
+            f"{path} is a torch pickle, which is a program that reading it would run; use safetensors, such as those "
+            "of the official checkpoint in the diffusers layout (Wan-AI/Wan2.1-T2V-14B-Diffusers and its like)."
+        )
+    return _read_shards(path) if path.name.endswith(INDEX) else read_header(path)[0]
+
+
+def _read_folder(folder: Path) -> dict[str, TensorInfo]:
     singles = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()]
-    indices = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors.index.json").exists()]
+    indices = [path for stem in _STEMS if (path := folder / f"{stem}{INDEX}").exists()]
     found = singles + indices
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
@@ -125,7 +139,7 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
         return read_header(singles[0])[0]
     if indices:
         return _read_shards(indices[0])
-    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth", ".ckpt"))
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES))
     raise UserError(
         f"{folder} holds no {_STEMS[0]}.safetensors, no {_STEMS[1]}.safetensors and no index of shards"
         + (f" (it has {', '.join(there[:4])}{', ...' if len(there) > 4 else ''})" if there else "")
@@ -164,10 +178,11 @@ def _read_shards(index: Path) -> dict[str, TensorInfo]:
 class Checkpoint:
     """An opened checkpoint: the parsed config.json and the tensor headers of each net.
 
-    `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
+    `paths` (where the weights lie), `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
     """
 
     folder: Path
+    paths: Mapping[str, Path]
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, TensorInfo]]
 
@@ -182,7 +197,8 @@ class Checkpoint:
 
 def open_checkpoint(
     folder: Path,
-    nets: Mapping[str, str],
+    nets: Mapping[str, str | tuple[str, ...]],
+    files: Mapping[str, Path] | None = None,
     *,
     pipeline: str = "WanPipeline",
     extra: tuple[str, ...] = ("tokenizer", "scheduler"),
@@ -191,7 +207,10 @@ def open_checkpoint(
 
     Args:
       folder: the folder that holds model_index.json.
-      nets: folder name -> the class name that its config.json must carry, such as {"vae": "AutoencoderKLWan"}.
+      nets: folder name -> the class name that its config.json must carry, such as {"vae": "AutoencoderKLWan"}, or
+        several of which any will do.
+      files: folder name -> what is read in place of the weights in that folder (see `read_tensors`); a config.json
+        that the folder does not have is then empty.
       pipeline: the `_class_name` that model_index.json must carry.
       extra: further folders that must exist.
 
@@ -202,23 +221,45 @@ def open_checkpoint(
         raise UserError(f"{folder} is not a folder; give a checkpoint folder in the diffusers layout or a hub id.")
     if not (folder / "model_index.json").exists():
         raise UserError(
-            f"{folder} has no model_index.json, so it is no checkpoint in the diffusers layout; "
+            official_layout(folder)
+            or f"{folder} has no model_index.json, so it is no checkpoint in the diffusers layout; "
             f"give the folder that holds model_index.json, {', '.join([*nets, *extra])}."
         )
     _expect(folder / "model_index.json", read_json(folder / "model_index.json"), "_class_name", pipeline)
+    files = files or {}
     for name in (*nets, *extra):
-        if not (folder / name).is_dir():
+        if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
-    configs = {}
+    configs: dict[str, dict[str, Any]] = {}
     for name, class_name in nets.items():
         path = folder / name / "config.json"
+        if name in files and not path.exists():
+            configs[name] = {}
+            continue
         configs[name] = read_json(path)
         key = "_class_name" if "_class_name" in configs[name] else "architectures"  # diffusers, transformers
         _expect(path, configs[name], key, class_name)
-    return Checkpoint(folder, configs, {name: read_tensors(folder / name) for name in nets})
+    paths = {name: files.get(name, folder / name) for name in nets}
+    return Checkpoint(folder, paths, configs, {name: read_tensors(path) for name, path in paths.items()})
 
 
-def _expect(path: Path, content: dict[str, Any], key: str, wanted: str) -> None:
+def official_layout(folder: Path) -> str | None:
+    """Why a folder of an official repository cannot be the whole checkpoint; None for any other folder."""
+    pickles = [path.name for path in sorted(folder.glob("*.pth"))]
+    if not pickles or (folder / "model_index.json").exists():
+        return None
+    nets = [name for name in ("high_noise_model", "low_noise_model") if (folder / name).is_dir()]
+    return (
+        f"{folder} is in an official repository's own layout, with torch pickles ({', '.join(pickles)}), which are not "
+        "read; give the official checkpoint in the diffusers layout (a hub id that ends in -Diffusers) and, if you "
+        f"wish, the transformer from here as transformer_file={folder / nets[0] if nets else folder}."
+    )
+
+
+def _expect(path: Path, content: dict[str, Any], key: str, wanted: str | tuple[str, ...]) -> None:
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
     got = content.get(key)
-    if got not in (wanted, [wanted]):
-        raise UserError(f"{path} says {key}: {got!r}, and this command runs {wanted}; use a checkpoint of that kind.")
+    if got not in (*wanted, *([one] for one in wanted)):
+        raise UserError(
+            f"{path} says {key}: {got!r}, and this command runs {wanted[0]}; use a checkpoint of that kind."
+        )

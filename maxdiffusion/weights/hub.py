@@ -17,7 +17,9 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS) -> Path:
+def resolve(
+    name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS, ignore: Sequence[str] = ()
+) -> Path:
     """The local folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
 
     What is fetched lands in huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
@@ -27,6 +29,7 @@ def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[s
       name_or_path: a folder, or `organisation/name` on the hub.
       revision: branch, tag or commit on the hub; None is its main branch.
       patterns: file names to fetch, with wildcards.
+      ignore: those of them to leave out.
 
     Raises:
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
@@ -42,10 +45,10 @@ def resolve(name_or_path: str, revision: str | None = None, patterns: Sequence[s
             f"{name_or_path!r} is neither a folder here nor a hub id; give an existing folder, or organisation/name "
             "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
-    return _fetch(name_or_path, revision, patterns)
+    return _fetch(name_or_path, revision, patterns, ignore)
 
 
-def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
+def _fetch(repo: str, revision: str | None, patterns: Sequence[str], ignore: Sequence[str]) -> Path:
     import huggingface_hub  # only here: a local folder shall not wait for it
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import disable_progress_bars
@@ -54,7 +57,11 @@ def _fetch(repo: str, revision: str | None, patterns: Sequence[str]) -> Path:
         disable_progress_bars()
     at = f"{repo} on {constants.ENDPOINT}"
     try:
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            huggingface_hub.snapshot_download(
+                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignore)
+            )
+        )
     except errors.GatedRepoError:
         raise UserError(
             f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to a token of yours."

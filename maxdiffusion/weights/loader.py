@@ -30,6 +30,9 @@ from maxdiffusion.weights.mapping import Piece, Pieces
 log = logging.getLogger(__name__)
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+# All that a byte can be, in fp32: looked up three times as fast as ml_dtypes casts.
+_FP8_VALUES = {name: np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for name, kind in FP8.items()}
 
 _STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
@@ -171,21 +174,38 @@ def _read(piece: Piece, views: Sequence[tuple[Box, np.ndarray]]) -> None:
 def _strips(
     tensor: TensorInfo, rows: tuple[int, int] | None = None, nbytes: int = _STRIP
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first row, rows) of the tensor as stored, about `nbytes` at a time, in one reused buffer."""
+    """(index of the first row, rows) of the tensor, about `nbytes` at a time, as stored in one reused buffer.
+
+    fp8 becomes fp32, each number times its scale, as it was quantised.
+    """
     count, *rest = tensor.shape or (1,)
     start, stop = rows or (0, count)
     row = tensor.nbytes // max(count, 1)
     step = max(1, nbytes // max(row, 1))
     buffer = np.empty(min(step, stop - start) * row, np.uint8)
+    scale = _scale(tensor)
     try:
         with tensor.file.open("rb", buffering=0) as file:
             file.seek(tensor.start + start * row)
             for first in range(start, stop, step):
                 part = buffer[: min(step, stop - first) * row]
                 _read_exactly(file, part, tensor)
-                yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
+                if tensor.dtype in FP8:
+                    numbers = _FP8_VALUES[tensor.dtype][part.reshape(-1, *rest)]
+                    numbers *= scale[first : first + len(numbers)] if len(scale) > 1 else scale
+                    yield first, numbers
+                else:
+                    yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
     except OSError as error:
         raise UserError(f"{tensor.file} cannot be read ({error.strerror}); check the disk and load again.") from None
+
+
+def _scale(tensor: TensorInfo) -> np.ndarray:
+    """fp32, one number or one for each row, of the tensor's rank."""
+    if tensor.scale is None:
+        return np.ones((1,) * max(len(tensor.shape), 1), np.float32)
+    ((_, numbers),) = _strips(tensor.scale)
+    return numbers.astype(np.float32).reshape(-1, *(1 for _ in tensor.shape[1:]))
 
 
 def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None:
@@ -198,7 +218,7 @@ def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None
 
 
 def _check_copy(tensor: TensorInfo, copy: TensorInfo) -> None:
-    same = (tensor.dtype, tensor.shape) == (copy.dtype, copy.shape) and all(
+    same = (tensor.dtype, tensor.shape, tensor.scale) == (copy.dtype, copy.shape, copy.scale) and all(
         one.tobytes() == other.tobytes() for (_, one), (_, other) in zip(_strips(tensor), _strips(copy), strict=True)
     )
     if not same:

@@ -15,7 +15,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.rule import Rule
 
-FLOATS = ("F64", "F32", "BF16", "F16")  # anything else (integers, scaled fp8) would need more than a cast
+FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")  # anything else (integers) would need more than a cast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def match(
     ]
     if any(problems):
         raise UserError(
-            f"The weights in {what} do not fit the model that the config.json beside them describes: "
+            f"The weights in {what} do not fit the model that its config.json describes: "
             f"{'; '.join(filter(None, problems))}; use the config.json and the weights of one supported checkpoint."
         )
     return pieces

@@ -3,7 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 
+from maxdiffusion.attention.kernels import KERNELS
+
 HEADS, DIM = 8, 12
+RUN_HERE = [name for name in KERNELS if name != "cudnn_flash"]  # TPU kernels are interpreted
 
 
 def inputs(tokens, keys=None, *, batch=2, heads=HEADS, dim=DIM, dtype=jnp.float32, seed=0):

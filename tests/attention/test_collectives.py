@@ -1,5 +1,6 @@
 """What one self-attention communicates, counted in the program that XLA compiled."""
 
+import math
 import re
 from collections import Counter
 
@@ -33,12 +34,51 @@ def collectives(attend, ring, ulysses, tokens, *, masked=False, keys=None):
     return Counter(COLLECTIVE.findall(text))
 
 
-@pytest.mark.parametrize(("ring", "ulysses", "masked"), [(1, 8, True), (2, 4, False), (2, 4, True), (4, 1, True)])
-def test_self_attention(ring, ulysses, masked):
-    plan = AttentionPlan("ulysses_ring", "dot_product", ring, ulysses, 8)
-    want = {"all-to-all": 4 * (ulysses > 1), "collective-permute": 2 * (ring - 1)}
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "chunks", "direction", "masked"),
+    [
+        (1, 8, 1, "one_way", True),
+        (2, 4, 1, "one_way", False),
+        (2, 4, 1, "one_way", True),
+        (4, 1, 1, "one_way", True),
+        (1, 2, 4, "one_way", False),
+        (2, 2, 2, "one_way", True),
+        (4, 2, 1, "two_way", True),
+        (4, 2, 2, "two_way", False),
+    ],
+)
+def test_self_attention(ring, ulysses, chunks, direction, masked):
+    plan = AttentionPlan("ulysses_ring", "dot_product", ring, ulysses, 8, chunks=chunks, ring_direction=direction)
+    permutations = (4 if direction == "two_way" else 2) * (ring - 1)
+    want = {"all-to-all": 4 * chunks * (ulysses > 1), "collective-permute": permutations * chunks}
     got = collectives(lambda *a: self_attention(plan, *a), ring, ulysses, 32, masked=masked)
     assert got == Counter({name: count for name, count in want.items() if count})
+
+
+def moved(plan, tokens=32):
+    """Elements that one device sends by permutation, one count for each direction of the ring."""
+    mesh = parallel.make_mesh(
+        parallel.Degrees(context=plan.context), ulysses=plan.ulysses, devices=jax.devices()[: plan.context]
+    )
+    place = parallel.Placement(mesh, parallel.rules_for())
+    x = jax.ShapeDtypeStruct((1, tokens, 8, 4), jnp.float32, sharding=place.sharding(None, axes.SEQUENCE, None, None))
+    with parallel.use(place):
+        text = jax.jit(lambda *a: self_attention(plan, *a)).lower(x, x, x).compile().as_text()
+    counts = Counter()
+    for line in text.splitlines():
+        if found := re.search(
+            r"f32\[([\d,]+)\].* collective-permute(?:-start)?\(.*source_target_pairs=\{\{0,(\d+)", line
+        ):
+            counts[int(found[2])] += math.prod(map(int, found[1].split(",")))
+    return counts
+
+
+def test_two_ways_send_the_same_in_halves():
+    one, two = (
+        moved(AttentionPlan("ring", "dot_product", 4, 1, 8, ring_direction=way)) for way in ("one_way", "two_way")
+    )
+    assert set(one) == {1} and set(two) == {1, 3}
+    assert two[1] == two[3] == one[1] / 2 == 3 * 8 * 8 * 4
 
 
 def test_padding_adds_no_exchange_of_keys():

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan, chunked, cross_attention, self_attention
-from maxdiffusion.attention.kernels import KERNELS
 from tests.attention import reference
 
 BOUND = {jnp.float32: 2e-6, jnp.bfloat16: 8e-3}
@@ -80,7 +79,7 @@ def test_2d_sharding_is_exact(mesh):
 def every_mode():
     for mesh in MESHES:
         for scheme in ("local", *SCHEMES.get(mesh, ("ulysses_ring",))):
-            for kernel in KERNELS:
+            for kernel in reference.RUN_HERE:
                 for dtype in BOUND:
                     yield pytest.param(mesh, scheme, kernel, dtype, id=f"{mesh}-{scheme}-{kernel}-{dtype.__name__}")
 
@@ -98,6 +97,17 @@ def test_every_name_runs(name):
     plan = AttentionPlan.parse(name, heads=reference.HEADS, context=4, platform="cpu")
     place = placement(1, 4 // plan.ulysses, plan.ulysses)
     check(plan, place, [(9, None, True)], BOUND[jnp.float32])
+
+
+@pytest.mark.parametrize(
+    ("ring", "ulysses", "chunks", "direction"),
+    [(1, 4, 2, "one_way"), (2, 2, 4, "one_way"), (3, 1, 1, "two_way"), (4, 2, 2, "two_way")],
+)
+def test_chunks_and_both_directions(ring, ulysses, chunks, direction):
+    plan = AttentionPlan(
+        "ulysses_ring", "chunked", ring, ulysses, reference.HEADS, chunks=chunks, ring_direction=direction
+    )
+    check(plan, placement(1, ring, ulysses), [(21, None, True), (3, None, False)], BOUND[jnp.float32])
 
 
 @pytest.mark.parametrize("kernel", ["splash", "tokamax_splash"])

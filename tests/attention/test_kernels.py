@@ -25,7 +25,7 @@ def kernel(request, monkeypatch):
     return jax.jit(KERNELS[request.param])
 
 
-@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+@pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
 @pytest.mark.parametrize(("tokens", "keys", "dtype"), CASES)
 def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
     q, k, v, mask = reference.inputs(tokens, keys, dtype=dtype)
@@ -38,7 +38,7 @@ def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
         assert np.abs(lse - want_lse).max() < (5e-6 if dtype == jnp.float32 else 2e-2)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+@pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
 def test_large_logits_do_not_overflow(kernel):
     q, k, v, mask = reference.inputs(20)
     want, want_lse = reference.attention(q * 300, k, v, mask)
@@ -47,7 +47,7 @@ def test_large_logits_do_not_overflow(kernel):
     assert np.abs(lse - want_lse).max() < 1e-3
 
 
-@pytest.mark.parametrize("kernel", KERNELS, indirect=True)
+@pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
 def test_a_row_without_keys_is_zero_and_minus_infinity(kernel):
     q, k, v, mask = reference.inputs(20)
     mask = mask.at[0].set(False)

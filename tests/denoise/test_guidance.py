@@ -51,10 +51,11 @@ def test_scale_one_is_none():
 
 
 def test_choose(caplog):
-    assert choose("batched", [1.0, 1.0], 10) == NoGuidance()
-    assert choose("batched", [1.0, 5.0], 10**6) == BatchedGuidance()
-    assert choose("two_pass", [5.0], 10) == TwoPassGuidance()
+    assert choose("batched", [1.0, 1.0], 10, 20) == NoGuidance()
+    assert choose("batched", [1.0, 5.0], 10**6, 2 * 10**6) == BatchedGuidance()
+    assert choose("two_pass", [5.0], 10, 20) == TwoPassGuidance()
     with caplog.at_level("INFO"):
-        assert choose("auto", [5.0], 180) == BatchedGuidance()
-        assert choose("auto", [5.0], 32760) == TwoPassGuidance()
+        assert choose("auto", [5.0], 180, 360) == BatchedGuidance()
+        assert choose("auto", [5.0], 32760, 65520) == TwoPassGuidance()
+        assert choose("auto", [5.0], 75600, 75600) == BatchedGuidance()  # the data axis takes one branch each
     assert "batched" in caplog.text and "two_pass" in caplog.text and "65520" in caplog.text

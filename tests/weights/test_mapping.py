@@ -68,7 +68,7 @@ def test_wrong_shapes_are_told_in_torch_order(tmp_path):
 def test_integers_are_not_weights(tmp_path):
     stored = synthetic.tensors()
     stored["patch.bias"] = np.zeros(16, np.int8)
-    assert "1 stored as I8 instead of F64, F32, BF16, F16: patch.bias" in error(tmp_path, stored)
+    assert "1 stored as I8 instead of F64, F32, BF16, F16, F8_E4M3, F8_E5M2: patch.bias" in error(tmp_path, stored)
 
 
 def test_a_parameter_that_no_rule_names(tmp_path):

@@ -167,7 +167,7 @@ def test_official_checkpoints_map_whole(manifest):
     name, changes = OFFICIAL[manifest]
     with torch.device("meta"):
         raw = DEFAULTS[name]() | changes
-    spec = next(spec for spec in specs.TEXT_TO_VIDEO if spec.folder == name)
+    spec = next(spec for spec in specs.NETS if spec.folder == name)
     abstract = build_abstractly(build(jnp.bfloat16)[name], spec.parse(raw))
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
     tensors = {key: TensorInfo(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}

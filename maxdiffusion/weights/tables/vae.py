@@ -1,4 +1,4 @@
-"""Names of the WAN 2.1 VAE (diffusers' AutoencoderKLWan) and ours."""
+"""Names of the WAN 2.1 and 2.2 VAE (diffusers' AutoencoderKLWan) and ours."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _residual(path: str) -> tuple[Rule, ...]:
     )
 
 
-def _resample(path: str) -> tuple[Rule, ...]:
+def _resample(source: str, target: str) -> tuple[Rule, ...]:
     return (
-        *_conv(f"{path}.resample.1", f"{path}.resample", Transform.CONV2D),
-        *_conv(f"{path}.time_conv", f"{path}.time_conv", Transform.CONV3D),
+        *_conv(f"{source}.resample.1", f"{target}.resample", Transform.CONV2D),
+        *_conv(f"{source}.time_conv", f"{target}.time_conv", Transform.CONV3D),
     )
 
 
@@ -51,10 +51,13 @@ def _coder(path: str) -> tuple[Rule, ...]:
 RULES: tuple[Rule, ...] = (
     *_coder("encoder"),
     *_residual("encoder.down_blocks.{i}"),
-    *_resample("encoder.down_blocks.{i}"),
+    *_resample("encoder.down_blocks.{i}", "encoder.down_blocks.{i}"),
+    *_residual("encoder.down_blocks.{i}.resnets.{j}"),
+    *_resample("encoder.down_blocks.{i}.downsampler", "encoder.down_blocks.{i}.downsamplers.0"),
     *_conv("quant_conv", "quant_conv", Transform.CONV3D, flat=True),
     *_conv("post_quant_conv", "post_quant_conv", Transform.CONV3D, flat=True),
     *_coder("decoder"),
     *_residual("decoder.up_blocks.{i}.resnets.{j}"),
-    *_resample("decoder.up_blocks.{i}.upsamplers.{j}"),
+    *_resample("decoder.up_blocks.{i}.upsamplers.{j}", "decoder.up_blocks.{i}.upsamplers.{j}"),
+    *_resample("decoder.up_blocks.{i}.upsampler", "decoder.up_blocks.{i}.upsamplers.0"),
 )

@@ -10,7 +10,7 @@ from maxdiffusion import config, verify
 from maxdiffusion.attention import ring
 from maxdiffusion.errors import UserError
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "wan_tiny.yml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 WORDS = ("verify=true", "log_level=error", "jax_cache_dir=")
 BFLOAT16 = ("weights_dtype=bfloat16", "activations_dtype=bfloat16")
 

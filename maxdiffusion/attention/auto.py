@@ -1,0 +1,163 @@
+"""`ulysses_shards=auto`: which split of the devices is fastest, by a rule of arithmetic; imports no jax.
+
+Seconds of one layer's self-attention, for both branches of guidance:
+
+    ring x (hop + layout) + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls
+
+  hop       4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
+  layout    k and v into the kernel's order and blocks, its output out of it: 14 bytes per value / memory bandwidth
+  merge     two fp32 results into one: 12 bytes per value / memory bandwidth
+  rotation  a device's k and v over the link to the next ring shard
+  all-to-all  a device's share B of q, k, v or the output: inside a chip (B/2) / bandwidth of the chip, else what
+            crosses the middle of the group, (devices/4) B, over the links that join its two halves
+
+The figures of `MACHINES` are public ones and static counts of kernels, nothing was timed: all of this is modelled.
+Left out, as it is the same for every split or small: linear layers, cross-attention, overlap by chunks; and that the
+VAE, which splits width over the context axis, has half the devices where the guidance pair takes the data axis.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from maxdiffusion.attention.block_sizes import blocks
+from maxdiffusion.attention.options import TAKEN
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One device: FLOP/s of its attention kernel, bytes/s of its memory, of a link to a neighbouring chip one way.
+
+    `cores` devices share a chip and its links, and exchange `in_chip` bytes/s among them.
+    """
+
+    attention: float
+    memory: float
+    link: float
+    cores: int = 1
+    in_chip: float = 0.0
+
+
+# Rates on TPUs: static counts of tokamax' kernel with statistics on v6e, scaled to TPU7x; half the peak elsewhere.
+MACHINES: Mapping[str, Machine] = MappingProxyType(
+    {
+        "TPU v5 lite": Machine(98e12, 819e9, 50e9),
+        "TPU v5": Machine(230e12, 2765e9, 100e9),
+        "TPU v6 lite": Machine(312e12, 1640e9, 100e9),
+        "TPU7x": Machine(389e12, 3690e9, 100e9, cores=2, in_chip=600e9),
+    }
+)
+PLATFORMS: Mapping[str, Machine] = MappingProxyType(
+    {
+        "cpu": Machine(0.1e12, 20e9, 10e9),
+        "gpu": Machine(400e12, 3000e9, 400e9),
+        "tpu": MACHINES["TPU v6 lite"],  # of a kind that is not in the table
+    }
+)
+SLICE_LINK = 6e9  # bytes/s of one device's share of the network between slices
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One layer: tokens of a video, values per head, the branches of guidance that run in one batch, and where."""
+
+    tokens: int
+    head_dim: int
+    branches: int
+    device_kind: str
+    platform: str
+    slices: int = 1  # that the context axis spans
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Seconds per layer."""
+
+    compute: float
+    exchange: float
+    rotation: float  # what of it no kernel hides
+    passes: float  # layout and merges
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exchange + self.rotation + self.passes
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {1e3 * seconds:.1f}" for name, seconds in dataclasses.asdict(self).items())
+        return f"{1e3 * self.total:.1f} ms per layer ({parts})"
+
+
+def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
+    """The rule above, for a plan whose `heads` are known, with the branches over `data` devices."""
+    assert plan.heads is not None
+    machine = MACHINES.get(work.device_kind, PLATFORMS[work.platform])
+    examples = -(-work.branches // data)
+    heads = plan.heads // plan.tensor
+    shard = -(-work.tokens // plan.context)
+    block = shard * plan.ulysses
+    queries = keys = block
+    if "block_q" in TAKEN[plan.kernel]:
+        sizes = blocks(work.device_kind, block, block, plan.options)
+        queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.kv))
+    values = examples * shard * heads * work.head_dim
+    hop = 4 * examples * (heads // plan.ulysses) * queries * keys * work.head_dim / machine.attention
+    hops = plan.ring - 1
+    return Cost(
+        compute=plan.ring * hop,
+        exchange=4 * _all_to_all(2 * values, plan.ulysses, machine),
+        rotation=hops * max(0.0, _rotation(4 * values, plan, work.slices, machine) - hop),
+        passes=(14 * plan.ring + 12 * hops) * values / machine.memory,
+    )
+
+
+def choose(
+    found: Mapping[tuple[int, int], AttentionPlan], refused: Mapping[tuple[int, int], UserError], work: Work
+) -> tuple[int, int]:
+    """The key (data, ulysses) of the cheapest plan; logs it, the others by cost, and why the refused ones are illegal.
+
+    Where there is one plan and nothing else was thinkable, nothing is logged.
+
+    Raises:
+      UserError: nothing is legal; the reason is that of the largest Ulysses.
+    """
+    if not found:
+        raise refused[max(refused)]
+    if len(found) == 1 and not refused:
+        return next(iter(found))
+    costs = {key: cost(plan, key[0], work) for key, plan in found.items()}
+    best, *others = sorted(costs, key=lambda key: costs[key].total)
+    log.info("ulysses_shards=auto: %s, modelled %s", _name(best, found[best]), costs[best])
+    for key in others:
+        log.info("  rather than %s, modelled %s", _name(key, found[key]), costs[key])
+    for (data, ulysses), reason in refused.items():
+        log.info("  not data %d, ulysses %d: %s", data, ulysses, reason)
+    return best
+
+
+def _name(key: tuple[int, int], plan: AttentionPlan) -> str:
+    pair = f"the guidance pair over data {key[0]}, " if key[0] > 1 else ""
+    return f"{pair}ring {plan.ring} x ulysses {plan.ulysses}"
+
+
+def _all_to_all(size: int, devices: int, machine: Machine) -> float:
+    if devices == 1:
+        return 0.0
+    if devices <= machine.cores:
+        return size * (devices - 1) / devices / machine.in_chip
+    chips = devices // machine.cores
+    links = 2 ** int(math.log2(chips) / 2)  # the shorter side of the chips' block
+    return size * devices / 4 / (links * machine.link)
+
+
+def _rotation(size: int, plan: AttentionPlan, slices: int, machine: Machine) -> float:
+    if slices > 1:
+        return size / SLICE_LINK
+    return size / (machine.in_chip if plan.context <= machine.cores else machine.link / machine.cores)

@@ -1,0 +1,109 @@
+"""The CLIP vision tower (Radford et al., 2021, arXiv:2103.00020), read before its last layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+from PIL import Image
+
+from maxdiffusion.models.clip.config import CLIPVisionConfig
+from maxdiffusion.models.layers import MLP, LayerNorm, Linear, parameter, scan, stack
+from maxdiffusion.parallel import axes
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+
+
+def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b h w c"]:
+    """RGB images of any size as the tower takes them, fp32: the short side resized to `size`, cropped in the middle.
+
+    Reference: `transformers.CLIPImageProcessor` (bicubic, normalised by the channels' mean and deviation).
+    """
+
+    def crop(image: Image.Image) -> np.ndarray:
+        width, height = (max(size, int(size * side / min(image.size))) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        small = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        return (np.asarray(small, np.float32) / np.float32(255) - MEAN) / STD
+
+    return np.stack([crop(image) for image in images])
+
+
+class Attention(nnx.Module):
+    """Self-attention among the patches of an image."""
+
+    def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        self.heads, dim = config.num_attention_heads, config.hidden_size
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.q_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
+        self.k_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
+        self.v_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
+        self.out_proj = Linear(dim, dim, (axes.HEADS, axes.EMBED), **common)
+
+    def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
+        b, length, e = x.shape
+        q, k, v = (project(x).reshape(b, length, self.heads, -1) for project in (self.q_proj, self.k_proj, self.v_proj))
+        logits = jnp.einsum("bsnd,bknd->bnsk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+        out = jnp.einsum("bnsk,bknd->bsnd", weights, v, preferred_element_type=jnp.float32)
+        return self.out_proj(out.reshape(b, length, e))
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and feed-forward; the residual stream is fp32."""
+
+    def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        dim, gelu = config.hidden_size, functools.partial(jax.nn.gelu, approximate=False)
+        self.layer_norm1 = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
+        self.self_attn = Attention(config, **common)
+        self.layer_norm2 = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
+        self.mlp = MLP(dim, config.intermediate_size, dim, gelu, **common)
+
+    def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
+        x = x + self.self_attn(self.layer_norm1(x)).astype(jnp.float32)
+        return x + self.mlp(self.layer_norm2(x)).astype(jnp.float32)
+
+
+class CLIPVision(nnx.Module):
+    """Reference: `transformers.CLIPVisionModel`. Layers are stored stacked; see `WanTransformer` for `scan_layers`."""
+
+    def __init__(
+        self,
+        config: CLIPVisionConfig,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+        scan_layers: bool = True,
+    ):
+        self.config = config
+        self.unroll = not scan_layers
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+        dim, normal = config.hidden_size, nnx.initializers.normal(0.02)
+        self.class_embedding = parameter(rngs, normal, (dim,), (None,), jnp.float32)
+        self.patch_embedding = Linear(
+            3 * config.patch_size**2, dim, (None, axes.EMBED), rngs=rngs, use_bias=False, **common
+        )
+        self.position_embedding = parameter(rngs, normal, (config.tokens, dim), (None, None), jnp.float32)
+        self.pre_norm = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
+        self.layers = stack(lambda rngs: Layer(config, rngs=rngs, **common), config.num_hidden_layers, rngs)
+
+    def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b k e"]:
+        """What enters the last layer, fp32: the class token, then the patches; `pixels` come from `preprocess`."""
+        b, side, _, c = pixels.shape
+        p = self.config.patch_size
+        patches = pixels.reshape(b, side // p, p, side // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)
+        first = jnp.broadcast_to(self.class_embedding[...], (b, 1, self.config.hidden_size))
+        x = jnp.concatenate([first, self.patch_embedding(patches).astype(jnp.float32)], axis=1)
+        x = self.pre_norm(x + self.position_embedding[...])
+        _, before = scan(self.layers, lambda layer, x, _: (layer(x), x), x, None, self.unroll)
+        return before[-1]

@@ -1,0 +1,85 @@
+"""What a transformer's tensors say about it: its config.json, for a file that comes without one. Imports no jax."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.weights import naming
+from maxdiffusion.weights.checkpoint import read_tensors
+from maxdiffusion.weights.tables import original
+
+HEAD_DIM = 128  # of every official WAN transformer
+
+
+def read_config(path: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """`transformer_config` of a file, an index of shards or a folder, from its headers.
+
+    Raises:
+      UserError: it cannot be read, or holds no WAN transformer.
+    """
+    tensors = naming.normalised(read_tensors(path), original.DIT)
+    return transformer_config({name: tensor.shape for name, tensor in tensors.items()}, base, str(path))
+
+
+def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The keys of transformer/config.json that shapes determine, over those of `base`.
+
+    Args:
+      shapes: of all tensors, by their diffusers names.
+      base: the config.json of a transformer of the same family, or nothing; the size of a head, which no shape tells,
+        is taken from it and is 128 otherwise.
+      what: the file, for the message.
+
+    Raises:
+      UserError: a tensor that every WAN transformer has is absent.
+    """
+    embedder = "condition_embedder"
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in shapes:
+            raise UserError(
+                f"{what} has no tensor {name} under that name or its original one, so it is no WAN transformer; "
+                "give the file of one."
+            )
+        return shapes[name]
+
+    dim, channels, *patch = shape("patch_embedding.weight")
+    head = base.get("attention_head_dim", HEAD_DIM)
+    image = shapes.get(f"{embedder}.image_embedder.norm1.weight", (None,))[0]
+    config = {
+        "_class_name": "WanTransformer3DModel",
+        "num_layers": _count(shapes, "blocks"),
+        "num_attention_heads": dim // head,
+        "attention_head_dim": head,
+        "ffn_dim": shape("blocks.0.ffn.net.0.proj.weight")[0],
+        "in_channels": channels,
+        "out_channels": shape("proj_out.weight")[0] // math.prod(patch),
+        "patch_size": patch,
+        "text_dim": shape(f"{embedder}.text_embedder.linear_1.weight")[1],
+        "freq_dim": shape(f"{embedder}.time_embedder.linear_1.weight")[1],
+        "image_dim": image,
+        "added_kv_proj_dim": dim if image else None,
+        "pos_embed_seq_len": shapes.get(f"{embedder}.image_embedder.pos_embed", (0, None))[1],
+    }
+    if count := _count(shapes, "vace_blocks"):
+        config |= {
+            "_class_name": "WanVACETransformer3DModel",
+            "vace_layers": list(range(0, config["num_layers"], config["num_layers"] // count)),
+            "vace_in_channels": shape("vace_patch_embedding.weight")[1],
+        }
+    if "pose_patch_embedding.weight" in shapes:
+        config |= {
+            "_class_name": "WanAnimateTransformer3DModel",
+            "latent_channels": shape("pose_patch_embedding.weight")[1],
+        }
+    return {**base, **config}
+
+
+def _count(shapes: Mapping[str, Any], blocks: str) -> int:
+    hits = [re.match(rf"{blocks}\.(\d+)\.", name) for name in shapes]
+    return max((int(hit[1]) + 1 for hit in hits if hit), default=0)

@@ -1,0 +1,119 @@
+"""Tensors under the names of the diffusers layout, whatever names the file has, and fp8 weights with their scales.
+
+Works on headers alone, so that each net keeps one name table (weights/tables) and one strict match.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.weights.checkpoint import TensorInfo
+from maxdiffusion.weights.tables.original import Table
+
+PREFIX = "model.diffusion_model."  # that files for ComfyUI may put before the names of a transformer
+FP8 = ("F8_E4M3", "F8_E5M2")
+
+# Beside `X.weight` in fp8: its scale, in either spelling, and what serves fp8 activations, which are not used here.
+# Format: github.com/comfyanonymous/ComfyUI, QUANTIZATION.md; `scaled_fp8` marks files of the older spelling.
+_SCALES = ("scale_weight", "weight_scale")
+_UNUSED = ("scale_input", "input_scale", "comfy_quant")
+_MARK = "scaled_fp8"
+
+
+def normalised(tensors: Mapping[str, TensorInfo], table: Table) -> dict[str, TensorInfo]:
+    """The tensors by their diffusers names, each with its scale; `TensorInfo.name` stays the stored one.
+
+    A name that the table does not know stays as it is, for the match to judge.
+
+    Raises:
+      UserError: a scaled file with an fp8 weight that has no scale or one in blocks; two names of one tensor.
+    """
+    found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    result: dict[str, TensorInfo] = {}
+    for name, tensor in renamed(with_scales(found), table):
+        if name in result:
+            raise UserError(
+                f"{tensor.file} stores {tensor.name!r} and {result[name].name!r}, which are two names of one tensor; "
+                "use a checkpoint that stores it once."
+            )
+        result[name] = tensor
+    return result
+
+
+def is_original(tensors: Mapping[str, TensorInfo], table: Table) -> bool:
+    """Whether any name is one of the official repositories alone."""
+    return any(name != tensor.name.removeprefix(PREFIX) for name, tensor in renamed(tensors, table))
+
+
+def renamed(tensors: Mapping[str, TensorInfo], table: Table) -> Iterator[tuple[str, TensorInfo]]:
+    """(new name, tensor) of each; a tensor of two modules becomes two."""
+    rows = [(_pattern(module), targets) for module, targets in table.items()]
+    for name, tensor in tensors.items():
+        for pattern, targets in rows:
+            if hit := pattern.fullmatch(name):
+                parameter = hit.groups()[-1]
+                names = [
+                    target.format(**hit.groupdict()) + (parameter or "")
+                    for target in ((targets,) if isinstance(targets, str) else targets)
+                ]
+                yield from zip(names, _split(tensor, len(names)), strict=True)
+                break
+        else:
+            yield name, tensor
+
+
+def _pattern(module: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(module)) + r"(\.[a-z]+)?")
+
+
+def _split(tensor: TensorInfo, parts: int) -> Iterator[TensorInfo]:
+    """Equal parts of its rows; whatever does not divide is left to the match, as the shape that it is."""
+    if parts == 1:
+        yield tensor
+        return
+    rows, *rest = tensor.shape or (0,)
+    for part in range(parts):
+        piece = dataclasses.replace(tensor, shape=(rows // parts, *rest))
+        yield dataclasses.replace(piece, start=tensor.start + part * piece.nbytes)
+
+
+def with_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors without the scales of fp8 weights, which become part of the weight that they scale."""
+    result = dict(tensors)
+    unscaled = []
+    scaled = result.pop(_MARK, None) is not None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FP8:
+            continue
+        module = name.removesuffix("weight")
+        scale = next((result.pop(module + key) for key in _SCALES if module + key in result), None)
+        for key in _UNUSED:
+            result.pop(module + key, None)
+        if scale is None:
+            unscaled.append(name)
+            continue
+        scaled = True
+        _check_scale(tensor, scale)
+        result[name] = dataclasses.replace(tensor, scale=scale)
+    if scaled and (bare := [name for name in unscaled if name in result]):
+        tensor = tensors[bare[0]]
+        raise UserError(
+            f"{tensor.file} is a scaled fp8 file, but {len(bare)} of its fp8 tensors have no scale, such as "
+            f"{tensor.name!r}; use a whole file, or one in bf16 or fp16."
+        )
+    return result
+
+
+def _check_scale(tensor: TensorInfo, scale: TensorInfo) -> None:
+    rows = tensor.shape[0] if tensor.shape else 1
+    if scale.dtype not in ("F32", "BF16", "F16") or not (
+        math.prod(scale.shape) == 1 or scale.shape in ((rows,), (rows, 1))
+    ):
+        raise UserError(
+            f"{tensor.file} scales {tensor.name!r} by {scale.dtype}{list(scale.shape)}; one number for the tensor or "
+            "for each row can be read, not blocks: use another fp8 file, or one in bf16 or fp16."
+        )

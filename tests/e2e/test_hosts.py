@@ -1,0 +1,195 @@
+"""Two real processes of four virtual devices each, as two hosts would run the command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maxdiffusion import config, generate_wan
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "wan_tiny.yml")
+COMMAND = (str(ROOT / "generate_wan.py"), CONFIG, "output_format=npy", "jax_cache_dir=", "num_inference_steps=4")
+MESH = ("attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
+SMALL = ("height=32", "width=32", "num_frames=1", "guidance_scale=1", "logical_axis_rules=[[width, null]]")
+
+
+def free_port() -> int:
+    with socket.create_server(("localhost", 0)) as server:
+        return server.getsockname()[1]
+
+
+@contextlib.contextmanager
+def processes(*commands: Sequence[str], limit_first: int | None = None, **env: str) -> Iterator[list[subprocess.Popen]]:
+    """One process for each command; `limit_first` is the largest file, in bytes, that the first may write."""
+    address, started = f"localhost:{free_port()}", []
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_first, limit_first))
+
+    try:
+        for index, command in enumerate(commands):
+            launcher = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *command],
+                    env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4", **launcher, **env},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    preexec_fn=limit if limit_first and index == 0 else None,
+                )
+            )
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def finish(started: list[subprocess.Popen], timeout: float = 500) -> tuple[list[int], list[str]]:
+    """Exit codes, and what each said on stderr."""
+    said = [process.communicate(timeout=timeout)[1] for process in started]
+    return [process.returncode for process in started], said
+
+
+def check_the_same_video(tmp_path: Path, *words: str, **env: str) -> None:
+    mine, others = tmp_path / "first", tmp_path / "second"
+    with processes(*([*COMMAND, *MESH, *words, f"output_dir={folder}"] for folder in (mine, others)), **env) as started:
+        codes, said = finish(started)
+    assert codes == [0, 0], said
+    assert "process 0 of 2, 8 devices" in said[0] and "denoise done" in said[0]
+    assert "denoise" not in said[1] and "wrote" not in said[1]
+    (path,) = mine.rglob("*.npy")
+    assert len([entry for entry in mine.rglob("*") if entry.is_file()]) == 3 and not others.exists()
+    one = ("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1", "log_level=error")
+    cfg = config.load([*COMMAND[1:], *one, *words, f"output_dir={tmp_path / 'one'}"])
+    (alone,) = generate_wan.run(cfg)
+    assert path.name == alone.name
+    assert np.load(alone).std() > 5, "a flat video would compare equal to anything flat"
+    figure = psnr(np.load(path), np.load(alone))
+    print(f"two processes: {figure:.1f} dB")
+    assert figure > 60
+
+
+def test_the_same_video_small(tmp_path):
+    check_the_same_video(tmp_path, *SMALL, XLA_FLAGS="--xla_backend_optimization_level=0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [(), ("prompt=[a red circle moving right on a navy background, a white square moving down on a gray background]",)],
+    ids=["one", "two prompts"],
+)
+def test_the_same_video(tmp_path, words):
+    if words:
+        words = (*words, "ici_context_parallelism=4", "ici_data_parallelism=2")
+    check_the_same_video(tmp_path, *words)
+
+
+def test_another_config_is_refused_by_both(tmp_path):
+    words = [*COMMAND, *MESH, f"output_dir={tmp_path / 'out'}"]
+    with processes([*words, "seed=7"], [*words, "seed=8", "log_level=debug"]) as started:
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    for text in said:
+        assert "do not agree on seed (process 0: [7], process 1: [8]); start all" in text and "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_broken_checkpoint_on_one_host_ends_both(tmp_path, bundled):
+    words = [*COMMAND, *MESH, f"output_dir={tmp_path / 'out'}"]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for entry in bundled.iterdir():
+        (broken / entry.name).symlink_to(entry)
+    (broken / "vae").unlink()
+    with processes(words, [*words, f"pretrained_model_name_or_path={broken}"]) as started:
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    assert "process 1 of this run failed:" in said[0] and "no folder 'vae'" in said[0]
+    assert "no folder 'vae'" in said[1].splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_process_0_ends_both(tmp_path):
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}"]
+    with processes(words, words, limit_first=100) as started:
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    assert all("larger than the file system" in text for text in said)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_when_one_dies_the_other_ends(tmp_path, victim, number):
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}", "num_inference_steps=1000"]
+    words.remove("num_inference_steps=4")
+    with processes(words, words) as started:
+        for line in started[0].stderr:
+            if "denoise (" in line:
+                break
+        time.sleep(3)
+        started[victim].send_signal(number)
+        begun = time.monotonic()
+        codes, said = finish(started, timeout=250)
+        print(f"{time.monotonic() - begun:.0f} s after the signal: {codes}")
+    assert codes[0] and codes[1], said
+
+
+BYTES_READ = """
+import sys
+from pathlib import Path
+import jax
+from maxdiffusion import config
+from maxdiffusion.parallel import startup
+from maxdiffusion.runtime import distributed
+from maxdiffusion.weights import loader, specs
+from maxdiffusion.weights.nets import Nets, builders
+
+cfg = config.load(sys.argv[1:])
+distributed.start(cfg)
+pipeline = specs.open_pipeline(Path(cfg.pretrained_model_name_or_path))
+plan, placement = startup.place(cfg, heads=pipeline.configs["transformer"].num_attention_heads)
+nets = Nets(pipeline, builders(plan, weights_dtype="float32", dtype="float32"), placement)
+read = 0
+exactly = loader._read_exactly
+def count(file, part, tensor):
+    global read
+    read += part.nbytes
+    exactly(file, part, tensor)
+loader._read_exactly = count
+nets.load("transformer")
+print(read, nets.nbytes_on_disk("transformer"))
+"""
+
+
+def test_a_host_reads_only_what_its_devices_hold(tmp_path):
+    """Split by rows over eight devices, all weights but the small whole ones are read half by each process."""
+    rows = "logical_axis_rules=[[mlp, [fsdp, tensor]], [heads, [fsdp, tensor]], [embed, null]]"
+    command = ["-c", BYTES_READ, CONFIG, "ici_fsdp_parallelism=2", "ici_tensor_parallelism=4", rows]
+    with processes(command, command, PYTHONPATH=str(ROOT)) as started:
+        out = [process.communicate(timeout=100) for process in started]
+    for read, whole in (map(int, text.split()[-2:]) for text, _ in out):
+        print(f"read {read} of {whole} bytes: {read / whole:.0%}")
+        assert whole / 2 < read < 0.8 * whole

@@ -1,0 +1,103 @@
+"""The vision tower and its preprocessing against transformers'."""
+
+import gzip
+import json
+import math
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+from flax import nnx
+from PIL import Image
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.models.clip import CLIPVision, CLIPVisionConfig
+from maxdiffusion.models.clip.vision import preprocess
+from maxdiffusion.parallel import axes
+from maxdiffusion.weights.tables import clip as table
+from tests.parity import load_state_dict, match, paths, relative_error
+
+TINY = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+}
+OFFICIAL = TINY | {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "image_size": 224,
+}
+
+
+def abstract(raw, dtype=jnp.float32, **kwargs):
+    config = CLIPVisionConfig.from_json(raw)
+    make = lambda: CLIPVision(config, rngs=nnx.Rngs(0), weights_dtype=dtype, dtype=dtype, **kwargs)  # noqa: E731
+    with nnx.use_eager_sharding(False):
+        return nnx.eval_shape(make)
+
+
+def kept(state_dict):
+    return {k: v for k, v in state_dict.items() if not any(re.fullmatch(p, k) for p in table.IGNORED)}
+
+
+@pytest.mark.parametrize("prefix", ["", "vision_model."])
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_hidden_states_match_the_reference(prefix, scan_layers):
+    torch.manual_seed(0)
+    reference = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**TINY)).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pixels = np.random.default_rng(0).standard_normal((2, 28, 28, 3), np.float32)
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2]
+    state_dict = {prefix + name: tensor for name, tensor in kept(reference.state_dict()).items()}
+    ours = load_state_dict(abstract(TINY, scan_layers=scan_layers), table.RULES, state_dict)
+    hidden = nnx.jit(lambda model, x: model(x))(ours, jnp.asarray(pixels))
+    assert hidden.shape == (2, 5, 48) and hidden.dtype == jnp.float32
+    assert relative_error(hidden, theirs.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(64, 64), (97, 41), (31, 200), (20, 24)])
+def test_preprocessing_equals_the_reference(size):
+    rng = np.random.default_rng(1)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
+    theirs = processor(images=[image], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(preprocess([image], 28), theirs, atol=1e-6)
+
+
+def test_the_name_table_covers_the_official_checkpoint_both_ways():
+    params = paths(abstract(OFFICIAL, jnp.bfloat16))
+    path = Path(__file__).parents[1] / "golden" / "manifests" / "clip-vit-h-14.json.gz"
+    manifest = kept(json.loads(gzip.decompress(path.read_bytes())))
+    unfilled = {
+        (name, layer)
+        for name, param in params.items()
+        for layer in (range(param.shape[0]) if name.startswith("layers.") else (None,))
+    }
+    for tensor, shape in manifest.items():
+        rule, name, layer = match(table.RULES, tensor)
+        expected = params[name].shape if layer is None else params[name].shape[1:]
+        assert math.prod(shape) == math.prod(expected), tensor
+        if not rule.reshape:
+            assert tuple(shape[axis] for axis in rule.transform.value or range(len(shape))) == expected, tensor
+        unfilled.remove((name, layer))
+    assert not unfilled
+    for name, param in params.items():
+        assert (param.get_metadata()["out_sharding"][0] == axes.LAYERS) == name.startswith("layers."), name
+
+
+def test_a_tower_of_another_kind_is_refused():
+    with pytest.raises(UserError, match="hidden_act='quick_gelu'"):
+        CLIPVisionConfig.from_json(TINY | {"hidden_act": "quick_gelu"})

@@ -1,0 +1,122 @@
+"""What a run of several processes refuses before jax joins them, with threads in the place of processes."""
+
+import http.server
+import threading
+import time
+
+import pytest
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import distributed
+from tests.e2e.test_hosts import free_port
+
+
+def meet(*who: tuple[int, int], timeout: float = 2) -> list[str]:
+    """What each (process_id, num_processes) is told; "" where all is well."""
+    address, told = f"localhost:{free_port()}", [""] * len(who)
+
+    def run(place: int, index: int, count: int) -> None:
+        try:
+            distributed._meet(address, count, index, timeout)
+        except UserError as error:
+            told[place] = str(error)
+
+    threads = [threading.Thread(target=run, args=(i, *one)) for i, one in enumerate(who)]
+    for thread in threads[1:] + threads[:1]:  # process 0 last: the others try until it is there
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return told
+
+
+def test_all_come():
+    assert meet((0, 4), (1, 4), (2, 4), (3, 4)) == [""] * 4
+    assert meet((0, 1)) == [""]
+
+
+def test_other_counts_are_refused_on_both_sides():
+    told = meet((0, 3), (1, 3), (2, 4))
+    assert "process 2 has num_processes=4 and process 0 has 3" in told[0]
+    assert told[2] == told[0]
+    assert told[1] == told[0] or "cannot be reached" in told[1]  # if it comes after the refusal
+
+
+def test_the_same_number_twice():
+    told = meet((0, 3), (1, 3), (1, 3))
+    assert "two processes have process_id=1; number them 0 to 2" in told[0] and told[0] in told[1:]
+    told = meet((0, 2), (0, 2))
+    assert any("port" in text and "cannot be opened here, on process 0" in text for text in told)
+
+
+def test_one_does_not_come():
+    told = meet((0, 3), (1, 3), timeout=0.5)
+    assert told[0] == "of 3 processes, number 2 did not come within 0.5 s; start one on every host."
+    assert told[1]
+
+
+def test_a_coordinator_that_cannot_be_reached():
+    with pytest.raises(UserError, match=r"coordinator_address=localhost:\d+ cannot be reached"):
+        distributed._meet(f"localhost:{free_port()}", 2, 1, 0.3)
+    with pytest.raises(UserError, match=r"coordinator_address=nowhere.invalid:80 cannot be reached"):
+        distributed._meet("nowhere.invalid:80", 2, 1, 0.3)
+
+
+def test_a_stranger_at_the_port_hinders_nobody():
+    port, told = free_port(), []
+
+    def first() -> None:
+        distributed._meet(f"localhost:{port}", 2, 0, 5)
+        told.append("ready")
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    for text in ("GET / HTTP/1.1", "", "x y"):
+        assert distributed._report("localhost", port, text, time.monotonic() + 5) == ""
+    assert not told
+    distributed._meet(f"localhost:{port}", 2, 1, 5)
+    thread.join()
+    assert told == ["ready"]
+
+
+LAUNCHERS = [
+    ({}, False),
+    ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ({"MEGASCALE_NUM_SLICES": "2"}, True),
+    ({"SLURM_NTASKS": "4"}, False),  # a batch script outside of srun
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+]
+
+
+@pytest.mark.parametrize(("env", "several"), LAUNCHERS)
+def test_launchers(monkeypatch, env, several):
+    names = {name for other, _ in LAUNCHERS for name in other} | {"TPU_PROCESS_ADDRESSES", "TPU_ML_PLATFORM"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert distributed._launched() is several
+
+
+@pytest.mark.parametrize(("endpoints", "hosts"), [("me:1:10.0.0.2", 1), ("a:1:10.0.0.2,b:2:10.0.0.3", 2)])
+def test_hosts_of_a_tpu_slice(monkeypatch, endpoints, hosts):
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google" and self.path.endswith("/worker-network-endpoints")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(endpoints.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+        monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
+        monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_port}")
+        assert distributed._slice_hosts() == hosts
+        server.shutdown()
+    assert distributed._slice_hosts() == 1  # nobody answers

@@ -1,0 +1,168 @@
+"""The official repositories' names and fp8 scales: headers only, except where numbers are compared."""
+
+import gzip
+import json
+import math
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.weights import loader, naming
+from maxdiffusion.weights.checkpoint import TensorInfo, read_header
+from maxdiffusion.weights.tables import original
+from tests.weights.safetensors_file import original_name, write
+
+MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
+TRANSFORMERS = sorted(path.name.removesuffix(".json.gz") for path in MANIFESTS.glob("wan*b.json.gz"))
+TABLES = {
+    **dict.fromkeys(TRANSFORMERS, original.DIT),
+    "umt5-xxl-encoder": original.UMT5,
+    "wan2.1-vae": original.VAE21,
+    "wan2.2-vae": original.VAE22,
+}
+UNIONS = {"wan2.1-vae": original.VAE, "wan2.2-vae": original.VAE}  # what is read with
+# diffusers' single-file loader has no position embedding of two images, no text encoder and no 2.2 VAE.
+UNKNOWN_TO_THE_REFERENCE = ("wan2.1-flf2v-14b", "umt5-xxl-encoder", "wan2.2-vae")
+# The same in both namings: (module or tensor) of all nets.
+SHARED = r"(vace_|pose_)?patch_embedding\..*|face_encoder\.(norm\d|out_proj|padding_tokens).*"
+
+
+def manifest(name):
+    shapes = json.loads(gzip.decompress((MANIFESTS / f"{name}.json.gz").read_bytes()))
+    shapes.pop("encoder.embed_tokens.weight", None)  # the same tensor as shared.weight, which the original stores once
+    return {key: tuple(shape) for key, shape in shapes.items()}
+
+
+def infos(shapes, dtype="F32"):
+    result, start = {}, 0
+    for name, shape in shapes.items():
+        result[name] = TensorInfo(name, dtype, tuple(shape), Path("x"), start)
+        start += result[name].nbytes
+    return result
+
+
+def to_original(shapes, table):
+    """The halves of one tensor are joined."""
+    result = {}
+    for name, shape in shapes.items():
+        theirs, halved = original_name(name, table)
+        assert theirs != name or re.fullmatch(SHARED, name), f"{name} has no original name"
+        if halved:
+            shape = (2 * shape[0], *shape[1:])
+            assert result.get(theirs, shape) == shape
+        else:
+            assert theirs not in result
+        result[theirs] = shape
+    return result
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_official_tensor_has_one_original_name_and_comes_back(name):
+    shapes, table = manifest(name), TABLES[name]
+    theirs = infos(to_original(shapes, table))
+    table = UNIONS.get(name, table)
+    assert naming.is_original(theirs, table)
+    assert not naming.is_original(infos(shapes), table)
+    back = naming.normalised({naming.PREFIX + key: tensor for key, tensor in theirs.items()}, table)
+    assert {key: tensor.shape for key, tensor in back.items()} == shapes
+    covered = sorted((t.start, t.start + t.nbytes) for t in back.values())  # every byte is used once
+    assert [end for _, end in covered][:-1] == [start for start, _ in covered][1:]
+    assert naming.normalised(infos(shapes), table) == infos(shapes)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in UNKNOWN_TO_THE_REFERENCE])
+def test_names_are_those_of_the_reference_converter(name):
+    shapes = manifest(name)
+    theirs = {key: torch.empty(shape, device="meta") for key, shape in to_original(shapes, TABLES[name]).items()}
+    if "vae" in name:
+        converted = single_file_utils.convert_wan_vae_to_diffusers(theirs)
+    else:
+        for key in [key for key in theirs if "net_app.convs" in key and key.endswith("bias")]:
+            theirs[key] = theirs[key].reshape(1, -1, 1, 1)  # as the official file has them
+        converted = single_file_utils.convert_wan_transformer_to_diffusers(theirs)
+    assert {key: tuple(tensor.shape) for key, tensor in converted.items()} == shapes
+
+
+def test_two_names_of_one_tensor():
+    both = infos({"head.head.weight": (4, 8), "proj_out.weight": (4, 8)})
+    with pytest.raises(UserError, match=r"'proj_out\.weight' and 'head\.head\.weight', which are two names"):
+        naming.normalised(both, original.DIT)
+
+
+# ---- fp8
+
+E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
+Q = "blocks.0.self_attn.q"
+
+
+@pytest.fixture
+def stored():
+    """8 x 6, every row different, among them the largest number and a subnormal one."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 6)).astype(np.float32) * 20
+    weight[0, :2] = 448, 2**-9
+    return weight
+
+
+def read(path, dtype=np.float32):
+    """What the loader makes of the file's only weight."""
+    (tensor,) = naming.normalised(read_header(path)[0], original.DIT).values()
+    return np.concatenate([numbers.astype(dtype) for _, numbers in loader._strips(tensor, nbytes=13)])
+
+
+@pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
+@pytest.mark.parametrize("kind", [E4M3, E5M2])
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1)])
+def test_scaled_fp8(stored, tmp_path, kind, shape, spelling):
+    scale = (np.float32(0.03) + np.arange(math.prod(shape), dtype=np.float32)).reshape(shape)
+    file = {f"{naming.PREFIX}{Q}.weight": stored.astype(kind), f"{naming.PREFIX}{Q}.{spelling}": scale}
+    if spelling == "scale_weight":
+        file |= {f"{naming.PREFIX}scaled_fp8": np.zeros(2, kind), f"{naming.PREFIX}{Q}.scale_input": np.ones((), "f4")}
+    else:
+        file |= {f"{naming.PREFIX}{Q}.comfy_quant": np.zeros(30, np.uint8)}
+    write(tmp_path / "a.safetensors", file)
+    want = torch.from_numpy(stored.astype(kind).astype(np.float32)) * torch.from_numpy(
+        scale.reshape(-1, 1) if scale.size > 1 else scale
+    )
+    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), want.numpy())
+
+
+@pytest.mark.parametrize("kind", [E4M3, E5M2])
+def test_fp8_without_scales_is_cast(stored, tmp_path, kind):
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": stored.astype(kind)})
+    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), stored.astype(kind).astype(np.float32))
+
+
+def test_every_byte_of_fp8_means_what_torch_says():
+    codes = torch.arange(256, dtype=torch.uint8)
+    for name, kind in {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}.items():
+        np.testing.assert_array_equal(loader._FP8_VALUES[name], codes.view(kind).float().numpy())
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        ({"scaled_fp8": np.zeros(2, E4M3)}, r"scaled fp8 file, but 1 of its fp8 tensors have no scale.*self_attn\.q"),
+        ({f"{Q}.scale_weight": np.ones((2, 3), "f4")}, r"by F32\[2, 3\]; one number for the tensor or for each row"),
+        ({f"{Q}.scale_weight": np.ones((), np.int32)}, r"by I32\[\]"),
+    ],
+)
+def test_scales_that_cannot_be_meant(stored, tmp_path, broken, message):
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": stored.astype(E4M3), **broken})
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.safetensors")
+
+
+def test_what_belongs_to_no_fp8_weight_is_left_for_the_match():
+    tensors = infos({f"{Q}.weight": (8, 6), f"{Q}.scale_weight": (), f"{Q}.scale_input": ()})
+    assert set(naming.normalised(tensors, original.DIT)) == {
+        "blocks.0.attn1.to_q.weight",
+        f"{Q}.scale_weight",
+        f"{Q}.scale_input",
+    }
