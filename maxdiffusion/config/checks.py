@@ -100,6 +100,7 @@ _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
     "ANIMATE": (
         (
+            "image",
             "pose_video",
             "face_video",
             "mode",
@@ -108,7 +109,7 @@ _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "segment_frame_length",
             "prev_segment_conditioning_frames",
         ),
-        ("pose_video", "face_video"),
+        ("image", "pose_video", "face_video"),
     ),
 }
 # key -> the key without which it has no meaning

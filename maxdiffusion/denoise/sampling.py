@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -61,11 +62,12 @@ def sample(
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     if conditioning.START in inputs.by_kind:
         schedule = schedule.last(cfg.strength)
-    leading = parts.of(cfg).leading
-    shape = (leading + shape[0], *shape[1:])
+    plan = parts.of(cfg)
+    per_part, count = plan.leading + shape[0] // len(plan.starts), len(plan.starts)
+    shape = (per_part * count, *shape[1:])
     strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
     segments = strategy.segments(schedule.timesteps)
-    tokens = math.prod(nets.configs["transformer"].grid(*shape[:3]))
+    tokens = math.prod(nets.configs["transformer"].grid(per_part, *shape[1:3]))
     per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
     guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], *per_shard)
     guided = not isinstance(guidance, NoGuidance)
@@ -74,31 +76,36 @@ def sample(
     prepare = jax.jit(_prepare, static_argnums=0)
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
     program: Program | None = None
-    states: dict[int, State] = {}
-    for first, segment in experts.turns(segments, range(0, len(videos), size), cfg.expert_residency):
+    states: dict[tuple[int, int], State] = {}
+    made: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+    units = [(first, part) for first in range(0, len(videos), size) for part in range(count)]
+    for (first, part), segment in experts.turns(segments, units, cfg.expert_residency):
         rows = [min(first + i, len(videos) - 1) for i in range(size)]  # a short last batch is filled up
-        raw = conditions.contexts([videos[row] for row in rows], guided)
+        raw = conditions.contexts([videos[row] for row in rows], guided, made[first])
         transformer = residents[segment.net]
         network, params = split(transformer)
         with stages("text"):
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
-        if first not in states:
+        if (first, part) not in states:
             batch = [videos[row] for row in rows]
             seeds = [video.seed for video in batch]
             x = noise(seeds, shape) if given is None else parallel.put(given[rows], axes.BATCH)
+            x = x[:, part * per_part : (part + 1) * per_part]
             x = conditions.start(batch, x, float(schedule.sigmas[0]))
         if program is None:
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
                 program = denoiser.compile(params, x, contexts)
-        state = states.pop(first) if first in states else program.init(x)
+        state = states.pop((first, part)) if (first, part) in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
-            states[first] = _run(program, params, contexts, state, segment, advance, stages, watch)
+            states[first, part] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
-            latents = distributed.fetch(raw.positive.frames.keep(states.pop(first).x))
-            yield videos[first : first + size], latents[: len(videos) - first, leading:]
+            latents = distributed.fetch(raw.positive.frames.keep(states.pop((first, part)).x))
+            made[first].append(latents[:, plan.leading :])
+            if part == count - 1:
+                yield videos[first : first + size], np.concatenate(made.pop(first), axis=1)[: len(videos) - first]
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:

@@ -10,9 +10,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from maxdiffusion import config, generate_wan
+from maxdiffusion.config.parts import Parts
 from maxdiffusion.media.write import write
 from maxdiffusion.weights.latents_io import save_latents
 
@@ -62,16 +64,16 @@ def noise_file(folder: Path, frames: int) -> tuple[np.ndarray, Path]:
     return noise, folder / "noise.safetensors"
 
 
-def run(folder: Path, *words: str) -> np.ndarray:
+def run(folder: Path, *words: str, num_frames: int = FRAMES, guidance_scale: float = SCALE) -> np.ndarray:
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [
         f"prompt={PROMPT}",
         "negative_prompt=blurry",
         f"height={HEIGHT}",
         f"width={WIDTH}",
-        f"num_frames={FRAMES}",
+        f"num_frames={num_frames}",
         f"num_inference_steps={STEPS}",
-        f"guidance_scale={SCALE}",
+        f"guidance_scale={guidance_scale}",
         f"save_file={folder / 'ours.npy'}",
         "overwrite=true",
         "weights_dtype=float32",
@@ -149,4 +151,107 @@ def test_a_changed_video_equals_the_reference(random_checkpoint, files, tmp_path
     )
     figure = psnr(ours, theirs)
     print(f"video to video, strength {strength}: {figure:.1f} dB")
+    assert figure > 60
+
+
+FACE = 32
+
+
+@pytest.fixture(scope="session")
+def animate_pipeline(random_checkpoint, tmp_path_factory):
+    """The random checkpoint with an Animate transformer and a CLIP tower, saved; the reference's pipeline of it."""
+    folder = tmp_path_factory.mktemp("animate") / "checkpoint"
+    base = diffusers.WanPipeline.from_pretrained(random_checkpoint, torch_dtype=torch.float32)
+    torch.manual_seed(0)
+    transformer = diffusers.WanAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=4,
+        ffn_dim=32,
+        text_dim=32,
+        freq_dim=64,
+        image_dim=16,
+        added_kv_proj_dim=24,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 6, "32": 4},
+        motion_encoder_size=FACE,
+        motion_style_dim=10,
+        motion_dim=5,
+        motion_encoder_dim=14,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    clip = transformers.CLIPVisionConfig(**tower, image_size=28, patch_size=14, hidden_act="gelu")
+    pipeline = diffusers.WanAnimatePipeline(
+        tokenizer=base.tokenizer,
+        text_encoder=base.text_encoder,
+        vae=base.vae,
+        scheduler=base.scheduler,
+        image_processor=transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28),
+        image_encoder=transformers.CLIPVisionModel(clip).eval(),
+        transformer=transformer.eval(),
+    )
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return folder, pipeline
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "carried", "frames", "scale"),
+    [("animate", 9, 1, 15, 1.0), pytest.param("replace", 13, 5, 18, 3.0, marks=pytest.mark.slow)],
+)
+def test_animate_equals_the_reference(animate_pipeline, files, tmp_path, mode, length, carried, frames, scale):
+    """Two segments, the second filled up behind the video's end; without guidance, and with it."""
+    checkpoint, pipeline = animate_pipeline
+    segments = Parts(frames, length, carried).starts
+    assert len(segments) == 2
+    shape = (1, 16, (length - 1) // 4 + 2, HEIGHT // 8, WIDTH // 8)
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.cat([torch.randn(shape, generator=generator) for _ in segments], dim=2)
+    save_latents(tmp_path / "noise.safetensors", drawn.permute(0, 2, 3, 4, 1).numpy(), {})
+    rng = np.random.default_rng(6)
+    videos = {}
+    for name, size in (
+        ("pose", (HEIGHT, WIDTH)),
+        ("face", (FACE, FACE)),
+        ("background", (80, 120)),
+        ("mask", (80, 120)),
+    ):
+        small = [Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)) for _ in range(frames)]
+        videos[f"{name}_video"] = [image.resize(size[::-1], Image.Resampling.BICUBIC) for image in small]
+        write(np.stack([np.asarray(image) for image in videos[f"{name}_video"]]), tmp_path / name, 16, "png", {})
+    used = ("pose", "face") if mode == "animate" else ("pose", "face", "background", "mask")
+    theirs = pipeline(
+        image=Image.open(files / "1.png"),
+        **{f"{name}_video": videos[f"{name}_video"] for name in used},
+        prompt=PROMPT,
+        negative_prompt="blurry",
+        mode=mode,
+        height=HEIGHT,
+        width=WIDTH,
+        segment_frame_length=length,
+        prev_segment_conditioning_frames=carried,
+        num_inference_steps=STEPS,
+        guidance_scale=scale,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+    ).frames[0]
+    assert theirs.std() > 0.02 and len(theirs) == frames
+    ours = run(
+        tmp_path,
+        "model_name=wan2.2-animate",
+        f"pretrained_model_name_or_path={checkpoint}",
+        f"image={files / '1.png'}",
+        *(f"{name}_video={tmp_path / name}" for name in used),
+        f"mode={mode}",
+        f"flow_shift={pipeline.scheduler.config.flow_shift}",
+        f"initial_latents={tmp_path / 'noise.safetensors'}",
+        f"segment_frame_length={length}",
+        f"prev_segment_conditioning_frames={carried}",
+        num_frames=frames,
+        guidance_scale=scale,
+    )
+    figure = psnr(ours, np.round(theirs * 255).astype(np.uint8))
+    print(f"Animate, {mode}, {len(segments)} segments: {figure:.1f} dB")
     assert figure > 60
