@@ -213,11 +213,12 @@ class ResidualDownBlock(nnx.Module):
                 for i in range(num_res_blocks)
             ]
         )
-        self.downsamplers = nnx.List([] if down is None else [down])
+        self.downsampler = nnx.data(down)
         self.factors = _factors(down)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
-        y, cache = chain((*self.resnets, *self.downsamplers), x, cache)
+        blocks = self.resnets if self.downsampler is None else (*self.resnets, self.downsampler)
+        y, cache = chain(blocks, x, cache)
         return place(y + averaged(x, self.factors, y.shape[-1])), cache
 
 
