@@ -185,6 +185,24 @@ _WAN22_TI2V = dataclasses.replace(
     vae_stride=(4, 16, 16),
 )
 
+_WAN22_ANIMATE = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-animate",
+    family="wan2.2",
+    model_type="ANIMATE",
+    sizes=_720P,
+    num_inference_steps=20,
+    guidance_scale=1.0,
+    height=720,
+    width=1280,
+    num_frames=77,
+    fps=30,
+    conditions=("image_tokens", "performance"),
+    nets=("text_encoder", "image_encoder", "transformer", "vae"),
+    pipeline_class="WanAnimatePipeline",
+    transformer_class="WanAnimateTransformer3DModel",
+)
+
 _14B = Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16)
 _14B_IMAGE = dataclasses.replace(_14B, in_channels=36)
 
@@ -256,6 +274,13 @@ _ROWS = (
         dims=Dims(num_layers=30, num_attention_heads=24, attention_head_dim=128, in_channels=48),
     ),
     _WAN22_TI2V,
+    dataclasses.replace(
+        _WAN22_ANIMATE,
+        name="wan2.2-animate-14b",
+        hub_id="Wan-AI/Wan2.2-Animate-14B-Diffusers",
+        dims=_14B_IMAGE,
+    ),
+    _WAN22_ANIMATE,
     dataclasses.replace(
         _WAN21_T2V,
         name="wan-tiny-t2v",  # the miniature in models/wan_tiny

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion import variants
-from maxdiffusion.conditioning import images, start, text, vace
+from maxdiffusion.conditioning import animate, images, start, text, vace
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.guidance import Contexts
@@ -21,7 +21,8 @@ from maxdiffusion.models.dit import Context
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 
-START = "start"  # no field of Context: what denoising starts from
+# No fields of `Context`: what denoising starts from, and of what a long video makes its fields part by part.
+START, PERFORMANCE = "start", animate.PERFORMANCE
 
 
 class Kind(NamedTuple):
@@ -46,6 +47,7 @@ KINDS: Mapping[str, Kind] = {
     "first_frame": Kind(images.read_fitted, images.encode_first, "frames"),
     "control": Kind(vace.read, vace.encode, "side"),
     START: Kind(start.read, start.encode, START),
+    PERFORMANCE: Kind(animate.read, animate.encode, PERFORMANCE),
 }
 
 
@@ -76,20 +78,36 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
 class Conditioning:
     """What every video of a run is conditioned on."""
 
-    def __init__(self, by_prompt: Mapping[str, jax.Array], parts: Mapping[Example, Mapping[str, Any]]) -> None:
-        """`by_prompt` holds text embeddings, k e_text in fp32; `parts` the other fields of each video's `Context`."""
+    def __init__(
+        self,
+        by_prompt: Mapping[str, jax.Array],
+        parts: Mapping[Example, Mapping[str, Any]],
+        perform: animate.Perform = animate.still,
+    ) -> None:
+        """`by_prompt` holds text embeddings, k e_text in fp32; `parts` the other fields of each video's `Context`.
+
+        `perform` adds the fields that differ from part to part of a long video.
+        """
         self._by_prompt = by_prompt
         self._parts = parts
+        self._perform = perform
 
-    def contexts(self, videos: Sequence[Example], guided: bool) -> Contexts:
-        """Those of one batch; without guidance there is no negative side, which shares all but the text."""
-        parts = {name: value for name, value in self._stacked(videos).items() if name != START}
+    def contexts(
+        self, videos: Sequence[Example], guided: bool, before: Sequence[Float[np.ndarray, "b f h w c"]] = ()
+    ) -> Contexts:
+        """Those of one batch; without guidance there is no negative side, which shares all but the text and a face.
 
-        def context(prompts: Sequence[str]) -> Context:
-            return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **parts)
+        `before` holds the latents of the parts of these videos that are made already.
+        """
+        fields = self._stacked(videos)
+        fields.pop(START, None)
+        shown, hidden = self._perform(fields, before)
 
-        positive = context([video.prompt for video in videos])
-        return Contexts(positive, context([video.negative_prompt for video in videos]) if guided else None)
+        def context(prompts: Sequence[str], fields: Mapping[str, Any]) -> Context:
+            return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **fields)
+
+        positive = context([video.prompt for video in videos], shown)
+        return Contexts(positive, context([video.negative_prompt for video in videos], hidden) if guided else None)
 
     def start(
         self, videos: Sequence[Example], noise: Float[Array, "b f h w c"], sigma: float
@@ -111,7 +129,10 @@ def encode(
         for video, value in zip(videos, KINDS[name].encode(cfg, nets, stages, videos, given), strict=True):
             parts[video][KINDS[name].field] = value
     wanted = [video.prompt for video in videos] + [video.negative_prompt for video in videos if guided]
-    return Conditioning(_encode_prompts(list(dict.fromkeys(wanted)), nets, stages), parts)
+    by_prompt = _encode_prompts(list(dict.fromkeys(wanted)), nets, stages)
+    if PERFORMANCE not in inputs.by_kind:
+        return Conditioning(by_prompt, parts)
+    return Conditioning(by_prompt, parts, animate.performer(cfg, nets, stages, inputs.by_kind[PERFORMANCE]))
 
 
 def _encode_prompts(prompts: Sequence[str], nets: Nets, stages: Stages) -> dict[str, jax.Array]:

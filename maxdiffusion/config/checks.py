@@ -113,6 +113,7 @@ _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
     "ANIMATE": (
         (
+            "image",
             "pose_video",
             "face_video",
             "mode",
@@ -121,34 +122,33 @@ _CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "segment_frame_length",
             "prev_segment_conditioning_frames",
         ),
-        ("pose_video", "face_video"),
+        ("image", "pose_video", "face_video"),
     ),
 }
 # key -> the key without which it has no meaning
 _WITH = {"strength": "video", "mask": "video"}
+_REPLACING = ("background_video", "mask_video")
 
 
 def _control(cfg: Config, spec: WanSpec) -> None:
     takes, needs = _CONTROL.get(spec.model_type, ((), ()))
     images = {key: [getattr(video, key) for video in examples(cfg)] for key in ("image", "last_image")}
-    given = {key for key in schema.group("control") if getattr(cfg, key) != schema.default(key)}
-    given |= {key for key, values in images.items() if any(values)}
-    for key in sorted(given):
+    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
+    given += [key for key, values in images.items() if any(values)]
+    for key in given:
         if key not in takes:
-            able = [name for name, (keys, _) in _CONTROL.items() if key in keys]
+            able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
             raise UserError(
-                f"{key} has no meaning for {spec.name}, a {spec.model_type} model; leave it out, or choose a "
-                f"{' or '.join(able)} model."
+                f"{key} has no meaning for {spec.name}, whose model_type is {spec.model_type}; leave it out, or choose "
+                f"a model of type {able}."
             )
-        if key in _WITH and getattr(cfg, _WITH[key]) is None:
+        if getattr(cfg, _WITH.get(key, key)) is None:
             raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
-    replacing = ("background_video", "mask_video") if cfg.mode == "replace" else ()
-    for key in ("background_video", "mask_video"):
-        if key in given and not replacing:
-            raise UserError(f"{key} has no meaning with mode=animate; write mode=replace, or leave it out.")
+        if key in _REPLACING and cfg.mode != "replace":
+            raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
     if cfg.decode_latents:
         return
-    for key in (*needs, *replacing):
+    for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
         if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
             raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
@@ -156,8 +156,13 @@ def _control(cfg: Config, spec: WanSpec) -> None:
 
 def _experts(cfg: Config, spec: WanSpec) -> None:
     for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
-        if spec.boundary_ratio is None and getattr(cfg, key) != schema.default(key):
+        if spec.boundary_ratio is None and not _is_default(cfg, key):
             raise UserError(f"{key} has no meaning for {spec.name}, which has one expert; leave it out.")
+
+
+def _is_default(cfg: Config, key: str) -> bool:
+    default = Config.model_fields[key].default
+    return getattr(cfg, key) in (default, (default,))
 
 
 def _parallelism(cfg: Config, spec: WanSpec) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
@@ -39,6 +41,26 @@ class Parts:
         """Which frames of the video a part shows; behind its end the video runs backwards, and forth again."""
         period = max(2 * (self.frames - 1), 1)
         return [min(at % period, -at % period) for at in range(start, start + self.length)]
+
+    def latent_frames(self, per_part: int) -> int:
+        """Of all parts, without the leading ones."""
+        return len(self.starts) * per_part
+
+    def decode(self, decode: Callable[[Any], Iterator[Any]], latents: Any) -> Iterator[Any]:
+        """The frames of the whole video, in chunks, each frame once; `latents` and chunks have frames on axis 1.
+
+        Args:
+          decode: the latents of one part -> its frames, in chunks.
+          latents: of all parts, one after another, without the leading frames.
+        """
+        per_part = latents.shape[1] // len(self.starts)
+        for part, start in enumerate(self.starts):
+            at, end = start, start + self.carried if part else 0
+            for chunk in decode(latents[:, part * per_part : (part + 1) * per_part]):
+                first, last = max(end - at, 0), min(self.frames - at, chunk.shape[1])
+                if first < last:
+                    yield chunk[:, first:last]
+                at += chunk.shape[1]
 
 
 def of(cfg: Config) -> Parts:

@@ -349,12 +349,6 @@ LISTS = (
 MAPPINGS = ("flash_block_sizes",)
 
 
-def default(key: str) -> Any:
-    """The schema's own; one value of a list as a list, as a Config has it."""
-    info = Config.model_fields[key]
-    return (info.default,) if key in LISTS and not isinstance(info.default, tuple) else info.default
-
-
 def group(name: str) -> list[str]:
     """The keys of one group."""
     return [key for key, own, _, _ in rows() if own == name]

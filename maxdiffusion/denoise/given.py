@@ -38,7 +38,8 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
       UserError: the file is damaged, or its latents are not those of the size that the config asks for.
     """
     if cfg.initial_latents:
-        noisy = (len(examples(cfg)), parts.of(cfg).leading + shape[0], *shape[1:])
+        plan = parts.of(cfg)
+        noisy = (len(examples(cfg)), shape[0] + plan.leading * len(plan.starts), *shape[1:])
         return Given(noise=load_latents(Path(cfg.initial_latents), noisy)[0])
     if not cfg.decode_latents:
         return Given()

@@ -30,7 +30,7 @@ def _fits(value: object, hint: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-    return isinstance(value, get_origin(hint) or hint)
+    return isinstance(value, hint)
 
 
 def parse(

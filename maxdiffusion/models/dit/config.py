@@ -23,7 +23,7 @@ class AnimateConfig:
     """What `diffusers.WanAnimateTransformer3DModel` adds."""
 
     latent_channels: int
-    motion_encoder_channel_sizes: dict[str, int] | None = None  # by the side of the image; None: as published
+    motion_encoder_channel_sizes: tuple[tuple[str, int], ...] | None = None  # (side, channels); None: as published
     motion_encoder_size: int = 512
     motion_style_dim: int = 512
     motion_dim: int = 20
@@ -34,7 +34,7 @@ class AnimateConfig:
     motion_encoder_batch_size: int = 8
 
     MOTION_LAYERS: ClassVar[int] = 5  # linear ones, from the style to the motion
-    CHANNELS: ClassVar[Mapping[str, int]] = {str(2**n): min(512, 2 ** (14 - n)) for n in range(2, 11)}
+    CHANNELS: ClassVar[tuple[tuple[str, int], ...]] = tuple((str(2**n), min(512, 2 ** (14 - n))) for n in range(2, 11))
 
     def channels(self) -> tuple[int, ...]:
         """Channels of the motion encoder at each size, halved from the faces' own to 4.
@@ -43,7 +43,7 @@ class AnimateConfig:
           UserError: the size is no power of two, or has no channels.
         """
         sizes = [2**n for n in reversed(range(2, self.motion_encoder_size.bit_length()))]
-        table = self.motion_encoder_channel_sizes or self.CHANNELS
+        table = dict(self.motion_encoder_channel_sizes or self.CHANNELS)
         if sizes[:1] != [self.motion_encoder_size] or any(str(size) not in table for size in sizes):
             raise UserError(
                 f"The transformer's motion_encoder_size is {self.motion_encoder_size}; it must be a power of two, and "
@@ -138,6 +138,8 @@ class DiTConfig:
         side = None
         if (kind := _SIDES.get(raw.get("_class_name", ""))) is not None:
             own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
+            if isinstance(sizes := own.get("motion_encoder_channel_sizes"), dict):  # a network's config is hashable
+                own["motion_encoder_channel_sizes"] = tuple(sizes.items())
             side = checkpoint_config.parse(kind, own, net="transformer", only={})
         only: dict[str, tuple[Any, ...]] = {
             "_class_name": ("WanTransformer3DModel", *_SIDES),
