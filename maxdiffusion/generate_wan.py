@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 
-from maxdiffusion import parallel, variants
-from maxdiffusion.config import Config
+from maxdiffusion import conditioning, parallel, variants
+from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, manifest, output
@@ -36,18 +36,23 @@ def run(cfg: Config) -> list[AnyPath]:
     if not (videos := manifest.remaining(cfg, examples(cfg))):
         return paths
     with distributed.together():
+        inputs = conditioning.read(cfg, videos)
         nets, placement, shape = open_nets(cfg, stages)
         start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), videos=repr(videos))
+    distributed.agree(
+        cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest(), videos=repr(videos)
+    )
 
     with parallel.use(placement), stages.clock.compilation():
-        batches = start.finished or sampling.sample(cfg, videos, nets, shape, start.noise, stages)
+        batches = start.finished or sampling.sample(cfg, videos, nets, shape, start.noise, inputs, stages)
         vae = stages.load(nets, "vae")
+        decode = lambda part: vae.decode_chunks(parallel.put(part, axes.BATCH))  # noqa: E731
         for made, latents in batches:
             with output.reserved(cfg, made) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
-                    clips = frames.collect(vae.decode_chunks(parallel.put(latents, axes.BATCH)), advance)
+                    chunks = parts.of(cfg).decode(decode, latents)
+                    clips = frames.collect(chunks, advance)
                 with stages("encode", len(made), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
@@ -67,11 +72,11 @@ def open_nets(
         pipeline = specs.open_config(cfg)
         spec = variants.get(cfg.model_name)
         variants.check(spec, pipeline.files.configs["transformer"])
-        network, grid = pipeline.configs["transformer"], spec.latent_grid(cfg.num_frames, cfg.height, cfg.width)
-        heads, head_dim = network.num_attention_heads, network.attention_head_dim
-        sizes = {spec.latent_grid(cfg.num_frames, video.height, video.width) for video in examples(cfg)}
-        tokens = max(math.prod(network.grid(*size)) for size in sizes)
-        plan, placement = startup.place(cfg, heads, head_dim, tokens, devices)
+        cut, network = parts.of(cfg), pipeline.configs["transformer"]
+        f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
+        sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
+        tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
+        plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
         build = builders(
             plan,
             weights_dtype=cfg.weights_dtype,
@@ -81,4 +86,4 @@ def open_nets(
             scan_layers=cfg.scan_layers,
         )
         nets = Nets(pipeline, build, placement)
-        return nets, placement, (*grid, pipeline.configs["vae"].z_dim)
+        return nets, placement, (cut.latent_frames(f), h, w, pipeline.configs["vae"].z_dim)

@@ -13,8 +13,8 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 
-# The negative prompt of the official repository (`sample_neg_prompt`, the same for all of WAN 2.1).
-WAN21_NEGATIVE_PROMPT = (
+# The negative prompt of the official repositories (`sample_neg_prompt`, the same for all of WAN 2.1 and 2.2).
+NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
@@ -57,7 +57,8 @@ class Dims:
 class WanSpec:
     """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
 
-    `dims` None stands for any size. `sizes` are the official (width, height). Strides are (frames, height, width).
+    `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
+    `nets` the folders of its checkpoint. `sizes` are the official (width, height). Strides are (frames, height, width).
     From `num_inference_steps` on, the fields carry the names of the config keys whose defaults they are.
     """
 
@@ -78,6 +79,8 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     conditions: tuple[str, ...] = ()
+    nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
+    pipeline_class: str = "WanPipeline"
     transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -105,8 +108,103 @@ _WAN21_T2V = WanSpec(
     width=832,
     num_frames=81,
     fps=16,
-    negative_prompt=WAN21_NEGATIVE_PROMPT,
+    negative_prompt=NEGATIVE_PROMPT,
+    conditions=("start",),
 )
+
+_WAN21_VACE = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.1-vace",
+    model_type="VACE",
+    flow_shift=16.0,
+    conditions=("control",),
+    pipeline_class="WanVACEPipeline",
+    transformer_class="WanVACETransformer3DModel",
+)
+
+_WAN21_I2V = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.1-i2v",
+    model_type="I2V",
+    num_inference_steps=40,
+    flow_shift=3.0,
+    conditions=("image_tokens", "image_channels"),
+    nets=("text_encoder", "image_encoder", "transformer", "vae"),
+    pipeline_class="WanImageToVideoPipeline",
+)
+
+_WAN21_FLF2V = dataclasses.replace(
+    _WAN21_I2V,
+    name="wan2.1-flf2v",
+    model_type="FLF2V",
+    num_inference_steps=50,
+    flow_shift=16.0,
+    sizes=_720P,
+    height=720,
+    width=1280,
+)
+
+_WAN22_T2V = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-t2v",
+    family="wan2.2",
+    sizes=_720P + _480P,
+    num_inference_steps=40,
+    flow_shift=12.0,
+    guidance_scale=4.0,
+    guidance_scale_2=3.0,
+    boundary_ratio=0.875,
+    height=720,
+    width=1280,
+    nets=("text_encoder", "transformer", "transformer_2", "vae"),
+)
+
+_WAN22_I2V = dataclasses.replace(
+    _WAN22_T2V,
+    name="wan2.2-i2v",
+    model_type="I2V",
+    flow_shift=5.0,
+    guidance_scale=3.5,
+    guidance_scale_2=3.5,
+    boundary_ratio=0.9,
+    conditions=("image_channels",),
+    pipeline_class="WanImageToVideoPipeline",
+)
+
+_WAN22_TI2V = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-ti2v",
+    family="wan2.2",
+    model_type="TI2V",
+    sizes=((1280, 704), (704, 1280)),
+    height=704,
+    width=1280,
+    num_frames=121,
+    fps=24,
+    conditions=("first_frame",),
+    vae_stride=(4, 16, 16),
+)
+
+_WAN22_ANIMATE = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-animate",
+    family="wan2.2",
+    model_type="ANIMATE",
+    sizes=_720P,
+    num_inference_steps=20,
+    guidance_scale=1.0,
+    height=720,
+    width=1280,
+    num_frames=77,
+    fps=30,
+    conditions=("image_tokens", "performance"),
+    nets=("text_encoder", "image_encoder", "transformer", "vae"),
+    pipeline_class="WanAnimatePipeline",
+    transformer_class="WanAnimateTransformer3DModel",
+)
+
+_14B = Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16)
+_14B_IMAGE = dataclasses.replace(_14B, in_channels=36)
 
 _ROWS = (
     dataclasses.replace(
@@ -125,6 +223,64 @@ _ROWS = (
         width=1280,
     ),
     _WAN21_T2V,
+    dataclasses.replace(
+        _WAN21_VACE,
+        name="wan2.1-vace-1.3b",
+        hub_id="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        dims=Dims(num_layers=30, num_attention_heads=12, attention_head_dim=128, in_channels=16),
+    ),
+    dataclasses.replace(
+        _WAN21_VACE,
+        name="wan2.1-vace-14b",
+        hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
+        dims=Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16),
+        sizes=_720P + _480P,
+        height=720,
+        width=1280,
+    ),
+    _WAN21_VACE,
+    dataclasses.replace(
+        _WAN21_I2V,
+        name="wan2.1-i2v-14b-480p",
+        hub_id="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        dims=_14B_IMAGE,
+    ),
+    dataclasses.replace(
+        _WAN21_I2V,
+        name="wan2.1-i2v-14b-720p",
+        hub_id="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        dims=_14B_IMAGE,
+        sizes=_720P,
+        flow_shift=5.0,
+        height=720,
+        width=1280,
+    ),
+    _WAN21_I2V,
+    dataclasses.replace(
+        _WAN21_FLF2V,
+        name="wan2.1-flf2v-14b",
+        hub_id="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+        dims=_14B_IMAGE,
+    ),
+    _WAN21_FLF2V,
+    dataclasses.replace(_WAN22_T2V, name="wan2.2-t2v-a14b", hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers", dims=_14B),
+    _WAN22_T2V,
+    dataclasses.replace(_WAN22_I2V, name="wan2.2-i2v-a14b", hub_id="Wan-AI/Wan2.2-I2V-A14B-Diffusers", dims=_14B_IMAGE),
+    _WAN22_I2V,
+    dataclasses.replace(
+        _WAN22_TI2V,
+        name="wan2.2-ti2v-5b",
+        hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        dims=Dims(num_layers=30, num_attention_heads=24, attention_head_dim=128, in_channels=48),
+    ),
+    _WAN22_TI2V,
+    dataclasses.replace(
+        _WAN22_ANIMATE,
+        name="wan2.2-animate-14b",
+        hub_id="Wan-AI/Wan2.2-Animate-14B-Diffusers",
+        dims=_14B_IMAGE,
+    ),
+    _WAN22_ANIMATE,
     dataclasses.replace(
         _WAN21_T2V,
         name="wan-tiny-t2v",  # the miniature in models/wan_tiny
@@ -177,15 +333,20 @@ def candidates(model_name: str, model_type: str | None = None) -> tuple[WanSpec,
     return found
 
 
-def identify(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = _ROWS) -> WanSpec | None:
-    """The variant to which a transformer/config.json belongs: the row with its dimensions, else the one for any size.
+def matching(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = _ROWS) -> tuple[WanSpec, ...]:
+    """The variants to which a transformer/config.json may belong: rows with its dimensions, else those for any size.
 
     Raises:
       UserError: the dimensions are missing.
     """
     dims = Dims.of(transformer_config)
     fitting = [spec for spec in among if spec.dims in (dims, None) and _same_kind(spec, transformer_config)]
-    return min(fitting, key=lambda spec: spec.dims is None, default=None)
+    return tuple(spec for spec in fitting if spec.dims) or tuple(fitting)
+
+
+def identify(transformer_config: Mapping[str, Any]) -> WanSpec | None:
+    """The first of `matching`."""
+    return next(iter(matching(transformer_config)), None)
 
 
 def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
@@ -213,8 +374,16 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
 
 
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
-    """Whether class and channels are those of the model type: only text-to-video takes nothing but latents."""
-    channels = transformer_config.get("in_channels")
-    takes_latents_only = (transformer_config.get("out_channels") or channels) == channels
+    """Whether class, channels and image tokens are those of the model type."""
     named = transformer_config.get("_class_name", spec.transformer_class)
-    return named == spec.transformer_class and takes_latents_only == (spec.model_type == "T2V")
+    channels = transformer_config.get("in_channels")
+    latents_only = (transformer_config.get("out_channels") or channels) == channels
+    image = transformer_config.get("image_dim") is not None
+    positions = transformer_config.get("pos_embed_seq_len") is not None  # of two images
+    two_images = spec.model_type == "FLF2V"
+    return (
+        named == spec.transformer_class
+        and latents_only == (spec.model_type not in ("I2V", "FLF2V", "ANIMATE"))
+        and image == ("image_encoder" in spec.nets)
+        and (positions == two_images or (two_images and spec.dims is None))
+    )

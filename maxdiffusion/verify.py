@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import parallel
+from maxdiffusion import conditioning, parallel
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.load import replaced
@@ -95,15 +95,16 @@ def run(cfg: Config) -> list[Difference]:
 
 def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarray]:
     """The first batch's latents after every step."""
-    stages = Stages(cfg.progress)
+    stages, videos = Stages(cfg.progress), examples(cfg)
     with distributed.together():
+        inputs = conditioning.read(cfg, videos)
         nets, placement, shape = open_nets(cfg, stages, devices)
         start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest())
+    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
     seen: list[np.ndarray] = []
     with parallel.use(placement), stages.clock.compilation():
         batches = sampling.sample(
-            cfg, examples(cfg), nets, shape, start.noise, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
+            cfg, videos, nets, shape, start.noise, inputs, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
         )
         next(iter(batches))
     yield from seen

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from maxdiffusion.conditioning.encode import Conditioning, encode
+from maxdiffusion.conditioning.encode import START, Conditioning, Inputs, encode, read
 
-__all__ = ["Conditioning", "encode"]
+__all__ = ["START", "Conditioning", "Inputs", "encode", "read"]

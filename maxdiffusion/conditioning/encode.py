@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from maxdiffusion import variants
-from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning import animate, images, start, text, vace
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.guidance import Contexts
@@ -17,41 +21,118 @@ from maxdiffusion.models.dit import Context
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 
-# A kind of conditioning: for each video its value of one field of `Context`, a pytree without the batch axis.
-Kind = Callable[[Config, Nets, Stages, Sequence[Example]], Sequence[Any]]
+# No fields of `Context`: what denoising starts from, and of what a long video makes its fields part by part.
+START, PERFORMANCE = "start", animate.PERFORMANCE
 
-# `WanSpec.conditions` names what a variant has of these beside the text: name -> (field of `Context`, kind).
-KINDS: Mapping[str, tuple[str, Kind]] = {}
+
+class Kind(NamedTuple):
+    """A kind of conditioning beside the text; `WanSpec.conditions` names those of a variant.
+
+    Attributes:
+      read: (cfg, videos) -> what the files hold, checked as far as it can be without a network; None where none is
+        given.
+      encode: (cfg, nets, stages, videos, what was read) -> for each video its part of the conditioning, a pytree
+        without the batch axis.
+      field: of `Context`, to which that part belongs.
+    """
+
+    read: Callable[[Config, Sequence[Example]], Any]
+    encode: Callable[[Config, Nets, Stages, Sequence[Example], Any], Sequence[Any]]
+    field: str
+
+
+KINDS: Mapping[str, Kind] = {
+    "image_tokens": Kind(images.read_originals, images.encode_tokens, "image"),
+    "image_channels": Kind(images.read_fitted, images.encode_channels, "frames"),
+    "first_frame": Kind(images.read_fitted, images.encode_first, "frames"),
+    "control": Kind(vace.read, vace.encode, "side"),
+    START: Kind(start.read, start.encode, START),
+    PERFORMANCE: Kind(animate.read, animate.encode, PERFORMANCE),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the files hold that a run is conditioned on, by kind; only what is given."""
+
+    by_kind: Mapping[str, Any]
+
+    def digest(self) -> str:
+        """Of all numbers."""
+        leaves = jax.tree.leaves(self.by_kind)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+
+
+def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
+    """Reads and checks every file, before anything is loaded.
+
+    Raises:
+      UserError: a file is damaged, or not what the config says.
+    """
+    if cfg.decode_latents:
+        return Inputs({})
+    found = {name: KINDS[name].read(cfg, videos) for name in variants.get(cfg.model_name).conditions}
+    return Inputs({name: given for name, given in found.items() if given is not None})
 
 
 class Conditioning:
     """What every video of a run is conditioned on."""
 
-    def __init__(self, by_prompt: Mapping[str, jax.Array], parts: Mapping[Example, Mapping[str, Any]]) -> None:
-        """`by_prompt` holds text embeddings, k e_text in fp32; `parts` the other fields of each video's `Context`."""
+    def __init__(
+        self,
+        by_prompt: Mapping[str, jax.Array],
+        parts: Mapping[Example, Mapping[str, Any]],
+        perform: animate.Perform = animate.still,
+    ) -> None:
+        """`by_prompt` holds text embeddings, k e_text in fp32; `parts` the other fields of each video's `Context`.
+
+        `perform` adds the fields that differ from part to part of a long video.
+        """
         self._by_prompt = by_prompt
         self._parts = parts
+        self._perform = perform
 
-    def contexts(self, videos: Sequence[Example], guided: bool) -> Contexts:
-        """Those of one batch; without guidance there is no negative side, which shares all but the text."""
-        parts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._parts[video] for video in videos))
+    def contexts(
+        self, videos: Sequence[Example], guided: bool, before: Sequence[Float[np.ndarray, "b f h w c"]] = ()
+    ) -> Contexts:
+        """Those of one batch; without guidance there is no negative side, which shares all but the text and a face.
 
-        def context(prompts: Sequence[str]) -> Context:
-            return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **parts)
+        `before` holds the latents of the parts of these videos that are made already.
+        """
+        fields = self._stacked(videos)
+        fields.pop(START, None)
+        shown, hidden = self._perform(fields, before)
 
-        positive = context([video.prompt for video in videos])
-        return Contexts(positive, context([video.negative_prompt for video in videos]) if guided else None)
+        def context(prompts: Sequence[str], fields: Mapping[str, Any]) -> Context:
+            return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **fields)
+
+        positive = context([video.prompt for video in videos], shown)
+        return Contexts(positive, context([video.negative_prompt for video in videos], hidden) if guided else None)
+
+    def start(
+        self, videos: Sequence[Example], noise: Float[Array, "b f h w c"], sigma: float
+    ) -> Float[Array, "b f h w c"]:
+        """What denoising starts from at the first noise level: the noise, or the videos that are changed with noise."""
+        given = self._stacked(videos).get(START)
+        return noise if given is None else sigma * noise + (1 - sigma) * given
+
+    def _stacked(self, videos: Sequence[Example]) -> dict[str, Any]:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._parts[video] for video in videos))
 
 
-def encode(cfg: Config, videos: Sequence[Example], nets: Nets, stages: Stages, guided: bool) -> Conditioning:
+def encode(
+    cfg: Config, videos: Sequence[Example], nets: Nets, stages: Stages, guided: bool, inputs: Inputs
+) -> Conditioning:
     """Loads each encoder that the variant has, encodes each different input and frees the encoder again."""
     parts: dict[Example, dict[str, Any]] = {video: {} for video in videos}
-    for name in variants.get(cfg.model_name).conditions:
-        field, kind = KINDS[name]
-        for video, value in zip(videos, kind(cfg, nets, stages, videos), strict=True):
-            parts[video][field] = value
+    for name, given in inputs.by_kind.items():
+        for video, value in zip(videos, KINDS[name].encode(cfg, nets, stages, videos, given), strict=True):
+            parts[video][KINDS[name].field] = value
     wanted = [video.prompt for video in videos] + [video.negative_prompt for video in videos if guided]
-    return Conditioning(_encode_prompts(list(dict.fromkeys(wanted)), nets, stages), parts)
+    by_prompt = _encode_prompts(list(dict.fromkeys(wanted)), nets, stages)
+    if PERFORMANCE not in inputs.by_kind:
+        return Conditioning(by_prompt, parts)
+    return Conditioning(by_prompt, parts, animate.performer(cfg, nets, stages, inputs.by_kind[PERFORMANCE]))
 
 
 def _encode_prompts(prompts: Sequence[str], nets: Nets, stages: Stages) -> dict[str, jax.Array]:

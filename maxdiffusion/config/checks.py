@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
 from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.config import schema
+from maxdiffusion.config import parts, schema
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
@@ -30,6 +31,8 @@ def check(cfg: Config, spec: WanSpec) -> None:
         return
     _sizes(cfg, spec)
     _prompts(cfg, spec)
+    _control(cfg, spec)
+    _experts(cfg, spec)
     _parallelism(cfg, spec)
     _hosts(cfg)
     _output(cfg)
@@ -37,13 +40,15 @@ def check(cfg: Config, spec: WanSpec) -> None:
 
 def _sizes(cfg: Config, spec: WanSpec) -> None:
     _size(cfg.width, cfg.height, spec)
-    step = spec.vae_stride[0]
-    if (cfg.num_frames - 1) % step:
-        below = (cfg.num_frames - 1) // step * step + 1
+    key = "segment_frame_length" if spec.model_type == "ANIMATE" else "num_frames"
+    value, step = getattr(cfg, key), spec.vae_stride[0]
+    if (value - 1) % step:
+        below = (value - 1) // step * step + 1
         raise UserError(
-            f"num_frames={cfg.num_frames} is not of the form {step}n+1, as {spec.name} needs; "
+            f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
             f"the nearest are {below} and {below + step}."
         )
+    parts.of(cfg)
 
 
 def _size(width: int, height: int, spec: WanSpec, where: str = "") -> None:
@@ -93,6 +98,71 @@ def _inputs(cfg: Config) -> None:
         path = getattr(cfg, key)
         if path and not paths.reach(path).is_file():
             raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
+    for key in schema.VIDEOS:
+        path = getattr(cfg, key)
+        if path and not Path(path).exists():
+            raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
+
+
+# The keys of images and of the group `control` that each task reads, and of these the ones that it cannot do without.
+_CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "I2V": (("image", "last_image"), ("image",)),
+    "FLF2V": (("image", "last_image"), ("image", "last_image")),
+    "TI2V": (("image",), ()),
+    "T2V": (("video", "strength"), ()),
+    "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
+    "ANIMATE": (
+        (
+            "image",
+            "pose_video",
+            "face_video",
+            "mode",
+            "background_video",
+            "mask_video",
+            "segment_frame_length",
+            "prev_segment_conditioning_frames",
+        ),
+        ("image", "pose_video", "face_video"),
+    ),
+}
+# key -> the key without which it has no meaning
+_WITH = {"strength": "video", "mask": "video"}
+_REPLACING = ("background_video", "mask_video")
+
+
+def _control(cfg: Config, spec: WanSpec) -> None:
+    takes, needs = _CONTROL.get(spec.model_type, ((), ()))
+    images = {key: [getattr(video, key) for video in examples(cfg)] for key in ("image", "last_image")}
+    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
+    given += [key for key, values in images.items() if any(values)]
+    for key in given:
+        if key not in takes:
+            able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
+            raise UserError(
+                f"{key} has no meaning for {spec.name}, whose model_type is {spec.model_type}; leave it out, or choose "
+                f"a model of type {able}."
+            )
+        if getattr(cfg, _WITH.get(key, key)) is None:
+            raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
+        if key in _REPLACING and cfg.mode != "replace":
+            raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
+    if cfg.decode_latents:
+        return
+    for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
+        if not (all(images[key]) if key in images else getattr(cfg, key)):
+            what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
+            raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
+
+
+def _experts(cfg: Config, spec: WanSpec) -> None:
+    for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
+        if spec.boundary_ratio is None and not _is_default(cfg, key):
+            raise UserError(f"{key} has no meaning for {spec.name}, which has one expert; leave it out.")
+
+
+def _is_default(cfg: Config, key: str) -> bool:
+    default = Config.model_fields[key].default
+    return getattr(cfg, key) in (default, (default,))
 
 
 def _parallelism(cfg: Config, spec: WanSpec) -> None:

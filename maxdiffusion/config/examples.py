@@ -14,7 +14,7 @@ from maxdiffusion.media.naming import default_stem
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One video: what it shows, its pixels and, of a line of a prompt file, the name of its files."""
+    """One video: what it shows, its pixels, a prompt file's name for its files, and the images at its ends."""
 
     prompt: str
     negative_prompt: str
@@ -22,6 +22,8 @@ class Example:
     width: int
     height: int
     output: str | None = None
+    image: str | None = None
+    last_image: str | None = None
 
 
 def examples(cfg: Config) -> tuple[Example, ...]:
@@ -30,7 +32,13 @@ def examples(cfg: Config) -> tuple[Example, ...]:
     Raises:
       UserError: two lists have different lengths, neither of them 1, or the prompt file cannot be used.
     """
-    lists = {"prompt": cfg.prompt or ("",), "negative_prompt": cfg.negative_prompt, "seed": cfg.seed}
+    lists: dict[str, tuple[Any, ...]] = {
+        "prompt": cfg.prompt or ("",),
+        "negative_prompt": cfg.negative_prompt,
+        "seed": cfg.seed,
+        "image": cfg.image or (None,),
+        "last_image": cfg.last_image or (None,),
+    }
     count = max(len(values) for values in lists.values())
     for name, values in lists.items():
         if len(values) not in (1, count):
@@ -40,21 +48,21 @@ def examples(cfg: Config) -> tuple[Example, ...]:
                 f"give {name} {count} entries, or one for all."
             )
     columns: Any = (values * count if len(values) == 1 else values for values in lists.values())
-    triples = zip(*columns, strict=True)
-    rows = tuple(Example(prompt, negative, seed, cfg.width, cfg.height) for prompt, negative, seed in triples)
+    named = (dict(zip(lists, row, strict=True)) for row in zip(*columns, strict=True))
+    rows = tuple(Example(**row, width=cfg.width, height=cfg.height) for row in named)
     if cfg.prompts is None:
         return rows
     if count > 1:
         raise UserError(
-            f"prompts={cfg.prompts} has a line for each video; give one prompt, negative_prompt and seed beside it, "
-            "for the lines that have none of their own."
+            f"prompts={cfg.prompts} has a line for each video; give one prompt, negative_prompt, seed and image "
+            "beside it, for the lines that have none of their own."
         )
 
-    def named(line: Mapping[str, Any]) -> str:
+    def stem(line: Mapping[str, Any]) -> str:
         words = line["prompt"] if cfg.save_prompt_in_metadata else ""
         return default_stem(words, line["seed"], line["width"], line["height"], cfg.num_frames)
 
-    lines = prompt_file.read(cfg.prompts, dataclasses.asdict(rows[0]), cfg.output_format, named)
+    lines = prompt_file.read(cfg.prompts, dataclasses.asdict(rows[0]), cfg.output_format, stem)
     return tuple(Example(**line) for line in lines)
 
 
@@ -62,4 +70,5 @@ def alone(cfg: Config, video: Example) -> Config:
     """The config that makes one line's video without the prompt file, under a name that follows from the prompt."""
     line = dataclasses.asdict(video) | {"prompts": None}
     del line["output"]
-    return cfg.model_copy(update={**line, **{key: (line[key],) for key in ("prompt", "negative_prompt", "seed")}})
+    lists = ("prompt", "negative_prompt", "seed", "image", "last_image")
+    return cfg.model_copy(update={**line, **{key: () if line[key] is None else (line[key],) for key in lists}})

@@ -17,7 +17,7 @@ def text(width: int = 110) -> str:
     for group, rows in itertools.groupby(schema.rows(), key=lambda row: row[1]):
         lines += [f"{group}:", *(_row(f"{key}={default}", about, width) for key, _, default, about in rows), ""]
     lines += ["also accepted:", *(_row(name, about, width) for name, about in schema.COMPOUND_ALIASES.items()), ""]
-    lines += [f"variants (model_name): {', '.join(variants.VARIANTS)}"]
+    lines += textwrap.wrap(f"variants (model_name): {', '.join(variants.VARIANTS)}", width, subsequent_indent="  ")
     lines += ["Keys without a default take the variant's. A list is written '[one, two]', an empty value as key="]
     return "\n".join(lines)
 

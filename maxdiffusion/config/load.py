@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import checks, schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image, size_within
 from maxdiffusion.runtime import paths
 from maxdiffusion.weights import dimensions
 from maxdiffusion.weights.checkpoint import official_layout
@@ -59,6 +61,7 @@ def load(argv: Sequence[str]) -> Config:
     _apply_ring_size(given)
     _expand_paths(given, paths.parse(file).parent)
     spec = _variant(given)
+    _apply_auto_size(given, spec)
     for key, (value, origin) in _defaults(spec, given).items():
         given.setdefault(key, _Given(value, origin))
     try:
@@ -130,7 +133,7 @@ def _list_or_text(key: str, text: str) -> Any:
     ends, what, example = "[]", "list", '["one", "two"]'
     if key in schema.MAPPINGS:
         ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
-    elif schema.ALIASES.get(key, key) not in schema.LISTS:
+    elif schema.ALIASES.get(key, key) not in (*schema.LISTS, "sample_guide_scale"):
         return text
     if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
@@ -210,7 +213,7 @@ def _no_file(file: str) -> str:
 
 
 def _canonical(layer: _Layer) -> _Layer:
-    """Aliases under their keys, nulls dropped; `ring_size` stays until both sources are merged."""
+    """Aliases under their keys, nulls dropped; `ring_size` and `size=auto` stay until both sources are merged."""
     result: _Layer = {}
     for name, entry in layer.items():
         if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
@@ -229,14 +232,22 @@ def _canonical(layer: _Layer) -> _Layer:
 
 
 def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if name != "size":
+    if name == "sample_guide_scale" and isinstance(value, list) and len(value) == 2:
+        yield "guidance_scale_2", value[0]  # low noise first, as the official repository has it
+        yield "guidance_scale", value[1]
+    elif name == "sample_guide_scale":
+        yield "guidance_scale", value
+    elif name != "size":
         yield schema.ALIASES.get(name, name), value
-        return
-    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if not match:
-        raise UserError(f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720.")
-    yield "width", match[1]
-    yield "height", match[2]
+    elif value == "auto":
+        yield "size", value
+    elif match := _SIZE.fullmatch(value) if isinstance(value, str) else None:
+        yield "width", match[1]
+        yield "height", match[2]
+    else:
+        raise UserError(
+            f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720, or auto."
+        )
 
 
 def _unknown(name: str, origin: str) -> str:
@@ -269,25 +280,57 @@ def _apply_ring_size(given: _Layer) -> None:
         )
 
 
+def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
+    """`size=auto`, which is the default where an image is given: width and height in its proportions.
+
+    The command line wins over the file, in either direction.
+    """
+    auto = given.pop("size", None)
+    sides = [given[key].origin for key in ("width", "height") if key in given]
+    if auto is not None and auto.origin in sides:
+        raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
+    if sides and (auto is None or COMMAND_LINE not in auto.origin or any(COMMAND_LINE in side for side in sides)):
+        return
+    images = given["image"].value if "image" in given else []
+    image = images if isinstance(images, str) else next(iter(images), None)
+    if image is None:
+        if auto is not None:
+            raise UserError(f"size=auto ({auto.origin}) takes an image's proportions, but no image is given.")
+        return
+    if auto is None and not {"image_channels", "first_frame"} & set(spec.conditions):
+        return  # another task's image, as the checks will say
+    shown = open_image(image).size
+    steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
+    size = size_within(spec.width * spec.height, shown, max(steps))
+    for key, side in zip(("width", "height"), size, strict=True):
+        given[key] = _Given(str(side), f"size=auto, the image has {shown[0]} x {shown[1]} pixels")
+
+
 def _expand_paths(given: _Layer, yaml_folder: paths.AnyPath) -> None:
     """~ and $VARIABLES in paths; ./ and ../ of an input in the YAML file are relative to that file."""
     for key in schema.PATHS:
         entry = given.get(key)
-        if entry is None or not isinstance(entry.value, str):
+        if entry is None:
             continue
-        path = os.path.expanduser(os.path.expandvars(entry.value))
-        if "\0" in path:
-            raise UserError(f"{key} ({entry.origin}) contains a NUL character, which no path can; remove it.")
-        unset = re.search(r"\$(\w+|\{\w+\})", path)
-        if unset:
-            raise UserError(f"{key}={entry.value} uses {unset[0]}, which is not set in the environment; set it first.")
-        if key in schema.INPUT_PATHS and path.startswith(("./", "../")) and not entry.origin.startswith(COMMAND_LINE):
-            path = (
-                os.path.abspath(yaml_folder / path)
-                if isinstance(yaml_folder, Path)
-                else str((yaml_folder / path).resolve())
-            )
-        given[key] = dataclasses.replace(entry, value=path)
+        inside = key in schema.INPUT_PATHS and not entry.origin.startswith(COMMAND_LINE)
+        expand = functools.partial(_expand_path, key, entry.origin, yaml_folder if inside else None)
+        value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
+        given[key] = dataclasses.replace(entry, value=value)
+
+
+def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
+    if not isinstance(given, str) or given.startswith(("http://", "https://")):
+        return given
+    path = os.path.expanduser(os.path.expandvars(given))
+    if "\0" in path:
+        raise UserError(f"{key} ({origin}) contains a NUL character, which no path can; remove it.")
+    unset = re.search(r"\$(\w+|\{\w+\})", path)
+    if unset:
+        raise UserError(f"{key}={given} uses {unset[0]}, which is not set in the environment; set it first.")
+    if relative_to is not None and path.startswith(("./", "../")):
+        whole = relative_to / path
+        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
+    return path
 
 
 # ---- the variant and its defaults
@@ -308,7 +351,9 @@ def _variant(given: _Layer) -> variants.WanSpec:
             variants.check(found[0], checkpoint)
         given["model_name"] = dataclasses.replace(named, value=found[0].name)
         return found[0]
-    spec = variants.identify(checkpoint, found) if checkpoint is not None else _by_hub_id(path, found)
+    if checkpoint is not None:
+        found = variants.matching(checkpoint, found) or found
+    spec = found[0] if len(found) == 1 else _by_hub_id(path, found)
     if spec is None:
         names = ", ".join(each.name for each in found)
         what = f"the checkpoint {path} does not tell which" if path else "no checkpoint is given that tells which"
@@ -325,7 +370,11 @@ def _text(given: _Layer, key: str) -> str | None:
 
 
 def _by_hub_id(path: str | None, found: Sequence[variants.WanSpec]) -> variants.WanSpec | None:
-    return next((spec for spec in found if path and spec.hub_id and spec.hub_id.lower() == path.lower()), None)
+    """The variant with that hub id, or of whose hub id a folder has the name."""
+    ids = {spec.hub_id.lower(): spec for spec in found if spec.hub_id}
+    folders = {each.partition("/")[2]: spec for each, spec in ids.items()}
+    given = (path or "").lower()
+    return ids.get(given) or folders.get(os.path.basename(given.rstrip("/")))
 
 
 def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None:
@@ -384,6 +433,8 @@ def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, 
     origin = f"variant {spec.name}"
     result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT if getattr(spec, key) is not None}
     result["run_name"] = (spec.name, origin)
+    if spec.guidance_scale_2 is not None and "guidance_scale" in given:  # as both references read one scale
+        result["guidance_scale_2"] = (given["guidance_scale"].value, "guidance_scale")
     if "pretrained_model_name_or_path" not in given:
         if spec.hub_id is None:
             raise UserError(

@@ -11,7 +11,7 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import reach
 
-KEYS = ("prompt", "negative_prompt", "seed", "size", "width", "height", "output")
+KEYS = ("prompt", "negative_prompt", "seed", "image", "last_image", "size", "width", "height", "output")
 
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 
@@ -23,7 +23,7 @@ def read(
 
     Args:
       path: the file.
-      defaults: prompt, negative_prompt, seed, width, height.
+      defaults: prompt, negative_prompt, seed, image, last_image, width, height.
       ending: of the output's format, which `output` may carry and loses.
       named: the name of the output of a line that gives none.
 

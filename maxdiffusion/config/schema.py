@@ -15,13 +15,13 @@ ALIASES: Mapping[str, str] = {
     "frame_num": "num_frames",
     "sample_steps": "num_inference_steps",
     "sample_shift": "flow_shift",
-    "sample_guide_scale": "guidance_scale",
     "sample_solver": "solver",
     "base_seed": "seed",
     "ulysses_size": "ulysses_shards",
 }
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720",
+    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
 # Official names of values.
@@ -54,6 +54,7 @@ def _one_folder(value: str) -> str:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
@@ -114,8 +115,8 @@ class Config(BaseModel):
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
-    model_type: Annotated[Literal["T2V"], BeforeValidator(_upper)] = _key(
-        "model", _VARIANT, "the task: T2V is text to video"
+    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
+        "model", _VARIANT, "the task, one that the variant can do: T2V is text to video"
     )
 
     # ---- prompt
@@ -130,12 +131,38 @@ class Config(BaseModel):
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
     )
+    image: Texts = _key(
+        "prompt", (), "path or URL of what to start from (I2V, FLF2V, TI2V); one for all or one for each"
+    )
+    last_image: Texts = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
 
     # ---- video
     height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
     width: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
     num_frames: int = _key("video", _VARIANT, "frames, 4n+1", ge=1, le=4093)  # 1024 rotary positions per axis
     fps: int = _key("video", _VARIANT, "frames per second of the written video", ge=1, le=240)
+
+    # ---- control
+    video: OptionalStr = _key(
+        "control", None, "video file or folder of frames: what VACE is controlled by, or what T2V changes by `strength`"
+    )
+    strength: float = _key("control", 0.8, "part of the way from noise that `video` is changed on (T2V)", gt=0, le=1)
+    mask: OptionalStr = _key("control", None, "as many frames, white where `video` is made anew (VACE)")
+    reference_images: Texts = _key("control", (), "images of what is to appear (VACE)")
+    conditioning_scale: Numbers = _key(
+        "control", 1.0, "of VACE's hints; a list has one for each of its layers", validate_default=True
+    )
+    pose_video: OptionalStr = _key("control", None, "the pose of each frame, drawn (Animate)")
+    face_video: OptionalStr = _key("control", None, "the actor's face in each frame, cut out (Animate)")
+    mode: Literal["animate", "replace"] = _key(
+        "control", "animate", "the character acts before its own background, or takes the actor's place (Animate)"
+    )
+    background_video: OptionalStr = _key("control", None, "what stays, without the actor (Animate, mode=replace)")
+    mask_video: OptionalStr = _key("control", None, "white where the character stands (Animate, mode=replace)")
+    segment_frame_length: int = _key("control", 77, "frames made at once, 4n+1 (Animate)", ge=1, le=4093)
+    prev_segment_conditioning_frames: int = _key(
+        "control", 1, "frames of a segment that the next one repeats, 1 or 5 (Animate)", ge=1, le=4093
+    )
 
     # ---- sampling
     num_inference_steps: int = _key("sampling", _VARIANT, "denoise steps", ge=1, le=1000)
@@ -242,7 +269,7 @@ class Config(BaseModel):
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
     activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
-    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text encoder's parameters and activations")
+    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text and image encoders' parameters and activations")
     vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
 
     # ---- output
@@ -290,6 +317,7 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
+VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask_video")
 PATHS = (
     "pretrained_model_name_or_path",
     "transformer_file",
@@ -298,13 +326,32 @@ PATHS = (
     "prompts",
     "initial_latents",
     "decode_latents",
+    *VIDEOS,
+    "image",
+    "last_image",
+    "reference_images",
     "output_dir",
     "save_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:7]
-LISTS = ("prompt", "negative_prompt", "seed", "logical_axis_rules", "verify_against")
+INPUT_PATHS = PATHS[:-3]
+LISTS = (
+    "prompt",
+    "negative_prompt",
+    "seed",
+    "image",
+    "last_image",
+    "reference_images",
+    "conditioning_scale",
+    "logical_axis_rules",
+    "verify_against",
+)
 MAPPINGS = ("flash_block_sizes",)
+
+
+def group(name: str) -> list[str]:
+    """The keys of one group."""
+    return [key for key, own, _, _ in rows() if own == name]
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:

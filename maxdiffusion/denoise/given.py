@@ -8,7 +8,7 @@ import hashlib
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import parse
@@ -38,7 +38,9 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
       UserError: the file is damaged, or its latents are not those of the size that the config asks for.
     """
     if cfg.initial_latents:
-        return Given(noise=load_latents(parse(cfg.initial_latents), (len(examples(cfg)), *shape))[0])
+        plan = parts.of(cfg)
+        noisy = (len(examples(cfg)), shape[0] + plan.leading * len(plan.starts), *shape[1:])
+        return Given(noise=load_latents(parse(cfg.initial_latents), noisy)[0])
     if not cfg.decode_latents:
         return Given()
     latents, told = load_latents(parse(cfg.decode_latents))

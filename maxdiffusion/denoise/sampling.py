@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import math
@@ -14,7 +15,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from maxdiffusion import conditioning, parallel, variants
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise import experts
 from maxdiffusion.denoise.experts import Segment
@@ -41,6 +42,7 @@ def sample(
     nets: Nets,
     shape: tuple[int, int, int, int],
     given: Float[np.ndarray, "b f h w c"] | None,
+    inputs: conditioning.Inputs,
     stages: Stages,
     watch: Watch = lambda i, latents: None,
 ) -> Iterator[Batch]:
@@ -52,6 +54,7 @@ def sample(
       nets: what to load from.
       shape: f h w c of one video's latents, of the size that `cfg` says.
       given: the noise of every video; None draws it from each video's seed.
+      inputs: what `conditioning.read` found.
       stages: timing and progress.
       watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
@@ -59,30 +62,38 @@ def sample(
     spec = variants.get(cfg.model_name)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
+    if conditioning.START in inputs.by_kind:
+        schedule = schedule.last(cfg.strength)
+    cut = parts.of(cfg)
+    count, per_part = len(cut.starts), cut.leading + shape[0] // len(cut.starts)
     strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
     segments = strategy.segments(schedule.timesteps)
     scales = [segment.guidance_scale for segment in segments]
     guided = any(scale != 1 for scale in scales)
-    conditions = conditioning.encode(cfg, videos, nets, stages, guided)
+    conditions = conditioning.encode(cfg, videos, nets, stages, guided, inputs)
 
     prepare = jax.jit(_prepare, static_argnums=0, compiler_options=parallel.compiler_options())
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
     programs: dict[tuple[int, ...], Program] = {}
-    states: dict[int, State] = {}
-    for index, segment in experts.turns(segments, range(len(batches)), cfg.expert_residency):
-        rows, count = batches[index]
+    states: dict[tuple[int, int], State] = {}
+    made: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+    units = [(index, part) for index in range(len(batches)) for part in range(count)]
+    for unit, segment in experts.turns(segments, units, cfg.expert_residency):
+        index, part = unit
+        rows, real = batches[index]
         batch = [videos[row] for row in rows]
         _, h, w = spec.latent_grid(cfg.num_frames, batch[0].height, batch[0].width)
-        size = (shape[0], h, w, shape[3])
-        raw = conditions.contexts(batch, guided)
+        size = (per_part, h, w, shape[3])
+        raw = conditions.contexts(batch, guided, made[index])
         transformer = residents[segment.net]
         network, params = split(transformer)
         with stages("text"):
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
-        if index not in states:
-            seeds = [video.seed for video in batch]
-            x = noise(seeds, size) if given is None else parallel.put(given[rows], axes.BATCH)
+        if unit not in states:
+            seeds, whole = [video.seed for video in batch], (count * per_part, *size[1:])
+            x = noise(seeds, whole) if given is None else parallel.put(given[rows], axes.BATCH)
+            x = conditions.start(batch, x[:, part * per_part : (part + 1) * per_part], float(schedule.sigmas[0]))
         program = programs.get((len(rows), *size))
         if program is None:
             tokens = math.prod(nets.configs["transformer"].grid(*size[:3]))
@@ -91,13 +102,15 @@ def sample(
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
                 program = programs[len(rows), *size] = denoiser.compile(params, x, contexts)
-        state = states.pop(index) if index in states else program.init(x)
+        state = states.pop(unit) if unit in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
-            states[index] = _run(program, params, contexts, state, segment, advance, stages, watch)
+            states[unit] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
-            latents = distributed.fetch(raw.positive.frames.keep(states.pop(index).x))
-            yield tuple(batch[:count]), latents[:count]
+            latents = distributed.fetch(raw.positive.frames.keep(states.pop(unit).x))
+            made[index].append(latents[:, cut.leading :])
+            if part == count - 1:
+                yield tuple(batch[:real]), np.concatenate(made.pop(index), axis=1)[:real]
 
 
 def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int], int]]:

@@ -15,6 +15,7 @@ The three references (diffusers 0.42.1) do not agree on the levels, and each sol
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -53,6 +54,22 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def last(self, strength: float) -> Schedule:
+        """The steps that are left where a video is changed by that much of the way, 0..1 (Meng et al. 2022, SDEdit).
+
+        Reference: `get_timesteps` of diffusers' WanVideoToVideoPipeline.
+
+        Raises:
+          UserError: no step is left.
+        """
+        left = min(int(len(self) * strength), len(self))
+        if not left:
+            raise UserError(
+                f"strength={strength} of {len(self)} steps leaves none; use at least "
+                f"{math.ceil(1000 / len(self)) / 1000}, or more num_inference_steps."
+            )
+        return Schedule(self.sigmas[len(self) - left :], self.timesteps[len(self) - left :])
 
 
 Levels = TypeVar("Levels", float, np.ndarray)

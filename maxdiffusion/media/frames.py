@@ -1,4 +1,4 @@
-"""Float video to 8-bit frames, as the reference does it."""
+"""8-bit frames to float video and back, as the reference does it."""
 
 from collections.abc import Callable, Iterable
 
@@ -6,9 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import distributed
+
+
+def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
+    """Map 0..255 to [-1, 1], float32, after each frame was resized by PIL's Lanczos filter where it is of another size.
+
+    Reference: diffusers `VideoProcessor.preprocess_video`.
+    """
+    if frames.shape[1:3] != (height, width):
+        resized = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames)
+        frames = np.stack([np.asarray(frame) for frame in resized])
+    return frames.astype(np.float32) / np.float32(255) * 2 - 1
 
 
 def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:

@@ -1,8 +1,10 @@
-"""Read back what `maxdiffusion.media.write` writes."""
+"""Read videos, and back what `maxdiffusion.media.write` writes."""
 
+import itertools
 import json
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -11,44 +13,90 @@ from jaxtyping import UInt8
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image
 
 _IMAGE_DESCRIPTION = 0x010E
 
 
-def read_video(path: Path) -> UInt8[np.ndarray, "f h w c"]:
-    """Read every frame of a video file, an animation, a .npy array or a folder of PNG frames as RGB.
+def read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
+    """Read an image as RGB, turned as its camera noted. Raises UserError where `path` is missing or no image."""
+    return np.asarray(open_image(str(path)))
 
-    Animations merge equal neighbouring frames when written. Raises UserError where `path` is missing or none of these.
+
+def read_video(path: Path, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
+    """Read the frames of a video file, an animation, a .npy array or a folder of PNG frames as RGB.
+
+    Animations merge equal neighbouring frames when written. `limit` reads no more than that many frames.
+
+    Raises UserError where `path` is missing, none of these, or has frames of different sizes.
     """
-    if path.is_dir():
-        frames = [np.asarray(Image.open(frame).convert("RGB")) for frame in sorted(path.glob("*.png"))]
-        if not frames:
-            raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames")
-        return np.stack(frames)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; give a video file or a folder of frames")
-    if path.suffix == ".npy":
-        return np.load(path)
     try:
+        if path.is_dir():
+            files = sorted(path.glob("*.png"))[:limit]
+            if not files:
+                raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames")
+            return _stacked(path, (np.asarray(Image.open(file).convert("RGB")) for file in files))
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give a video file or a folder of frames")
+        if path.suffix == ".npy":
+            return _array(path)[:limit]
         with Image.open(path) as animation:
-            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)])
+            frames = itertools.islice(ImageSequence.Iterator(animation), limit)
+            return _stacked(path, (np.asarray(frame.convert("RGB")) for frame in frames))
     except UnidentifiedImageError:
-        return _read_with_ffmpeg(path)
+        if path.is_dir():
+            raise UserError(f"{path} has a frame that is no image; write the frames again") from None
+        return _read_with_ffmpeg(path, limit)
+    except UserError:
+        raise
+    except Exception as error:  # PIL raises many kinds for a damaged file
+        raise UserError(f"{path} cannot be read ({error}); give another file") from None
 
 
-def _read_with_ffmpeg(path: Path) -> np.ndarray:
+def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
+    frames = list(frames)
+    if len(sizes := {frame.shape for frame in frames}) > 1:
+        raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one")
+    return np.stack(frames)
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        frames = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{path} is no array of numpy's ({error}); give another file") from None
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise UserError(
+            f"{path} holds {frames.dtype} of shape {frames.shape}; a video is uint8 of frames x height x width x 3"
+        )
+    return frames
+
+
+def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
     """Every frame that is stored, once, as a stream of PPM images (which carry their size)."""
     # Not imageio_ffmpeg.read_frames: it forks in Python, which jax warns of.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", str(path)]
+    count = [] if limit is None else ["-frames:v", str(limit)]
     done = subprocess.run(
-        [*command, "-f", "image2pipe", "-c:v", "ppm", "-"], capture_output=True, stdin=subprocess.DEVNULL
+        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-"],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
     )
     header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
     if done.returncode or header is None:
-        raise UserError(f"{path} is not a video that ffmpeg can read; give another file")
+        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["it has no picture"])[-1]
+        raise UserError(f"{path} is not a video that ffmpeg can read ({why}); give another file")
     width, height = int(header[1]), int(header[2])
     images = np.frombuffer(done.stdout, np.uint8).reshape(-1, len(header[0]) + width * height * 3)
     return images[:, len(header[0]) :].reshape(-1, height, width, 3)
+
+
+def frames_per_second(path: Path) -> float | None:
+    """As the file says; None where it does not."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)]
+    told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
+    found = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", told)
+    return float(found[1]) if found else None
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -13,7 +13,10 @@ C = TypeVar("C")
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a JSON value is of the annotated type: int, float, bool, str, X | None, tuple[X, ...] or tuple[X, X]."""
+    """Whether a JSON value is of the annotated type: int, float, bool, str, X | None, tuple[X, ...] or tuple[X, X].
+
+    Numbers are positive; in a list of any length, which holds indices, they may be 0.
+    """
     if get_origin(hint) is types.UnionType:
         return any(_fits(value, option) for option in get_args(hint))
     if get_origin(hint) is tuple:
@@ -21,7 +24,7 @@ def _fits(value: object, hint: Any) -> bool:
         if not isinstance(value, list | tuple):
             return False
         if items[-1] is Ellipsis:
-            return all(_fits(item, items[0]) for item in value)
+            return all(item is not False and (item == 0 or _fits(item, items[0])) for item in value)
         return len(value) == len(items) and all(map(_fits, value, items))
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and value > 0

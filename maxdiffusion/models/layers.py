@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from maxdiffusion.parallel import axes, gathered
 
@@ -140,3 +140,9 @@ def scan(
         return step(nnx.merge(graphdef, params), carry, x)
 
     return jax.lax.scan(body, carry, (params, xs), unroll=unroll)
+
+
+def pick(blocks: M, layer: Int[Array, ""]) -> M:
+    """One of the stacked `blocks`."""
+    graphdef, params = nnx.split(blocks)
+    return nnx.merge(graphdef, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), params))

@@ -198,7 +198,7 @@ class Checkpoint:
 
 def open_checkpoint(
     folder: AnyPath,
-    nets: Mapping[str, str],
+    nets: Mapping[str, str | tuple[str, ...]],
     files: Mapping[str, AnyPath] | None = None,
     *,
     pipeline: str = "WanPipeline",
@@ -208,7 +208,8 @@ def open_checkpoint(
 
     Args:
       folder: the folder that holds model_index.json.
-      nets: folder name -> the class name that its config.json must carry, such as {"vae": "AutoencoderKLWan"}.
+      nets: folder name -> the class name that its config.json must carry, such as {"vae": "AutoencoderKLWan"}, or
+        several of which any will do.
       files: folder name -> what is read in place of the weights in that folder (see `read_tensors`); a config.json
         that the folder does not have is then empty.
       pipeline: the `_class_name` that model_index.json must carry.
@@ -263,7 +264,10 @@ def official_layout(folder: AnyPath) -> str | None:
     )
 
 
-def _expect(path: AnyPath, content: dict[str, Any], key: str, wanted: str) -> None:
+def _expect(path: AnyPath, content: dict[str, Any], key: str, wanted: str | tuple[str, ...]) -> None:
+    wanted = (wanted,) if isinstance(wanted, str) else wanted
     got = content.get(key)
-    if got not in (wanted, [wanted]):
-        raise UserError(f"{path} says {key}: {got!r}, and this command runs {wanted}; use a checkpoint of that kind.")
+    if got not in (*wanted, *([one] for one in wanted)):
+        raise UserError(
+            f"{path} says {key}: {got!r}, and this command runs {wanted[0]}; use a checkpoint of that kind."
+        )

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.clip import CLIPVision
 from maxdiffusion.models.dit import WanTransformer
 from maxdiffusion.models.umt5 import UMT5Encoder
 from maxdiffusion.models.vae import WanVAE
@@ -36,9 +37,10 @@ def builders(
     vae_dtype: DTypeLike = "float32",
     scan_layers: bool = True,
 ) -> dict[str, Build]:
-    """How the nets of a text-to-video pipeline are built.
+    """How the nets of a pipeline are built.
 
-    `text_encoder_dtype` (None: those of the transformer) and `vae_dtype` hold for weights and activations alike.
+    `text_encoder_dtype` (None: those of the transformer), which the image encoder shares, and `vae_dtype` hold for
+    weights and activations alike.
     """
     half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
     text = {
@@ -48,7 +50,10 @@ def builders(
     }
     return {
         "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **text),
-        "transformer": lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half),
+        "image_encoder": lambda config: CLIPVision(config, rngs=nnx.Rngs(0), **text),
+        **dict.fromkeys(
+            ("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half)
+        ),
         "vae": lambda config: WanVAE(config, rngs=_OneKey(0), weights_dtype=vae_dtype, dtype=vae_dtype),
     }
 

@@ -6,15 +6,19 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from maxdiffusion import variants
 from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.runtime.paths import AnyPath, parse
+from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, hub, naming
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
-from maxdiffusion.weights.tables import dit, original, umt5, vae
+from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +26,17 @@ class NetSpec:
     """One net of a pipeline."""
 
     folder: str
-    class_name: str  # what its config.json must say
+    class_name: str | tuple[str, ...]  # what its config.json must say, or one of it
     parse: Callable[[Mapping[str, Any]], Any]  # config.json -> the net's config
     rules: Sequence[Rule]
     original: original.Table  # the names of the official repository and of community files
     ignored: Sequence[str] = ()  # regular expressions of tensors that the net knowingly does not use
 
 
-TEXT_TO_VIDEO = (
+# The reference loads the first where a file has it and never uses it; the second are fixed blur filters.
+_UNUSED = (r"blocks\.\d+\.attn2\.norm_added_q\.weight", r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel")
+
+NETS = (
     NetSpec(
         "text_encoder",
         "UMT5EncoderModel",
@@ -39,16 +46,26 @@ TEXT_TO_VIDEO = (
         ("spiece_model",),  # the tokenizer, in files for ComfyUI
     ),
     NetSpec(
-        "transformer",
-        "WanTransformer3DModel",
-        DiTConfig.from_json,
-        dit.RULES,
-        original.DIT,
-        # The reference loads the first where a file has it and never uses it; the second are fixed blur filters.
-        (r"blocks\.\d+\.attn2\.norm_added_q\.weight", r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel"),
+        "image_encoder",
+        ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        CLIPVisionConfig.from_json,
+        clip.RULES,
+        {},
+        clip.IGNORED,
     ),
+    NetSpec("transformer", "WanTransformer3DModel", DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED),
+    NetSpec("transformer_2", "WanTransformer3DModel", DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED),
     NetSpec("vae", "AutoencoderKLWan", VAEConfig.from_json, vae.RULES, original.VAE),
 )
+
+
+def nets_of(variant: WanSpec) -> tuple[NetSpec, ...]:
+    """The nets that a variant's checkpoint holds."""
+    return tuple(
+        dataclasses.replace(net, class_name=variant.transformer_class) if net.folder == "transformer" else net
+        for net in NETS
+        if net.folder in variant.nets
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +78,28 @@ class Pipeline:
 
 
 def open_pipeline(
-    folder: AnyPath, specs: Sequence[NetSpec] = TEXT_TO_VIDEO, files: Mapping[str, AnyPath] | None = None
+    folder: AnyPath, variant: WanSpec = VARIANTS["wan2.1-t2v"], files: Mapping[str, AnyPath] | None = None
 ) -> Pipeline:
     """Opens a local checkpoint folder.
 
     Args:
       folder: the folder, in the diffusers layout.
-      specs: its nets.
+      variant: says which nets and what class of pipeline it must hold.
       files: net -> what is read in place of the weights in its folder; a transformer's own tensors then say its size.
 
     Raises:
       UserError: a file is absent or damaged, a class is not the expected one, or a config is not supported.
     """
+    specs = nets_of(variant)
+    if "transformer_2" not in variant.nets and (folder / "transformer_2").is_dir():
+        raise UserError(
+            f"{folder} holds two experts (transformer and transformer_2), but {variant.name} has one; write "
+            "model_name: wan2.2-t2v-a14b or wan2.2-i2v-a14b, or give another checkpoint."
+        )
     files = files or {}
-    read = open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs}, files)
+    read = open_checkpoint(
+        folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.pipeline_class
+    )
     raw = dict(read.configs)
     tensors = {spec.folder: naming.normalised(read.tensors[spec.folder], spec.original) for spec in specs}
     for name in files.keys() & {"transformer"}:
@@ -95,4 +120,4 @@ def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
     files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
-    return open_pipeline(folder, files=files)
+    return open_pipeline(folder, variants.get(cfg.model_name), files)

@@ -92,7 +92,22 @@ WORDS: list[tuple[list[str], str]] = [
     # model
     (["model_name=wan2.1-t2v-13b"], "the nearest is 'wan2.1-t2v-1.3b'"),
     (["model_type=I2V"], "write T2V"),
-    (["model_name=wan2.1", "model_type=VACE"], "model_type 'VACE' does not exist for model_name 'wan2.1'; write T2V"),
+    (
+        ["model_name=wan2.1", "model_type=TI2V"],
+        "model_type 'TI2V' does not exist for model_name 'wan2.1'; write FLF2V, I2V, T2V, VACE",
+    ),
+    (["image=a.png"], "image has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V"),
+    (["model_name=wan2.1-i2v-14b-480p"], "wan2.1-i2v-14b-480p needs image; write image=FILE"),
+    (["model_name=wan2.1-flf2v-14b", "image=a.png", "size=832*480"], "wan2.1-flf2v-14b needs last_image"),
+    (["model_name=wan2.2-ti2v-5b", "image=none.png"], "none.png does not exist"),
+    (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml is no image that can be read"),
+    (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is no http or https URL"),
+    (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
+    (["size=auto"], "size=auto (command line) takes an image's proportions, but no image is given"),
+    (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),
+    (["expert_residency=in_turn"], "expert_residency has no meaning for wan2.1-t2v-1.3b, which has one expert"),
+    (["sample_guide_scale=[3, 4]"], "guidance_scale_2 has no meaning for wan2.1-t2v-1.3b"),
+    (["model_name=wan2.1", "model_type=S2V"], "model_type 'S2V' does not exist for model_name 'wan2.1'; write "),
     (["model_name=wan2.1"], "stands for several variants and no checkpoint is given that tells which"),
     (["model_name=wan2.1", "ckpt_dir=somebody/model"], "the checkpoint somebody/model does not tell which"),
     (["model_name=wan-tiny-t2v"], "has no official checkpoint; give pretrained_model_name_or_path=FOLDER"),
@@ -106,6 +121,20 @@ WORDS: list[tuple[list[str], str]] = [
     (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is no existing file"),
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
     (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
+    # control
+    (["video=missing.mp4"], "video=missing.mp4 does not exist"),
+    (["strength=0"], "should be greater than 0"),
+    (["strength=0.5"], "strength has no meaning without video; give both, or leave strength out"),
+    (
+        ["mask=folder"],
+        "mask has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of type VA",
+    ),
+    (["pose_video=folder"], "choose a model of type ANIMATE"),
+    (["mode=replace"], "mode has no meaning for wan2.1-t2v-1.3b"),
+    (["mode=dance"], "should be 'animate' or 'replace'"),
+    (["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder"], "strength has no meaning for wan2.1-vace-1.3b"),
+    (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
+    (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
     # parallelism
     (["ulysses_shards=0"], "a positive integer, or -1"),
     (["ulysses_shards=5"], "does not divide the 12 heads of wan2.1-t2v-1.3b; choose 1 or 2 or 3 or 4 or 6 or 12"),
@@ -230,10 +259,12 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     text = sentence(["base.yml", f"ckpt_dir={large}"])
     assert "model_name is wan2.1-t2v-1.3b" in text and "write model_name: wan2.1-t2v-14b" in text
     image = checkpoint("image", "wan2.1-t2v-14b", in_channels=36, out_channels=16)
-    assert "36 input channels, which is none of the variants known here" in sentence(["base.yml", f"ckpt_dir={image}"])
+    assert "36 input channels, which is wan2.2-i2v-a14b" in sentence(["base.yml", f"ckpt_dir={image}"])
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
-    assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"])
+    assert config.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).model_name == "wan2.1-vace-1.3b"
+    speech = checkpoint("speech", "wan2.1-t2v-1.3b", _class_name="WanSpeechTransformer3DModel")
+    assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={speech}"])
     small = checkpoint("small", "wan2.1-t2v-1.3b")
     assert "revision=main has no meaning for the local folder" in sentence(
         ["base.yml", f"ckpt_dir={small}", "revision=main"]

@@ -97,7 +97,7 @@ def test_mistakes(load, text, message):
         (["prompts=none.jsonl"], "prompts=none.jsonl cannot be read (No such file or directory)"),
         (["prompts=p.jsonl", "save_file=a.mp4"], "save_file has no meaning beside prompts=p.jsonl"),
         (["prompts=p.jsonl", "initial_latents=a"], "initial_latents has no meaning beside prompts=p.jsonl"),
-        (["prompts=p.jsonl", "prompt=[a, b]"], "give one prompt, negative_prompt and seed beside it"),
+        (["prompts=p.jsonl", "prompt=[a, b]"], "give one prompt, negative_prompt, seed and image beside it"),
     ],
 )
 def test_beside_other_keys(place, words, message):

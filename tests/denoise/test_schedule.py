@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanVideoToVideoPipeline,
+)
 
 from maxdiffusion.denoise import Schedule
 from maxdiffusion.denoise.schedule import dpm_flow, euler_flow, unipc_flow
@@ -43,3 +48,23 @@ def test_impossible(recipe, steps, shift):
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="N\\+1 sigmas"):
         Schedule(np.array([1.0, 0.5, 0.0]), np.array([999.0]))
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 0.8, 0.99, 1.0])
+def test_the_last_steps_are_those_of_the_reference(strength):
+    reference = UniPCMultistepScheduler(flow_shift=5.0, **FLOW)
+    pipeline = WanVideoToVideoPipeline(None, None, None, None, reference)
+    reference.set_timesteps(20)
+    timesteps, count = pipeline.get_timesteps(20, reference.timesteps, strength, "cpu")
+    schedule = unipc_flow(20, 5.0).last(strength)
+    assert len(schedule) == count
+    np.testing.assert_array_equal(schedule.timesteps, timesteps.numpy())
+    assert schedule.sigmas[-1] == 0
+    assert len(schedule.sigmas) == count + 1
+
+
+def test_a_strength_that_leaves_no_step_names_one_that_does():
+    schedule = unipc_flow(3, 5.0)
+    with pytest.raises(UserError, match=r"at least 0\.334"):
+        schedule.last(0.3)
+    assert len(schedule.last(0.334)) == 1

@@ -1,7 +1,15 @@
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
 import pytest
+from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import read_video
+from maxdiffusion.media.read import frames_per_second, read_video
+from maxdiffusion.media.write import FORMATS, write
+
+FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 48, 3)).copy()
 
 
 @pytest.mark.parametrize(
@@ -11,3 +19,47 @@ def test_what_is_no_video_is_one_sentence(tmp_path, name, words):
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(UserError, match=words):
         read_video(tmp_path / name)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_limit_gives_the_first_frames(tmp_path, fmt):
+    path = tmp_path / f"clip{FORMATS[fmt].suffix}"
+    write(FRAMES, path, 12, fmt, {})
+    np.testing.assert_array_equal(read_video(path, 4), read_video(path)[:4])
+    assert len(read_video(path, 40)) == 10
+    if fmt == "mp4":
+        assert frames_per_second(path) == 12
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_file_that_ends_early_is_one_sentence(tmp_path, fmt):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
+    path = tmp_path / f"clip{FORMATS[fmt].suffix}"
+    write(noise, path, 12, fmt, {})
+    file = sorted(path.iterdir())[5] if fmt == "png" else path
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match="clip"):
+        read_video(path)
+
+
+def test_a_video_without_a_picture_is_one_sentence(tmp_path):
+    path = tmp_path / "sound.wav"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "sine=duration=0.1"]
+    subprocess.run([*command, str(path)], check=True)
+    with pytest.raises(UserError, match="not a video"):
+        read_video(path)
+    assert frames_per_second(path) is None
+
+
+def test_frames_of_different_sizes_are_refused(tmp_path):
+    for i, side in enumerate((8, 16)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="2 different sizes"):
+        read_video(tmp_path)
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 4, 4)), np.zeros((2, 4, 4, 3)), np.array(["a"], object)])
+def test_an_array_that_is_no_video_is_refused(tmp_path, array):
+    np.save(tmp_path / "clip.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=r"clip\.npy"):
+        read_video(tmp_path / "clip.npy")

@@ -4,10 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.models import checkpoint_config
+
+
+@dataclasses.dataclass(frozen=True)
+class VACEConfig:
+    """What `diffusers.WanVACETransformer3DModel` adds."""
+
+    vace_layers: tuple[int, ...]
+    vace_in_channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AnimateConfig:
+    """What `diffusers.WanAnimateTransformer3DModel` adds."""
+
+    latent_channels: int
+    motion_encoder_channel_sizes: tuple[tuple[str, int], ...] | None = None  # (side, channels); None: as published
+    motion_encoder_size: int = 512
+    motion_style_dim: int = 512
+    motion_dim: int = 20
+    motion_encoder_dim: int = 512
+    face_encoder_hidden_dim: int = 1024
+    face_encoder_num_heads: int = 4
+    inject_face_latents_blocks: int = 5
+    motion_encoder_batch_size: int = 8
+
+    MOTION_LAYERS: ClassVar[int] = 5  # linear ones, from the style to the motion
+    CHANNELS: ClassVar[tuple[tuple[str, int], ...]] = tuple((str(2**n), min(512, 2 ** (14 - n))) for n in range(2, 11))
+
+    def channels(self) -> tuple[int, ...]:
+        """Channels of the motion encoder at each size, halved from the faces' own to 4.
+
+        Raises:
+          UserError: the size is no power of two, or has no channels.
+        """
+        sizes = [2**n for n in reversed(range(2, self.motion_encoder_size.bit_length()))]
+        table = dict(self.motion_encoder_channel_sizes or self.CHANNELS)
+        if sizes[:1] != [self.motion_encoder_size] or any(str(size) not in table for size in sizes):
+            raise UserError(
+                f"The transformer's motion_encoder_size is {self.motion_encoder_size}; it must be a power of two, and "
+                f"motion_encoder_channel_sizes must name all from 4 up to it, not {', '.join(table)}."
+            )
+        return tuple(table[str(size)] for size in sizes)
+
+
+_SIDES: Mapping[str, type[VACEConfig] | type[AnimateConfig]] = {
+    "WanVACETransformer3DModel": VACEConfig,
+    "WanAnimateTransformer3DModel": AnimateConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +76,7 @@ class DiTConfig:
     image_dim: int | None = None  # of the image encoder's hidden states; None: no cross-attention to an image
     added_kv_proj_dim: int | None = None
     pos_embed_seq_len: int | None = None  # image tokens that have a position embedding: those of two images
+    side: VACEConfig | AnimateConfig | None = None
 
     def __post_init__(self) -> None:
         if self.added_kv_proj_dim not in (None, self.dim) or (self.added_kv_proj_dim is None) != (
@@ -41,6 +90,12 @@ class DiTConfig:
             raise UserError(
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
+            )
+        layers = self.side.vace_layers if isinstance(self.side, VACEConfig) else (0,)
+        if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
+            raise UserError(
+                f"The transformer's vace_layers are {list(layers)}; they must rise from 0 to less than "
+                f"num_layers={self.num_layers}."
             )
 
     @property
@@ -80,11 +135,17 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
+        side = None
+        if (kind := _SIDES.get(raw.get("_class_name", ""))) is not None:
+            own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
+            if isinstance(sizes := own.get("motion_encoder_channel_sizes"), dict):  # a network's config is hashable
+                own["motion_encoder_channel_sizes"] = tuple(sizes.items())
+            side = checkpoint_config.parse(kind, own, net="transformer", only={})
         only: dict[str, tuple[Any, ...]] = {
-            "_class_name": ("WanTransformer3DModel",),
+            "_class_name": ("WanTransformer3DModel", *_SIDES),
             "qk_norm": ("rms_norm_across_heads",),
             "cross_attn_norm": (True,),
             "add_img_emb": (False,),
             "window_size": ([-1, -1], (-1, -1)),
         }
-        return checkpoint_config.parse(cls, raw, net="transformer", only=only)
+        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), side=side)

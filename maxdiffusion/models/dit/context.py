@@ -6,7 +6,7 @@ pytree, and the negative branch shares every part but the text.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -49,11 +49,13 @@ class Context(NamedTuple):
       text: hidden states of the text encoder, zeros after the prompt's length.
       image: hidden states of the image encoder; two images follow each other.
       frames: what is given on the grid of the latents.
+      side: what `VACE` or `Animate` are controlled by.
     """
 
     text: Float[Array, "b k e_text"]
     image: Float[Array, "b k e_image"] | None = None
     frames: Frames = Frames()
+    side: Any = ()
 
 
 class PreparedContext(NamedTuple):
@@ -62,7 +64,9 @@ class PreparedContext(NamedTuple):
     Attributes:
       sources: what the cross-attention of every layer attends to, each by itself: the text, then the image if any.
       frames: as in `Context`.
+      side: as `VACE` or `Animate` prepare it.
     """
 
     sources: tuple[KeysValues, ...]
     frames: Frames = Frames()
+    side: Any = ()

@@ -14,10 +14,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.animate import Animate
 from maxdiffusion.models.dit.block import Block, Tokens, by_token
-from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
+from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
+from maxdiffusion.models.dit.side import NoSide
+from maxdiffusion.models.dit.vace import VACE
 from maxdiffusion.models.layers import MLP, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
 
@@ -34,6 +38,16 @@ def _context_shards() -> int:
     """Over how many devices the current placement splits the tokens."""
     placement = current()
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
+
+
+def make_side(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoSide | VACE | Animate:
+    """What this kind of transformer has beside its blocks."""
+    match config.side:
+        case VACEConfig() as vace:
+            return VACE(config, vace, plan, **kwargs)
+        case AnimateConfig() as animate:
+            return Animate(config, animate, plan, **kwargs)
+    return NoSide()
 
 
 class ImageEmbedder(nnx.Module):
@@ -101,6 +115,7 @@ class WanTransformer(nnx.Module):
         self.unroll = not scan_layers
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
+        self.side = make_side(config, plan, **common, dtype=dtype)
         self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
         self.condition_embedder = ConditionEmbedder(config, rngs=rngs)
         self.blocks = stack(
@@ -131,7 +146,8 @@ class WanTransformer(nnx.Module):
             lambda a: shard(jnp.moveaxis(a, 0, 1), axes.BATCH, None, None, axes.HEADS, None), sources
         )
         frames = jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None), context.frames)
-        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames)
+        side = self.side.prepare(tokens[0], context.side)
+        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames, side)
 
     def __call__(
         self,
@@ -148,7 +164,7 @@ class WanTransformer(nnx.Module):
         frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
         cos, sin = rotary_tables(grid, self.config.attention_head_dim)
-        x = self.patch_embedding(self._fold(frames.input(latents), grid))
+        x = self.patch_embedding(fold(frames.input(latents), self.config.patch_size))
 
         # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
         length = math.prod(grid)
@@ -168,27 +184,18 @@ class WanTransformer(nnx.Module):
 
         embedding, time = self.condition_embedder.time(timestep)
 
-        def step(block: Block, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, None]:
+        x, state, after = self.side.start(x, time, tokens, context.side)
+
+        def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+            x, state = carry
             own = jax.tree.map(
                 lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False), context.sources
             )
-            return block(x, time, tokens, own), None
+            return after(layer, block(x, time, tokens, own), state), None
 
-        x, _ = scan(self.blocks, step, x, jnp.arange(self.config.num_layers), self.unroll)
+        (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
 
         modulation = self.scale_shift_table[...] + embedding[:, :, None]
         shift, scale = (by_token(modulation[:, :, i], given) for i in range(2))
         x = self.proj_out(layer_norm(x, self.config.eps) * (1 + scale) + shift)
-        return self._unfold(x[:, :length], grid)
-
-    def _fold(self, latents: Float[Array, "b f h w c"], grid: tuple[int, int, int]) -> Float[Array, "b s p"]:
-        """Each patch becomes one token, its numbers in (t, h, w, c) order."""
-        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, latents.shape[0]
-        x = latents.reshape(b, f, pt, h, ph, w, pw, -1).transpose(0, 1, 3, 5, 2, 4, 6, 7)
-        return x.reshape(b, f * h * w, -1)
-
-    def _unfold(self, x: Float[Array, "b s p"], grid: tuple[int, int, int]) -> Float[Array, "b f h w c"]:
-        """The inverse of `_fold`, for the output channels."""
-        (f, h, w), (pt, ph, pw), b = grid, self.config.patch_size, x.shape[0]
-        x = x.reshape(b, f, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(b, f * pt, h * ph, w * pw, -1)
+        return unfold(x[:, :length], self.config.patch_size, grid)

@@ -149,13 +149,13 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles height and width, and with `temporal` the frames after the first of a video (reference: WanResample)."""
 
-    def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.resample = Conv2d(dim, dim // 2, rngs=rngs, weights_dtype=weights_dtype)
+    def __init__(self, dim: int, out: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
+        self.resample = Conv2d(dim, out, rngs=rngs, weights_dtype=weights_dtype)
         self.time_conv = nnx.data(
             CausalConv3d((3, 1, 1), dim, 2 * dim, rngs=rngs, weights_dtype=weights_dtype) if temporal else None
         )
 
-    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo 2*h 2*w c//2"], Cache]:
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo 2*h 2*w o"], Cache]:
         cache_after: Cache = ()
         if self.time_conv is not None:
             # The first frame of a video is neither doubled nor seen by the later ones.
@@ -168,7 +168,7 @@ class Upsample(nnx.Module):
             x = jnp.concatenate([first, pairs], axis=1)
         return self._double(x), cache_after
 
-    def _double(self, x: Video) -> Float[Array, "b f 2*h 2*w c//2"]:
+    def _double(self, x: Video) -> Float[Array, "b f 2*h 2*w o"]:
         return place(doubled_conv2d(x, self.resample.kernel[...], self.resample.bias[...]))
 
 
@@ -199,6 +199,69 @@ class UpBlock(nnx.Module):
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
         return chain((*self.resnets, *self.upsamplers), x, cache)
+
+
+class ResidualDownBlock(nnx.Module):
+    """Residual blocks and a halving, within a shortcut that averages (reference: WanResidualDownBlock)."""
+
+    def __init__(
+        self, c: int, o: int, num_res_blocks: int, down: Downsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
+    ):
+        self.resnets = nnx.List(
+            [
+                ResidualBlock(c if i == 0 else o, o, rngs=rngs, weights_dtype=weights_dtype)
+                for i in range(num_res_blocks)
+            ]
+        )
+        self.downsampler = nnx.data(down)
+        self.factors = _factors(down)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+        blocks = self.resnets if self.downsampler is None else (*self.resnets, self.downsampler)
+        y, cache = chain(blocks, x, cache)
+        return place(y + averaged(x, self.factors, y.shape[-1])), cache
+
+
+class ResidualUpBlock(UpBlock):
+    """Residual blocks and a doubling, within a shortcut that repeats (reference: WanResidualUpBlock)."""
+
+    def __init__(
+        self, c: int, o: int, num_res_blocks: int, up: Upsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
+    ):
+        super().__init__(c, o, num_res_blocks, up, rngs=rngs, weights_dtype=weights_dtype)
+        self.factors = _factors(up)
+
+    def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
+        y, after = super().__call__(x, cache)
+        if self.factors == (1, 1):
+            return y, after
+        shortcut = repeated(x, self.factors, y.shape[-1])
+        return place(y + shortcut[:, -y.shape[1] :]), after  # the first frame of a video is made once
+
+
+def _factors(resample: Downsample | Upsample | None) -> tuple[int, int]:
+    """By how much frames, and height and width, are divided or multiplied."""
+    return (1, 1) if resample is None else (1 if resample.time_conv is None else 2, 2)
+
+
+def averaged(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo ho wo o"]:
+    """Frames, rows and columns folded into channels, consecutive ones of which are averaged to `out` (AvgDown3D).
+
+    Before an odd number of frames, where a video starts, stands one of zeros.
+    """
+    t, s = factors
+    x = jnp.pad(x, ((0, 0), (-x.shape[1] % t, 0), (0, 0), (0, 0), (0, 0)))
+    b, f, h, w, c = x.shape
+    x = x.reshape(b, f // t, t, h // s, s, w // s, s, c).transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    x = x.reshape(*x.shape[:4], out, -1)
+    return jnp.mean(x, axis=-1, dtype=jnp.float32).astype(x.dtype)
+
+
+def repeated(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo ho wo o"]:
+    """Channels repeated and unfolded into frames, rows and columns, so that `out` are left (DupUp3D)."""
+    (t, s), (b, f, h, w, c) = factors, x.shape
+    x = jnp.repeat(x, out * t * s * s // c, axis=-1).reshape(b, f, h, w, out, t, s, s)
+    return x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, f * t, h * s, w * s, out)
 
 
 def _param(init: Any, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Dtype) -> nnx.Param:

@@ -10,15 +10,16 @@ from maxdiffusion.errors import UserError
 
 # Keys of AutoencoderKLWan's config.json that this network supports with one value only.
 _FIXED: Mapping[str, tuple[Any, str]] = {
-    "is_residual": (False, "the WAN 2.2 VAE (residual down and up blocks) is not supported yet"),
-    "patch_size": (None, "the WAN 2.2 VAE (pixel patches) is not supported yet"),
     "attn_scales": ((), "attention outside of the middle block is used by no released checkpoint"),
     "dropout": (0.0, "this VAE runs without dropout"),
-    "in_channels": (3, "videos have 3 channels"),
-    "out_channels": (3, "videos have 3 channels"),
 }
 # Keys that only repeat what the others say.
-_DERIVED = {"scale_factor_temporal": "temporal_factor", "scale_factor_spatial": "spatial_factor"}
+_DERIVED = {
+    "scale_factor_temporal": "temporal_factor",
+    "scale_factor_spatial": "spatial_factor",
+    "in_channels": "channels",
+    "out_channels": "channels",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class VAEConfig:
     """Dimensions of the autoencoder (field names as in diffusers' AutoencoderKLWan, its spelling included).
 
     The encoder halves height and width between every two entries of `dim_mult`, and the frame rate where
-    `temperal_downsample` says so; the decoder mirrors it.
+    `temperal_downsample` says so; the decoder mirrors it. WAN 2.2's folds patches of pixels into channels first, and
+    has shortcuts around whole levels (`is_residual`).
     """
 
     latents_mean: tuple[float, ...]
@@ -37,6 +39,8 @@ class VAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
+    is_residual: bool = False
+    patch_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("latents_mean", "latents_std"):
@@ -61,7 +65,17 @@ class VAEConfig:
     @property
     def spatial_factor(self) -> int:
         """Pixels for each latent pixel, along height and along width."""
-        return 2 ** (len(self.dim_mult) - 1)
+        return 2 ** (len(self.dim_mult) - 1) * self.patch
+
+    @property
+    def patch(self) -> int:
+        """Pixels on each side of what is folded into channels."""
+        return self.patch_size or 1
+
+    @property
+    def channels(self) -> int:
+        """What the first convolution reads and the last one writes."""
+        return 3 * self.patch**2
 
     @property
     def decoder_dim(self) -> int:
@@ -103,7 +117,7 @@ class VAEConfig:
         for key, derived in _DERIVED.items():
             if config.get(key) not in (None, getattr(parsed, derived)):
                 raise UserError(
-                    f"The VAE's config gives {key}={config[key]}, but its dim_mult and temperal_downsample make it "
+                    f"The VAE's config gives {key}={config[key]}, but its other dimensions make it "
                     f"{getattr(parsed, derived)}; correct one of them."
                 )
         return parsed

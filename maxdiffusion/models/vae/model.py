@@ -1,4 +1,4 @@
-"""The WAN 2.1 video autoencoder: encoder, decoder, and the loops over chunks of frames."""
+"""The WAN video autoencoders: encoder, decoder, and the loops over chunks of frames."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from maxdiffusion.models.vae.blocks import (
     MidBlock,
     Pointwise,
     ResidualBlock,
+    ResidualDownBlock,
+    ResidualUpBlock,
     RMSNorm,
     UpBlock,
     Upsample,
@@ -43,12 +45,15 @@ class Encoder(nnx.Module):
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, weights_dtype: Dtype):
         kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d((3, 3, 3), 3, dims[0], **kwargs)
+        self.conv_in = CausalConv3d((3, 3, 3), config.channels, dims[0], **kwargs)
         blocks: list[nnx.Module] = []
-        for i, (c, o) in enumerate(itertools.pairwise(dims)):
-            blocks += [ResidualBlock(c if j == 0 else o, o, **kwargs) for j in range(config.num_res_blocks)]
-            if i < len(config.temperal_downsample):
-                blocks.append(Downsample(o, config.temperal_downsample[i], **kwargs))
+        for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), config.temperal_downsample):
+            down = None if temporal is None else Downsample(o, temporal, **kwargs)
+            if config.is_residual:
+                blocks.append(ResidualDownBlock(c, o, config.num_res_blocks, down, **kwargs))
+            else:
+                blocks += [ResidualBlock(c if j == 0 else o, o, **kwargs) for j in range(config.num_res_blocks)]
+                blocks += [] if down is None else [down]
         self.down_blocks = nnx.List(blocks)
         self.mid_block = MidBlock(dims[-1], **kwargs)
         self.norm_out = RMSNorm(dims[-1], rngs=rngs)
@@ -70,14 +75,15 @@ class Decoder(nnx.Module):
         dims = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
         self.conv_in = CausalConv3d((3, 3, 3), config.z_dim, dims[0], **kwargs)
         self.mid_block = MidBlock(dims[0], **kwargs)
-        temporal = tuple(reversed(config.temperal_downsample))
-        blocks = []
-        for i, (c, o) in enumerate(itertools.pairwise(dims)):
-            up = Upsample(o, temporal[i], **kwargs) if i < len(temporal) else None
-            blocks.append(UpBlock(c if i == 0 else c // 2, o, config.num_res_blocks, up, **kwargs))
+        # WAN 2.1 halves the channels where it doubles the pixels, 2.2 in the block after.
+        block, halved = (ResidualUpBlock, 1) if config.is_residual else (UpBlock, 2)
+        blocks: list[UpBlock] = []
+        for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), reversed(config.temperal_downsample)):
+            up = None if temporal is None else Upsample(o, o // halved, temporal, **kwargs)
+            blocks.append(block(c if not blocks else c // halved, o, config.num_res_blocks, up, **kwargs))
         self.up_blocks = nnx.List(blocks)
         self.norm_out = RMSNorm(dims[-1], rngs=rngs)
-        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 3, **kwargs)
+        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], config.channels, **kwargs)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
         start, body, end = (None, None, None) if cache is None else cache
@@ -88,7 +94,7 @@ class Decoder(nnx.Module):
 
 
 class WanVAE(nnx.Module):
-    """AutoencoderKLWan of WAN 2.1.
+    """AutoencoderKLWan of WAN 2.1 and 2.2, which differ in `VAEConfig`.
 
     Long videos run chunk by chunk, the earlier frames remembered in a cache that is carried along; the result does not
     depend on where they are cut. A video whose activations fit in one chunk is one program; any other is two, however
@@ -159,7 +165,8 @@ class WanVAE(nnx.Module):
     def _chunks(self, frames: int, height: int, width: int, batch: int, chunk: int | None) -> list[int]:
         """Latent frames of each chunk: all at once if they fit, else the first alone and the rest in equal parts."""
         config = self.config
-        frame_bytes = batch * config.temporal_factor * height * width * config.base_dim * self.dtype.itemsize
+        pixels, dim = height * width // config.patch**2, max(config.base_dim, config.decoder_dim)
+        frame_bytes = batch * config.temporal_factor * pixels * dim * self.dtype.itemsize
         fitting = max(1, _CHUNK_BYTES // frame_bytes) if chunk is None else chunk
         if frames <= fitting:
             return [frames]
@@ -168,7 +175,7 @@ class WanVAE(nnx.Module):
         return [1] + [size] * (rest // size)
 
     def _encode_chunk(self, video: Video, cache: Cache) -> tuple[Latents, Cache]:
-        moments, cache = self.encoder(video.astype(self.dtype), cache)
+        moments, cache = self.encoder(_fold(video.astype(self.dtype), self.config.patch), cache)
         mu = self.quant_conv(moments)[..., : self.config.z_dim].astype(jnp.float32)
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.latents_mean, self.config.latents_std))
         return (mu - mean) / std, cache
@@ -177,7 +184,19 @@ class WanVAE(nnx.Module):
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.config.latents_mean, self.config.latents_std))
         z = (latents.astype(jnp.float32) * std + mean).astype(self.dtype)
         video, cache = self.decoder(self.post_quant_conv(z), cache)
-        return jnp.clip(video.astype(jnp.float32), -1.0, 1.0), cache
+        return jnp.clip(_unfold(video, self.config.patch).astype(jnp.float32), -1.0, 1.0), cache
+
+
+def _fold(x: Video, p: int) -> Float[Array, "b f ho wo o"]:
+    """Patches of pixels as channels, (c, w, h) from outermost to innermost (reference: `patchify`)."""
+    b, f, h, w, c = x.shape
+    return x.reshape(b, f, h // p, p, w // p, p, c).transpose(0, 1, 2, 4, 6, 5, 3).reshape(b, f, h // p, w // p, -1)
+
+
+def _unfold(x: Video, p: int) -> Float[Array, "b f ho wo 3"]:
+    """The inverse of `_fold`."""
+    b, f, h, w, _ = x.shape
+    return x.reshape(b, f, h, w, -1, p, p).transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, f, h * p, w * p, -1)
 
 
 def _placement() -> Any:

@@ -27,5 +27,9 @@ _RULES = (
 )
 
 RULES: tuple[Rule, ...] = tuple(dataclasses.replace(rule, aliases=(f"vision_model.{rule.source}",)) for rule in _RULES)
-# The model reads the hidden states before the last layer, which no norm has seen.
-IGNORED = (r"(vision_model\.)?post_layernorm\.(weight|bias)", r"(vision_model\.)?embeddings\.position_ids")
+# The model reads the hidden states before the last layer, which no norm and no projection has seen.
+IGNORED = (
+    r"(vision_model\.)?post_layernorm\.(weight|bias)",
+    r"(vision_model\.)?embeddings\.position_ids",
+    r"visual_projection\.weight",
+)

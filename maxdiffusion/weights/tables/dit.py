@@ -1,50 +1,117 @@
-"""Names of `diffusers.WanTransformer3DModel`."""
+"""Names of `diffusers.WanTransformer3DModel` and of its relatives for VACE and Animate."""
 
 from maxdiffusion.weights.rule import Rule, Transform
 
-_LINEARS = {
-    "condition_embedder.time_embedder.linear_1": "condition_embedder.time_embedder.linear_1",
-    "condition_embedder.time_embedder.linear_2": "condition_embedder.time_embedder.linear_2",
-    "condition_embedder.time_proj": "condition_embedder.time_proj",
-    "condition_embedder.text_embedder.linear_1": "condition_embedder.text_embedder.linear_1",
-    "condition_embedder.text_embedder.linear_2": "condition_embedder.text_embedder.linear_2",
-    "condition_embedder.image_embedder.ff.net.0.proj": "condition_embedder.image_embedder.ff.linear_1",
-    "condition_embedder.image_embedder.ff.net.2": "condition_embedder.image_embedder.ff.linear_2",
-    "blocks.{layer}.attn1.to_q": "blocks.attn1.to_q",
-    "blocks.{layer}.attn1.to_k": "blocks.attn1.to_k",
-    "blocks.{layer}.attn1.to_v": "blocks.attn1.to_v",
-    "blocks.{layer}.attn1.to_out.0": "blocks.attn1.to_out",
-    "blocks.{layer}.attn2.to_q": "blocks.attn2.to_q",
-    "blocks.{layer}.attn2.to_k": "blocks.attn2.to_k",
-    "blocks.{layer}.attn2.to_v": "blocks.attn2.to_v",
-    "blocks.{layer}.attn2.to_out.0": "blocks.attn2.to_out",
-    "blocks.{layer}.attn2.add_k_proj": "blocks.attn2_image.0.to_k",
-    "blocks.{layer}.attn2.add_v_proj": "blocks.attn2_image.0.to_v",
-    "blocks.{layer}.ffn.net.0.proj": "blocks.ffn.linear_1",
-    "blocks.{layer}.ffn.net.2": "blocks.ffn.linear_2",
-    "proj_out": "proj_out",
-}
+Rules = tuple[Rule, ...]
 
-RULES: tuple[Rule, ...] = (
-    # The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one.
-    Rule("patch_embedding.weight", "patch_embedding.kernel", Transform.CONV3D, reshape=True),
-    Rule("patch_embedding.bias", "patch_embedding.bias"),
-    *(Rule(f"{source}.weight", f"{target}.kernel", Transform.LINEAR) for source, target in _LINEARS.items()),
-    *(Rule(f"{source}.bias", f"{target}.bias") for source, target in _LINEARS.items()),
-    *(
-        Rule(f"blocks.{{layer}}.{attention}.{norm}.weight", f"blocks.{attention}.{norm}.scale")
-        for attention in ("attn1", "attn2")
-        for norm in ("norm_q", "norm_k")
-    ),
-    Rule("blocks.{layer}.attn2.norm_added_k.weight", "blocks.attn2_image.0.norm_k.scale"),
-    *(
-        Rule(f"condition_embedder.image_embedder.{norm}.{source}", f"condition_embedder.image_embedder.{norm}.{target}")
-        for norm in ("norm1", "norm2")
-        for source, target in (("weight", "scale"), ("bias", "bias"))
-    ),
-    Rule("condition_embedder.image_embedder.pos_embed", "condition_embedder.image_embedder.pos_embed", reshape=True),
-    Rule("blocks.{layer}.norm2.weight", "blocks.norm2.scale"),
-    Rule("blocks.{layer}.norm2.bias", "blocks.norm2.bias"),
-    Rule("blocks.{layer}.scale_shift_table", "blocks.scale_shift_table", reshape=True),
+
+def _weight_bias(source: str, target: str, transform: Transform, reshape: bool = False, bias: str = "bias") -> Rules:
+    return (
+        Rule(f"{source}.weight", f"{target}.kernel", transform, reshape=reshape),
+        Rule(f"{source}.{bias}", f"{target}.bias"),
+    )
+
+
+def _linear(source: str, target: str) -> Rules:
+    return _weight_bias(source, target, Transform.LINEAR)
+
+
+def _linears(source: str, target: str, *names: str) -> Rules:
+    """Those that have the same name here and there."""
+    return tuple(rule for name in names for rule in _linear(f"{source}.{name}", f"{target}.{name}"))
+
+
+def _norm(source: str, target: str) -> Rules:
+    return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
+
+
+def _patch(source: str, target: str) -> Rules:
+    """The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one."""
+    return _weight_bias(source, target, Transform.CONV3D, reshape=True)
+
+
+def _attention(source: str, target: str) -> Rules:
+    return (
+        *_linears(source, target, "to_q", "to_k", "to_v"),
+        *_linear(f"{source}.to_out.0", f"{target}.to_out"),
+        Rule(f"{source}.norm_q.weight", f"{target}.norm_q.scale"),
+        Rule(f"{source}.norm_k.weight", f"{target}.norm_k.scale"),
+    )
+
+
+def _block(source: str, target: str) -> Rules:
+    return (
+        *_attention(f"{source}.attn1", f"{target}.attn1"),
+        *_attention(f"{source}.attn2", f"{target}.attn2"),
+        *_linear(f"{source}.attn2.add_k_proj", f"{target}.attn2_image.0.to_k"),
+        *_linear(f"{source}.attn2.add_v_proj", f"{target}.attn2_image.0.to_v"),
+        Rule(f"{source}.attn2.norm_added_k.weight", f"{target}.attn2_image.0.norm_k.scale"),
+        *_linear(f"{source}.ffn.net.0.proj", f"{target}.ffn.linear_1"),
+        *_linear(f"{source}.ffn.net.2", f"{target}.ffn.linear_2"),
+        *_norm(f"{source}.norm2", f"{target}.norm2"),
+        Rule(f"{source}.scale_shift_table", f"{target}.scale_shift_table", reshape=True),
+    )
+
+
+def _condition_embedder(path: str) -> Rules:
+    image = f"{path}.image_embedder"
+    return (
+        *_linears(f"{path}.time_embedder", f"{path}.time_embedder", "linear_1", "linear_2"),
+        *_linear(f"{path}.time_proj", f"{path}.time_proj"),
+        *_linears(f"{path}.text_embedder", f"{path}.text_embedder", "linear_1", "linear_2"),
+        *_norm(f"{image}.norm1", f"{image}.norm1"),
+        *_linear(f"{image}.ff.net.0.proj", f"{image}.ff.linear_1"),
+        *_linear(f"{image}.ff.net.2", f"{image}.ff.linear_2"),
+        *_norm(f"{image}.norm2", f"{image}.norm2"),
+        Rule(f"{image}.pos_embed", f"{image}.pos_embed", reshape=True),
+    )
+
+
+def _motion_encoder(source: str, target: str) -> Rules:
+    convolutions = ("conv_in", "conv_out", *(f"res_blocks.{{i}}.{name}" for name in ("conv1", "conv2", "conv_skip")))
+    return (
+        *(
+            rule
+            for name in convolutions
+            for rule in _weight_bias(f"{source}.{name}", f"{target}.{name}", Transform.CONV2D, bias="act_fn.bias")
+        ),
+        *_linears(source, target, "motion_network.{i}"),
+        Rule(f"{source}.motion_synthesis_weight", f"{target}.basis"),
+    )
+
+
+def _face_encoder(source: str, target: str) -> Rules:
+    return (
+        *_weight_bias(f"{source}.conv1_local", f"{target}.conv1_local", Transform.CONV1D),
+        *_weight_bias(f"{source}.conv2", f"{target}.conv2", Transform.CONV1D),
+        *_weight_bias(f"{source}.conv3", f"{target}.conv3", Transform.CONV1D),
+        *_linears(source, target, "out_proj"),
+        Rule(f"{source}.padding_tokens", f"{target}.padding_tokens", reshape=True),
+    )
+
+
+_VACE = (
+    *_patch("vace_patch_embedding", "side.patch_embedding"),
+    *_linear("vace_blocks.0.proj_in", "side.proj_in"),
+    *_block("vace_blocks.{layer}", "side.blocks.block"),
+    *_linear("vace_blocks.{layer}.proj_out", "side.blocks.proj_out"),
+)
+
+_ANIMATE = (
+    *_patch("pose_patch_embedding", "side.pose_patch_embedding"),
+    *_motion_encoder("motion_encoder", "side.motion_encoder"),
+    *_face_encoder("face_encoder", "side.face_encoder"),
+    *_linears("face_adapter.{layer}", "side.adapters", "to_q", "to_k", "to_v", "to_out"),
+    Rule("face_adapter.{layer}.norm_q.weight", "side.adapters.norm_q.scale"),
+    Rule("face_adapter.{layer}.norm_k.weight", "side.adapters.norm_k.scale"),
+)
+
+RULES: Rules = (
+    *_patch("patch_embedding", "patch_embedding"),
+    *_condition_embedder("condition_embedder"),
+    *_block("blocks.{layer}", "blocks"),
+    *_linear("proj_out", "proj_out"),
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
+    *_VACE,
+    *_ANIMATE,
 )

@@ -1,6 +1,8 @@
-"""Names of the WAN 2.1 VAE (diffusers' AutoencoderKLWan) and ours."""
+"""Names of the WAN 2.1 and 2.2 VAE (diffusers' AutoencoderKLWan) and ours."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from maxdiffusion.weights.rule import Rule, Transform
 
@@ -27,11 +29,15 @@ def _residual(path: str) -> tuple[Rule, ...]:
     )
 
 
-def _resample(path: str) -> tuple[Rule, ...]:
-    return (
+def _resample(path: str, alias: str | None = None) -> tuple[Rule, ...]:
+    """`alias`: what the path is called in another version of the net."""
+    rules = (
         *_conv(f"{path}.resample.1", f"{path}.resample", Transform.CONV2D),
         *_conv(f"{path}.time_conv", f"{path}.time_conv", Transform.CONV3D),
     )
+    if alias is None:
+        return rules
+    return tuple(dataclasses.replace(rule, aliases=(rule.source.replace(path, alias),)) for rule in rules)
 
 
 def _coder(path: str) -> tuple[Rule, ...]:
@@ -52,9 +58,11 @@ RULES: tuple[Rule, ...] = (
     *_coder("encoder"),
     *_residual("encoder.down_blocks.{i}"),
     *_resample("encoder.down_blocks.{i}"),
+    *_residual("encoder.down_blocks.{i}.resnets.{j}"),
+    *_resample("encoder.down_blocks.{i}.downsampler"),
     *_conv("quant_conv", "quant_conv", Transform.CONV3D, flat=True),
     *_conv("post_quant_conv", "post_quant_conv", Transform.CONV3D, flat=True),
     *_coder("decoder"),
     *_residual("decoder.up_blocks.{i}.resnets.{j}"),
-    *_resample("decoder.up_blocks.{i}.upsamplers.{j}"),
+    *_resample("decoder.up_blocks.{i}.upsamplers.0", "decoder.up_blocks.{i}.upsampler"),
 )

@@ -1,0 +1,58 @@
+"""Videos that the config names, read and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.media.read import frames_per_second, read_video
+
+log = logging.getLogger(__name__)
+
+STEP = 16  # pixels: what proportions may lose to sizes that are multiples of it
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+
+
+def video(key: str, path: str, frames: int, height: int, width: int, like: tuple[str, Frames] | None = None) -> Frames:
+    """The first `frames` frames of the file that `key` names, in their own size, and one more if there is one.
+
+    Logs what is used of it. `like` is another key and its frames, of the same size and length.
+
+    Raises:
+      UserError: it cannot be read, has too few frames, is not as long or large as `like`, or would lose its proportions
+        when it is made height x width, by more than the rounding of sizes.
+    """
+    found = read_video(Path(path), frames + 1)
+    count, h, w, _ = found.shape
+    if count < frames:
+        raise UserError(
+            f"{key}={path} has {count} frames, and num_frames={frames} are to be made; give a longer one, or write "
+            f"num_frames={(count - 1) // 4 * 4 + 1}."
+        )
+    if like is not None and found.shape != like[1].shape:
+        one, other = (
+            f"{x.shape[2]} x {x.shape[1]} pixels and {_number(len(x), frames)} frames" for x in (found, like[1])
+        )
+        raise UserError(f"{key}={path} has {one}, but {like[0]} has {other}; make both of one size and length.")
+    scale = max(height / h, width / w)
+    if h * scale >= height + STEP or w * scale >= width + STEP:
+        scale = min(height / h, width / w)
+        near = "*".join(str(max(int(side * scale) // STEP * STEP, STEP)) for side in (w, h))
+        raise UserError(
+            f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it, or "
+            f"write size={near}."
+        )
+    fps = frames_per_second(Path(path))
+    used = f"the first {frames} frames" if count > frames else f"all {frames} frames"
+    rate = f" at {fps:g} per second" if fps else ""
+    log.info("%s: %s of %d x %d pixels%s, made %d x %d", key, used, w, h, rate, width, height)
+    return found
+
+
+def _number(count: int, frames: int) -> str:
+    return str(count) if count <= frames else f"more than {frames}"

@@ -1,0 +1,139 @@
+"""Animate: a pose added to the embedded latents, and the motion of a face attended to after every few blocks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.block import Tokens
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
+from maxdiffusion.models.dit.context import KeysValues
+from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
+from maxdiffusion.models.dit.patches import fold
+from maxdiffusion.models.dit.side import After, after_layers
+from maxdiffusion.models.layers import Linear, RMSNorm, layer_norm, pick, scan, stack
+from maxdiffusion.parallel import axes, shard
+
+
+class Performance(NamedTuple):
+    """What a character is to do: one latent frame fewer than the video has, whose first is the character itself."""
+
+    pose: Float[Array, "b f-1 h w c"]  # latents of the pose video
+    face: Float[Array, "b frames height width 3"]  # pixels in [-1, 1]
+
+
+class PreparedPerformance(NamedTuple):
+    """The same with the motion of the face, for every adapter."""
+
+    pose: Float[Array, "b f-1 h w c"]
+    face: KeysValues
+
+
+class FaceAdapter(nnx.Module):
+    """Attention of every token to the face's tokens of its own latent frame.
+
+    Reference: `WanAnimateFaceBlockCrossAttention` in diffusers' transformer_wan_animate.py. It folds the frames into
+    the batch; here the tokens lie over devices that know no frames, so the face's tokens of all frames (105 at 77
+    frames, where the text has 512) are keys, and those of other frames are masked.
+    """
+
+    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.heads, self.eps, self.dtype = config.num_attention_heads, config.eps, dtype
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+        self.norm_q = RMSNorm(config.attention_head_dim, config.eps, rngs=rngs)
+        self.norm_k = RMSNorm(config.attention_head_dim, config.eps, rngs=rngs)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:2], self.heads, -1)
+
+    def source(self, face: Float[Array, "b k e"]) -> tuple[Float[Array, "b k n d"], Float[Array, "b k n d"]]:
+        face = layer_norm(face, self.eps)
+        return self.norm_k(self._heads(self.to_k(face))).astype(self.dtype), self._heads(self.to_v(face))
+
+    def __call__(
+        self,
+        x: Float[Array, "b s e"],
+        keys: Float[Array, "b k n d"],
+        values: Float[Array, "b k n d"],
+        tokens_per_frame: int,
+        keys_per_frame: int,
+    ) -> Float[Array, "b s e"]:
+        q = self.norm_q(self._heads(self.to_q(layer_norm(x, self.eps)))).astype(self.dtype)
+        logits = jnp.einsum("bsnd,bknd->bsnk", q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+        frames = jnp.arange(keys.shape[1]) // keys_per_frame
+        # Tokens of padding lie behind the last frame; they attend to it, so that none is left without a key.
+        own = jnp.minimum(jnp.arange(x.shape[1]) // tokens_per_frame, frames[-1])[:, None] == frames
+        weights = jax.nn.softmax(jnp.where(own[:, None], logits, -jnp.inf), axis=-1).astype(self.dtype)
+        out = jnp.einsum("bsnk,bknd->bsnd", weights, values, preferred_element_type=jnp.float32)
+        return self.to_out(out.reshape(*x.shape[:2], -1))
+
+
+class Animate(nnx.Module):
+    """Pose embedding, motion encoder, face encoder and the adapters.
+
+    Reference: `diffusers.WanAnimateTransformer3DModel`.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        animate: AnimateConfig,
+        plan: AttentionPlan,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
+        del plan  # attention to a few keys of the token's own frame is none of its modes
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.layers = tuple(range(0, config.num_layers, animate.inject_face_latents_blocks))
+        self.patch = config.patch_size
+        channels = animate.latent_channels * math.prod(config.patch_size)
+        self.pose_patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
+        self.motion_encoder = MotionEncoder(animate, **common)
+        self.face_encoder = FaceEncoder(animate, config.dim, **common)
+        self.adapters = stack(
+            lambda rngs: FaceAdapter(config, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            len(self.layers),
+            rngs,
+        )
+
+    def prepare(self, text: Float[Array, "b k e"], performance: Performance) -> PreparedPerformance:
+        del text
+        face = self.face_encoder(self.motion_encoder(performance.face))
+        face = jnp.pad(face, ((0, 0), (1, 0), (0, 0), (0, 0)))  # the character's own frame has no motion
+        face = face.reshape(face.shape[0], -1, face.shape[-1])
+        _, (keys, values) = scan(self.adapters, lambda one, _, __: (None, one.source(face)), None, None, False)
+        return PreparedPerformance(performance.pose, KeysValues(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1)))
+
+    def start(
+        self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, performance: PreparedPerformance
+    ) -> tuple[Float[Array, "b s e"], tuple[()], After]:
+        """The embedded latents with the pose, and what to do after each block."""
+        frames, height, width = (a // b for a, b in zip(performance.pose.shape[1:4], self.patch, strict=True))
+        per_frame = height * width
+        pose = self.pose_patch_embedding(fold(performance.pose, self.patch))
+        pose = jnp.pad(pose, ((0, 0), (per_frame, x.shape[1] - per_frame - pose.shape[1]), (0, 0)))
+        keys_per_frame = performance.face.keys.shape[2] // (frames + 1)
+
+        def adapt(index: jax.Array, x: jax.Array, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
+            keys, values = (jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in performance.face)
+            h = pick(self.adapters, index)(x, keys, values, per_frame, keys_per_frame)
+            return shard(_sum(x, h), axes.BATCH, axes.SEQUENCE, None), state
+
+        return shard(_sum(x, pose), axes.BATCH, axes.SEQUENCE, None), (), after_layers(self.layers, adapt)
+
+
+def _sum(x: jax.Array, y: jax.Array) -> jax.Array:
+    return (x.astype(jnp.float32) + y.astype(jnp.float32)).astype(x.dtype)

@@ -1,0 +1,43 @@
+"""What some variants do beside the blocks: something of their own after given layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+# (layer, x: b s e, state) -> (x, state): called after every block.
+After = Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
+
+
+class NoSide(nnx.Module):
+    """Nothing: the plain transformer."""
+
+    def prepare(self, text: Float[Array, "b k e"], control: tuple[()]) -> tuple[()]:
+        return control
+
+    def start(
+        self, x: Float[Array, "b s e"], time: Any, tokens: Any, prepared: tuple[()]
+    ) -> tuple[jax.Array, Any, After]:
+        return x, (), lambda layer, x, state: (x, state)
+
+
+def after_layers(
+    layers: Sequence[int], run: Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
+) -> After:
+    """Calls `run(i, x, state)` after the i-th of `layers`. One branch of a conditional, so that the others cost nothing
+    and the blocks stay one scan, however the layers lie.
+    """
+    indices = np.full(max(layers) + 1, -1, np.int32)
+    indices[list(layers)] = np.arange(len(layers))
+
+    def after(layer: jax.Array, x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
+        index = jnp.take(jnp.asarray(indices), layer, mode="fill", fill_value=-1)
+        return jax.lax.cond(index >= 0, run, lambda index, x, state: (x, state), index, x, state)
+
+    return after

@@ -1,0 +1,102 @@
+"""VACE (Jiang et al., 2025, arXiv:2503.07598): a second stream of blocks carries the control and hints to the first."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.block import Block, Tokens
+from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
+from maxdiffusion.models.dit.context import KeysValues
+from maxdiffusion.models.dit.patches import fold
+from maxdiffusion.models.dit.side import After, after_layers
+from maxdiffusion.models.layers import Linear, pick, scan, stack
+from maxdiffusion.parallel import axes, shard
+
+
+class Control(NamedTuple):
+    """What a VACE transformer is controlled by."""
+
+    latents: Float[Array, "b f h w c"]  # inactive, reactive, mask: 96 channels in the official checkpoints
+    scale: Float[Array, "b hints"]  # of each hint
+
+
+class PreparedControl(NamedTuple):
+    """The same, and the text for the blocks of the control stream."""
+
+    latents: Float[Array, "b f h w c"]
+    scale: Float[Array, "b hints"]
+    text: KeysValues
+
+
+class ControlBlock(nnx.Module):
+    """A block of the control stream and the projection to its hint.
+
+    Reference: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformerBlock`.
+    """
+
+    def __init__(
+        self, config: DiTConfig, plan: AttentionPlan, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike
+    ):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.block = Block(config, plan, **common)
+        self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
+
+
+class VACE(nnx.Module):
+    """The control stream; it runs ahead of the main one by nothing, so that a single hint is in memory at a time.
+
+    The reference computes all hints first. They depend on the main stream only by its embedded latents, which this
+    stream starts from, so a hint is as well computed where it is added.
+    """
+
+    def __init__(
+        self,
+        config: DiTConfig,
+        vace: VACEConfig,
+        plan: AttentionPlan,
+        *,
+        rngs: nnx.Rngs,
+        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
+    ):
+        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        self.layers = vace.vace_layers
+        self.patch = config.patch_size
+        channels = vace.vace_in_channels * math.prod(config.patch_size)
+        self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
+        self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
+        self.blocks = stack(
+            lambda rngs: ControlBlock(config, plan, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            len(vace.vace_layers),
+            rngs,
+        )
+
+    def prepare(self, text: Float[Array, "b k e"], control: Control) -> PreparedControl:
+        _, sources = scan(self.blocks, lambda one, _, __: (None, one.block.sources(text)), None, None, False)
+        return PreparedControl(*control, KeysValues(*(jnp.moveaxis(a, 0, 1) for a in sources[0])))
+
+    def start(
+        self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, control: PreparedControl
+    ) -> tuple[Float[Array, "b s e"], Float[Array, "b s e"], After]:
+        """The first state of the stream, and what to do after each block of the main one."""
+        stream = self.proj_in(self.patch_embedding(fold(control.latents, self.patch)))
+        stream = jnp.pad(stream, ((0, 0), (0, x.shape[1] - stream.shape[1]), (0, 0)))
+        stream = shard(stream + x, axes.BATCH, axes.SEQUENCE, None)
+
+        def hint(index: jax.Array, x: jax.Array, stream: jax.Array) -> tuple[jax.Array, jax.Array]:
+            one = pick(self.blocks, index)
+            text = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False), control.text)
+            stream = one.block(stream, time, tokens, (text,))
+            scale = jax.lax.dynamic_index_in_dim(control.scale, index, 1).astype(jnp.float32)
+            total = x.astype(jnp.float32) + one.proj_out(stream).astype(jnp.float32) * scale[..., None]
+            return shard(total.astype(x.dtype), axes.BATCH, axes.SEQUENCE, None), stream
+
+        return x, stream, after_layers(self.layers, hint)

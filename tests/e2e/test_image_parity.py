@@ -1,0 +1,196 @@
+"""Image variants and two experts: the same random weights, inputs and noise through diffusers and the entry page."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+
+from maxdiffusion import config, generate_wan
+from maxdiffusion.weights.latents_io import save_latents
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"))
+TRANSFORMER = SCRIPT["PRESETS"]["tiny"]["transformer"]
+VAE22 = {
+    "is_residual": True,
+    "patch_size": 2,
+    "in_channels": 12,
+    "out_channels": 12,
+    "z_dim": 8,
+    "decoder_base_dim": 12,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.1 * i for i in range(8)],
+    "latents_std": [1 + 0.1 * i for i in range(8)],
+}
+IMAGE_TOKENS = {"image_dim": 16, "added_kv_proj_dim": 24}
+IN36 = {"in_channels": 36, "out_channels": 16}
+PROMPTS = ("a green square moving left", "two red circles")
+
+# What each checkpoint adds: the transformer's keys, whether there are two, the VAE's keys, and the pipeline's.
+CHECKPOINTS = {
+    "wan2.1-i2v": (IN36 | IMAGE_TOKENS, False, {}, {}),
+    "wan2.1-flf2v": (IN36 | IMAGE_TOKENS | {"pos_embed_seq_len": 10}, False, {}, {}),
+    "wan2.2-t2v": ({}, True, {}, {"boundary_ratio": 0.8}),
+    "wan2.2-i2v": (IN36, True, {}, {"boundary_ratio": 0.8}),
+    "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, False, VAE22, {"expand_timesteps": True}),
+}
+
+
+def randomised(module, seed):
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            (values,) = SCRIPT["numbers"](rng, name, tuple(parameter.shape))
+            parameter.copy_(torch.from_numpy(values).reshape(parameter.shape))
+    return module.eval()
+
+
+def write_checkpoint(folder, model):
+    """The reference's pipeline, saved; returns it."""
+    keys, two, vae, own = CHECKPOINTS[model]
+    image = ("in_channels" in keys and "i2v" in model) or "flf2v" in model
+    SCRIPT["write_tokenizer"](folder / "tokenizer")
+    text = SCRIPT["PRESETS"]["tiny"]["text_encoder"] | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    parts = {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": randomised(transformers.UMT5EncoderModel(transformers.UMT5Config(**text)), 0),
+        "transformer": randomised(diffusers.WanTransformer3DModel(**TRANSFORMER | keys), 1),
+        "vae": randomised(diffusers.AutoencoderKLWan(**{"base_dim": 8, **vae}), 2),
+        "scheduler": diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        **own,
+    }
+    if two:
+        parts["transformer_2"] = randomised(diffusers.WanTransformer3DModel(**TRANSFORMER | keys), 3)
+    if "image_dim" in keys:
+        tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+        clip = transformers.CLIPVisionConfig(**tower, image_size=28, patch_size=14, hidden_act="gelu")
+        parts["image_encoder"] = randomised(transformers.CLIPVisionModel(clip), 4)
+        parts["image_processor"] = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
+    cls = diffusers.WanImageToVideoPipeline if image and model != "wan2.2-ti2v" else diffusers.WanPipeline
+    pipeline = cls(**parts)
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def picture(path, seed, size):
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
+    image = small.resize((2 * size, 2 * size), Image.Resampling.BICUBIC)
+    image.save(path)
+    return image
+
+
+def psnr(a, b):
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
+
+
+def common(folder, model, checkpoint, noise, size, steps=4):
+    save_latents(folder / "noise.safetensors", noise, {})
+    (folder / "run.yml").write_text("# all keys are given as words\n")
+    return [
+        str(folder / "run.yml"),
+        f"model_name={model}",
+        f"pretrained_model_name_or_path={checkpoint}",
+        f"prompt={list(PROMPTS[: len(noise)])!r}",
+        "negative_prompt=blurry",
+        f"size={size}x{size}",
+        "num_frames=9",
+        f"num_inference_steps={steps}",
+        "flow_shift=3",
+        f"initial_latents={folder / 'noise.safetensors'}",
+        f"per_device_batch_size={len(noise)}",
+        *(f"{key}_dtype=float32" for key in ("weights", "activations", "text_encoder")),
+        "output_format=npy",
+        f"output_dir={folder}",
+        "jax_cache_dir=",
+        "log_level=error",
+        "ici_data_parallelism=-1",
+        "ici_context_parallelism=1",
+    ]
+
+
+def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch=lambda pipeline: None):
+    """Both videos of each example, and the quality of ours against theirs; prints it."""
+    size, channels, down = (64, 8, 16) if model == "wan2.2-ti2v" else (32, 16, 8)
+    pipeline = write_checkpoint(tmp_path / "checkpoint", model)
+    patch(pipeline)
+    noise = np.random.default_rng(7).standard_normal((batch, 3, size // down, size // down, channels), np.float32)
+    shown = [[picture(tmp_path / f"{at}{i}.png", 10 * i + at, size) for at in range(images)] for i in range(batch)]
+    words = [*words, f"guidance_scale={scales[0]}", *(f"guidance_scale_2={scale}" for scale in scales[1:])]
+    for at, key in enumerate(("image", "last_image")[:images]):
+        words.append(f"{key}={[str(tmp_path / f'{at}{i}.png') for i in range(batch)]!r}")
+    ours = generate_wan.run(
+        config.load([*common(tmp_path, model, tmp_path / "checkpoint", noise, size, steps), *words])
+    )
+    if model == "wan2.2-ti2v" and images:
+        pipeline = diffusers.WanImageToVideoPipeline(**pipeline.components, expand_timesteps=True)
+        pipeline.set_progress_bar_config(disable=True)
+    for i, path in enumerate(ours):
+        theirs = pipeline(
+            prompt=PROMPTS[i],
+            negative_prompt="blurry",
+            height=size,
+            width=size,
+            num_frames=9,
+            num_inference_steps=steps,
+            guidance_scale=scales[0],
+            latents=torch.from_numpy(noise[i : i + 1].transpose(0, 4, 1, 2, 3).copy()),
+            output_type="np",
+            **dict(zip(("image", "last_image"), shown[i], strict=False)),
+            **({"guidance_scale_2": scales[1]} if len(scales) > 1 else {}),
+        ).frames[0]
+        theirs, video = np.round(theirs * 255).astype(np.uint8), np.load(path)
+        assert theirs.std() > 5, "a flat video would compare equal to anything flat"
+        figure = psnr(video, theirs)
+        print(f"{model}, {images} images, video {i}: {figure:.1f} dB")
+        assert video.shape == theirs.shape and figure > 60
+
+
+def test_image_to_video_at_batch_2(tmp_path):
+    """Each video has its own prompt and image; the image counts in both branches of guidance."""
+    case(tmp_path, "wan2.1-i2v", 2, 1)
+
+
+@pytest.mark.slow
+def test_first_and_last_frame(tmp_path):
+    case(tmp_path, "wan2.1-flf2v", 1, 2)
+
+
+@pytest.mark.slow
+def test_first_and_last_frame_without_position_embedding(tmp_path):
+    """The reference then needs both images' tokens in one row; it makes two rows of them."""
+
+    def in_one_row(pipeline):
+        encode = pipeline.encode_image
+        pipeline.encode_image = lambda *args: encode(*args).reshape(1, -1, 16)
+
+    case(tmp_path, "wan2.1-i2v", 1, 2, patch=in_one_row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("residency", ["together", "in_turn"])
+def test_two_experts_from_text(tmp_path, residency):
+    """6 steps with shift 3: 999 937 857 749 600 375, of which three lie above the boundary."""
+    case(tmp_path, "wan2.2-t2v", 2, 0, (4.0, 3.0), 6, (f"expert_residency={residency}", "boundary_ratio=0.8"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [1, 2])
+def test_two_experts_from_images(tmp_path, images):
+    case(tmp_path, "wan2.2-i2v", 1, images, (3.5, 2.5), 6, ("boundary_ratio=0.8", "loop=scan"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [0, 1])
+def test_timesteps_by_token(tmp_path, images):
+    case(tmp_path, "wan2.2-ti2v", 2, images)
