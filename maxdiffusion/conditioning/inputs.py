@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,7 +26,7 @@ def video(key: str, path: str, frames: int, height: int, width: int, like: tuple
       UserError: it cannot be read, has too few frames, is not as long or large as `like`, or would lose its proportions
         when it is made height x width, by more than the rounding of sizes.
     """
-    found = read_video(Path(path), frames + 1)
+    found = read_video(path, frames + 1)
     count, h, w, _ = found.shape
     if count < frames:
         raise UserError(
@@ -47,7 +46,7 @@ def video(key: str, path: str, frames: int, height: int, width: int, like: tuple
             f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it, or "
             f"write size={near}."
         )
-    fps = frames_per_second(Path(path))
+    fps = frames_per_second(path)
     used = f"the first {frames} frames" if count > frames else f"all {frames} frames"
     rate = f" at {fps:g} per second" if fps else ""
     log.info("%s: %s of %d x %d pixels%s, made %d x %d", key, used, w, h, rate, width, height)

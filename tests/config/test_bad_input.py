@@ -94,8 +94,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
     (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
     # control
-    (["video=missing.mp4"], "video=missing.mp4 does not exist"),
+    (["video=missing.mp4"], "missing.mp4 does not exist"),
+    (["video=missing.mp4", "size=832*480"], "video=missing.mp4 does not exist"),
     (["strength=0"], "should be greater than 0"),
+    (["video=folder"], "folder is a folder without PNG frames"),
     (["strength=0.5"], "strength has no meaning without video; give both, or leave strength out"),
     (
         ["mask=folder"],
@@ -104,7 +106,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["pose_video=folder"], "choose a model of type ANIMATE"),
     (["mode=replace"], "mode has no meaning for wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
-    (["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder"], "strength has no meaning for wan2.1-vace-1.3b"),
+    (
+        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "size=832*480"],
+        "strength has no meaning for wan2.1-vace-1.3b",
+    ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
     # parallelism
