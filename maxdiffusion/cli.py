@@ -35,9 +35,18 @@ def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
     try:
         cfg = config.load(words)
-        from maxdiffusion import generate_wan, verify
+        if cfg.inspect:  # alone does not wait for jax
+            from maxdiffusion import inspection
 
-        (verify if cfg.verify else generate_wan).run(cfg)
+            inspection.run(cfg)
+        elif cfg.verify:
+            from maxdiffusion import verify
+
+            verify.run(cfg)
+        else:
+            from maxdiffusion import generate_wan
+
+            generate_wan.run(cfg)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

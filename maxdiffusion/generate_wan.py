@@ -8,8 +8,9 @@ from pathlib import Path
 
 from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config, parts
+from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise import given, sampling
-from maxdiffusion.media import frames, output
+from maxdiffusion.media import frames, manifest, output
 from maxdiffusion.parallel import axes, startup
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(cfg: Config) -> list[Path]:
-    """Makes every video that `cfg` asks for and returns their paths.
+    """Makes every video that `cfg` asks for and returns their paths; of a prompt file, those that are not there yet.
 
     Raises:
       UserError: the checkpoint, the devices or the disk do not allow it; what is finished by then stays.
@@ -30,24 +31,29 @@ def run(cfg: Config) -> list[Path]:
     distributed.start(cfg)
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
-    stages, paths = Stages(cfg.progress), []
+    stages = Stages(cfg.progress)
+    paths: list[Path] = []
+    if not (videos := manifest.remaining(cfg, examples(cfg))):
+        return paths
     with distributed.together():
-        inputs = conditioning.read(cfg)
+        inputs = conditioning.read(cfg, videos)
         nets, placement, shape = open_nets(cfg, stages)
         start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
+    distributed.agree(
+        cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest(), videos=repr(videos)
+    )
 
     with parallel.use(placement), stages.clock.compilation():
-        batches = start.finished or sampling.sample(cfg, nets, shape, start.noise, inputs, stages)
+        batches = start.finished or sampling.sample(cfg, videos, nets, shape, start.noise, inputs, stages)
         vae = stages.load(nets, "vae")
         decode = lambda part: vae.decode_chunks(parallel.put(part, axes.BATCH))  # noqa: E731
-        for videos, latents in batches:
-            with output.reserved(cfg, videos) as files:
+        for made, latents in batches:
+            with output.reserved(cfg, made) as files:
                 files.save_latents(latents)
                 with stages("decode", cfg.num_frames, "frames") as advance:
                     chunks = parts.of(cfg).decode(decode, latents)
                     clips = frames.collect(chunks, advance)
-                with stages("encode", len(videos), "videos") as advance:
+                with stages("encode", len(made), "videos") as advance:
                     paths += files.write(clips, advance)
                 files.record(versions(), stages.clock.as_dict())
     logger.info("%s", stages.clock.table())
@@ -68,7 +74,8 @@ def open_nets(
         variants.check(spec, pipeline.files.configs["transformer"])
         cut, network = parts.of(cfg), pipeline.configs["transformer"]
         f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
-        tokens = math.prod(network.grid(cut.leading + f, h, w))
+        sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
+        tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
         plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
         build = builders(
             plan,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.config import Config
+from maxdiffusion.config.examples import examples
 from maxdiffusion.config.load import replaced
 from maxdiffusion.denoise import given, sampling
 from maxdiffusion.errors import UserError
@@ -94,16 +95,16 @@ def run(cfg: Config) -> list[Difference]:
 
 def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarray]:
     """The first batch's latents after every step."""
-    stages = Stages(cfg.progress)
+    stages, videos = Stages(cfg.progress), examples(cfg)
     with distributed.together():
-        inputs = conditioning.read(cfg)
+        inputs = conditioning.read(cfg, videos)
         nets, placement, shape = open_nets(cfg, stages, devices)
         start = given.read(cfg, shape)
     distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
     seen: list[np.ndarray] = []
     with parallel.use(placement), stages.clock.compilation():
         batches = sampling.sample(
-            cfg, nets, shape, start.noise, inputs, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
+            cfg, videos, nets, shape, start.noise, inputs, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
         )
         next(iter(batches))
     yield from seen

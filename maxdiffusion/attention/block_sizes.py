@@ -57,6 +57,34 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
     return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or sizes.compute))
 
 
+# The largest blocks of `kernels.flash`.
+FLASH: Mapping[str, Blocks] = MappingProxyType(
+    {
+        "TPU v6 lite": Blocks(4736, 2048, 512),
+        "TPU7x": Blocks(4736, 2048, 512),
+    }
+)
+FLASH_ELSEWHERE = Blocks(2048, 2048, 512)
+
+
+def flash_blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT) -> Blocks:
+    """The block sizes of `kernels.flash` for one device's tokens and keys; both are to be padded to multiples of them.
+
+    Queries lie along lanes there, so that all are multiples of 128. A size that `options` gives is taken as it is,
+    except that none is longer than the tokens or keys at hand.
+    """
+    largest = FLASH.get(device_kind, FLASH_ELSEWHERE)
+    q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q)
+    kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _least_work(keys, largest.kv)
+    return Blocks(q, kv, min(options.block_kv_compute or largest.compute, kv))
+
+
+def _least_work(length: int, most: int) -> int:
+    """The block, at most `most`, with the least padded length; starting a block costs about as much as 128 rows."""
+    sizes = range(LANES, min(most, _up(length, LANES)) + 1, LANES)
+    return min(sizes, key=lambda size: -(-length // size) * (size + LANES))
+
+
 def _largest_part(block: int, most: int) -> int:
     """The largest whole number of lanes, up to `most`, that divides the block."""
     return max(part for part in range(LANES, min(block, most) + 1, LANES) if block % part == 0)

@@ -10,6 +10,7 @@ import jax
 from maxdiffusion.attention.chunked import chunked
 from maxdiffusion.attention.cudnn import cudnn_flash
 from maxdiffusion.attention.dense import dense
+from maxdiffusion.attention.flash import flash
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.splash import jax_splash, tokamax_splash
@@ -23,6 +24,7 @@ KERNELS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {
         "dot_product": dense,
         "chunked": chunked,
+        "flash": flash,
         "splash": jax_splash,
         "tokamax_splash": tokamax_splash,
         "cudnn_flash": cudnn_flash,

@@ -79,8 +79,14 @@ class KernelOptions:
         """Whether the kernel, a key of `TAKEN`, takes all that is set.
 
         Raises:
-          UserError: it does not.
+          UserError: it does not, or it needs another unit of block_q.
         """
+        if kernel == "flash" and self.block_q is not None and self.block_q % LANES:
+            near = max(self.block_q // LANES, 1) * LANES
+            raise UserError(
+                f"block_q={self.block_q} is no multiple of {LANES}, which the attention kernel flash needs; choose "
+                f"{near} or {near + LANES}."
+            )
         for option, value in dataclasses.asdict(self).items():
             if value is None or option in TAKEN[kernel]:
                 continue
@@ -102,6 +108,7 @@ TAKEN: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "dot_product": (),
         "chunked": (),
+        "flash": (*_BLOCKS, "vmem_limit_kib"),
         "splash": _BLOCKS,
         "tokamax_splash": (*_BLOCKS, "base2_exp", "scheduler"),
         "cudnn_flash": (),

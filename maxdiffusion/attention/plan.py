@@ -21,6 +21,7 @@ PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "dot_product": frozenset({"cpu", "gpu", "tpu"}),
         "chunked": frozenset({"cpu", "gpu", "tpu"}),
+        "flash": frozenset({"tpu"}),
         "splash": frozenset({"tpu"}),
         "tokamax_splash": frozenset({"tpu"}),
         "cudnn_flash": frozenset({"gpu"}),
@@ -35,7 +36,8 @@ NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
     {
         "dot_product": ("local", "dot_product"),
         "chunked": ("local", "chunked"),
-        "flash": ("local", "splash"),
+        "flash": ("local", "flash"),
+        "splash": ("local", "splash"),
         "tokamax_flash": ("local", "tokamax_splash"),
         "cudnn_flash": ("local", "cudnn_flash"),
         "ring": ("ring", None),
@@ -226,7 +228,7 @@ def plans(
 
 def best_kernel(platform: str, dtype: str = "float32") -> str:
     """The fastest exact local kernel of a platform for a dtype."""
-    for kernel in ("tokamax_splash", "splash", "cudnn_flash", "chunked"):
+    for kernel in ("flash", "cudnn_flash", "chunked"):
         if _available(kernel, platform) and _takes(kernel, dtype):
             return kernel
     raise UserError(f"No attention kernel runs on the platform {platform!r}; choose cpu, gpu or tpu.")

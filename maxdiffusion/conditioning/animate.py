@@ -51,7 +51,7 @@ class Inputs(NamedTuple):
     mask: UInt8[np.ndarray, "f _ _ 3"] | None
 
 
-def read(cfg: Config) -> Inputs:
+def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video` name.
 
     Raises:
@@ -65,7 +65,7 @@ def read(cfg: Config) -> Inputs:
         background = inputs.video("background_video", str(cfg.background_video), frames, *size)
         mask = inputs.video("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
         background, mask = background[:frames], mask[:frames]
-    return Inputs(read_originals(cfg) or {}, pose[:frames], face[:frames], background, mask)
+    return Inputs(read_originals(cfg, videos) or {}, pose[:frames], face[:frames], background, mask)
 
 
 def encode(

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from maxdiffusion import variants
 from maxdiffusion.conditioning import animate, images, start, text, vace
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example, examples
+from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.guidance import Contexts
 from maxdiffusion.models.dit import Context
 from maxdiffusion.runtime.stages import Stages
@@ -29,13 +29,14 @@ class Kind(NamedTuple):
     """A kind of conditioning beside the text; `WanSpec.conditions` names those of a variant.
 
     Attributes:
-      read: what the config's files hold, checked as far as it can be without a network; None where they are not given.
+      read: (cfg, videos) -> what the files hold, checked as far as it can be without a network; None where none is
+        given.
       encode: (cfg, nets, stages, videos, what was read) -> for each video its part of the conditioning, a pytree
         without the batch axis.
       field: of `Context`, to which that part belongs.
     """
 
-    read: Callable[[Config], Any]
+    read: Callable[[Config, Sequence[Example]], Any]
     encode: Callable[[Config, Nets, Stages, Sequence[Example], Any], Sequence[Any]]
     field: str
 
@@ -62,7 +63,7 @@ class Inputs:
         return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
 
-def read(cfg: Config) -> Inputs:
+def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """Reads and checks every file, before anything is loaded.
 
     Raises:
@@ -70,7 +71,7 @@ def read(cfg: Config) -> Inputs:
     """
     if cfg.decode_latents:
         return Inputs({})
-    found = {name: KINDS[name].read(cfg) for name in variants.get(cfg.model_name).conditions}
+    found = {name: KINDS[name].read(cfg, videos) for name in variants.get(cfg.model_name).conditions}
     return Inputs({name: given for name, given in found.items() if given is not None})
 
 
@@ -119,9 +120,10 @@ class Conditioning:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._parts[video] for video in videos))
 
 
-def encode(cfg: Config, nets: Nets, stages: Stages, guided: bool, inputs: Inputs) -> Conditioning:
+def encode(
+    cfg: Config, videos: Sequence[Example], nets: Nets, stages: Stages, guided: bool, inputs: Inputs
+) -> Conditioning:
     """Loads each encoder that the variant has, encodes each different input and frees the encoder again."""
-    videos = examples(cfg)
     parts: dict[Example, dict[str, Any]] = {video: {} for video in videos}
     for name, given in inputs.by_kind.items():
         for video, value in zip(videos, KINDS[name].encode(cfg, nets, stages, videos, given), strict=True):

@@ -18,7 +18,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example, examples
+from maxdiffusion.config.examples import Example
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.clip.vision import preprocess
 from maxdiffusion.models.dit import Frames
@@ -28,27 +28,28 @@ from maxdiffusion.weights.nets import Nets
 
 log = logging.getLogger(__name__)
 
-# Location -> pixels: every image that a run names, once.
+# Every image that a run names, once: by its location, and by its location and the video's width and height.
 Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
-Fitted = Mapping[str, Float[np.ndarray, "h w 3"]]
+Fitted = Mapping[tuple[str, int, int], Float[np.ndarray, "_ _ 3"]]
 
 
-def read_originals(cfg: Config) -> Originals | None:
+def read_originals(cfg: Config, videos: Sequence[Example]) -> Originals | None:
     """All images in their own size; None where none is given.
 
     Raises:
       UserError: see `open_image`.
     """
-    return {location: np.asarray(open_image(location)) for location in _locations(cfg)} or None
+    return {at: np.asarray(open_image(at)) for video in videos for at in _of(video)} or None
 
 
-def read_fitted(cfg: Config) -> Fitted | None:
-    """All images in the size of the video, [-1, 1]; None where none is given. Logs what became of each.
+def read_fitted(cfg: Config, videos: Sequence[Example]) -> Fitted | None:
+    """All images in the size of their video, [-1, 1]; None where none is given. Logs what became of each.
 
     Raises:
       UserError: see `open_image`.
     """
-    return {at: _fit(at, open_image(at), cfg.width, cfg.height) for at in _locations(cfg)} or None
+    wanted = dict.fromkeys(key for video in videos for key in _fitted(video))
+    return {key: _fit(open_image(key[0]), *key) for key in wanted} or None
 
 
 def encode_tokens(
@@ -68,8 +69,9 @@ def encode_channels(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Ex
     """Mask and encoded frames, as channels of the input (see `channels`)."""
     vae = stages.load(nets, "vae")
     with stages("image"):
-        made = {_of(video): channels(vae, [given[at] for at in _of(video)], cfg.num_frames) for video in videos}
-        return jax.block_until_ready([Frames(channels=made[_of(video)]) for video in videos])
+        wanted = dict.fromkeys(_fitted(video) for video in videos)
+        made = {keys: channels(vae, [given[key] for key in keys], cfg.num_frames) for keys in wanted}
+        return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in videos])
 
 
 def encode_first(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
@@ -77,7 +79,7 @@ def encode_first(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Examp
     vae = stages.load(nets, "vae")
     with stages("image"):
         latents = {at: vae.encode(parallel.put(image[None, None]))[0] for at, image in given.items()}
-        return jax.block_until_ready([Frames(first=latents[_of(video)[0]]) for video in videos])
+        return jax.block_until_ready([Frames(first=latents[_fitted(video)[0]]) for video in videos])
 
 
 def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
@@ -100,11 +102,11 @@ def _of(video: Example) -> tuple[str, ...]:
     return tuple(at for at in (video.image, video.last_image) if at is not None)
 
 
-def _locations(cfg: Config) -> list[str]:
-    return list(dict.fromkeys(at for video in examples(cfg) for at in _of(video)))
+def _fitted(video: Example) -> tuple[tuple[str, int, int], ...]:
+    return tuple((at, video.width, video.height) for at in _of(video))
 
 
-def _fit(location: str, image: Image.Image, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
+def _fit(image: Image.Image, location: str, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
     """Resized by PIL's Lanczos filter to cover the size, then cropped in the middle.
 
     Reference: `WanTI2V.i2v` of the official repository; without anything to crop as diffusers' `VaeImageProcessor`.

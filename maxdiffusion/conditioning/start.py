@@ -20,7 +20,7 @@ from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 
 
-def read(cfg: Config) -> Float[np.ndarray, "f h w 3"] | None:
+def read(cfg: Config, videos: Sequence[Example]) -> Float[np.ndarray, "f h w 3"] | None:
     """What `video` names, in [-1, 1]; None without one.
 
     Raises:

@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
     references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
 
-def read(cfg: Config) -> Inputs:
+def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
 
     Raises:

@@ -26,9 +26,11 @@ def check(cfg: Config, spec: WanSpec) -> None:
     Raises:
       UserError: the first that fails, with the nearest legal choice.
     """
-    _sizes(cfg, spec)
-    _prompts(cfg)
     _inputs(cfg)
+    if cfg.inspect:
+        return
+    _sizes(cfg, spec)
+    _prompts(cfg, spec)
     _control(cfg, spec)
     _experts(cfg, spec)
     _parallelism(cfg, spec)
@@ -37,12 +39,7 @@ def check(cfg: Config, spec: WanSpec) -> None:
 
 
 def _sizes(cfg: Config, spec: WanSpec) -> None:
-    for key, axis in (("height", 1), ("width", 2)):
-        value, step = getattr(cfg, key), spec.vae_stride[axis] * spec.patch[axis]
-        if value % step:
-            below = value // step * step
-            near = f"{below} or {below + step}" if below else f"{step}"
-            raise UserError(f"{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}.")
+    _size(cfg.width, cfg.height, spec)
     key = "segment_frame_length" if spec.model_type == "ANIMATE" else "num_frames"
     value, step = getattr(cfg, key), spec.vae_stride[0]
     if (value - 1) % step:
@@ -54,17 +51,33 @@ def _sizes(cfg: Config, spec: WanSpec) -> None:
     parts.of(cfg)
 
 
-def _prompts(cfg: Config) -> None:
+def _size(width: int, height: int, spec: WanSpec, where: str = "") -> None:
+    for key, value, axis in (("height", height, 1), ("width", width, 2)):
+        step = spec.vae_stride[axis] * spec.patch[axis]
+        if value % step or not 16 <= value <= 8192:
+            below = min(max(value, 0), 8192) // step * step
+            near = f"{below} or {below + step}" if below else f"{step}"
+            raise UserError(
+                f"{where}{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}."
+            )
+
+
+def _prompts(cfg: Config, spec: WanSpec) -> None:
+    if cfg.prompts is not None:
+        for key in ("save_file", "initial_latents", "decode_latents"):
+            if getattr(cfg, key) is not None:
+                raise UserError(f"{key} has no meaning beside prompts={cfg.prompts}; leave one of them out.")
     if cfg.decode_latents:
         return
     for key in ("prompt", "negative_prompt", "seed"):
-        if not getattr(cfg, key):
+        if not getattr(cfg, key) and not (key == "prompt" and cfg.prompts):
             raise UserError(
                 f"{key} is missing or an empty list; write {key}=... (for a prompt: prompt='a red circle')."
             )
     if not all(prompt.strip() for prompt in cfg.prompt):
         raise UserError("prompt is empty; write what the video is to show, such as prompt='a red circle'.")
-    examples(cfg)
+    for video in examples(cfg):
+        _size(video.width, video.height, spec, f"prompts={cfg.prompts}: the output {video.output} has ")
 
 
 def _inputs(cfg: Config) -> None:
@@ -119,7 +132,9 @@ _REPLACING = ("background_video", "mask_video")
 
 def _control(cfg: Config, spec: WanSpec) -> None:
     takes, needs = _CONTROL.get(spec.model_type, ((), ()))
-    given = [key for key in (*schema.group("control"), "image", "last_image") if not _is_default(cfg, key)]
+    images = {key: [getattr(video, key) for video in examples(cfg)] for key in ("image", "last_image")}
+    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
+    given += [key for key, values in images.items() if any(values)]
     for key in given:
         if key not in takes:
             able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
@@ -134,14 +149,14 @@ def _control(cfg: Config, spec: WanSpec) -> None:
     if cfg.decode_latents:
         return
     for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
-        if not getattr(cfg, key):
+        if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
             raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
 
 
 def _experts(cfg: Config, spec: WanSpec) -> None:
     for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
-        if spec.boundary_ratio is None and getattr(cfg, key) != Config.model_fields[key].default:
+        if spec.boundary_ratio is None and not _is_default(cfg, key):
             raise UserError(f"{key} has no meaning for {spec.name}, which has one expert; leave it out.")
 
 

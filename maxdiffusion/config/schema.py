@@ -109,6 +109,9 @@ class Config(BaseModel):
     )
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
+    inspect: bool = _key(
+        "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
+    )
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
@@ -118,6 +121,12 @@ class Config(BaseModel):
 
     # ---- prompt
     prompt: Texts = _key("prompt", (), "what to show; a list makes several videos")
+    prompts: OptionalStr = _key(
+        "prompt",
+        None,
+        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, size or width and height, "
+        "output (its name); what is done is skipped when the same command runs again",
+    )
     negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
@@ -190,6 +199,7 @@ class Config(BaseModel):
         "dot_product",
         "chunked",
         "flash",
+        "splash",
         "tokamax_flash",
         "cudnn_flash",
         "ring",
@@ -313,6 +323,7 @@ PATHS = (
     "transformer_file",
     "text_encoder_file",
     "vae_file",
+    "prompts",
     "initial_latents",
     "decode_latents",
     *VIDEOS,

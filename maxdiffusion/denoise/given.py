@@ -56,5 +56,5 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
             f"save_file names one file, but {cfg.decode_latents} holds {len(latents)} videos; leave it out."
         )
     seed = told.get("seed", "0")
-    video = Example(told.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0)
+    video = Example(told.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0, cfg.width, cfg.height)
     return Given(finished=tuple(((video,), one[None]) for one in latents))

@@ -26,7 +26,7 @@ from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
-from maxdiffusion.parallel import axes, shard
+from maxdiffusion.parallel import axes, compiler_options, shard
 
 
 class State(NamedTuple):
@@ -109,7 +109,8 @@ class Denoiser:
         function = jax.jit(lambda *args: (self.steps if self.scan else self.step)(*args), donate_argnums=2)
         lengths = {segment.stop - segment.start for segment in self.segments} if self.scan else {1}
         programs = {
-            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile() for length in lengths
+            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile(compiler_options())
+            for length in lengths
         }
         return Program(self, plan, init, programs, time.perf_counter() - start)
 

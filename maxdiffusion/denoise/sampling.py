@@ -1,4 +1,4 @@
-"""From text embeddings to latents, batch by batch: the strategies that the config names, compiled once."""
+"""From text embeddings to latents, batch by batch: the strategies that the config names, compiled once per size."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,13 +14,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, parallel
+from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config, parts
-from maxdiffusion.config.examples import examples
+from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise import experts
 from maxdiffusion.denoise.experts import Segment
 from maxdiffusion.denoise.given import Batch
-from maxdiffusion.denoise.guidance import Contexts, NoGuidance, choose
+from maxdiffusion.denoise.guidance import Contexts, choose
 from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
@@ -38,6 +38,7 @@ Watch = Callable[[int, jax.Array], object]
 
 def sample(
     cfg: Config,
+    videos: Sequence[Example],
     nets: Nets,
     shape: tuple[int, int, int, int],
     given: Float[np.ndarray, "b f h w c"] | None,
@@ -49,63 +50,77 @@ def sample(
 
     Args:
       cfg: the run.
+      videos: what to make; those of one size share their batches and their program.
       nets: what to load from.
-      shape: f h w c of one video's latents.
+      shape: f h w c of one video's latents, of the size that `cfg` says.
       given: the noise of every video; None draws it from each video's seed.
       inputs: what `conditioning.read` found.
       stages: timing and progress.
       watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
-    videos = examples(cfg)
-    size = min(len(videos), cfg.per_device_batch_size * parallel.data_degree())
+    batches = list(_batches(videos, cfg.per_device_batch_size * parallel.data_degree()))
+    spec = variants.get(cfg.model_name)
     solver = SOLVERS[cfg.solver]
     schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
     if conditioning.START in inputs.by_kind:
         schedule = schedule.last(cfg.strength)
-    plan = parts.of(cfg)
-    per_part, count = plan.leading + shape[0] // len(plan.starts), len(plan.starts)
-    shape = (per_part * count, *shape[1:])
+    cut = parts.of(cfg)
+    count, per_part = len(cut.starts), cut.leading + shape[0] // len(cut.starts)
     strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
     segments = strategy.segments(schedule.timesteps)
-    tokens = math.prod(nets.configs["transformer"].grid(per_part, *shape[1:3]))
-    per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
-    guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in segments], *per_shard)
-    guided = not isinstance(guidance, NoGuidance)
-    conditions = conditioning.encode(cfg, nets, stages, guided, inputs)
+    scales = [segment.guidance_scale for segment in segments]
+    guided = any(scale != 1 for scale in scales)
+    conditions = conditioning.encode(cfg, videos, nets, stages, guided, inputs)
 
-    prepare = jax.jit(_prepare, static_argnums=0)
+    prepare = jax.jit(_prepare, static_argnums=0, compiler_options=parallel.compiler_options())
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
-    program: Program | None = None
+    programs: dict[tuple[int, ...], Program] = {}
     states: dict[tuple[int, int], State] = {}
     made: dict[int, list[np.ndarray]] = collections.defaultdict(list)
-    units = [(first, part) for first in range(0, len(videos), size) for part in range(count)]
-    for (first, part), segment in experts.turns(segments, units, cfg.expert_residency):
-        rows = [min(first + i, len(videos) - 1) for i in range(size)]  # a short last batch is filled up
-        raw = conditions.contexts([videos[row] for row in rows], guided, made[first])
+    units = [(index, part) for index in range(len(batches)) for part in range(count)]
+    for unit, segment in experts.turns(segments, units, cfg.expert_residency):
+        index, part = unit
+        rows, real = batches[index]
+        batch = [videos[row] for row in rows]
+        _, h, w = spec.latent_grid(cfg.num_frames, batch[0].height, batch[0].width)
+        size = (per_part, h, w, shape[3])
+        raw = conditions.contexts(batch, guided, made[index])
         transformer = residents[segment.net]
         network, params = split(transformer)
         with stages("text"):
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
-        if (first, part) not in states:
-            batch = [videos[row] for row in rows]
-            seeds = [video.seed for video in batch]
-            x = noise(seeds, shape) if given is None else parallel.put(given[rows], axes.BATCH)
-            x = x[:, part * per_part : (part + 1) * per_part]
-            x = conditions.start(batch, x, float(schedule.sigmas[0]))
+        if unit not in states:
+            seeds, whole = [video.seed for video in batch], (count * per_part, *size[1:])
+            x = noise(seeds, whole) if given is None else parallel.put(given[rows], axes.BATCH)
+            x = conditions.start(batch, x[:, part * per_part : (part + 1) * per_part], float(schedule.sigmas[0]))
+        program = programs.get((len(rows), *size))
         if program is None:
+            tokens = math.prod(nets.configs["transformer"].grid(*size[:3]))
+            per_shard = [tokens * -(-number // parallel.data_degree()) for number in (len(rows), 2 * len(rows))]
+            guidance = choose(cfg.guidance_mode, scales, *per_shard)
             denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
             with stages("compile"):
-                program = denoiser.compile(params, x, contexts)
-        state = states.pop((first, part)) if (first, part) in states else program.init(x)
+                program = programs[len(rows), *size] = denoiser.compile(params, x, contexts)
+        state = states.pop(unit) if unit in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
-            states[first, part] = _run(program, params, contexts, state, segment, advance, stages, watch)
+            states[unit] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
-            latents = distributed.fetch(raw.positive.frames.keep(states.pop((first, part)).x))
-            made[first].append(latents[:, plan.leading :])
+            latents = distributed.fetch(raw.positive.frames.keep(states.pop(unit).x))
+            made[index].append(latents[:, cut.leading :])
             if part == count - 1:
-                yield videos[first : first + size], np.concatenate(made.pop(first), axis=1)[: len(videos) - first]
+                yield tuple(batch[:real]), np.concatenate(made.pop(index), axis=1)[:real]
+
+
+def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int], int]]:
+    """(rows of `videos`, how many of them count) of each batch: of one size, and a short last one filled up."""
+    for size in dict.fromkeys((video.height, video.width) for video in videos):
+        rows = [row for row, video in enumerate(videos) if (video.height, video.width) == size]
+        step = min(len(rows), limit)
+        for first in range(0, len(rows), step):
+            batch = rows[first : first + step]
+            yield batch + batch[-1:] * (step - len(batch)), len(batch)
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:

@@ -27,11 +27,11 @@ def open_image(location: str) -> Image.Image:
         with Image.open(io.BytesIO(download(location)) if "://" in location else location) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
-        raise UserError(f"{location} does not exist; give an image file") from None
+        raise UserError(f"{location} does not exist; give an image file.") from None
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds for a damaged file
-        raise UserError(f"{location} is no image that can be read ({error}); give another file") from None
+        raise UserError(f"{location} is no image that can be read ({error}); give another file.") from None
 
 
 @functools.lru_cache(maxsize=64)

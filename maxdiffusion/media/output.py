@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example
-from maxdiffusion.media import naming
+from maxdiffusion.config.examples import Example, alone
+from maxdiffusion.media import manifest, naming
 from maxdiffusion.media.sidecar import write_sidecar
 from maxdiffusion.media.write import FORMATS, write
 from maxdiffusion.runtime import distributed
@@ -32,6 +32,7 @@ class Output:
         self._cfg = cfg
         self._examples = examples
         self._stems = stems
+        self._overwrite = cfg.overwrite or cfg.prompts is not None  # the manifest told that they are ours
         self.paths = [naming.sibling(stem, FORMATS[cfg.output_format].suffix) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
@@ -42,7 +43,7 @@ class Output:
 
     def _save_latents(self, latents: np.ndarray) -> None:
         for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
-            save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._cfg.overwrite)
+            save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._overwrite)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[Path]:
         """Encodes each video in turn and returns their paths; `advance` is told of each."""
@@ -52,7 +53,7 @@ class Output:
     def _write(self, clips: np.ndarray, advance: Advance) -> None:
         cfg = self._cfg
         for path, clip, example in zip(self.paths, clips, self._examples, strict=True):
-            write(clip, path, cfg.fps, cfg.output_format, self._told(example), cfg.overwrite)
+            write(clip, path, cfg.fps, cfg.output_format, self._told(example), self._overwrite)
             advance(1)
             log.info("wrote %s", path)
 
@@ -64,13 +65,15 @@ class Output:
         for stem, path, example in zip(self._stems, self.paths, self._examples, strict=True):
             write_sidecar(
                 naming.sibling(stem, RECORD),
-                config=self._cfg.to_json(),
+                config=(alone(self._cfg, example) if self._cfg.prompts else self._cfg).to_json(),
                 seed=example.seed,
                 versions=versions,
                 timings=timings,
                 output=path,
-                overwrite=self._cfg.overwrite,
+                overwrite=self._overwrite,
             )
+        if self._cfg.prompts:
+            manifest.finish(self._cfg, self._examples)
 
     def _told(self, example: Example) -> dict[str, str]:
         told = {"seed": str(example.seed)}
@@ -79,7 +82,8 @@ class Output:
 
 @contextlib.contextmanager
 def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
-    """Holds a name for each video: `save_file` to the letter, or a readable one below output_dir/run_name.
+    """Holds a name for each video: `save_file` or that of a prompt file's line to the letter, or a readable one below
+    output_dir/run_name.
 
     Raises:
       UserError: a named file exists and `overwrite` is false, or the folder cannot be written.
@@ -90,6 +94,12 @@ def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
 
 
 def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[Path]:
+    if cfg.prompts is not None:
+        suffixes = (FORMATS[cfg.output_format].suffix, RECORD, LATENTS)
+        finals = [manifest.video_path(cfg, example) for example in examples]
+        stems = [hold.enter_context(naming.reserve_file(final, suffixes, overwrite=True)) for final in finals]
+        manifest.begin(cfg, examples)
+        return stems
     if cfg.save_file is None:
         return [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
     besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
@@ -99,5 +109,5 @@ def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) 
 
 def _named_by_prompt(cfg: Config, example: Example) -> contextlib.AbstractContextManager[Path]:
     words = example.prompt if cfg.save_prompt_in_metadata else ""
-    stem = naming.default_stem(words, example.seed, cfg.width, cfg.height, cfg.num_frames)
+    stem = naming.default_stem(words, example.seed, example.width, example.height, cfg.num_frames)
     return naming.reserve(Path(cfg.output_dir) / cfg.run_name, stem)

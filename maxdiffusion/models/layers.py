@@ -15,7 +15,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from maxdiffusion.parallel import axes
+from maxdiffusion.parallel import axes, gathered
 
 Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
@@ -43,6 +43,7 @@ class Linear(nnx.Module):
         use_bias: bool = True,
     ):
         self.dtype = dtype
+        self.logical = logical
         self.kernel = parameter(
             rngs, nnx.initializers.lecun_normal(), (in_features, out_features), logical, weights_dtype
         )
@@ -53,7 +54,7 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = gathered(self.kernel[...], *self.logical).astype(self.dtype)
         y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)

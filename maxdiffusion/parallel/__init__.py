@@ -1,8 +1,9 @@
 """Meshes, logical axes and the table between them."""
 
 from maxdiffusion.parallel import axes
+from maxdiffusion.parallel.compiler import compiler_options
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, data_degree, put, shard, use
+from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, put, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -10,8 +11,10 @@ __all__ = [
     "Devices",
     "Placement",
     "axes",
+    "compiler_options",
     "current",
     "data_degree",
+    "gathered",
     "make_mesh",
     "put",
     "resolve",

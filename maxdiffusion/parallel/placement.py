@@ -100,6 +100,19 @@ def put(x: np.ndarray, *logical: str | None) -> jax.Array:
     return jax.make_array_from_callback(x.shape, placement.sharding(*names), lambda index: x[index])
 
 
+def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:
+    """A weight, stored in parts along its model dim, as matmuls take it: gathered along that dim, just before its use.
+
+    Said nowhere, the compiler might split the activations along that dim instead, or move sums of them.
+    """
+    placement = current()
+    if placement is None or placement.degree(axes.EMBED) == 1 or axes.EMBED not in logical:
+        return weight
+    kept = [None if axis == axes.EMBED else axis for axis in logical]
+    fitting = [placement.dividing(axis, size) for axis, size in zip(kept, weight.shape, strict=True)]
+    return jax.lax.with_sharding_constraint(weight, placement.sharding(*fitting))
+
+
 def data_degree() -> int:
     """Devices of the data axis: how many batches are made side by side."""
     placement = current()

@@ -36,6 +36,9 @@ PER_PROCESS = {
     "jax_distributed",
     "initialization_timeout",
     "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
+    "transformer_file",
+    "text_encoder_file",
+    "vae_file",
     "initial_latents",  # its content is
     "decode_latents",
     "output_dir",  # only that of process 0 has a meaning

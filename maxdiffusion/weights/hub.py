@@ -18,7 +18,11 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def resolve(
-    name_or_path: str, revision: str | None = None, patterns: Sequence[str] = PATTERNS, ignore: Sequence[str] = ()
+    name_or_path: str,
+    revision: str | None = None,
+    patterns: Sequence[str] = PATTERNS,
+    ignore: Sequence[str] = (),
+    fetch: bool = True,
 ) -> Path:
     """The local folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
 
@@ -30,6 +34,7 @@ def resolve(
       revision: branch, tag or commit on the hub; None is its main branch.
       patterns: file names to fetch, with wildcards.
       ignore: those of them to leave out.
+      fetch: whether what is not in the cache may be fetched.
 
     Raises:
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
@@ -45,10 +50,10 @@ def resolve(
             f"{name_or_path!r} is neither a folder here nor a hub id; give an existing folder, or organisation/name "
             "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
-    return _fetch(name_or_path, revision, patterns, ignore)
+    return _snapshot(name_or_path, revision, patterns, ignore, fetch)
 
 
-def _fetch(repo: str, revision: str | None, patterns: Sequence[str], ignore: Sequence[str]) -> Path:
+def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], ignore: Sequence[str], fetch: bool) -> Path:
     import huggingface_hub  # only here: a local folder shall not wait for it
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import disable_progress_bars
@@ -59,7 +64,11 @@ def _fetch(repo: str, revision: str | None, patterns: Sequence[str], ignore: Seq
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                repo, revision=revision, allow_patterns=list(patterns), ignore_patterns=list(ignore)
+                repo,
+                revision=revision,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(ignore),
+                local_files_only=not fetch,
             )
         )
     except errors.GatedRepoError:
@@ -73,7 +82,8 @@ def _fetch(repo: str, revision: str | None, patterns: Sequence[str], ignore: Seq
             f"{repo!r} is neither a folder here nor {at}; check the spelling, or set HF_TOKEN if it is private."
         ) from None
     except errors.LocalEntryNotFoundError as error:
-        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} cannot be reached"
+        why = "nothing is fetched to be inspected" if not fetch else f"{constants.ENDPOINT} cannot be reached"
+        why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else why
         part = "only a part of it is" if isinstance(error, errors.IncompleteSnapshotError) else "it is not"
         raise UserError(
             f"{repo!r} is no folder here, {why} and {part} in the cache {constants.HF_HUB_CACHE}; "

@@ -60,13 +60,27 @@ def materialize(
       UserError: a file cannot be read or ends early (it changed after its header was checked), or a tensor that is
         stored twice differs from its copy.
     """
-    graph, state = nnx.split(abstract)
-    leaves = []
-    for path, leaf in nnx.to_flat_state(state):
-        name = ".".join(map(str, path))
+
+    def fill(name: str, leaf: nnx.Variable[Any]) -> jax.Array:
         sharding = _sharding(name, leaf, placement)
-        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
-        leaves.append((path, leaf.replace(array)))
+        return _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+
+    return _map(fill, abstract)
+
+
+def placed(abstract: Module, placement: Placement | None) -> Module:
+    """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
+
+    def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(name, leaf, placement))
+
+    return _map(place, abstract)
+
+
+def _map(make: Callable[[str, nnx.Variable[Any]], object], abstract: Module) -> Module:
+    """A copy of `abstract` with a new value for each parameter, made from its dotted name and description."""
+    graph, state = nnx.split(abstract)
+    leaves = [(path, leaf.replace(make(".".join(map(str, path)), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
 

@@ -44,9 +44,9 @@ def normalised(tensors: Mapping[str, TensorInfo], table: Table) -> dict[str, Ten
     return result
 
 
-def is_original(tensors: Mapping[str, TensorInfo], table: Table) -> bool:
-    """Whether any name is one of the official repositories alone."""
-    return any(name != tensor.name.removeprefix(PREFIX) for name, tensor in renamed(tensors, table))
+def is_original(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether what `normalised` returned had names of the official repositories."""
+    return any(name != tensor.name.removeprefix(PREFIX) for name, tensor in tensors.items())
 
 
 def renamed(tensors: Mapping[str, TensorInfo], table: Table) -> Iterator[tuple[str, TensorInfo]]:

@@ -63,6 +63,19 @@ def build_abstractly(build: Build, config: Any) -> nnx.Module:
         return nnx.eval_shape(lambda: build(config))
 
 
+def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Pieces]:
+    """One net, built abstractly, and the tensors that fill it.
+
+    Raises:
+      UserError: weights and config do not fit; it names every tensor and parameter concerned.
+    """
+    abstract, spec, what = build_abstractly(build, pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
+    pieces = mapping.match(
+        pipeline.files.tensors[name], spec.rules, abstract, what=str(what[name]), ignored=spec.ignored
+    )
+    return abstract, pieces
+
+
 class Nets:
     """Nothing loaded is kept here: a module that `load` returned and that was dropped is freed by the next `load`."""
 
@@ -82,16 +95,8 @@ class Nets:
         self.configs = pipeline.configs
         self._placement = placement
         self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
-        for name, spec in pipeline.specs.items():
-            abstract = build_abstractly(build[name], pipeline.configs[name])
-            pieces = mapping.match(
-                pipeline.files.tensors[name],
-                spec.rules,
-                abstract,
-                what=str(pipeline.files.paths[name]),
-                ignored=spec.ignored,
-            )
-            self._nets[name] = abstract, pieces
+        for name in pipeline.specs:
+            self._nets[name] = matched(pipeline, name, build[name])
 
     def nbytes_on_disk(self, name: str) -> int:
         """How many bytes `load(name)` reads: the total of its progress."""

@@ -110,8 +110,8 @@ def open_pipeline(
     return Pipeline({spec.folder: spec for spec in specs}, checkpoint, configs)
 
 
-def open_config(cfg: Config) -> Pipeline:
-    """The checkpoint that a config names, fetched if it is on a hub, and opened.
+def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
+    """The checkpoint that a config names, opened; a hub id is fetched first, if it may be.
 
     Raises:
       UserError: it cannot be fetched, or whatever `open_pipeline` finds.
@@ -119,5 +119,5 @@ def open_config(cfg: Config) -> Pipeline:
     given = {"transformer": cfg.transformer_file, "text_encoder": cfg.text_encoder_file, "vae": cfg.vae_file}
     files = {net: Path(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
-    folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded)
+    folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
     return open_pipeline(folder, variants.get(cfg.model_name), files)

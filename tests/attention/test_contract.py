@@ -110,7 +110,7 @@ def test_chunks_and_both_directions(ring, ulysses, chunks, direction):
     check(plan, placement(1, ring, ulysses), [(21, None, True), (3, None, False)], BOUND[jnp.float32])
 
 
-@pytest.mark.parametrize("kernel", ["splash", "tokamax_splash"])
+@pytest.mark.parametrize("kernel", ["flash", "splash", "tokamax_splash"])
 def test_the_kernels_of_tpus_interpreted(kernel):
     plan = AttentionPlan("ulysses_ring", kernel, 2, 2, reference.HEADS)
     check(plan, placement(1, 2, 2), [(9, None, True), (5, 7, False)], BOUND[jnp.float32])

@@ -12,7 +12,7 @@ from maxdiffusion.errors import UserError
 from tests.attention import reference
 
 EXAMPLES = {
-    "block_q": {"block_q": 32},
+    "block_q": {"block_q": 128},
     "block_kv": {"block_kv": 256},
     "block_kv_compute": {"block_kv": 256, "block_kv_compute": 128},
     "block_kv_inner": {"block_kv": 256, "block_kv_compute": 256, "block_kv_inner": 128},
@@ -38,13 +38,18 @@ def test_an_option_that_a_kernel_does_not_take_is_refused(kernel, option):
 def test_an_option_reaches_its_kernel_and_changes_no_result(kernel, option):
     """That it reaches it is seen in the program, that nothing changes in the output."""
     plan = AttentionPlan(kernel=kernel, options=KernelOptions(**EXAMPLES[option]))
-    q, k, v, mask = reference.inputs(40, 300, heads=1)
+    q, k, v, mask = reference.inputs(140, 300, heads=1)
     programs = [str(jax.make_jaxpr(kernels.local(p))(q, k, v, mask)) for p in (plan, AttentionPlan(kernel=kernel))]
     assert programs[0] != programs[1]
     out, lse = jax.jit(kernels.local(plan))(q, k, v, mask)
     want, want_lse = reference.attention(q, k, v, mask)
     assert reference.error(out, want) < 2e-6
     assert jnp.abs(lse - want_lse).max() < 5e-6
+
+
+def test_queries_of_our_kernel_lie_along_lanes():
+    with pytest.raises(UserError, match=r"no multiple of 128, .* choose 2944 or 3072"):
+        AttentionPlan(kernel="flash", options=KernelOptions(block_q=3024))
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ def parse(name, heads=40, context=8, **given):
         ("auto", {"platform": "gpu"}, ("ulysses", "chunked", 1, 8)),
         ("ring", {"platform": "gpu", "dtype": "float16"}, ("ring", "cudnn_flash", 8, 1)),
         ("cudnn_flash", {"platform": "gpu", "dtype": "bfloat16"}, ("local", "cudnn_flash", 1, 1)),
-        ("auto", {"platform": "tpu"}, ("ulysses", "tokamax_splash", 1, 8)),
-        ("flash", {"platform": "tpu"}, ("local", "splash", 1, 1)),
+        ("auto", {"platform": "tpu"}, ("ulysses", "flash", 1, 8)),
+        ("flash", {"platform": "tpu"}, ("local", "flash", 1, 1)),
+        ("splash", {"platform": "tpu"}, ("local", "splash", 1, 1)),
         ("tokamax_flash", {"platform": "tpu"}, ("local", "tokamax_splash", 1, 1)),
         ("tokamax_ring", {"platform": "tpu"}, ("ring", "tokamax_splash", 8, 1)),
         *[(n, {"context": 1}, ("local", "chunked", 1, 1)) for n in ("ring", "ulysses", "ulysses_ring")],
@@ -119,8 +120,7 @@ def test_every_kernel_has_a_platform():
 
 def test_tokamax_is_asked_for_only_where_it_is_installed(monkeypatch):
     monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
-    assert parse("auto", platform="tpu").kernel == "splash"
-    with pytest.raises(UserError, match="choose auto or one of dot_product, chunked, flash, ring"):
+    with pytest.raises(UserError, match="choose auto or one of dot_product, chunked, flash, splash, ring"):
         parse("tokamax_flash", platform="tpu")
 
 

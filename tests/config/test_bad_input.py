@@ -79,6 +79,21 @@ WORDS: list[tuple[list[str], str]] = [
     # model
     (["model_name=wan2.1-t2v-13b"], "the nearest is 'wan2.1-t2v-1.3b'"),
     (["model_type=I2V"], "write T2V"),
+    (
+        ["model_name=wan2.1", "model_type=TI2V"],
+        "model_type 'TI2V' does not exist for model_name 'wan2.1'; write FLF2V, I2V, T2V, VACE",
+    ),
+    (["image=a.png"], "image has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V"),
+    (["model_name=wan2.1-i2v-14b-480p"], "wan2.1-i2v-14b-480p needs image; write image=FILE"),
+    (["model_name=wan2.1-flf2v-14b", "image=a.png", "size=832*480"], "wan2.1-flf2v-14b needs last_image"),
+    (["model_name=wan2.2-ti2v-5b", "image=none.png"], "none.png does not exist"),
+    (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml is no image that can be read"),
+    (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is no http or https URL"),
+    (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
+    (["size=auto"], "size=auto (command line) takes an image's proportions, but no image is given"),
+    (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),
+    (["expert_residency=in_turn"], "expert_residency has no meaning for wan2.1-t2v-1.3b, which has one expert"),
+    (["sample_guide_scale=[3, 4]"], "guidance_scale_2 has no meaning for wan2.1-t2v-1.3b"),
     (["model_name=wan2.1", "model_type=S2V"], "model_type 'S2V' does not exist for model_name 'wan2.1'; write "),
     (["model_name=wan2.1"], "stands for several variants and no checkpoint is given that tells which"),
     (["model_name=wan2.1", "ckpt_dir=somebody/model"], "the checkpoint somebody/model does not tell which"),
@@ -236,7 +251,7 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     text = sentence(["base.yml", f"ckpt_dir={large}"])
     assert "model_name is wan2.1-t2v-1.3b" in text and "write model_name: wan2.1-t2v-14b" in text
     image = checkpoint("image", "wan2.1-t2v-14b", in_channels=36, out_channels=16)
-    assert "36 input channels, which is none of the variants known here" in sentence(["base.yml", f"ckpt_dir={image}"])
+    assert "36 input channels, which is wan2.2-i2v-a14b" in sentence(["base.yml", f"ckpt_dir={image}"])
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
     assert config.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).model_name == "wan2.1-vace-1.3b"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from maxdiffusion import config, variants
 from maxdiffusion.attention.options import KernelOptions
@@ -94,7 +95,7 @@ def test_every_alias_is_tried_above() -> None:
         for mark in test_official_names.pytestmark  # type: ignore[attr-defined]
         for i in range(len(mark.args[1]))
     }
-    assert tried == set(schema.ALIASES)
+    assert tried == {*schema.ALIASES, "sample_guide_scale"}
 
 
 @pytest.mark.parametrize("size", ["1280*720", "1280x720", "1280X720", "1280 * 720"])
@@ -160,7 +161,10 @@ def test_paths(place: Path, checkpoint: Callable[..., Path], monkeypatch: pytest
 
 def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
     cfg = config.load(["base.yml", 'prompt=["a, b", c]', "seed=[1, 2]", "negative_prompt=bad"])
-    assert examples(cfg) == (Example("a, b", "bad", 1), Example("c", "bad", 2))
+    assert examples(cfg) == (
+        Example("a, b", "bad", 1, cfg.width, cfg.height),
+        Example("c", "bad", 2, cfg.width, cfg.height),
+    )
     cfg = config.load(["base.yml", "seed=[1, 2, 3]", "negative_prompt=['', x, y]"])
     assert [(each.prompt, each.negative_prompt, each.seed) for each in examples(cfg)] == [
         ("a cat", "", 1),
@@ -202,7 +206,10 @@ def test_golden_configs(
 ) -> None:
     shutil.copytree(CONFIGS, place / "configs")
     checkpoint("models/wan_tiny", "wan-tiny-t2v")
-    cfg = config.load([f"configs/{name}", "prompt=a red circle"])
+    Image.new("RGB", (1000, 800)).save("a.png")
+    keys = {"_i2v_": ("image",), "_flf2v_": ("image", "last_image")}
+    images = [f"{key}=a.png" for kind, needed in keys.items() if kind in name for key in needed]
+    cfg = config.load([f"configs/{name}", "prompt=a red circle", *images])
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
 
@@ -258,3 +265,68 @@ def test_kernel_options(place: Path) -> None:
     assert KernelOptions.read(cfg) == KernelOptions(512, vmem_limit_kib=65536)
     for words in ([], ["flash_block_sizes={}"], ["flash_block_sizes="]):
         assert config.load(["base.yml", *words]).flash_block_sizes == {}
+
+
+def picture(width: int, height: int, name: str = "a.png") -> None:
+    Image.new("RGB", (width, height)).save(name)
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "size"),
+    [
+        ("wan2.1-i2v-14b-480p", (1000, 800), (704, 560)),  # round(sqrt(832 * 480 / 0.8)) = 707, times 0.8 is 565
+        ("wan2.1-i2v-14b-720p", (720, 1280), (720, 1280)),
+        ("wan2.2-ti2v-5b", (1000, 800), (1056, 832)),  # multiples of 32
+    ],
+)
+def test_size_follows_the_image(place: Path, model: str, image: tuple[int, int], size: tuple[int, int]) -> None:
+    picture(*image)
+    words = ["base.yml", f"model_name={model}", "image=a.png"]
+    for extra in ((), ("size=auto",)):
+        cfg = config.load([*words, *extra])
+        assert (cfg.width, cfg.height) == size
+        assert f"{image[0]} x {image[1]}" in cfg.origins["width"]
+    assert config.load([*words, "size=832*480" if "ti2v" not in model else "size=640*704"]).width in (832, 640)
+
+
+def test_the_command_line_decides_between_auto_and_a_size(place: Path) -> None:
+    picture(1000, 800)
+    (place / "auto.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: auto\n")
+    (place / "fixed.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: 832*480\n")
+    assert config.load(["auto.yml", "size=480x832"]).height == 832
+    assert config.load(["fixed.yml"]).width == 832
+    assert config.load(["fixed.yml", "size=auto"]).width == 704
+    assert config.load(["fixed.yml"]).image == (str(place / "a.png"),)
+
+
+def test_guidance_of_two_experts(place: Path) -> None:
+    words = ["base.yml", "model_name=wan2.2-t2v-a14b"]
+
+    def scales(*extra: str) -> tuple[float, float | None]:
+        cfg = config.load([*words, *extra])
+        return cfg.guidance_scale, cfg.guidance_scale_2
+
+    assert scales() == (4.0, 3.0)
+    assert scales("sample_guide_scale=[2.5, 6]") == (6.0, 2.5)  # low noise first, as the official repository
+    assert scales("guidance_scale=5") == scales("sample_guide_scale=5") == (5.0, 5.0)
+    assert scales("guidance_scale=5", "guidance_scale_2=2") == (5.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("dims", "changes", "folder", "variant"),
+    [
+        ((40, 40, 128, 36), {"image_dim": 1280}, "Wan2.1-I2V-14B-720P-Diffusers", "wan2.1-i2v-14b-720p"),
+        ((40, 40, 128, 36), {"image_dim": 1280, "pos_embed_seq_len": 514}, "any", "wan2.1-flf2v-14b"),
+        ((2, 2, 12, 36), {"image_dim": 16}, "any", None),  # I2V or FLF2V of any size
+    ],
+)
+def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkpoint, place: Path) -> None:
+    names = ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")
+    checkpoint(folder, "other", **dict(zip(names, dims, strict=True)), out_channels=16, **changes)
+    picture(64, 64)
+    words = ["base.yml", "model_name=wan2.1", f"ckpt_dir={folder}", "image=a.png", "last_image=a.png"]
+    if variant is None:
+        with pytest.raises(UserError, match=r"wan2.1-i2v, wan2.1-flf2v"):
+            config.load(words)
+    else:
+        assert config.load(words).model_name == variant

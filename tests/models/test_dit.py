@@ -15,7 +15,7 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, rope
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -185,3 +185,10 @@ def test_a_block_at_14b_width_matches_the_reference():
     theirs = run_reference(reference, latents, timestep, context)
     model = ours_of(reference)
     assert relative_error(run(model, jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context)), theirs) < 1e-4
+
+
+def test_both_ways_to_swap_the_channels_of_a_pair_agree_to_the_bit():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 2, 12)), jnp.float32) * 1e3
+    swapped = rope._swap_by_flip(x)
+    np.testing.assert_array_equal(swapped, np.asarray(x)[..., [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]])
+    np.testing.assert_array_equal(rope._swap_by_product(x), swapped)

@@ -34,11 +34,27 @@ def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Arra
 
 
 def rotate(x: Float[Array, "b s n d"], cos: Float[Array, "s d"], sin: Float[Array, "s d"]) -> Float[Array, "b s n d"]:
-    """Turns each pair of channels (2i, 2i + 1) by its angle, in fp32; fp32 out.
-
-    Swapping the pair by a flip took 4.5 ms of one CPU core at 2000 x 12 x 128; stacking the two halves of the result
-    6.1, a gather 6.1. A product with a permutation matrix or two rolls took two to three times as long as the stack.
-    """
+    """Turns each pair of channels (2i, 2i + 1) by its angle, in fp32; fp32 out."""
     x = x.astype(jnp.float32)
-    swapped = jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+    swapped = jax.lax.platform_dependent(x, tpu=_swap_by_product, default=_swap_by_flip)
     return x * cos[:, None] + swapped * sin[:, None]
+
+
+def _swap_by_flip(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
+    """The channels of each pair change places.
+
+    This took 4.5 ms of one CPU core at 2000 x 12 x 128; stacking the two halves of the rotated pairs 6.1, a gather 6.1.
+    A product with a permutation matrix or two rolls took two to three times as long as the stack.
+    """
+    return jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
+
+
+def _swap_by_product(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
+    """The same bits: the highest precision splits a number into three parts whose sum it is.
+
+    For the sake of layouts. Around a flip XLA turns q and k to have the tokens in the lanes, and back. Static, v6e, an
+    attention of the 14B model on 75,600 tokens over 8 devices, its kernel left out: 9.2 ms a layer, with the flip 11.7,
+    and 10.3 if the weights were reordered so that halves of a head could be swapped instead of pairs.
+    """
+    swap = np.eye(x.shape[-1], dtype=np.float32).reshape(-1, 2, x.shape[-1])[:, ::-1].reshape(-1, x.shape[-1])
+    return jnp.einsum("bsnd,de->bsne", x, swap, precision="highest")

@@ -89,7 +89,8 @@ class ConditionEmbedder(nnx.Module):
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
         """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
         embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
-        return embedding, self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
+        vectors = self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
+        return embedding, shard(vectors, axes.BATCH, *[None] * (vectors.ndim - 1))
 
 
 class WanTransformer(nnx.Module):

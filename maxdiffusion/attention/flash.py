@@ -1,0 +1,52 @@
+"""Our flash kernel as a local kernel: layout, scale, padding and masks. Elsewhere than on TPUs Pallas interprets it."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from maxdiffusion.attention.block_sizes import flash_blocks
+from maxdiffusion.attention.layout import pad_to_multiple, validity
+from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
+from maxdiffusion.kernels.flash import flash_attention
+from maxdiffusion.parallel import current
+
+VMEM_LIMIT = 60 << 20  # bytes; TPU7x has 64 MiB, the others 128
+
+
+def flash(
+    q: Float[Array, "b s n d"],
+    k: Float[Array, "b k n d"],
+    v: Float[Array, "b k n d"],
+    valid: Bool[Array, "b k"] | None = None,
+    *,
+    options: KernelOptions = DEFAULT,
+) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
+    """As `dense`, but the output is rounded to q's dtype once, in the kernel; forward only."""
+    batch, tokens, _, dim = q.shape
+    keys = k.shape[1]
+    placement = current()
+    device = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
+    sizes = flash_blocks(device.device_kind, tokens, keys, options)
+
+    # The kernel's exponentials are to base 2. In bf16 this rounds q once more.
+    q = (q.astype(jnp.float32) * (math.log2(math.e) * dim**-0.5)).astype(q.dtype)
+    q = pad_to_multiple(q, 1, sizes.q)
+    k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
+    q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    out, lse = flash_attention(
+        q,
+        k,
+        v,
+        validity(batch, keys, k.shape[2], valid),
+        block_q=sizes.q,
+        block_kv=sizes.kv,
+        compute=sizes.compute,
+        vmem_limit=VMEM_LIMIT if options.vmem_limit_kib is None else options.vmem_limit_kib * 1024,
+        interpret=device.platform != "tpu",
+    )
+    out = out[:, :, :tokens, :dim].transpose(0, 2, 1, 3).astype(jnp.float32)
+    return out, lse[:, :, :tokens].transpose(0, 2, 1) * math.log(2)

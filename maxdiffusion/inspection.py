@@ -1,0 +1,88 @@
+"""`inspect=true`: what a checkpoint is and whether it would load, from its headers alone."""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+from maxdiffusion import variants
+from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.weights import naming, specs
+from maxdiffusion.weights.checkpoint import TensorInfo
+
+
+def run(cfg: Config) -> None:
+    """Prints the variant, then each net's naming, dtypes, size and parameters, then what they take in memory.
+
+    Nothing is fetched or loaded and no device is touched. The first two need no jax and appear within a second; the
+    check against the networks, strict as that of a run, follows once jax is imported.
+
+    Raises:
+      UserError: the checkpoint would not load: for each net that does not fit, what is missing and what is foreign.
+    """
+    pipeline = specs.open_config(cfg, fetch=False)
+    spec = variants.get(cfg.model_name)
+    variants.check(spec, pipeline.files.configs["transformer"])
+    dims = variants.Dims.of(pipeline.files.configs["transformer"])
+    print(f"{spec.name} ({spec.model_type}): {dims}\n{pipeline.files.folder}", flush=True)
+    rows = [("net", "names", "stored as", "on disk", "parameters", "file")]
+    for name in pipeline.specs:
+        tensors = pipeline.files.tensors[name]
+        names = "original" if naming.is_original(tensors) else "diffusers"
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        path = pipeline.files.paths[name]
+        inside = path.is_relative_to(pipeline.files.folder)
+        where = path.relative_to(pipeline.files.folder) if inside else path
+        rows.append((name, names, _dtypes(tensors), _size(size), f"{count / 1e6:,.1f} M", str(where)))
+    print(_table(rows), flush=True)
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.weights import mapping, nets
+
+    build = nets.builders(
+        AttentionPlan(),
+        weights_dtype=cfg.weights_dtype,
+        dtype=cfg.activations_dtype,
+        text_encoder_dtype=cfg.text_encoder_dtype,
+        vae_dtype=cfg.vae_dtype,
+        scan_layers=cfg.scan_layers,
+    )
+    faults, memory = [], []
+    for name in pipeline.specs:
+        try:
+            abstract, _ = nets.matched(pipeline, name, build[name])
+        except UserError as error:
+            faults.append(str(error))
+        else:
+            params = mapping.parameters(abstract).values()
+            memory.append(f"{name} {_size(sum(math.prod(p.shape) * p.dtype.itemsize for p in params))}")
+    print(f"in memory, in the configured dtypes: {', '.join(memory)}")
+    if faults:
+        raise UserError("\nerror: ".join(faults))
+    print("every parameter has its tensor and every tensor its parameter")
+
+
+def _dtypes(tensors: Mapping[str, TensorInfo]) -> str:
+    """The dtypes with their shares of the numbers, the largest first: `F8_E4M3 scaled 97 %, F16 3 %`."""
+    counts: collections.Counter[str] = collections.Counter()
+    for tensor in tensors.values():
+        counts[tensor.dtype + (" scaled" if tensor.scale else "")] += math.prod(tensor.shape)
+    total = max(sum(counts.values()), 1)
+    if len(counts) == 1:
+        return next(iter(counts))
+    return ", ".join(f"{dtype} {100 * count / total:.3g} %" for dtype, count in counts.most_common())
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.2f} MiB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(map(str.rstrip, lines))

@@ -1,0 +1,24 @@
+"""How the videos of a run are put into batches: of one size each."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maxdiffusion.config.examples import Example
+from maxdiffusion.denoise.sampling import _batches
+
+SIZES = st.sampled_from([(16, 16), (32, 16), (16, 32)])
+
+
+@given(st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 5))
+def test_every_video_is_in_one_batch_of_its_size(sizes, limit):
+    videos = [Example("", "", seed, width, height) for seed, (width, height) in enumerate(sizes)]
+    made, shapes = [], set()
+    for rows, count in _batches(videos, limit):
+        assert 1 <= count <= len(rows) <= limit
+        assert rows[count:] == [rows[count - 1]] * (len(rows) - count)
+        (size,) = {sizes[row] for row in rows}
+        shapes.add((size, len(rows)))
+        made += rows[:count]
+    assert sorted(made) == list(range(len(videos)))
+    assert len(shapes) == len(set(sizes))  # one program for each size
+    assert [row for row in made if sizes[row] == sizes[0]] == [i for i, size in enumerate(sizes) if size == sizes[0]]

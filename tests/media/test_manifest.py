@@ -1,0 +1,110 @@
+"""What of a prompt file is done, by files and manifest alone: no video is made."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maxdiffusion import config
+from maxdiffusion.config.examples import alone, examples
+from maxdiffusion.errors import UserError
+from maxdiffusion.media import manifest, output
+
+PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
+LINES = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two", "size": "64*96"}]
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*words, lines=LINES):
+        (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return config.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words])
+
+    return load
+
+
+def make(cfg, number, kill=None):
+    """Stands for a run of one line: its files in their order, up to where it is killed."""
+    video = examples(cfg)[number]
+    with output.reserved(cfg, [video]) as files:
+        assert files.paths == [manifest.video_path(cfg, video)]
+        if kill != "denoise":
+            files.paths[0].write_bytes(b"video" * (number + 1))
+        if kill is None:
+            files.record({}, {})
+
+
+def left(cfg):
+    return [video.output for video in manifest.remaining(cfg, examples(cfg))]
+
+
+def test_what_is_done_is_skipped(load):
+    cfg = load()
+    assert left(cfg) == ["one", "two"]
+    make(cfg, 1)
+    assert left(cfg) == ["one"]
+    make(cfg, 0)
+    assert left(load()) == []
+    record = manifest.video_path(cfg, examples(cfg)[1]).with_suffix(".json")
+    assert json.loads(record.read_text())["config"] == alone(cfg, examples(cfg)[1]).to_json()
+
+
+@pytest.mark.parametrize("kill", ["denoise", "before the record"])
+def test_a_killed_line_is_made_again(load, kill):
+    cfg = load()
+    make(cfg, 0, kill)
+    assert left(cfg) == ["one", "two"]
+    make(cfg, 0)
+    assert left(cfg) == ["two"]
+
+
+def test_a_video_that_is_no_longer_whole_is_made_again(load):
+    cfg = load()
+    make(cfg, 0)
+    path = manifest.video_path(cfg, examples(cfg)[0])
+    path.write_bytes(b"vid")
+    assert left(cfg) == ["one", "two"]
+    path.unlink()
+    assert left(cfg) == ["one", "two"]
+
+
+def test_a_folder_of_frames_is_counted_whole(load):
+    cfg = load("output_format=png")
+    manifest.begin(cfg, examples(cfg)[:1])
+    folder = manifest.video_path(cfg, examples(cfg)[0])
+    folder.mkdir()
+    (folder / "0.png").write_bytes(b"12")
+    manifest.finish(cfg, examples(cfg)[:1])
+    assert left(cfg) == ["two"]
+    (folder / "0.png").write_bytes(b"1")
+    assert left(cfg) == ["one", "two"]
+
+
+def test_other_words_or_settings_are_another_video(load):
+    make(load(), 0)
+    other = [{**LINES[0], "prompt": "a blue circle"}, LINES[1]]
+    for words, lines in (((), other), (("num_inference_steps=3",), LINES), (("weights_dtype=bfloat16",), LINES)):
+        with pytest.raises(UserError, match=r"one\.mp4 exists already and came of another line or other settings"):
+            left(load(*words, lines=lines))
+    assert left(load("num_inference_steps=3", "overwrite=true")) == ["one", "two"]
+    # Where and how it runs, and the other lines, do not change a video.
+    assert left(load("progress=off", "attention=ring", lines=[LINES[1], LINES[0]])) == ["two"]
+
+
+def test_a_foreign_file_is_not_overwritten(load):
+    cfg = load()
+    path = manifest.video_path(cfg, examples(cfg)[0])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"one\.mp4 exists already and came of another run"):
+        left(cfg)
+
+
+def test_a_damaged_manifest(load):
+    cfg = load()
+    make(cfg, 0)
+    path = manifest.video_path(cfg, examples(cfg)[0]).with_name("p.manifest.json")
+    for text, message in {"{": "cannot be read", "[]": "is no manifest", '{"one": 1}': "is no manifest"}.items():
+        path.write_text(text)
+        with pytest.raises(UserError, match=rf"p\.manifest\.json {message}"):
+            left(cfg)
