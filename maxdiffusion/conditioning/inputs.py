@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
+from maxdiffusion.config import Config
+from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import frames_per_second, read_video
 
@@ -15,6 +18,22 @@ log = logging.getLogger(__name__)
 STEP = 16  # pixels: what proportions may lose to sizes that are multiples of it
 
 Frames = UInt8[np.ndarray, "f h w 3"]
+
+
+def one_size(cfg: Config, videos: Sequence[Example]) -> tuple[int, int]:
+    """Height and width of all videos, which one control serves.
+
+    Raises:
+      UserError: a line of a prompt file has another size.
+    """
+    others = {(video.width, video.height) for video in videos} - {(cfg.width, cfg.height)}
+    if others:
+        width, height = min(others)
+        raise UserError(
+            f"prompts={cfg.prompts} has a line of {width} x {height} pixels, but the videos that control all lines are "
+            f"made {cfg.width} x {cfg.height}; leave the sizes of lines out, or run those lines by themselves."
+        )
+    return cfg.height, cfg.width
 
 
 def video(key: str, path: str, frames: int, height: int, width: int, like: tuple[str, Frames] | None = None) -> Frames:

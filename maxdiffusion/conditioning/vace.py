@@ -38,9 +38,9 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
 
     Raises:
-      UserError: see `inputs.video` and `open_image`.
+      UserError: see `inputs.one_size`, `inputs.video` and `open_image`.
     """
-    frames, size = cfg.num_frames, (cfg.height, cfg.width)
+    frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
     mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
     if cfg.video:
