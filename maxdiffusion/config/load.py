@@ -300,7 +300,7 @@ def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
     steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
     size = size_within(spec.width * spec.height, shown, max(steps))
     for key, side in zip(("width", "height"), size, strict=True):
-        given[key] = _Given(str(side), f"size=auto, {spec.shaped_by} has {shown[0]} x {shown[1]} pixels")
+        given[key] = _Given(str(side), f"size=auto, the {spec.shaped_by} has {shown[0]} x {shown[1]} pixels")
 
 
 def _shown(key: str, location: str) -> tuple[int, int]:

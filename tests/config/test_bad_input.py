@@ -90,7 +90,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml is no image that can be read"),
     (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is no http or https URL"),
     (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
-    (["size=auto"], "size=auto (command line) takes an image's proportions, but no image is given"),
+    (["size=auto"], "size=auto (command line) takes the proportions of video, which is not given"),
     (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),
     (["expert_residency=in_turn"], "expert_residency has no meaning for wan2.1-t2v-1.3b, which has one expert"),
     (["sample_guide_scale=[3, 4]"], "guidance_scale_2 has no meaning for wan2.1-t2v-1.3b"),
