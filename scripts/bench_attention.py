@@ -267,10 +267,9 @@ def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list
     given = {key: int(options[key]) for key in BLOCKS if options[key]}
     degree = int(options["ulysses_shards"])
     plan = AttentionPlan.parse(options["mode"], heads=heads, context=devices, ulysses_shards=degree, platform="tpu")
-    if plan.scheme == "local":
-        queries, seen = -(-tokens // devices), keys
-    else:
-        queries, seen = (-(-n // plan.ring) if n == tokens else n for n in (tokens, keys))
+    # Ulysses gathers the tokens of its group for some heads; local and cross-attention keep their queries.
+    whole = plan.scheme == "local" or keys != tokens
+    queries, seen = (-(-tokens // devices), keys) if whole else (-(-tokens // plan.ring), -(-keys // plan.ring))
     kernel = options["kernel"] or plan.kernel
     split = f"{plan.scheme} ring {plan.ring} x ulysses {plan.ulysses}"
     row = {"shape": name, "tpu": kind, "mode": split, "kernel": kernel, "tokens": queries, "keys": seen}

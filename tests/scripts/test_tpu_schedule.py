@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,7 +87,9 @@ def test_bad_words_are_refused(words, message):
 
 def test_a_row_per_kernel_says_what_it_was_made_with():
     command = [sys.executable, str(SCRIPTS / "bench_attention.py"), "tiny-self", "repeats=0"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
     assert lines[0].startswith("device_kind cpu, device_count 1, jax ") and "commit" in lines[0]
     assert any("kernel chunked" in line and "ratio" in line for line in lines)
     assert not any("kernel flash" in line for line in lines)
