@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.paths import reach
 
 KEYS = ("prompt", "negative_prompt", "seed", "size", "width", "height", "output")
 
@@ -32,7 +32,7 @@ def read(
         value that cannot be meant, or names the output of another. It says the line's number.
     """
     try:
-        text = paths.reach(path).read_text(encoding="utf-8")
+        text = reach(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"prompts={path} cannot be read ({error.strerror or error}); give a file of JSON lines."

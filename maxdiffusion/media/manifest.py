@@ -46,7 +46,7 @@ def remaining(cfg: Config, videos: Sequence[Example]) -> tuple[Example, ...]:
     todo = distributed.first(open_ones)
     if len(todo) < len(videos):
         log.info("%d of %d videos of %s are there already", len(videos) - len(todo), len(videos), cfg.prompts)
-    return tuple(videos[i] for i in todo)
+    return tuple(videos[i] for i in todo if i < len(videos))  # where processes have different files, `agree` says so
 
 
 def begin(cfg: Config, videos: Sequence[Example]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import struct
@@ -229,6 +230,13 @@ def open_checkpoint(
     for name in (*nets, *extra):
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
+    tokenizer = folder / "tokenizer"
+    unread = (tokenizer / "spiece.model").exists() and not (tokenizer / "tokenizer.json").exists()
+    if unread and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"{tokenizer} has spiece.model and no tokenizer.json, and the package that reads the former is not "
+            "installed; put the tokenizer.json of google/umt5-xxl beside it, or pip install sentencepiece."
+        )
     configs: dict[str, dict[str, Any]] = {}
     for name, class_name in nets.items():
         path = folder / name / "config.json"

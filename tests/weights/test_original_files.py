@@ -209,3 +209,13 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):
         specs.open_pipeline(checkpoint, files={"vae": official / "Wan2.1_VAE.pth"})
     assert len(specs.open_pipeline(checkpoint, files={"transformer": official}).files.tensors["transformer"]) > 50
+
+
+def test_a_sentencepiece_model_alone(checkpoint, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"sp")
+    specs.open_pipeline(folder)
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"has spiece\.model and no tokenizer\.json.*of google/umt5-xxl"):
+        specs.open_pipeline(folder)
