@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maxdiffusion.config import Config
+from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
@@ -74,10 +75,12 @@ def open_pipeline(
       UserError: a file is absent or damaged, a class is not the expected one, or a config is not supported.
     """
     files = files or {}
+    for name in files.keys() - {spec.folder for spec in specs}:
+        raise UserError(f"{name}_file={files[name]} has no meaning for a model without {name}; leave it out.")
     read = open_checkpoint(folder, {spec.folder: spec.class_name for spec in specs}, files)
     raw = dict(read.configs)
     tensors = {spec.folder: naming.normalised(read.tensors[spec.folder], spec.original) for spec in specs}
-    for name in files.keys() & {"transformer"}:
+    for name in files.keys() & {"transformer", "transformer_2"}:
         shapes = {key: tensor.shape for key, tensor in tensors[name].items()}
         raw[name] = dimensions.transformer_config(shapes, raw[name], str(files[name]))
     configs = {spec.folder: spec.parse(raw[spec.folder]) for spec in specs}
@@ -91,7 +94,13 @@ def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
     Raises:
       UserError: it cannot be fetched, or whatever `open_pipeline` finds.
     """
-    given = {"transformer": cfg.transformer_file, "text_encoder": cfg.text_encoder_file, "vae": cfg.vae_file}
+    given = {
+        "transformer": cfg.transformer_file,
+        "transformer_2": cfg.transformer_2_file,
+        "text_encoder": cfg.text_encoder_file,
+        "image_encoder": cfg.image_encoder_file,
+        "vae": cfg.vae_file,
+    }
     files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
