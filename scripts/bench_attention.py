@@ -184,7 +184,7 @@ topology, given = sys.argv[1], json.loads(sys.argv[2])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 """
 
-# One device's work between collectives: one head, keys that are counted at run time.
+# One device's work between collectives: two heads; keys are counted at run time.
 _KERNEL = (
     _SETUP
     + """
@@ -198,7 +198,7 @@ choose = block_sizes.flash_blocks if name == "flash" else block_sizes.blocks
 sizes = choose(devices[0].device_kind, tokens, keys, options)
 place = parallel.Placement(parallel.make_mesh(parallel.Degrees(), devices=devices[:1]), parallel.rules_for())
 shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, dtype, sharding=place.sharding())
-q, k = (shape((1, n, 1, 128), jnp.bfloat16) for n in (tokens, keys))
+q, k = (shape((1, n, 2, 128), jnp.bfloat16) for n in (tokens, keys))
 run = jax.shard_map(lambda *a: KERNELS[name](*a, options=options), mesh=place.mesh, in_specs=P(), out_specs=P(),
                     check_vma=False)
 with parallel.use(place):

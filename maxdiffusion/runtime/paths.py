@@ -97,9 +97,10 @@ def local(folder: AnyPath) -> Iterator[Path]:
     if isinstance(folder, Path):
         yield folder
         return
-    with tempfile.TemporaryDirectory() as copy, as_oserror(folder):
-        for name in names(folder):
-            folder.fs.get_file((folder / name).path, f"{copy}/{name}")
+    with tempfile.TemporaryDirectory() as copy:
+        with as_oserror(folder):
+            for name in names(folder):
+                folder.fs.get_file((folder / name).path, f"{copy}/{name}")
         yield Path(copy)
 
 

@@ -29,7 +29,7 @@ def test_official_sizes_are_padded_by_little(kind, tokens, ring):
 def test_any_length_gets_legal_blocks_of_our_kernel(kind, tokens, keys):
     sizes = flash_blocks(kind, tokens, keys)
     assert all(size % LANES == 0 for size in (sizes.q, sizes.kv, sizes.compute)) and sizes.compute <= sizes.kv
-    assert -tokens % sizes.q < max(LANES, 0.1 * tokens) and -keys % sizes.kv < max(LANES, 0.1 * keys)
+    assert -tokens % sizes.q < max(2 * LANES, tokens / 4) and -keys % sizes.kv < max(2 * LANES, keys / 4)
 
 
 @pytest.mark.parametrize("ring", [1, 2, 4, 8])

@@ -94,6 +94,5 @@ def test_a_row_per_kernel_says_what_it_was_made_with():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.parametrize(("kind", "least"), [("v6e", 400), ("v5e", 140), ("tpu7x", 520)])
-def test_a_ring_hop_with_masked_tail_and_statistics_is_fast(kind, least):
-    assert bench_attention.kernel_schedule(kind, "flash", 18_900, 18_900, {})["tflops"] > least
+def test_a_ring_hop_with_masked_tail_and_statistics_is_fast():
+    assert bench_attention.kernel_schedule("v6e", "flash", 18_900, 18_900, {})["tflops"] > 400
