@@ -90,7 +90,8 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
-    for key in ("transformer_file", "text_encoder_file", "vae_file"):
+    for net in ("transformer", "transformer_2", "text_encoder", "image_encoder", "vae"):
+        key = f"{net}_file"
         path = getattr(cfg, key)
         if path and not paths.reach(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")

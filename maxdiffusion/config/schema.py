@@ -107,7 +107,9 @@ class Config(BaseModel):
         "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
         "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
     )
+    transformer_2_file: OptionalStr = _key("model", None, "the same for the low-noise expert, where there are two")
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    image_encoder_file: OptionalStr = _key("model", None, "the same for the image encoder, where there is one")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     inspect: bool = _key(
         "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
@@ -321,7 +323,9 @@ VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask
 PATHS = (
     "pretrained_model_name_or_path",
     "transformer_file",
+    "transformer_2_file",
     "text_encoder_file",
+    "image_encoder_file",
     "vae_file",
     "prompts",
     "initial_latents",

@@ -37,7 +37,9 @@ PER_PROCESS = {
     "initialization_timeout",
     "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
     "transformer_file",
+    "transformer_2_file",
     "text_encoder_file",
+    "image_encoder_file",
     "vae_file",
     "initial_latents",  # its content is
     "decode_latents",

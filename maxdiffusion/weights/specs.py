@@ -97,12 +97,14 @@ def open_pipeline(
             "model_name: wan2.2-t2v-a14b or wan2.2-i2v-a14b, or give another checkpoint."
         )
     files = files or {}
+    for name in files.keys() - {spec.folder for spec in specs}:
+        raise UserError(f"{name}_file={files[name]} has no meaning for a model without {name}; leave it out.")
     read = open_checkpoint(
         folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.pipeline_class
     )
     raw = dict(read.configs)
     tensors = {spec.folder: naming.normalised(read.tensors[spec.folder], spec.original) for spec in specs}
-    for name in files.keys() & {"transformer"}:
+    for name in files.keys() & {"transformer", "transformer_2"}:
         shapes = {key: tensor.shape for key, tensor in tensors[name].items()}
         raw[name] = dimensions.transformer_config(shapes, raw[name], str(files[name]))
     configs = {spec.folder: spec.parse(raw[spec.folder]) for spec in specs}
@@ -116,7 +118,13 @@ def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
     Raises:
       UserError: it cannot be fetched, or whatever `open_pipeline` finds.
     """
-    given = {"transformer": cfg.transformer_file, "text_encoder": cfg.text_encoder_file, "vae": cfg.vae_file}
+    given = {
+        "transformer": cfg.transformer_file,
+        "transformer_2": cfg.transformer_2_file,
+        "text_encoder": cfg.text_encoder_file,
+        "image_encoder": cfg.image_encoder_file,
+        "vae": cfg.vae_file,
+    }
     files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)

@@ -143,6 +143,11 @@ def test_dimensions_are_those_of_the_config(checkpoint):
     assert {"num_layers", "num_attention_heads", "ffn_dim", "in_channels", "out_channels", "text_dim"} <= told.keys()
 
 
+def test_a_file_for_a_net_that_the_model_lacks(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"image_encoder_file=x has no meaning for a model without image_encoder"):
+        specs.open_pipeline(checkpoint, files={"image_encoder": Path("x")})
+
+
 def test_a_file_of_another_net(checkpoint, tmp_path):
     write(tmp_path / "vae.safetensors", renamed(stored_in(checkpoint / "vae"), original.VAE21))
     with pytest.raises(UserError, match=r"vae\.safetensors has no tensor patch_embedding\.weight.*no WAN transformer"):
