@@ -46,13 +46,14 @@ class Machine:
     in_chip: float = 0.0
 
 
-# Rates on TPUs: static counts of tokamax' kernel with statistics on v6e, scaled to TPU7x; half the peak elsewhere.
+# Rates on TPUs: static counts of `kernels.flash` (see `block_sizes.FLASH`); on v6e of a hop with masked tail, elsewhere
+# of grid steps, lowered by the 4 % that such a hop loses on v6e. Other kernels are slower, in much the same proportion.
 MACHINES: Mapping[str, Machine] = MappingProxyType(
     {
-        "TPU v5 lite": Machine(98e12, 819e9, 50e9),
-        "TPU v5": Machine(230e12, 2765e9, 100e9),
-        "TPU v6 lite": Machine(312e12, 1640e9, 100e9),
-        "TPU7x": Machine(389e12, 3690e9, 100e9, cores=2, in_chip=600e9),
+        "TPU v5 lite": Machine(164e12, 819e9, 50e9),
+        "TPU v5": Machine(382e12, 2765e9, 100e9),
+        "TPU v6 lite": Machine(487e12, 1640e9, 100e9),
+        "TPU7x": Machine(588e12, 3690e9, 100e9, cores=2, in_chip=600e9),
     }
 )
 PLATFORMS: Mapping[str, Machine] = MappingProxyType(
