@@ -121,6 +121,13 @@ def test_two_experts_with_a_guidance_scale_each(tiny, x, scan):
     np.testing.assert_allclose(state.x, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("shift", "boundary", "high"), [(12.0, 0.875, 26), (5.0, 0.9, 15)])
+def test_steps_of_the_official_experts(shift, boundary, high):
+    """A14B's 40 steps, from text and from an image; the figures are those of the reference's scheduler."""
+    segments = TwoExperts(boundary, 4.0, 3.0).segments(UniPC().schedule(40, shift).timesteps)
+    assert [segment[:2] for segment in segments] == [(0, high), (high, 40)]
+
+
 def test_experts_without_steps_are_not_named():
     timesteps = np.array([999.0, 900.0, 500.0], np.float32)
     assert TwoExperts(0.9, 2.0, 3.0).segments(timesteps) == (

@@ -89,6 +89,11 @@ def picture(path, seed, size):
     return image
 
 
+# As far as the numbers go one device: every device does the whole of it, attention densely.
+ONE = ("ici_data_parallelism=-1", "ici_context_parallelism=1")
+EIGHT = ("attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
+
+
 def psnr(a, b):
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
     return np.inf if error == 0 else 10 * np.log10(255**2 / error)
@@ -108,33 +113,37 @@ def common(folder, model, checkpoint, noise, size, steps=4):
         f"num_inference_steps={steps}",
         "flow_shift=3",
         f"initial_latents={folder / 'noise.safetensors'}",
-        f"per_device_batch_size={len(noise)}",
         *(f"{key}_dtype=float32" for key in ("weights", "activations", "text_encoder")),
         "output_format=npy",
         f"output_dir={folder}",
         "jax_cache_dir=",
         "log_level=error",
-        "ici_data_parallelism=-1",
-        "ici_context_parallelism=1",
     ]
 
 
-def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch=lambda pipeline: None):
-    """Both videos of each example, and the quality of ours against theirs; prints it."""
+def prepare(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=()):
+    """The reference's pipeline, the noise, the images of each video, and the words of a run of ours."""
     size, channels, down = (64, 8, 16) if model == "wan2.2-ti2v" else (32, 16, 8)
     pipeline = write_checkpoint(tmp_path / "checkpoint", model)
-    patch(pipeline)
     noise = np.random.default_rng(7).standard_normal((batch, 3, size // down, size // down, channels), np.float32)
     shown = [[picture(tmp_path / f"{at}{i}.png", 10 * i + at, size) for at in range(images)] for i in range(batch)]
     words = [*words, f"guidance_scale={scales[0]}", *(f"guidance_scale_2={scale}" for scale in scales[1:])]
     for at, key in enumerate(("image", "last_image")[:images]):
         words.append(f"{key}={[str(tmp_path / f'{at}{i}.png') for i in range(batch)]!r}")
-    ours = generate_wan.run(
-        config.load([*common(tmp_path, model, tmp_path / "checkpoint", noise, size, steps), *words])
-    )
+    return pipeline, noise, shown, [*common(tmp_path, model, tmp_path / "checkpoint", noise, size, steps), *words]
+
+
+def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch=lambda pipeline: None):
+    """Compares each video with the reference's of the same noise and images, and prints the quality."""
+    pipeline, noise, shown, words = prepare(tmp_path, model, batch, images, scales, steps, words)
+    patch(pipeline)
+    if "expert_residency=in_turn" not in words:  # else batch after batch
+        words.append(f"per_device_batch_size={batch}")
+    ours = generate_wan.run(config.load([*words, *ONE]))
     if model == "wan2.2-ti2v" and images:
         pipeline = diffusers.WanImageToVideoPipeline(**pipeline.components, expand_timesteps=True)
         pipeline.set_progress_bar_config(disable=True)
+    size = 64 if model == "wan2.2-ti2v" else 32
     for i, path in enumerate(ours):
         theirs = pipeline(
             prompt=PROMPTS[i],
@@ -194,3 +203,22 @@ def test_two_experts_from_images(tmp_path, images):
 @pytest.mark.parametrize("images", [0, 1])
 def test_timesteps_by_token(tmp_path, images):
     case(tmp_path, "wan2.2-ti2v", 2, images)
+
+
+@pytest.mark.parametrize(
+    ("model", "images", "words"),
+    [
+        ("wan2.2-ti2v", 1, ()),
+        pytest.param("wan2.1-i2v", 1, (), marks=pytest.mark.slow),
+        pytest.param("wan2.1-flf2v", 2, (), marks=pytest.mark.slow),
+        pytest.param("wan2.2-t2v", 0, ("guidance_scale_2=2", "boundary_ratio=0.8"), marks=pytest.mark.slow),
+        pytest.param("wan2.2-i2v", 1, ("guidance_scale_2=2", "boundary_ratio=0.8"), marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_video_on_eight_devices(tmp_path, model, images, words):
+    """12 tokens over ring 4 x Ulysses 2."""
+    *_, words = prepare(tmp_path, model, 1, images, words=words)
+    (one,), (eight,) = (generate_wan.run(config.load([*words, *split])) for split in (ONE, EIGHT))
+    figure = psnr(np.load(eight), np.load(one))
+    print(f"{model} on eight devices: {figure:.1f} dB")
+    assert figure > 60
