@@ -105,7 +105,9 @@ def reference(cls: type, checkpoint: Path, **given: object) -> tuple[float, np.n
     return pipeline.scheduler.config.flow_shift, np.round(video * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("given", ["video mask images", "images", "video"])
+@pytest.mark.parametrize(
+    "given", ["video mask images", *(pytest.param(given, marks=pytest.mark.slow) for given in ("images", "video"))]
+)
 def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     images = [files / f"{i}.png" for i in range(2)] if "images" in given else []
     noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1 + len(images))
@@ -135,7 +137,7 @@ def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     assert figure > 60
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_changed_video_equals_the_reference(random_checkpoint, files, tmp_path, monkeypatch, strength):
     noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1)
     drawn = torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy())
