@@ -4,7 +4,8 @@ With S^T = K Q^T and O^T = V^T P^T the second product contracts over keys, which
 dim of 128 (P V would run at half rate): the ceiling is 2/3 of peak, not 1/2. The maximum and the sum of a row are then
 taken over sublanes, one statistic per row; the sum is a product of P with ones, beside V.
 
-The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135).
+The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135). Where
+a bound of each row's logits is tight enough it takes the maximum's place.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
     v: Float[Array, "b n k d"],
+    bound: Float[Array, "b n s"],
+    sound: Bool[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
     *,
     block_q: int,
@@ -48,6 +51,9 @@ def flash_attention(
       q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
       k: keys.
       v: values.
+      bound: fp32, no less than any logit of the row, but for rounding.
+      sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
+        work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
       valid: the keys that count. A mask costs where only some keys of a block count; blocks without one are skipped.
       block_q: queries that a grid step holds; divides s and is a multiple of 128, as d is.
       block_kv: keys that a grid step holds; divides k and is a multiple of 128.
@@ -58,11 +64,13 @@ def flash_attention(
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
     steps = keys // block_kv
-    inputs, blocks, prefetched = [q, k, v], [], []
+    prefetched = [sound.astype(jnp.int32)]
+    inputs, biases = [q, k, v, bound[:, :, None]], []
     if valid is not None:
-        prefetched = [_states(valid, block_kv)]
+        prefetched.append(_states(valid, block_kv))
         inputs.append(jnp.where(valid, 0.0, LOWEST).astype(q.dtype)[:, None])
-        blocks = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
+        biases = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
+    of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
     out, lse = pl.pallas_call(
@@ -71,8 +79,8 @@ def flash_attention(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, tokens // block_q, steps),
-            in_specs=[of_queries, of_keys, of_keys, *blocks],
-            out_specs=[of_queries, pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))],
+            in_specs=[of_queries, of_keys, of_keys, of_rows, *biases],
+            out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
@@ -96,22 +104,26 @@ def _states(valid: Bool[Array, "b k"], block: int) -> Int[Array, "b blocks"]:
 
 
 def _kernel(*refs: Any, compute: int, masked: bool) -> None:
-    """One block of queries with one of keys; refs: [states], q, k, v, [bias], out, lse, sums of outputs, maxima."""
-    states_ref, refs = (refs[0], refs[1:]) if masked else (None, refs)
-    q_ref, k_ref, v_ref, *bias_ref, out_ref, lse_ref, acc_ref, top_ref = refs
-    example, step = pl.program_id(0), pl.program_id(3)
+    """One block of queries with one of keys.
+
+    refs: sound, [states], q, k, v, bound, [bias], out, lse, sums of outputs, maxima.
+    """
+    sound_ref, states_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
+    q_ref, k_ref, v_ref, bound_ref, *bias_ref, out_ref, lse_ref, acc_ref, top_ref = arrays
+    example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
+    sound = sound_ref[example, head] == 1
+    state = states_ref[example, step] if masked else WHOLE
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
-        top_ref[...] = jnp.full_like(top_ref, LOWEST)
+        top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
     attend = functools.partial(_attend, q_ref, k_ref, v_ref, acc_ref, top_ref, compute)
-    if states_ref is None:
-        attend(None)
-    else:
-        pl.when(states_ref[example, step] == WHOLE)(lambda: attend(None))
-        pl.when(states_ref[example, step] == MIXED)(lambda: attend(*bias_ref))
+    pl.when((state == WHOLE) & sound)(lambda: attend(None, running=False))
+    pl.when((state == WHOLE) & ~sound)(lambda: attend(None, running=True))
+    if masked:  # one of a few blocks; over a sound bound no maximum runs away
+        pl.when(state == MIXED)(lambda: attend(*bias_ref, running=True))
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
@@ -123,8 +135,10 @@ def _kernel(*refs: Any, compute: int, masked: bool) -> None:
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
 
 
-def _attend(q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, compute: int, bias_ref: Any) -> None:
-    """Adds the attention over one block of keys to the accumulators.
+def _attend(
+    q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, compute: int, bias_ref: Any, *, running: bool
+) -> None:
+    """Adds the attention over one block of keys to the accumulators; the maximum is a running one or stays.
 
     Unrolled in tiles of `compute` keys by a strip of queries. The compiler keeps the order of products, so the logits
     of a tile are written `AHEAD` tiles before their softmax: the vector unit then works beside the matrix unit.
@@ -155,11 +169,14 @@ def _attend(q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, comp
             continue
         s = under_way.pop(0)
         part, strip = tiles[number - AHEAD]
-        higher = jnp.maximum(top[strip], s.max(axis=0, keepdims=True))
-        weights = jnp.exp2(s - higher).astype(v_ref.dtype)
         values = jnp.concatenate([v_ref[0, 0, part, :].T, jnp.ones((ONES, s.shape[0]), v_ref.dtype)])
-        acc[strip] = acc[strip] * jnp.exp2(top[strip] - higher) + product(values, weights, (((1,), (0,)), ((), ())))
-        top[strip] = higher
+        if running:
+            higher = jnp.maximum(top[strip], s.max(axis=0, keepdims=True))
+            acc[strip] *= jnp.exp2(top[strip] - higher)
+            top[strip] = higher
+        weights = jnp.exp2(s - top[strip]).astype(v_ref.dtype)
+        acc[strip] += product(values, weights, (((1,), (0,)), ((), ())))
     for strip, columns in enumerate(strips):
         acc_ref[:, columns] = acc[strip]
-        top_ref[:, columns] = top[strip]
+        if running:
+            top_ref[:, columns] = top[strip]

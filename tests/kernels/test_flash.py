@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxdiffusion.attention.flash import LOOSEST, bounds
 from maxdiffusion.kernels.flash import flash_attention
 
 S, K, D = 384, 640, 128
@@ -36,10 +37,14 @@ def reference(q, k, v, valid):
 # Blocks that hold several strips and parts with a rest, one of each, and everything at once.
 @pytest.mark.parametrize(("block_q", "block_kv", "compute"), [(384, 640, 256), (128, 128, 128)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, masked):
+@pytest.mark.parametrize("running", [False, True])
+def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, masked, running):
     q, k, v, valid = case
+    mask = jnp.asarray(valid) if masked else None
+    bound, looseness = bounds(jnp.asarray(q), jnp.asarray(k), mask)
+    assert looseness.max() < LOOSEST
     run = functools.partial(flash_attention, block_q=block_q, block_kv=block_kv, compute=compute, interpret=True)
-    out, lse = jax.jit(run)(q, k, v, jnp.asarray(valid) if masked else None)
+    out, lse = jax.jit(run)(q, k, v, bound, jnp.full((2, 1), not running), mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
     assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
     assert np.abs(lse - want_lse).max() < 5e-6
@@ -52,8 +57,23 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     bad = np.where(valid[:, None, :, None], v, np.nan)  # only whole blocks of 128 hold no key of the first example
     bad[0, :, 300:384] = 0
     out, lse = jax.jit(functools.partial(flash_attention, block_q=384, block_kv=128, compute=128, interpret=True))(
-        q, k, bad, jnp.asarray(valid)
+        q,
+        k,
+        bad,
+        *(bounds(jnp.asarray(q), jnp.asarray(k), jnp.asarray(valid))[0], jnp.array([[True], [False]])),
+        jnp.asarray(valid),
     )
     want, _ = reference(q, k, v, valid)
     assert np.abs(out[0] - want[0]).max() < 2e-6 * np.abs(want).max()
     assert not out[1].any() and (lse[1] == -jnp.inf).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 30.0])
+def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
+    q, k, _, valid = case
+    k = k + np.float32(shift)
+    logits = np.where(valid[:, None, None], np.einsum("bnsd,bnkd->bnsk", q, k), -np.inf)
+    bound, looseness = bounds(jnp.asarray(q), jnp.asarray(k), jnp.asarray(valid))
+    over = np.asarray(bound) - logits.max(axis=-1)
+    assert over.min() > -1e-3 and (over.max(axis=-1) <= np.asarray(looseness) + 1e-3).all()
+    assert looseness.max() < 30  # the mean of the keys does not count
