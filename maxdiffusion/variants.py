@@ -58,8 +58,9 @@ class WanSpec:
     """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
 
     `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
-    `nets` the folders of its checkpoint. `sizes` are the official (width, height). Strides are (frames, height, width).
-    From `num_inference_steps` on, the fields carry the names of the config keys whose defaults they are.
+    `nets` the folders of its checkpoint, `shaped_by` the key whose image or video gives `size=auto` its proportions.
+    `sizes` are the official (width, height). Strides are (frames, height, width). From `num_inference_steps` on, the
+    fields carry the names of the config keys whose defaults they are.
     """
 
     name: str
@@ -80,6 +81,7 @@ class WanSpec:
     boundary_ratio: float | None = None
     conditions: tuple[str, ...] = ()
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
+    shaped_by: str = "video"
     pipeline_class: str = "WanPipeline"
     transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
@@ -129,6 +131,7 @@ _WAN21_I2V = dataclasses.replace(
     num_inference_steps=40,
     flow_shift=3.0,
     conditions=("image_tokens", "image_channels"),
+    shaped_by="image",
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
     pipeline_class="WanImageToVideoPipeline",
 )
@@ -168,6 +171,7 @@ _WAN22_I2V = dataclasses.replace(
     guidance_scale_2=3.5,
     boundary_ratio=0.9,
     conditions=("image_channels",),
+    shaped_by="image",
     pipeline_class="WanImageToVideoPipeline",
 )
 
@@ -182,6 +186,7 @@ _WAN22_TI2V = dataclasses.replace(
     num_frames=121,
     fps=24,
     conditions=("first_frame",),
+    shaped_by="image",
     vae_stride=(4, 16, 16),
 )
 
@@ -198,6 +203,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     num_frames=77,
     fps=30,
     conditions=("image_tokens", "performance"),
+    shaped_by="pose_video",
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
     pipeline_class="WanAnimatePipeline",
     transformer_class="WanAnimateTransformer3DModel",

@@ -55,9 +55,9 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video` name.
 
     Raises:
-      UserError: see `inputs.video` and `open_image`.
+      UserError: see `inputs.one_size`, `inputs.video` and `open_image`.
     """
-    frames, size = cfg.num_frames, (cfg.height, cfg.width)
+    frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     pose = inputs.video("pose_video", str(cfg.pose_video), frames, *size)
     face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE)
     background = mask = None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
+from maxdiffusion.config import Config
+from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import frames_per_second, read_video
 
@@ -16,6 +18,22 @@ log = logging.getLogger(__name__)
 STEP = 16  # pixels: what proportions may lose to sizes that are multiples of it
 
 Frames = UInt8[np.ndarray, "f h w 3"]
+
+
+def one_size(cfg: Config, videos: Sequence[Example]) -> tuple[int, int]:
+    """Height and width of all videos, which one control serves.
+
+    Raises:
+      UserError: a line of a prompt file has another size.
+    """
+    others = {(video.width, video.height) for video in videos} - {(cfg.width, cfg.height)}
+    if others:
+        width, height = min(others)
+        raise UserError(
+            f"prompts={cfg.prompts} has a line of {width} x {height} pixels, but the videos that control all lines are "
+            f"made {cfg.width} x {cfg.height}; leave the sizes of lines out, or run those lines by themselves."
+        )
+    return cfg.height, cfg.width
 
 
 def video(key: str, path: str, frames: int, height: int, width: int, like: tuple[str, Frames] | None = None) -> Frames:
@@ -27,7 +45,7 @@ def video(key: str, path: str, frames: int, height: int, width: int, like: tuple
       UserError: it cannot be read, has too few frames, is not as long or large as `like`, or would lose its proportions
         when it is made height x width, by more than the rounding of sizes.
     """
-    found = read_video(Path(path), frames + 1)
+    found = read_video(path, frames + 1)
     count, h, w, _ = found.shape
     if count < frames:
         raise UserError(
@@ -47,7 +65,7 @@ def video(key: str, path: str, frames: int, height: int, width: int, like: tuple
             f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it, or "
             f"write size={near}."
         )
-    fps = frames_per_second(Path(path))
+    fps = frames_per_second(path)
     used = f"the first {frames} frames" if count > frames else f"all {frames} frames"
     rate = f" at {fps:g} per second" if fps else ""
     log.info("%s: %s of %d x %d pixels%s, made %d x %d", key, used, w, h, rate, width, height)

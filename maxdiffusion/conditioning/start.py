@@ -24,11 +24,11 @@ def read(cfg: Config, videos: Sequence[Example]) -> Float[np.ndarray, "f h w 3"]
     """What `video` names, in [-1, 1]; None without one.
 
     Raises:
-      UserError: see `inputs.video`.
+      UserError: see `inputs.one_size` and `inputs.video`.
     """
     if not cfg.video:
         return None
-    size = (cfg.height, cfg.width)
+    size = inputs.one_size(cfg, videos)
     return to_float(inputs.video("video", cfg.video, cfg.num_frames, *size)[: cfg.num_frames], *size)
 
 

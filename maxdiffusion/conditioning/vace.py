@@ -6,7 +6,6 @@ Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -19,8 +18,8 @@ from maxdiffusion.conditioning import inputs
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.frames import to_float
-from maxdiffusion.media.read import read_image
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.vae import WanVAE
 from maxdiffusion.runtime.stages import Stages
@@ -39,9 +38,9 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
 
     Raises:
-      UserError: see `inputs.video`.
+      UserError: see `inputs.one_size`, `inputs.video` and `open_image`.
     """
-    frames, size = cfg.num_frames, (cfg.height, cfg.width)
+    frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
     mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
     if cfg.video:
@@ -50,7 +49,7 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
         if cfg.mask:
             white = inputs.video("mask", cfg.mask, frames, *size, ("video", video))
             mask = (to_float(white[:frames], *size) + 1) / 2
-    return Inputs(shown, mask, tuple(read_image(Path(path)) for path in cfg.reference_images))
+    return Inputs(shown, mask, tuple(np.asarray(open_image(path)) for path in cfg.reference_images))
 
 
 def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Inputs) -> list[Control]:

@@ -100,7 +100,7 @@ def _inputs(cfg: Config) -> None:
             raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
     for key in schema.VIDEOS:
         path = getattr(cfg, key)
-        if path and not os.path.exists(path):
+        if path and "://" not in path and not os.path.exists(path):
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
 
 

@@ -280,7 +280,7 @@ def _apply_ring_size(given: _Layer) -> None:
 
 
 def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
-    """`size=auto`, which is the default where an image is given: width and height in its proportions.
+    """`size=auto`, the default where an image or video is given: width and height in its proportions.
 
     The command line wins over the file, in either direction.
     """
@@ -290,19 +290,27 @@ def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
     if sides and (auto is None or COMMAND_LINE not in auto.origin or any(COMMAND_LINE in side for side in sides)):
         return
-    images = given["image"].value if "image" in given else []
-    image = images if isinstance(images, str) else next(iter(images), None)
-    if image is None:
+    entry = given[spec.shaped_by].value if spec.shaped_by in given else []
+    shape = entry if isinstance(entry, str) else next(iter(entry), None)
+    if shape is None:
         if auto is not None:
-            raise UserError(f"size=auto ({auto.origin}) takes an image's proportions, but no image is given.")
+            raise UserError(f"size=auto ({auto.origin}) takes the proportions of {spec.shaped_by}, which is not given.")
         return
-    if auto is None and not {"image_channels", "first_frame"} & set(spec.conditions):
-        return  # another task's image, as the checks will say
-    shown = open_image(image).size
+    shown = _shown(spec.shaped_by, shape)
     steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
     size = size_within(spec.width * spec.height, shown, max(steps))
     for key, side in zip(("width", "height"), size, strict=True):
-        given[key] = _Given(str(side), f"size=auto, the image has {shown[0]} x {shown[1]} pixels")
+        given[key] = _Given(str(side), f"size=auto, the {spec.shaped_by} has {shown[0]} x {shown[1]} pixels")
+
+
+def _shown(key: str, location: str) -> tuple[int, int]:
+    """Width and height of an image or a video."""
+    if key == "image":
+        return open_image(location).size
+    from maxdiffusion.media.read import read_video  # numpy, which no other check needs
+
+    _, height, width, _ = read_video(location, 1).shape
+    return width, height
 
 
 def _expand_paths(given: _Layer, yaml_folder: Path) -> None:

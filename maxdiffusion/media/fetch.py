@@ -24,7 +24,7 @@ def open_image(location: str) -> Image.Image:
       UserError: it is missing, cannot be fetched, or is damaged or no image.
     """
     try:
-        with Image.open(io.BytesIO(_download(location)) if "://" in location else location) as image:
+        with Image.open(io.BytesIO(download(location)) if "://" in location else location) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give an image file.") from None
@@ -35,7 +35,12 @@ def open_image(location: str) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=64)
-def _download(url: str) -> bytes:
+def download(url: str) -> bytes:
+    """What an http(s) URL gives, fetched once in a process.
+
+    Raises:
+      UserError: it is no such URL, or cannot be fetched.
+    """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url} is no http or https URL; give one, or download the file and give its path.")
     try:

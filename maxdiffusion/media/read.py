@@ -4,6 +4,8 @@ import itertools
 import json
 import re
 import subprocess
+import tempfile
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,31 +15,36 @@ from jaxtyping import UInt8
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.fetch import download
 
 _IMAGE_DESCRIPTION = 0x010E
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w c"]:
-    """Read an image as RGB, turned as its camera noted. Raises UserError where `path` is missing or no image."""
-    return np.asarray(open_image(str(path)))
-
-
-def read_video(path: Path, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
+def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
     """Read the frames of a video file, an animation, a .npy array or a folder of PNG frames as RGB.
 
-    Animations merge equal neighbouring frames when written. `limit` reads no more than that many frames.
+    A text may be an http(s) URL of one file. Animations merge equal neighbouring frames when written. `limit` reads no
+    more than that many frames.
 
     Raises UserError where `path` is missing, none of these, or has frames of different sizes.
     """
+    if "://" in str(path):
+        with tempfile.NamedTemporaryFile(suffix=Path(urllib.parse.urlsplit(str(path)).path).suffix) as copy:
+            copy.write(download(str(path)))
+            copy.flush()
+            try:
+                return read_video(Path(copy.name), limit)
+            except UserError as error:
+                raise UserError(str(error).replace(copy.name, str(path))) from None
+    path = Path(path)
     try:
         if path.is_dir():
             files = sorted(path.glob("*.png"))[:limit]
             if not files:
-                raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames")
+                raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
             return _stacked(path, (np.asarray(Image.open(file).convert("RGB")) for file in files))
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give a video file or a folder of frames")
+            raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
         if path.suffix == ".npy":
             return _array(path)[:limit]
         with Image.open(path) as animation:
@@ -45,18 +52,18 @@ def read_video(path: Path, limit: int | None = None) -> UInt8[np.ndarray, "f h w
             return _stacked(path, (np.asarray(frame.convert("RGB")) for frame in frames))
     except UnidentifiedImageError:
         if path.is_dir():
-            raise UserError(f"{path} has a frame that is no image; write the frames again") from None
+            raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
         return _read_with_ffmpeg(path, limit)
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds for a damaged file
-        raise UserError(f"{path} cannot be read ({error}); give another file") from None
+        raise UserError(f"{path} cannot be read ({error}); give another file.") from None
 
 
 def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
     frames = list(frames)
     if len(sizes := {frame.shape for frame in frames}) > 1:
-        raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one")
+        raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")
     return np.stack(frames)
 
 
@@ -64,10 +71,10 @@ def _array(path: Path) -> np.ndarray:
     try:
         frames = np.load(path, allow_pickle=False)
     except ValueError as error:
-        raise UserError(f"{path} is no array of numpy's ({error}); give another file") from None
+        raise UserError(f"{path} is no array of numpy's ({error}); give another file.") from None
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise UserError(
-            f"{path} holds {frames.dtype} of shape {frames.shape}; a video is uint8 of frames x height x width x 3"
+            f"{path} holds {frames.dtype} of shape {frames.shape}; a video is uint8 of frames x height x width x 3."
         )
     return frames
 
@@ -85,14 +92,16 @@ def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
     header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
     if done.returncode or header is None:
         why = (done.stderr.decode(errors="replace").strip().splitlines() or ["it has no picture"])[-1]
-        raise UserError(f"{path} is not a video that ffmpeg can read ({why}); give another file")
+        raise UserError(f"{path} is not a video that ffmpeg can read ({why}); give another file.")
     width, height = int(header[1]), int(header[2])
     images = np.frombuffer(done.stdout, np.uint8).reshape(-1, len(header[0]) + width * height * 3)
     return images[:, len(header[0]) :].reshape(-1, height, width, 3)
 
 
-def frames_per_second(path: Path) -> float | None:
-    """As the file says; None where it does not."""
+def frames_per_second(path: Path | str) -> float | None:
+    """As the file says; None where it does not, or lies elsewhere."""
+    if "://" in str(path):
+        return None
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)]
     told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
     found = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", told)

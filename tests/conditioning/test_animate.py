@@ -30,7 +30,7 @@ def pixels(seed, *shape):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("mode", "known"), [("animate", 0), ("animate", 5), ("replace", 0), ("replace", 1)])
+@pytest.mark.parametrize(("mode", "known"), [("animate", 0), ("replace", 5)])
 def test_the_given_channels_match_the_reference(vae, pipeline, mode, known):
     image = pixels(0, 70, 50)
     background = to_float(pixels(1, FRAMES, HEIGHT, WIDTH), HEIGHT, WIDTH)

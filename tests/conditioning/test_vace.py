@@ -26,8 +26,9 @@ def pil(video):
     return [Image.fromarray(frame) for frame in video]
 
 
-@pytest.mark.parametrize("sizes", [[], [(40, 40), (70, 21)]])
-@pytest.mark.parametrize("given", ["nothing", "video", "video and mask"])
+@pytest.mark.parametrize(
+    ("given", "sizes"), [("nothing", [(40, 40)]), ("video", []), ("video and mask", [(40, 40), (70, 21)])]
+)
 def test_matches_the_reference(vae, given, sizes):
     video, mask = (frames(seed, FRAMES, HEIGHT, WIDTH) for seed in (0, 1))
     references = [frames(2, 1, *size)[0] for size in sizes]

@@ -90,7 +90,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml is no image that can be read"),
     (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is no http or https URL"),
     (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
-    (["size=auto"], "size=auto (command line) takes an image's proportions, but no image is given"),
+    (["size=auto"], "size=auto (command line) takes the proportions of video, which is not given"),
     (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),
     (["expert_residency=in_turn"], "expert_residency has no meaning for wan2.1-t2v-1.3b, which has one expert"),
     (["sample_guide_scale=[3, 4]"], "guidance_scale_2 has no meaning for wan2.1-t2v-1.3b"),
@@ -109,8 +109,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
     (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
     # control
-    (["video=missing.mp4"], "video=missing.mp4 does not exist"),
+    (["video=missing.mp4"], "missing.mp4 does not exist"),
+    (["video=missing.mp4", "size=832*480"], "video=missing.mp4 does not exist"),
     (["strength=0"], "should be greater than 0"),
+    (["video=folder"], "folder is a folder without PNG frames"),
     (["strength=0.5"], "strength has no meaning without video; give both, or leave strength out"),
     (
         ["mask=folder"],
@@ -119,7 +121,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["pose_video=folder"], "choose a model of type ANIMATE"),
     (["mode=replace"], "mode has no meaning for wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
-    (["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder"], "strength has no meaning for wan2.1-vace-1.3b"),
+    (
+        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "size=832*480"],
+        "strength has no meaning for wan2.1-vace-1.3b",
+    ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
     # parallelism

@@ -207,7 +207,11 @@ def test_golden_configs(
     shutil.copytree(CONFIGS, place / "configs")
     checkpoint("models/wan_tiny", "wan-tiny-t2v")
     Image.new("RGB", (1000, 800)).save("a.png")
-    keys = {"_i2v_": ("image",), "_flf2v_": ("image", "last_image")}
+    keys = {
+        "_i2v_": ("image",),
+        "_flf2v_": ("image", "last_image"),
+        "_animate_": ("image", "pose_video", "face_video"),
+    }
     images = [f"{key}=a.png" for kind, needed in keys.items() if kind in name for key in needed]
     cfg = config.load([f"configs/{name}", "prompt=a red circle", *images])
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)

@@ -41,7 +41,7 @@ def reference_model():
     return model
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("scan_layers", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_matches_the_reference(scan_layers):
     rng = np.random.default_rng(1)
     latents, control = (rng.standard_normal((2, *SIZE, c), dtype=np.float32) for c in (4, 10))

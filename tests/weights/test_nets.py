@@ -148,6 +148,7 @@ def test_opening_does_not_import_jax(checkpoint):
 
 IMAGE = {"in_channels": 36, "out_channels": 16}
 TOKENS = {"image_dim": 1280, "added_kv_proj_dim": 5120}
+VACE = {"_class_name": "WanVACETransformer3DModel", "vace_in_channels": 96}
 OFFICIAL = {
     "wan2.1-t2v-1.3b": ("transformer", {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}),
     "wan2.1-t2v-14b": ("transformer", {}),
@@ -158,6 +159,15 @@ OFFICIAL = {
     "wan2.2-ti2v-5b": (
         "transformer",
         {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
+    ),
+    "wan2.1-vace-1.3b": (
+        "transformer",
+        VACE | {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": list(range(0, 30, 2))},
+    ),
+    "wan2.1-vace-14b": ("transformer", VACE | {"vace_layers": list(range(0, 40, 5))}),
+    "wan2.2-animate-14b": (
+        "transformer",
+        IMAGE | TOKENS | {"_class_name": "WanAnimateTransformer3DModel", "latent_channels": 16},
     ),
     "wan2.1-vae": ("vae", {}),
     "wan2.2-vae": (

@@ -30,8 +30,9 @@ class NoSide(nnx.Module):
 def after_layers(
     layers: Sequence[int], run: Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
 ) -> After:
-    """Calls `run(i, x, state)` after the i-th of `layers`. One branch of a conditional, so that the others cost nothing
-    and the blocks stay one scan, however the layers lie.
+    """Calls `run(i, x, state)` after the i-th of `layers`.
+
+    It is one branch of a conditional: other layers cost nothing, and the blocks stay one scan, however the layers lie.
     """
     indices = np.full(max(layers) + 1, -1, np.int32)
     indices[list(layers)] = np.arange(len(layers))

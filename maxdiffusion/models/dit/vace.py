@@ -51,10 +51,12 @@ class ControlBlock(nnx.Module):
 
 
 class VACE(nnx.Module):
-    """The control stream; it runs ahead of the main one by nothing, so that a single hint is in memory at a time.
+    """The control stream, in step with the main one, so that a single hint is in memory at a time.
 
     The reference computes all hints first. They depend on the main stream only by its embedded latents, which this
-    stream starts from, so a hint is as well computed where it is added.
+    stream starts from, so each may as well be computed where it is added.
+
+    Reference: `diffusers.WanVACETransformer3DModel`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""VACE and video-to-video: the same weights, inputs and noise through diffusers' pipelines and the entry page."""
+"""VACE, video-to-video and Animate: the same weights, inputs and noise through diffusers and the entry page."""
 
 from __future__ import annotations
 
@@ -64,13 +64,19 @@ def noise_file(folder: Path, frames: int) -> tuple[np.ndarray, Path]:
     return noise, folder / "noise.safetensors"
 
 
-def run(folder: Path, *words: str, num_frames: int = FRAMES, guidance_scale: float = SCALE) -> np.ndarray:
+def run(
+    folder: Path,
+    *words: str,
+    num_frames: int = FRAMES,
+    guidance_scale: float = SCALE,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+) -> np.ndarray:
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [
         f"prompt={PROMPT}",
         "negative_prompt=blurry",
-        f"height={HEIGHT}",
-        f"width={WIDTH}",
+        f"height={size[0]}",
+        f"width={size[1]}",
         f"num_frames={num_frames}",
         f"num_inference_steps={STEPS}",
         f"guidance_scale={guidance_scale}",
@@ -99,7 +105,9 @@ def reference(cls: type, checkpoint: Path, **given: object) -> tuple[float, np.n
     return pipeline.scheduler.config.flow_shift, np.round(video * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("given", ["video mask images", "images", "video"])
+@pytest.mark.parametrize(
+    "given", ["video mask images", *(pytest.param(given, marks=pytest.mark.slow) for given in ("images", "video"))]
+)
 def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     images = [files / f"{i}.png" for i in range(2)] if "images" in given else []
     noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1 + len(images))
@@ -129,7 +137,7 @@ def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     assert figure > 60
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("strength", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_changed_video_equals_the_reference(random_checkpoint, files, tmp_path, monkeypatch, strength):
     noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1)
     drawn = torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy())
@@ -254,4 +262,29 @@ def test_animate_equals_the_reference(animate_pipeline, files, tmp_path, mode, l
     )
     figure = psnr(ours, np.round(theirs * 255).astype(np.uint8))
     print(f"Animate, {mode}, {len(segments)} segments: {figure:.1f} dB")
+    assert figure > 60
+
+
+@pytest.mark.parametrize("task", ["vace", *(pytest.param(task, marks=pytest.mark.slow) for task in ("t2v", "animate"))])
+def test_tokens_that_do_not_divide_eight_devices_change_nothing(request, files, tmp_path, task):
+    """48 x 80 pixels are 15 tokens a latent frame; over ring 4 x ulysses 2."""
+    video = f"video={files / 'video'}"
+    if task == "vace":
+        checkpoint = request.getfixturevalue("vace_checkpoint")
+        words = ["model_name=wan2.1-vace", video, f"mask={files / 'mask'}", f"reference_images={files / '0.png'}"]
+    elif task == "t2v":
+        checkpoint, words = request.getfixturevalue("random_checkpoint"), ["model_name=wan2.1-t2v", video]
+    else:
+        checkpoint, _ = request.getfixturevalue("animate_pipeline")
+        faces = np.random.default_rng(0).integers(0, 256, (FRAMES, FACE, FACE, 3), dtype=np.uint8)
+        write(faces, tmp_path / "face", 16, "png", {})
+        acting = [f"pose_video={files / 'video'}", f"face_video={tmp_path / 'face'}", f"image={files / '1.png'}"]
+        words = ["model_name=wan2.2-animate", "segment_frame_length=5", *acting]
+    words = [*words, f"pretrained_model_name_or_path={checkpoint}", "flow_shift=3"]
+    alone = ("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1")
+    split = ("attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
+    one, eight = (run(tmp_path, *words, *mesh, size=(48, 80)) for mesh in (alone, split))
+    figure = psnr(one, eight)
+    print(f"{task} on eight devices: {figure:.1f} dB")
+    assert one.std() > 5
     assert figure > 60
