@@ -13,8 +13,9 @@ PYTEST_ARGS ?=
 
 .PHONY: demo test lint clean
 
+# Without a platform named, libtpu, which the tests bring along, would look for a TPU and say that there is none.
 demo: $(VENV)/.runtime
-	$(BIN)/python generate_wan.py $(CONFIG) $(ARGS)
+	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python generate_wan.py $(CONFIG) $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -32,6 +32,7 @@ setup(
     install_requires=RUNTIME,
     extras_require={
         "tpu": [f"jax[tpu]=={JAX}", TOKAMAX],
+        "gcs": ["gcsfs==2026.10.1"],  # gs://; 19 MB to download
         "cuda12": [f"jax[cuda12]=={JAX}"],
         "cuda13": [f"jax[cuda13]=={JAX}"],
         "test": pins("requirements-dev.txt"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from pathlib import Path
 
 from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config, parts
@@ -13,6 +12,7 @@ from maxdiffusion.denoise import given, sampling
 from maxdiffusion.media import frames, manifest, output
 from maxdiffusion.parallel import axes, startup
 from maxdiffusion.runtime import compile_cache, distributed, log
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import specs
@@ -21,7 +21,7 @@ from maxdiffusion.weights.nets import Nets, builders
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: Config) -> list[Path]:
+def run(cfg: Config) -> list[AnyPath]:
     """Makes every video that `cfg` asks for and returns their paths; of a prompt file, those that are not there yet.
 
     Raises:
@@ -32,7 +32,7 @@ def run(cfg: Config) -> list[Path]:
     logger.info("%s", cfg.describe())
     compile_cache.enable(cfg.jax_cache_dir)
     stages = Stages(cfg.progress)
-    paths: list[Path] = []
+    paths: list[AnyPath] = []
     if not (videos := manifest.remaining(cfg, examples(cfg))):
         return paths
     with distributed.together():

@@ -35,9 +35,8 @@ def run(cfg: Config) -> None:
         size = sum(tensor.nbytes for tensor in tensors.values())
         count = sum(math.prod(tensor.shape) for tensor in tensors.values())
         path = pipeline.files.paths[name]
-        inside = path.is_relative_to(pipeline.files.folder)
-        where = path.relative_to(pipeline.files.folder) if inside else path
-        rows.append((name, names, _dtypes(tensors), _size(size), f"{count / 1e6:,.1f} M", str(where)))
+        where = str(path).removeprefix(f"{pipeline.files.folder}/")
+        rows.append((name, names, _dtypes(tensors), _size(size), f"{count / 1e6:,.1f} M", where))
     print(_table(rows), flush=True)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -79,11 +79,12 @@ def run(cfg: Config) -> list[Difference]:
     theirs = list(_latents(other, None if cfg.verify_against else jax.devices()[:1]))
 
     tolerance = TOLERANCES[cfg.activations_dtype] if cfg.verify_psnr is None else cfg.verify_psnr
-    print(f"against {' '.join(cfg.verify_against) or 'one device'}; at least {tolerance:g} dB are asked for")
-    print(f"{'step':>4} {'max error':>12} {'relative':>12} {'PSNR dB':>8}")
     found = [Difference.between(a, b) for a, b in zip(ours, theirs, strict=True)]
-    for step, difference in enumerate(found, 1):
-        print(f"{step:>4} {difference.largest:>12.3e} {difference.relative:>12.3e} {difference.psnr:>8.1f}")
+    if distributed.index() == 0:
+        print(f"against {' '.join(cfg.verify_against) or 'one device'}; at least {tolerance:g} dB are asked for")
+        print(f"{'step':>4} {'max error':>12} {'relative':>12} {'PSNR dB':>8}")
+        for step, difference in enumerate(found, 1):
+            print(f"{step:>4} {difference.largest:>12.3e} {difference.relative:>12.3e} {difference.psnr:>8.1f}")
     bad = [step for step, difference in enumerate(found, 1) if not difference.psnr >= tolerance]  # NaN is bad
     if bad:
         raise UserError(

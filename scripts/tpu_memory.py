@@ -84,13 +84,12 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
     from maxdiffusion import config, parallel, variants
     from maxdiffusion.conditioning import text
     from maxdiffusion.config.examples import examples
-    from maxdiffusion.denoise import sampling
-    from maxdiffusion.denoise.experts import SingleExpert
+    from maxdiffusion.denoise import experts, sampling
     from maxdiffusion.denoise.guidance import Contexts, NoGuidance, choose
     from maxdiffusion.denoise.loop import Denoiser
     from maxdiffusion.denoise.network import split
     from maxdiffusion.denoise.solvers import SOLVERS
-    from maxdiffusion.models.dit import DiTConfig
+    from maxdiffusion.models.dit import Context, DiTConfig
     from maxdiffusion.models.umt5 import UMT5Config
     from maxdiffusion.models.vae import VAEConfig
     from maxdiffusion.models.vae import model as vae_model
@@ -105,7 +104,10 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         "text_encoder": UMT5Config(**TEXT_ENCODER | ({"num_layers": layers} if layers else {})),
         "vae": VAEConfig(**VAE),
     }
-    plan, placement = startup.place(cfg, configs["transformer"].num_attention_heads, devices)
+    shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), configs["vae"].z_dim)
+    network = configs["transformer"]
+    tokens = math.prod(network.grid(*shape[:3]))
+    plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
     build = builders(
         plan,
         weights_dtype=cfg.weights_dtype,
@@ -114,8 +116,6 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         vae_dtype=cfg.vae_dtype,
         scan_layers=cfg.scan_layers,
     )
-    shape = (*spec.latent_grid(cfg.num_frames, cfg.height, cfg.width), configs["vae"].z_dim)
-
     nets = {name: placed(build_abstractly(build[name], configs[name]), placement) for name in configs}
 
     def array(shape: tuple[int, ...], dtype: Any, *logical: str | None) -> jax.ShapeDtypeStruct:
@@ -149,21 +149,21 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         if "prepare" in programs or "step" in programs:
             transformer = nets["transformer"]
             network, params = split(transformer)
-            tokens = math.prod(configs["transformer"].grid(*shape[:3])) * -(-size // parallel.data_degree())
-            guidance = choose(cfg.guidance_mode, cfg.guidance_scale, tokens)
-            context = array((size, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32)
+            context = Context(array((size, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32))
             function = functools.partial(sampling._prepare, nnx.graphdef(transformer))
             prepare = timed("prepare", lambda: jax.jit(function).lower(params, context).compile(options))
             if "prepare" in programs:
                 yield prepare
         if "step" in programs:
             one = described(prepare[2], function, params, context)
-            contexts = Contexts(one) if isinstance(guidance, NoGuidance) else Contexts(one, one)
             solver = SOLVERS[cfg.solver]
             schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
-            denoiser = Denoiser(network, SingleExpert(params), schedule, solver, guidance, scan=cfg.loop == "scan")
-            x = array((size, *shape), jnp.float32, axes.BATCH)
-            program = denoiser.compile(x, contexts)
+            segments = experts.SingleExpert(cfg.guidance_scale).segments(schedule.timesteps)
+            per_shard = [tokens * -(-rows // parallel.data_degree()) for rows in (size, 2 * size)]
+            guidance = choose(cfg.guidance_mode, [cfg.guidance_scale], *per_shard)
+            contexts = Contexts(one, None if isinstance(guidance, NoGuidance) else one)
+            denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
+            program = denoiser.compile(params, array((size, *shape), jnp.float32, axes.BATCH), contexts)
             (compiled,) = program.programs.values()
             yield "step", program.seconds, compiled
         vae = nets["vae"]

@@ -71,9 +71,12 @@ def _check_mask(k: jax.Array, valid: jax.Array | None) -> None:
         )
 
 
-def _placement(plan: AttentionPlan) -> Placement | None:
-    """The current placement if it has several devices, checked against the plan."""
-    placement = current()
+def check(plan: AttentionPlan, placement: Placement | None) -> None:
+    """Whether the plan runs under that placement.
+
+    Raises:
+      UserError: the mesh or its rules contradict it.
+    """
     mesh = {} if placement is None else dict(placement.mesh.shape)
     given = mesh.get(axes.RING, 1), mesh.get(axes.ULYSSES, 1)
     if plan.scheme != "local" and given != (plan.ring, plan.ulysses):
@@ -81,14 +84,18 @@ def _placement(plan: AttentionPlan) -> Placement | None:
             f"The attention plan is for ring {plan.ring} x ulysses {plan.ulysses}, but the mesh has {given[0]} x "
             f"{given[1]}; make the mesh with ulysses={plan.ulysses} and a context of {plan.context}."
         )
-    if placement is None or placement.mesh.size == 1:
-        return None
-    if plan.scheme != "local" and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
+    if placement is not None and plan.scheme != "local" and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
         raise UserError(
             f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE)!r}, but "
             f"attention={plan.scheme} needs it on {axes.CONTEXT!r}; remove that rule or choose attention=dot_product."
         )
-    return placement
+
+
+def _placement(plan: AttentionPlan) -> Placement | None:
+    """The current placement if it has several devices, checked against the plan."""
+    placement = current()
+    check(plan, placement)
+    return None if placement is None or placement.mesh.size == 1 else placement
 
 
 def _on_mesh(

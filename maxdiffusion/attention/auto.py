@@ -24,7 +24,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from maxdiffusion.attention.block_sizes import blocks
+from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
@@ -46,13 +46,14 @@ class Machine:
     in_chip: float = 0.0
 
 
-# Rates on TPUs: static counts of tokamax' kernel with statistics on v6e, scaled to TPU7x; half the peak elsewhere.
+# Rates on TPUs: static counts of `kernels.flash` (see `block_sizes.FLASH`); on v6e of a hop with masked tail, elsewhere
+# of grid steps, lowered by the 4 % that such a hop loses on v6e. Other kernels are slower, in much the same proportion.
 MACHINES: Mapping[str, Machine] = MappingProxyType(
     {
-        "TPU v5 lite": Machine(98e12, 819e9, 50e9),
-        "TPU v5": Machine(230e12, 2765e9, 100e9),
-        "TPU v6 lite": Machine(312e12, 1640e9, 100e9),
-        "TPU7x": Machine(389e12, 3690e9, 100e9, cores=2, in_chip=600e9),
+        "TPU v5 lite": Machine(164e12, 819e9, 50e9),
+        "TPU v5": Machine(382e12, 2765e9, 100e9),
+        "TPU v6 lite": Machine(487e12, 1640e9, 100e9),
+        "TPU7x": Machine(588e12, 3690e9, 100e9, cores=2, in_chip=600e9),
     }
 )
 PLATFORMS: Mapping[str, Machine] = MappingProxyType(
@@ -105,7 +106,8 @@ def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
     block = shard * plan.ulysses
     queries = keys = block
     if "block_q" in TAKEN[plan.kernel]:
-        sizes = blocks(work.device_kind, block, block, plan.options)
+        fit = flash_blocks if plan.kernel == "flash" else blocks
+        sizes = fit(work.device_kind, block, block, plan.options)
         queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.kv))
     values = examples * shard * heads * work.head_dim
     hop = 4 * examples * (heads // plan.ulysses) * queries * keys * work.head_dim / machine.attention

@@ -57,23 +57,31 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
     return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or sizes.compute))
 
 
-# The largest blocks of `kernels.flash`.
+# The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
+# 18,900 tokens and keys with masked tail and statistics. v6e: 4736/1920/256 487 TF/s, 80 % of what a head dim of 128
+# allows. Unmasked grid steps alone, v6e: 4736/1920/256 509, 4736/1920/512 475, 2048/1024/512 404; TPU7x: 4736/1920/256
+# 613 (80 %), 4736/1024/256 592, 4736/1024/512 583; v5p: 4736/640/640 398, 2048/1024/512 390; v5e: 4736/640/640 171,
+# 2048/1024/512 168, 2048/1024/256 162. A step starts and ends with idle units, so longer blocks are faster; they take
+# longer to compile: on two cores half a minute for v6e, minutes for TPU7x.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
-        "TPU v6 lite": Blocks(4736, 2048, 512),
-        "TPU7x": Blocks(4736, 2048, 512),
+        "TPU v6 lite": Blocks(4736, 2048, 256),
+        "TPU7x": Blocks(4736, 2048, 256),
     }
 )
-FLASH_ELSEWHERE = Blocks(2048, 2048, 512)
+FLASH_ELSEWHERE = Blocks(4736, 640, 640)
+FLASH_FP32 = Blocks(1024, 1024, 256)  # six passes for each product, which are unrolled
 
 
-def flash_blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT) -> Blocks:
+def flash_blocks(
+    device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT, *, fp32: bool = False
+) -> Blocks:
     """The block sizes of `kernels.flash` for one device's tokens and keys; both are to be padded to multiples of them.
 
     Queries lie along lanes there, so that all are multiples of 128. A size that `options` gives is taken as it is,
     except that none is longer than the tokens or keys at hand.
     """
-    largest = FLASH.get(device_kind, FLASH_ELSEWHERE)
+    largest = FLASH_FP32 if fp32 else FLASH.get(device_kind, FLASH_ELSEWHERE)
     q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q)
     kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _least_work(keys, largest.kv)
     return Blocks(q, kv, min(options.block_kv_compute or largest.compute, kv))

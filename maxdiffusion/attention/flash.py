@@ -30,7 +30,7 @@ def flash(
     keys = k.shape[1]
     placement = current()
     device = jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
-    sizes = flash_blocks(device.device_kind, tokens, keys, options)
+    sizes = flash_blocks(device.device_kind, tokens, keys, options, fp32=q.dtype == jnp.float32)
 
     # The kernel's exponentials are to base 2. In bf16 this rounds q once more.
     q = (q.astype(jnp.float32) * (math.log2(math.e) * dim**-0.5)).astype(q.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -25,7 +24,6 @@ class KernelOptions:
       block_q: rows of q that a grid step holds, a multiple of 16.
       block_kv: rows of k and v that a grid step holds, a multiple of 128.
       block_kv_compute: the part of block_kv that one product takes: a multiple of 128 that divides it.
-      block_kv_inner: the part of block_kv_compute that one softmax step takes: a multiple of 128 that divides it.
       base2_exp: exponentials to base 2 inside the kernel; its results do not change.
       scheduler: the kernel's alternative order of products and softmax.
       vmem_limit_kib: vector memory that the kernel may use. Kernels that do not take it live within the compiler's
@@ -38,26 +36,24 @@ class KernelOptions:
     block_q: int | None = None
     block_kv: int | None = None
     block_kv_compute: int | None = None
-    block_kv_inner: int | None = None
     base2_exp: bool | None = None
     scheduler: bool | None = None
     vmem_limit_kib: int | None = None
 
     def __post_init__(self) -> None:
-        for name, unit in (("block_q", SUBLANES), *((name, LANES) for name in _NESTED)):
+        for name, unit in (("block_q", SUBLANES), ("block_kv", LANES), ("block_kv_compute", LANES)):
             size = getattr(self, name)
             if size is not None and (size < unit or size % unit):
                 near = max(size // unit, 1) * unit
                 raise UserError(f"{name}={size} is no multiple of {unit}; choose {near} or {near + unit}.")
-        for outer, inner in itertools.pairwise(_NESTED):
-            whole, part = getattr(self, outer), getattr(self, inner)
-            if part is None:
-                continue
-            if whole is None:
-                raise UserError(f"{inner}={part} is a part of {outer}, which is not given; give {outer} as well.")
-            if whole % part:
-                legal = [str(n) for n in range(LANES, whole + 1, LANES) if whole % n == 0]
-                raise UserError(f"{inner}={part} does not divide {outer}={whole}; choose {' or '.join(legal)}.")
+        whole, part = self.block_kv, self.block_kv_compute
+        if part is not None and whole is None:
+            raise UserError(
+                f"block_kv_compute={part} is a part of block_kv, which is not given; give block_kv as well."
+            )
+        if part is not None and whole is not None and whole % part:
+            legal = [str(n) for n in range(LANES, whole + 1, LANES) if whole % n == 0]
+            raise UserError(f"block_kv_compute={part} does not divide block_kv={whole}; choose {' or '.join(legal)}.")
         if self.vmem_limit_kib is not None and self.vmem_limit_kib < 1:
             raise UserError(f"A VMEM limit of {self.vmem_limit_kib} KiB holds nothing; the default is 16384 or 32768.")
 
@@ -98,7 +94,6 @@ class KernelOptions:
             )
 
 
-_NESTED = ("block_kv", "block_kv_compute", "block_kv_inner")
 _BLOCKS = ("block_q", "block_kv", "block_kv_compute")
 
 DEFAULT = KernelOptions()

@@ -6,7 +6,6 @@ import html
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.paths import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: AnyPath) -> Any:
     """The transformers tokenizer in `folder`.
 
     tokenizer.json is read as it stands: transformers 5 rebuilds it for T5 and loses its byte fallback on the way.
@@ -44,9 +45,10 @@ def load_tokenizer(folder: str | Path) -> Any:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    fast = (Path(folder) / "tokenizer.json").is_file()
     try:
-        return (PreTrainedTokenizerFast if fast else AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
+        with paths.local(folder) as here:
+            kind = PreTrainedTokenizerFast if (here / "tokenizer.json").is_file() else AutoTokenizer
+            return kind.from_pretrained(str(here), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from maxdiffusion.config import parts, schema
 from maxdiffusion.config.examples import examples
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
 
 _TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
@@ -81,7 +81,7 @@ def _prompts(cfg: Config, spec: WanSpec) -> None:
 
 
 def _inputs(cfg: Config) -> None:
-    if cfg.revision and os.path.isdir(cfg.pretrained_model_name_or_path):
+    if cfg.revision and paths.reach(cfg.pretrained_model_name_or_path).is_dir():
         raise UserError(
             f"revision={cfg.revision} has no meaning for the local folder {cfg.pretrained_model_name_or_path}; "
             "leave it out, or give a hub id."
@@ -90,17 +90,18 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
-    for key in ("transformer_file", "text_encoder_file", "vae_file"):
+    for net in ("transformer", "transformer_2", "text_encoder", "image_encoder", "vae"):
+        key = f"{net}_file"
         path = getattr(cfg, key)
-        if path and not os.path.exists(path):
+        if path and not paths.reach(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
-        if path and not os.path.isfile(path):
+        if path and not paths.reach(path).is_file():
             raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
     for key in schema.VIDEOS:
         path = getattr(cfg, key)
-        if path and "://" not in path and not os.path.exists(path):
+        if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
 
 
@@ -213,9 +214,12 @@ def _output(cfg: Config) -> None:
     if cfg.process_id:  # process 0 alone writes, perhaps to a disk that only it has
         return
     if cfg.save_file is None:
-        _writable(Path(cfg.output_dir) / cfg.run_name, "output_dir")
+        folder = paths.parse(cfg.output_dir)
+        _writable(folder / cfg.run_name, "output_dir")
+        _one_file(cfg, folder)
         return
-    path, frames = Path(cfg.save_file), cfg.output_format == "png"
+    path, frames = paths.parse(cfg.save_file), cfg.output_format == "png"
+    _one_file(cfg, path)
     count = 1 if cfg.decode_latents else len(examples(cfg))
     if count > 1:
         raise UserError(
@@ -238,8 +242,21 @@ def _output(cfg: Config) -> None:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")
 
 
-def _writable(folder: Path, key: str) -> None:
+def _one_file(cfg: Config, path: paths.AnyPath) -> None:
+    if cfg.output_format == "png" and not isinstance(path, Path):
+        raise UserError(
+            f"output_format=png is a folder of frames, which {path} cannot take as a whole; choose webp, npy or mp4."
+        )
+
+
+def _writable(folder: paths.AnyPath, key: str) -> None:
     """Whether files can be made in `folder`, which need not exist yet; tried for real, leaving nothing behind."""
+    if not isinstance(folder, Path):
+        try:
+            paths.check_writable(folder)
+        except OSError as error:
+            raise UserError(f"{key}: {folder} cannot be written ({error.strerror or error}); choose another.") from None
+        return
     existing = folder.absolute()
     try:
         while not existing.exists():

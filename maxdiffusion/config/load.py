@@ -24,6 +24,7 @@ from maxdiffusion.config import checks, schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image, size_within
+from maxdiffusion.runtime import paths
 from maxdiffusion.weights import dimensions
 from maxdiffusion.weights.checkpoint import official_layout
 
@@ -58,7 +59,7 @@ def load(argv: Sequence[str]) -> Config:
     file, words = _split(argv)
     given = _canonical(_read_yaml(file)) | _canonical(_read_words(words))
     _apply_ring_size(given)
-    _expand_paths(given, Path(file).parent)
+    _expand_paths(given, paths.parse(file).parent)
     spec = _variant(given)
     _apply_auto_size(given, spec)
     for key, (value, origin) in _defaults(spec, given).items():
@@ -155,11 +156,11 @@ class _TextLoader(yaml.SafeLoader):
 def _read_yaml(file: str) -> _Layer:
     """The keys of the file as text; a null leaves its key at the default."""
     try:
-        root = yaml.compose(Path(file).read_text(encoding="utf-8"), _TextLoader)
+        root = yaml.compose(paths.reach(file).read_text(encoding="utf-8"), _TextLoader)
     except FileNotFoundError:
         raise UserError(_no_file(file)) from None
     except OSError as error:
-        raise UserError(f"The config file {file} cannot be read: {error.strerror}.") from None
+        raise UserError(f"The config file {file} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"The config file {file} is not UTF-8 text; it must be a YAML file.") from None
     except yaml.MarkedYAMLError as error:
@@ -200,7 +201,7 @@ def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = F
 def _no_file(file: str) -> str:
     folder, name = os.path.split(file)
     try:
-        others = [other for other in os.listdir(folder or ".") if other.endswith((".yml", ".yaml"))]
+        others = [other for other in paths.names(paths.parse(folder or ".")) if other.endswith((".yml", ".yaml"))]
     except OSError:
         others = []
     near = difflib.get_close_matches(name, others, n=1)
@@ -313,7 +314,7 @@ def _shown(key: str, location: str) -> tuple[int, int]:
     return width, height
 
 
-def _expand_paths(given: _Layer, yaml_folder: Path) -> None:
+def _expand_paths(given: _Layer, yaml_folder: paths.AnyPath) -> None:
     """~ and $VARIABLES in paths; ./ and ../ of an input in the YAML file are relative to that file."""
     for key in schema.PATHS:
         entry = given.get(key)
@@ -325,8 +326,8 @@ def _expand_paths(given: _Layer, yaml_folder: Path) -> None:
         given[key] = dataclasses.replace(entry, value=value)
 
 
-def _expand_path(key: str, origin: str, relative_to: Path | None, given: Any) -> Any:
-    if not isinstance(given, str) or "://" in given:
+def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
+    if not isinstance(given, str) or given.startswith(("http://", "https://")):
         return given
     path = os.path.expanduser(os.path.expandvars(given))
     if "\0" in path:
@@ -335,7 +336,8 @@ def _expand_path(key: str, origin: str, relative_to: Path | None, given: Any) ->
     if unset:
         raise UserError(f"{key}={given} uses {unset[0]}, which is not set in the environment; set it first.")
     if relative_to is not None and path.startswith(("./", "../")):
-        path = os.path.abspath(relative_to / path)
+        whole = relative_to / path
+        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
     return path
 
 
@@ -351,7 +353,7 @@ def _variant(given: _Layer) -> variants.WanSpec:
     file = _text(given, "transformer_file")
     checkpoint = _transformer_config(path, file) if path else None
     if file:
-        path, checkpoint = file, dimensions.read_config(Path(file), checkpoint or {})
+        path, checkpoint = file, dimensions.read_config(paths.reach(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
@@ -388,8 +390,9 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
 
     Beside a `transformer_file` it may be absent.
     """
-    if not os.path.isdir(path):
-        if os.path.isfile(path):
+    folder = paths.reach(path)
+    if isinstance(folder, Path) and not folder.is_dir():
+        if folder.is_file():
             raise UserError(
                 f"pretrained_model_name_or_path={path} is a file; give a folder or a hub id, and a transformer in one "
                 f"file as transformer_file={path}."
@@ -400,16 +403,15 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
                 "organisation/name; give one of the two."
             )
         return None
-    config = os.path.join(path, "transformer", "config.json")
+    config = folder / "transformer" / "config.json"
     try:
-        with open(config, encoding="utf-8") as stream:
-            content = json.load(stream)
+        content = json.loads(config.read_text(encoding="utf-8"))
     except OSError as error:
         if file:
             return None
         raise UserError(
-            official_layout(Path(path))
-            or f"The checkpoint {path} has no readable transformer/config.json ({error.strerror}); "
+            official_layout(folder)
+            or f"The checkpoint {path} has no readable transformer/config.json ({error.strerror or error}); "
             "give the folder of a checkpoint in the diffusers layout."
         ) from None
     except ValueError:

@@ -6,10 +6,10 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import reach
 
 KEYS = ("prompt", "negative_prompt", "seed", "image", "last_image", "size", "width", "height", "output")
 
@@ -32,9 +32,11 @@ def read(
         value that cannot be meant, or names the output of another. It says the line's number.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = reach(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"prompts={path} cannot be read ({error.strerror}); give a file of JSON lines.") from None
+        raise UserError(
+            f"prompts={path} cannot be read ({error.strerror or error}); give a file of JSON lines."
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"prompts={path} is not UTF-8 text; give a file of JSON lines.") from None
     lines: list[dict[str, Any]] = []

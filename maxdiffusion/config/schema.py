@@ -64,7 +64,7 @@ HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_def
 Dtype = Literal["float32", "bfloat16"]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
 BlockSizes = Annotated[
-    dict[Literal["block_q", "block_kv", "block_kv_compute", "block_kv_inner"], int],
+    dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
 ]
 OptionalBool = Annotated[bool | None, BeforeValidator(_empty_is_none)]
@@ -107,7 +107,9 @@ class Config(BaseModel):
         "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
         "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
     )
+    transformer_2_file: OptionalStr = _key("model", None, "the same for the low-noise expert, where there are two")
     text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
+    image_encoder_file: OptionalStr = _key("model", None, "the same for the image encoder, where there is one")
     vae_file: OptionalStr = _key("model", None, "the same for the VAE")
     inspect: bool = _key(
         "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
@@ -222,8 +224,8 @@ class Config(BaseModel):
     flash_block_sizes: BlockSizes = _key(
         PARALLELISM,
         {},
-        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N, block_kv_inner: N}, none or "
-        "some; what is not given is chosen by device kind and length",
+        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not "
+        "given is chosen by device kind and length",
     )
     use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
     use_experimental_scheduler: OptionalBool = _key(
@@ -321,7 +323,9 @@ VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask
 PATHS = (
     "pretrained_model_name_or_path",
     "transformer_file",
+    "transformer_2_file",
     "text_encoder_file",
+    "image_encoder_file",
     "vae_file",
     "prompts",
     "initial_latents",

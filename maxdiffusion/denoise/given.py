@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +11,7 @@ from jaxtyping import Float
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import parse
 from maxdiffusion.weights.latents_io import load_latents
 
 # The videos of one batch and their latents.
@@ -40,10 +40,10 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
     if cfg.initial_latents:
         plan = parts.of(cfg)
         noisy = (len(examples(cfg)), shape[0] + plan.leading * len(plan.starts), *shape[1:])
-        return Given(noise=load_latents(Path(cfg.initial_latents), noisy)[0])
+        return Given(noise=load_latents(parse(cfg.initial_latents), noisy)[0])
     if not cfg.decode_latents:
         return Given()
-    latents, told = load_latents(Path(cfg.decode_latents))
+    latents, told = load_latents(parse(cfg.decode_latents))
     if latents.shape[1:] != shape:
         f, h, w, c = latents.shape[1:]
         raise UserError(

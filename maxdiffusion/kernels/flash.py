@@ -21,8 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 LANES = 128
 STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
-AHEAD = 3  # tiles of logits that are under way while one is exponentiated
-LOWEST = -1e30  # the logit of a key that does not count; finite, so that differences of two are no NaN
+AHEAD = 5  # tiles of logits that are under way while one is exponentiated
+LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
 
 EMPTY, WHOLE, MIXED = range(3)  # whether none, all or some keys of a block count
 

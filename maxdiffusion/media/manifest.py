@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from maxdiffusion.media import naming
 from maxdiffusion.media.write import FORMATS
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.paths import AnyPath, parse
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def remaining(cfg: Config, videos: Sequence[Example]) -> tuple[Example, ...]:
     todo = distributed.first(open_ones)
     if len(todo) < len(videos):
         log.info("%d of %d videos of %s are there already", len(videos) - len(todo), len(videos), cfg.prompts)
-    return tuple(videos[i] for i in todo)
+    return tuple(videos[i] for i in todo if i < len(videos))  # where processes have different files, `agree` says so
 
 
 def begin(cfg: Config, videos: Sequence[Example]) -> None:
@@ -59,9 +59,9 @@ def finish(cfg: Config, videos: Sequence[Example]) -> None:
     _note(cfg, {_name(v): {"line": _digest(cfg, v), "bytes": _nbytes(video_path(cfg, v))} for v in videos})
 
 
-def video_path(cfg: Config, video: Example) -> Path:
+def video_path(cfg: Config, video: Example) -> AnyPath:
     """Where the video of a line is written."""
-    return naming.sibling(Path(cfg.output_dir) / cfg.run_name / _name(video), FORMATS[cfg.output_format].suffix)
+    return naming.sibling(parse(cfg.output_dir) / cfg.run_name / _name(video), FORMATS[cfg.output_format].suffix)
 
 
 def _name(video: Example) -> str:
@@ -78,7 +78,7 @@ def _digest(cfg: Config, video: Example) -> str:
 
 def _done(cfg: Config, video: Example, row: Mapping[str, Any]) -> bool:
     path = video_path(cfg, video)
-    exists, ours = os.path.lexists(path), row.get("line") == _digest(cfg, video)
+    exists, ours = path.exists(), row.get("line") == _digest(cfg, video)
     if exists and ours:
         return row.get("bytes") == _nbytes(path)
     if exists and not cfg.overwrite:
@@ -89,12 +89,12 @@ def _done(cfg: Config, video: Example, row: Mapping[str, Any]) -> bool:
     return False
 
 
-def _nbytes(path: Path) -> int:
+def _nbytes(path: AnyPath) -> int:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")))
 
 
-def _path(cfg: Config) -> Path:
-    return Path(cfg.output_dir) / cfg.run_name / f"{Path(cfg.prompts or '').stem}.manifest.json"
+def _path(cfg: Config) -> AnyPath:
+    return parse(cfg.output_dir) / cfg.run_name / f"{Path(cfg.prompts or '').stem}.manifest.json"
 
 
 def _read(cfg: Config) -> dict[str, dict[str, Any]]:

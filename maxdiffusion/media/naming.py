@@ -12,7 +12,9 @@ from itertools import count
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import claim, explain
+from maxdiffusion.runtime.paths import AnyPath
 
 # With seed, size, counter and the longest suffix a name stays below 143 bytes, the shortest limit in use (eCryptfs).
 _SLUG_BYTES = 60
@@ -39,13 +41,13 @@ def _slug(prompt: str) -> str:
     return slug or "video"
 
 
-def sibling(stem: Path, suffix: str) -> Path:
+def sibling(stem: AnyPath, suffix: str) -> AnyPath:
     """`out/name` and `.json` -> `out/name.json` (`Path.with_suffix` would cut a name that has a dot)."""
     return stem.with_name(stem.name + suffix)
 
 
 @contextlib.contextmanager
-def reserve(folder: Path, stem: str) -> Iterator[Path]:
+def reserve(folder: AnyPath, stem: str) -> Iterator[AnyPath]:
     """Hold `folder/stem` for one video, or `stem-2`, `stem-3`, ... where a file of that stem exists or a run holds it.
 
     Yields the path without suffix (see `sibling`). Makes the folder. Nothing is left of the reservation afterwards, and
@@ -55,14 +57,14 @@ def reserve(folder: Path, stem: str) -> Iterator[Path]:
     """
     with contextlib.ExitStack() as hold:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            paths.make_folder(folder)
             path = next(path for number in count(1) if (path := _try(folder, stem, number, hold)))
         except OSError as error:
             raise explain(folder, error) from error
         yield path
 
 
-def _try(folder: Path, stem: str, number: int, hold: contextlib.ExitStack) -> Path | None:
+def _try(folder: AnyPath, stem: str, number: int, hold: contextlib.ExitStack) -> AnyPath | None:
     path = folder / (stem if number == 1 else f"{stem}-{number}")
     with contextlib.ExitStack() as attempt:
         # Looked at while held: what another run wrote under its hold is visible by now.
@@ -72,9 +74,9 @@ def _try(folder: Path, stem: str, number: int, hold: contextlib.ExitStack) -> Pa
     return path
 
 
-def _taken(path: Path) -> bool:
+def _taken(path: AnyPath) -> bool:
     name = _alike(path.name)
-    return any(other == name or other.startswith(f"{name}.") for other in map(_alike, os.listdir(path.parent)))
+    return any(other == name or other.startswith(f"{name}.") for other in map(_alike, paths.names(path.parent)))
 
 
 def _alike(name: str) -> str:
@@ -82,12 +84,12 @@ def _alike(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _hold_of(path: Path) -> Path:
+def _hold_of(path: AnyPath) -> AnyPath:
     return path.with_name(f".{path.name}.lock")
 
 
 @contextlib.contextmanager
-def reserve_file(final: Path, suffixes: Sequence[str], overwrite: bool = False) -> Iterator[Path]:
+def reserve_file(final: AnyPath, suffixes: Sequence[str], overwrite: bool = False) -> Iterator[AnyPath]:
     """Hold the stem of a file that the user named to the letter, and yield that stem.
 
     `suffixes` are all that will be written: the file's own first ("" for a folder), then those of its siblings.
@@ -101,13 +103,16 @@ def reserve_file(final: Path, suffixes: Sequence[str], overwrite: bool = False) 
     stem = final.with_name(final.name[: len(final.name) - len(own)])
     with contextlib.ExitStack() as hold:
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
+            paths.make_folder(final.parent)
             held = hold.enter_context(claim(_hold_of(stem)))
         except OSError as error:
             raise explain(final, error) from error
         if held is None:
-            raise UserError(f"another run is making {final} at this moment; choose another save_file or wait")
+            raise UserError(
+                f"another run is making {final} at this moment; choose another save_file or wait"
+                + ("" if isinstance(final, Path) else f", or delete {_hold_of(stem)} if that run was killed")
+            )
         for path in (final, *(sibling(stem, suffix) for suffix in suffixes[1:])):
-            if not overwrite and os.path.lexists(path):
+            if not overwrite and (os.path.lexists(path) if isinstance(path, Path) else path.exists()):
                 raise UserError(f"{path} exists already; choose another save_file or say overwrite=true")
         yield stem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from maxdiffusion.media import manifest, naming
 from maxdiffusion.media.sidecar import write_sidecar
 from maxdiffusion.media.write import FORMATS, write
 from maxdiffusion.runtime import distributed
+from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.weights.latents_io import save_latents
 
@@ -28,7 +28,7 @@ RECORD, LATENTS = ".json", ".latents.safetensors"
 class Output:
     """Where the videos of one batch go; made by `reserved`. Of several processes the first writes, for all of them."""
 
-    def __init__(self, cfg: Config, examples: Sequence[Example], stems: Sequence[Path]) -> None:
+    def __init__(self, cfg: Config, examples: Sequence[Example], stems: Sequence[AnyPath]) -> None:
         self._cfg = cfg
         self._examples = examples
         self._stems = stems
@@ -45,7 +45,7 @@ class Output:
         for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
             save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._overwrite)
 
-    def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[Path]:
+    def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encodes each video in turn and returns their paths; `advance` is told of each."""
         distributed.first(lambda: self._write(clips, advance))
         return self.paths
@@ -90,10 +90,10 @@ def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
     """
     with contextlib.ExitStack() as hold:
         stems = distributed.first(lambda: [str(stem) for stem in _hold(cfg, examples, hold)])
-        yield Output(cfg, examples, [Path(stem) for stem in stems])
+        yield Output(cfg, examples, [parse(stem) for stem in stems])
 
 
-def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[Path]:
+def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[AnyPath]:
     if cfg.prompts is not None:
         suffixes = (FORMATS[cfg.output_format].suffix, RECORD, LATENTS)
         finals = [manifest.video_path(cfg, example) for example in examples]
@@ -104,10 +104,10 @@ def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) 
         return [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
     besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
     suffixes = (FORMATS[cfg.output_format].suffix, *besides)
-    return [hold.enter_context(naming.reserve_file(Path(cfg.save_file), suffixes, cfg.overwrite))]
+    return [hold.enter_context(naming.reserve_file(parse(cfg.save_file), suffixes, cfg.overwrite))]
 
 
-def _named_by_prompt(cfg: Config, example: Example) -> contextlib.AbstractContextManager[Path]:
+def _named_by_prompt(cfg: Config, example: Example) -> contextlib.AbstractContextManager[AnyPath]:
     words = example.prompt if cfg.save_prompt_in_metadata else ""
     stem = naming.default_stem(words, example.seed, example.width, example.height, cfg.num_frames)
-    return naming.reserve(Path(cfg.output_dir) / cfg.run_name, stem)
+    return naming.reserve(parse(cfg.output_dir) / cfg.run_name, stem)

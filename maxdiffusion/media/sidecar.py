@@ -2,20 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.paths import AnyPath
 
 
 def write_sidecar(
-    path: Path,
+    path: AnyPath,
     *,
     config: Mapping[str, Any],
     seed: int,
     versions: Mapping[str, Any],
     timings: Mapping[str, Any],
-    output: Path,
+    output: AnyPath,
     overwrite: bool = False,
 ) -> None:
     """Write `<stem>.json`, whole or not at all.

@@ -19,6 +19,7 @@ from PIL import Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.paths import AnyPath
 
 Frames = UInt8[np.ndarray, "f h w c"]
 Metadata = Mapping[str, str]
@@ -34,7 +35,7 @@ class Format:
 
 def write(
     frames: Frames | Iterable[Frames],
-    path: Path,
+    path: AnyPath,
     fps: float | int,
     fmt: str,
     metadata: Metadata,
@@ -56,7 +57,7 @@ def write(
     """
     if fmt not in FORMATS:
         raise UserError(f"output_format={fmt} is not known; choose one of {', '.join(FORMATS)}")
-    if overwrite and fmt == "png" and path.is_dir():
+    if overwrite and fmt == "png" and isinstance(path, Path) and path.is_dir():
         _check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     with atomic_path(path, overwrite) as temporary:

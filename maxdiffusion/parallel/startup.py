@@ -6,7 +6,7 @@ import logging
 
 import jax
 
-from maxdiffusion.attention import auto
+from maxdiffusion.attention import api, auto
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config import Config
@@ -66,7 +66,9 @@ def place(
     mesh = make_mesh(*_degrees(cfg, data), ulysses=ulysses, devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     log.info("mesh: %s (%s)", shape, devices[0].device_kind)
-    return plan, Placement(mesh, rules_for(cfg.logical_axis_rules))
+    placement = Placement(mesh, rules_for(cfg.logical_axis_rules))
+    api.check(plan, placement)
+    return plan, placement
 
 
 def _pair_may_split(cfg: Config) -> bool:

@@ -3,7 +3,8 @@
 The writer works in a private folder `.NAME.part/` beside the target, so that the last step is a rename within one file
 system. The folder is held by an flock for as long as its process lives: a second writer of the same name is refused,
 and what a killed process left behind is recognised (nobody holds it) and cleared by the next writer of that name. POSIX
-only.
+only. Elsewhere (`paths`) the file is made here and uploaded; a name is held by an empty object, which a killed process
+leaves behind.
 """
 
 import contextlib
@@ -12,10 +13,13 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.paths import AnyPath
 
 # File systems that cannot lock (some network mounts): the mkdir alone then decides who holds the folder.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -25,7 +29,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.E
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
-def explain(path: Path, error: OSError) -> UserError:
+def explain(path: AnyPath, error: OSError) -> UserError:
     """The one sentence for an operating system's refusal to write `path`."""
     reason = {
         errno.ENOSPC: "the disk is full; free some space or choose another output_dir",
@@ -42,11 +46,20 @@ def explain(path: Path, error: OSError) -> UserError:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[Path | None]:
+def claim(folder: AnyPath) -> Iterator[AnyPath | None]:
     """Hold `folder` (new and empty; what a dead process left in it is removed) until the block ends, then remove it.
 
     Yields None where another live process or thread holds it. Raises OSError where it cannot be made.
     """
+    if not isinstance(folder, Path):
+        with paths.as_oserror(folder):
+            held = paths.create(folder)
+        try:
+            yield folder if held else None
+        finally:
+            if held:
+                paths.remove(folder)
+        return
     descriptor = _lock(folder)
     if descriptor is None:
         yield None
@@ -94,8 +107,8 @@ def _same(descriptor: int, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a path to write a file or a folder to (same suffix, same file system); after the block it becomes `final`.
+def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a local path to write a file or a folder to (same suffix); after the block it becomes `final`.
 
     The content is on disk (fsync) before it gets its name. If the block raises, nothing is left. Missing parent folders
     are made. Files that a helper process needs may be put beside the yielded path; they are removed at the end.
@@ -104,6 +117,19 @@ def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
     wins, the other is told), where another process is writing it now, and for a full disk or a refusal of the operating
     system.
     """
+    if not isinstance(final, Path):
+        with tempfile.TemporaryDirectory() as here:
+            made = Path(here) / final.name
+            with _explained(made):
+                yield made
+            try:
+                with paths.as_oserror(final):
+                    paths.upload(made, final, overwrite)
+            except FileExistsError:
+                raise _exists(final) from None
+            except OSError as error:
+                raise explain(final, error) from error
+        return
     if not overwrite and os.path.lexists(final):
         raise _exists(final)
     with contextlib.ExitStack() as stack:
@@ -118,19 +144,26 @@ def atomic_path(final: Path, overwrite: bool = False) -> Iterator[Path]:
                 "choose another name or wait"
             )
         # A fresh name, so that an orphaned child of a killed run cannot write into a later run's file.
-        temporary = folder / (secrets.token_hex(4) + final.suffix)
-        try:
+        temporary = final.with_name(folder.name) / (secrets.token_hex(4) + final.suffix)
+        with _explained(final):
             yield temporary
-        except OSError as error:
-            if error.errno in _DISK:
-                raise explain(final, error) from error
-            raise
         try:
             _sync(temporary)
             _publish(temporary, final, overwrite)
             _sync_one(final.parent)
         except OSError as error:
             raise explain(final, error) from error
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the body meets that the user can mend, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK:
+            raise explain(path, error) from error
+        raise
 
 
 def remove(path: Path) -> None:
@@ -141,7 +174,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _exists(final: Path) -> UserError:
+def _exists(final: AnyPath) -> UserError:
     return UserError(f"{final} exists already; give another name or say overwrite=true")
 
 

@@ -1,12 +1,15 @@
 """Compiled programs kept between runs."""
 
-import importlib.util
+import os
 import tempfile
 from pathlib import Path
 
 import jax
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
+
+_BY_JAX = ("gs", "s3", "az")  # what etils.epath, which comes with flax, reads for jax by fsspec's file systems
 
 
 def enable(jax_cache_dir: str | None) -> None:
@@ -21,18 +24,21 @@ def enable(jax_cache_dir: str | None) -> None:
     if not jax_cache_dir or jax_cache_dir == "none":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if "://" in jax_cache_dir and importlib.util.find_spec("etils") is None:
+    folder = paths.parse(os.path.expanduser(jax_cache_dir))
+    if isinstance(folder, Path):
+        _writable(folder)
+    elif folder.protocol not in _BY_JAX:
         raise UserError(
-            f"jax_cache_dir={jax_cache_dir} needs the package etils[epath]; install it or give a local folder"
+            f"jax_cache_dir={jax_cache_dir} is where jax cannot keep programs; give {', '.join(_BY_JAX)}:// or a local "
+            "folder."
         )
-    folder = jax_cache_dir if "://" in jax_cache_dir else str(_writable(Path(jax_cache_dir).expanduser()))
     jax.config.update("jax_enable_compilation_cache", True)
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-def _writable(folder: Path) -> Path:
+def _writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -41,4 +47,3 @@ def _writable(folder: Path) -> Path:
         raise UserError(
             f'jax_cache_dir={folder} cannot be written ({error.strerror}); choose another folder or "" for no cache'
         ) from error
-    return folder

@@ -37,7 +37,9 @@ PER_PROCESS = {
     "initialization_timeout",
     "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
     "transformer_file",
+    "transformer_2_file",
     "text_encoder_file",
+    "image_encoder_file",
     "vae_file",
     "initial_latents",  # its content is
     "decode_latents",
@@ -60,16 +62,16 @@ def start(cfg: Config) -> None:
     """
     if cfg.jax_distributed == "off" or jax.distributed.is_initialized():
         return
-    address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
-    if address is not None and count is not None and index is not None:
-        _meet(address, count, index, cfg.initialization_timeout)
-    elif cfg.jax_distributed == "auto" and not _launched():
+    address, number, mine = cfg.coordinator_address, cfg.num_processes, cfg.process_id
+    if address is not None and number is not None and mine is not None:
+        _meet(address, number, mine, cfg.initialization_timeout)
+    elif cfg.jax_distributed == "auto" and address is None and not _launched():
         return
     try:
         jax.distributed.initialize(
             address,
-            count,
-            index,
+            number,
+            mine,
             initialization_timeout=cfg.initialization_timeout,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
@@ -78,9 +80,19 @@ def start(cfg: Config) -> None:
             f"jax.distributed cannot start ({error}); give coordinator_address=HOST:PORT num_processes=N process_id=I "
             "on every host, or jax_distributed=off to run on this host alone."
         ) from error
-    if jax.process_index():
+    if index():
         package_log.setup("error" if cfg.log_level == "error" else "warning")
-    log.info("process %d of %d, %d devices", jax.process_index(), jax.process_count(), jax.device_count())
+    log.info("process %d of %d, %d devices", index(), count(), jax.device_count())
+
+
+def count() -> int:
+    """How many processes make this run; does not start the devices where it is one."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def index() -> int:
+    """Which of them this one is; 0 writes and shows."""
+    return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
 def _launched() -> bool:
@@ -194,7 +206,7 @@ def _listen(port: int) -> socket.socket:
 
 def _exchange(text: str) -> list[str]:
     """The texts of all processes."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return [text]
     data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
@@ -209,7 +221,7 @@ def together() -> Iterator[None]:
     Raises:
       UserError: another process failed; it says which and why.
     """
-    if jax.process_count() == 1:
+    if count() == 1:
         yield
         return
     error = None
@@ -217,23 +229,23 @@ def together() -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    reports = _exchange(json.dumps([jax.process_index(), None if error is None else str(error) or repr(error)]))
+    reports = _exchange(json.dumps([index(), None if error is None else str(error) or repr(error)]))
     if error is not None:
         raise error
-    for index, report in map(json.loads, reports):
+    for number, report in map(json.loads, reports):
         if report is not None:
-            raise UserError(f"process {index} of this run failed: {report}")
+            raise UserError(f"process {number} of this run failed: {report}")
 
 
 def first(function: Callable[[], T]) -> T:
     """What `function` returns on process 0, which alone calls it, as JSON types; if it fails, it fails on all."""
+    if count() == 1:
+        return function()
     result = None
     with together():
-        if jax.process_index() == 0:
+        if index() == 0:
             result = function()
-    if jax.process_count() == 1:
-        return result  # type: ignore[return-value]
-    told = dict(map(json.loads, _exchange(json.dumps([jax.process_index(), result]))))
+    told = dict(map(json.loads, _exchange(json.dumps([index(), result]))))
     return told[0]
 
 
@@ -243,13 +255,20 @@ def agree(cfg: Config, **facts: str) -> None:
     Raises:
       UserError: they differ; it names the first keys in which they do.
     """
+    if count() == 1 < jax.process_count():
+        raise UserError(
+            f"this host is one of {jax.process_count()} of a slice, and jax_distributed={cfg.jax_distributed} leaves "
+            "the others out; write jax_distributed=on and start the command on every host."
+        )
+    if count() == 1:
+        return
     mine: dict[str, Any] = {key: value for key, value in cfg.to_json().items() if key not in PER_PROCESS}
     mine |= {f"version of {key}": value for key, value in versions().items()} | facts
-    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([jax.process_index(), mine]))))
+    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([index(), mine]))))
     differing = [
-        f"{key} (process 0: {_short(told[0].get(key))}, process {index}: {_short(other.get(key))})"
+        f"{key} (process 0: {_short(told[0].get(key))}, process {number}: {_short(other.get(key))})"
         for key in sorted(set().union(*told.values()))
-        for index, other in sorted(told.items())
+        for number, other in sorted(told.items())
         if other.get(key) != told[0].get(key)
     ]
     if differing:

@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
-from maxdiffusion.runtime import progress
+from maxdiffusion.runtime import distributed, progress
 from maxdiffusion.runtime.timing import Clock
 from maxdiffusion.weights.nets import Nets
 
@@ -19,7 +17,7 @@ class Stages:
     def __init__(self, mode: str) -> None:
         """`mode` is the config key `progress`: auto, on or off."""
         self.clock = Clock()
-        self._progress = progress.make("off" if jax.process_index() else mode)  # several processes show one
+        self._progress = progress.make("off" if distributed.index() else mode)  # several processes show one
 
     @contextlib.contextmanager
     def __call__(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[progress.Advance]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import AnyPath
 
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
@@ -35,7 +36,7 @@ class TensorInfo:
     name: str
     dtype: str  # a key of BYTES
     shape: tuple[int, ...]
-    file: Path
+    file: AnyPath
     start: int
     scale: TensorInfo | None = None  # the numbers are what is stored times this: one number, or one for each row
 
@@ -44,7 +45,7 @@ class TensorInfo:
         return math.prod(self.shape) * BYTES[self.dtype]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
@@ -63,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(path: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """The tensors of one safetensors file and its metadata strings.
 
     Raises:
@@ -99,7 +100,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return tensors, metadata
 
 
-def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorInfo:
+def _tensor(name: str, entry: dict[str, Any], path: AnyPath, base: int) -> TensorInfo:
     if entry["dtype"] not in BYTES:
         raise UserError(
             f"{path} stores {name!r} as {entry['dtype']}, an unknown dtype; use a checkpoint in F32, BF16 or F16."
@@ -111,7 +112,7 @@ def _tensor(name: str, entry: dict[str, Any], path: Path, base: int) -> TensorIn
     return tensor
 
 
-def read_tensors(path: Path) -> dict[str, TensorInfo]:
+def read_tensors(path: AnyPath) -> dict[str, TensorInfo]:
     """Every tensor of one net: of a safetensors file, of an index and its shards, or of the folder that holds either.
 
     Raises:
@@ -128,7 +129,7 @@ def read_tensors(path: Path) -> dict[str, TensorInfo]:
     return _read_shards(path) if path.name.endswith(INDEX) else read_header(path)[0]
 
 
-def _read_folder(folder: Path) -> dict[str, TensorInfo]:
+def _read_folder(folder: AnyPath) -> dict[str, TensorInfo]:
     singles = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()]
     indices = [path for stem in _STEMS if (path := folder / f"{stem}{INDEX}").exists()]
     found = singles + indices
@@ -147,7 +148,7 @@ def _read_folder(folder: Path) -> dict[str, TensorInfo]:
     )
 
 
-def _read_shards(index: Path) -> dict[str, TensorInfo]:
+def _read_shards(index: AnyPath) -> dict[str, TensorInfo]:
     weight_map = read_json(index).get("weight_map")
     if (
         not isinstance(weight_map, Mapping)
@@ -181,8 +182,8 @@ class Checkpoint:
     `paths` (where the weights lie), `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
     """
 
-    folder: Path
-    paths: Mapping[str, Path]
+    folder: AnyPath
+    paths: Mapping[str, AnyPath]
     configs: Mapping[str, dict[str, Any]]
     tensors: Mapping[str, Mapping[str, TensorInfo]]
 
@@ -196,9 +197,9 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: Path,
+    folder: AnyPath,
     nets: Mapping[str, str | tuple[str, ...]],
-    files: Mapping[str, Path] | None = None,
+    files: Mapping[str, AnyPath] | None = None,
     *,
     pipeline: str = "WanPipeline",
     extra: tuple[str, ...] = ("tokenizer", "scheduler"),
@@ -230,6 +231,13 @@ def open_checkpoint(
     for name in (*nets, *extra):
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
+    tokenizer = folder / "tokenizer"
+    unread = (tokenizer / "spiece.model").exists() and not (tokenizer / "tokenizer.json").exists()
+    if unread and importlib.util.find_spec("sentencepiece") is None:
+        raise UserError(
+            f"{tokenizer} has spiece.model and no tokenizer.json, and the package that reads the former is not "
+            "installed; put the tokenizer.json of google/umt5-xxl beside it, or pip install sentencepiece."
+        )
     configs: dict[str, dict[str, Any]] = {}
     for name, class_name in nets.items():
         path = folder / name / "config.json"
@@ -243,9 +251,9 @@ def open_checkpoint(
     return Checkpoint(folder, paths, configs, {name: read_tensors(path) for name, path in paths.items()})
 
 
-def official_layout(folder: Path) -> str | None:
+def official_layout(folder: AnyPath) -> str | None:
     """Why a folder of an official repository cannot be the whole checkpoint; None for any other folder."""
-    pickles = [path.name for path in sorted(folder.glob("*.pth"))]
+    pickles = sorted(path.name for path in folder.glob("*.pth"))
     if not pickles or (folder / "model_index.json").exists():
         return None
     nets = [name for name in ("high_noise_model", "low_noise_model") if (folder / name).is_dir()]
@@ -256,7 +264,7 @@ def official_layout(folder: Path) -> str | None:
     )
 
 
-def _expect(path: Path, content: dict[str, Any], key: str, wanted: str | tuple[str, ...]) -> None:
+def _expect(path: AnyPath, content: dict[str, Any], key: str, wanted: str | tuple[str, ...]) -> None:
     wanted = (wanted,) if isinstance(wanted, str) else wanted
     got = content.get(key)
     if got not in (*wanted, *([one] for one in wanted)):

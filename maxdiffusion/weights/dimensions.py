@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights import naming
 from maxdiffusion.weights.checkpoint import read_tensors
 from maxdiffusion.weights.tables import original
@@ -16,7 +16,7 @@ from maxdiffusion.weights.tables import original
 HEAD_DIM = 128  # of every official WAN transformer
 
 
-def read_config(path: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
     """`transformer_config` of a file, an index of shards or a folder, from its headers.
 
     Raises:

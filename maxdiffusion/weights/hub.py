@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime.paths import AnyPath, reach
 
 # All that a pipeline in the diffusers layout needs: no pictures, no pickles, no other formats.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer/*")
@@ -23,14 +25,15 @@ def resolve(
     patterns: Sequence[str] = PATTERNS,
     ignore: Sequence[str] = (),
     fetch: bool = True,
-) -> Path:
-    """The local folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
+) -> AnyPath:
+    """The folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
 
     What is fetched lands in huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
-    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library.
+    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library. Of several processes each fetches into the
+    cache of its own host; where they share one, the library's file locks let one fetch and the others wait.
 
     Args:
-      name_or_path: a folder, or `organisation/name` on the hub.
+      name_or_path: a folder (gs://... is read from where it lies), or `organisation/name` on the hub.
       revision: branch, tag or commit on the hub; None is its main branch.
       patterns: file names to fetch, with wildcards.
       ignore: those of them to leave out.
@@ -40,7 +43,7 @@ def resolve(
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
         the cache; the download broke off; the disk is full.
     """
-    folder = Path(name_or_path).expanduser()
+    folder = reach(os.path.expanduser(name_or_path))
     if name_or_path and folder.is_dir():
         return folder
     if name_or_path and folder.exists():

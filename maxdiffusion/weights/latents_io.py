@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights.checkpoint import read_header
 
 KEY = "latents"
 
 
 def save_latents(
-    path: Path, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str], overwrite: bool = False
+    path: AnyPath, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str], overwrite: bool = False
 ) -> None:
     """Writes the latents, normalised as the solver leaves them, so that `path` is either whole or absent.
 
@@ -34,7 +34,7 @@ def save_latents(
         file.write(data.data)
 
 
-def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:
+def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:
     """The latents (float32, b f h w c) and the metadata strings of a file that `save_latents` or anyone else wrote.
 
     Args:
@@ -61,5 +61,7 @@ def load_latents(path: Path, shape: tuple[int, ...] | None = None) -> tuple[np.n
             f"{path} stores {KEY!r} with the shape {list(tensor.shape)} (b c f h w) and this run needs {list(wanted)}; "
             "change height, width, num_frames or the batch to match it."
         )
-    data = np.fromfile(path, "<f4", offset=tensor.start).reshape(tensor.shape)
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        data = np.frombuffer(file.read(), "<f4").reshape(tensor.shape)
     return np.ascontiguousarray(data.transpose(0, 2, 3, 4, 1)), metadata

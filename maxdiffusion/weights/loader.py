@@ -13,6 +13,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -24,6 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement
+from maxdiffusion.runtime import paths
 from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.mapping import Piece, Pieces
 
@@ -35,6 +37,7 @@ FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 _FP8_VALUES = {name: np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for name, kind in FP8.items()}
 
 _STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
+_RANGE = 2**23  # the same for files elsewhere, as each request costs a round trip
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
@@ -120,8 +123,11 @@ def _slot_by_slot(
     stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, dtype)
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
-    for layer, piece in enumerate(pieces):
-        slot = _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+
+    def read(piece: Piece) -> jax.Array:
+        return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+
+    for layer, slot in enumerate(_mapping(pieces)(read, pieces)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -145,15 +151,24 @@ def _from_host(
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
-    for piece in pieces:
+
+    def read(piece: Piece) -> int:
         if piece.layer is None:
             views = list(buffers.items())
         else:
             views = [(box[1:], buffer[piece.layer - box[0][0]]) for box, buffer in buffers.items()]
         _read(piece, views)
-        on_tensor(piece.tensor.nbytes)
+        return piece.tensor.nbytes
+
+    for nbytes in _mapping(pieces)(read, pieces):
+        on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
+
+
+def _mapping(pieces: Sequence[Piece]) -> Any:
+    """How a function is applied to pieces: in turn, or several at once where each waits for a round trip."""
+    return map if isinstance(pieces[0].tensor.file, Path) else paths.ahead
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -195,23 +210,37 @@ def _strips(
     count, *rest = tensor.shape or (1,)
     start, stop = rows or (0, count)
     row = tensor.nbytes // max(count, 1)
+    nbytes = nbytes if isinstance(tensor.file, Path) else max(nbytes, _RANGE)
     step = max(1, nbytes // max(row, 1))
-    buffer = np.empty(min(step, stop - start) * row, np.uint8)
-    scale = _scale(tensor)
+    firsts, scale = range(start, stop, step), _scale(tensor)
+    ranges = [(tensor.start + first * row, tensor.start + min(first + step, stop) * row) for first in firsts]
     try:
-        with tensor.file.open("rb", buffering=0) as file:
-            file.seek(tensor.start + start * row)
-            for first in range(start, stop, step):
-                part = buffer[: min(step, stop - first) * row]
-                _read_exactly(file, part, tensor)
-                if tensor.dtype in FP8:
-                    numbers = _FP8_VALUES[tensor.dtype][part.reshape(-1, *rest)]
-                    numbers *= scale[first : first + len(numbers)] if len(scale) > 1 else scale
-                    yield first, numbers
-                else:
-                    yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
+        for first, part in zip(firsts, _parts(tensor, ranges), strict=True):
+            if tensor.dtype in FP8:
+                numbers = _FP8_VALUES[tensor.dtype][part.reshape(-1, *rest)]
+                numbers *= scale[first : first + len(numbers)] if len(scale) > 1 else scale
+                yield first, numbers
+            else:
+                yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
     except OSError as error:
         raise UserError(f"{tensor.file} cannot be read ({error.strerror}); check the disk and load again.") from None
+
+
+def _parts(tensor: TensorInfo, ranges: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """The bytes of each range: of a file here in one reused buffer, of one elsewhere by several requests at once."""
+    if isinstance(tensor.file, Path):
+        buffer = np.empty(max((stop - start for start, stop in ranges), default=0), np.uint8)
+        with tensor.file.open("rb", buffering=0) as file:
+            for start, stop in ranges:
+                file.seek(start)
+                _read_exactly(file, buffer[: stop - start], tensor)
+                yield buffer[: stop - start]
+        return
+    with paths.as_oserror(tensor.file):
+        for (start, stop), data in zip(ranges, paths.ranges(tensor.file, ranges), strict=True):
+            if len(data) != stop - start:
+                raise UserError(f"{tensor.file} ends within {tensor.name!r}; it changed while loading: copy it again.")
+            yield np.frombuffer(data, np.uint8)
 
 
 def _scale(tensor: TensorInfo) -> np.ndarray:

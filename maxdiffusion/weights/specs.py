@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from maxdiffusion import variants
@@ -14,6 +13,7 @@ from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, hub, naming
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
@@ -78,7 +78,7 @@ class Pipeline:
 
 
 def open_pipeline(
-    folder: Path, variant: WanSpec = VARIANTS["wan2.1-t2v"], files: Mapping[str, Path] | None = None
+    folder: AnyPath, variant: WanSpec = VARIANTS["wan2.1-t2v"], files: Mapping[str, AnyPath] | None = None
 ) -> Pipeline:
     """Opens a local checkpoint folder.
 
@@ -97,12 +97,14 @@ def open_pipeline(
             "model_name: wan2.2-t2v-a14b or wan2.2-i2v-a14b, or give another checkpoint."
         )
     files = files or {}
+    for name in files.keys() - {spec.folder for spec in specs}:
+        raise UserError(f"{name}_file={files[name]} has no meaning for a model without {name}; leave it out.")
     read = open_checkpoint(
         folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.pipeline_class
     )
     raw = dict(read.configs)
     tensors = {spec.folder: naming.normalised(read.tensors[spec.folder], spec.original) for spec in specs}
-    for name in files.keys() & {"transformer"}:
+    for name in files.keys() & {"transformer", "transformer_2"}:
         shapes = {key: tensor.shape for key, tensor in tensors[name].items()}
         raw[name] = dimensions.transformer_config(shapes, raw[name], str(files[name]))
     configs = {spec.folder: spec.parse(raw[spec.folder]) for spec in specs}
@@ -116,8 +118,14 @@ def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
     Raises:
       UserError: it cannot be fetched, or whatever `open_pipeline` finds.
     """
-    given = {"transformer": cfg.transformer_file, "text_encoder": cfg.text_encoder_file, "vae": cfg.vae_file}
-    files = {net: Path(file) for net, file in given.items() if file}
+    given = {
+        "transformer": cfg.transformer_file,
+        "transformer_2": cfg.transformer_2_file,
+        "text_encoder": cfg.text_encoder_file,
+        "image_encoder": cfg.image_encoder_file,
+        "vae": cfg.vae_file,
+    }
+    files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
     return open_pipeline(folder, variants.get(cfg.model_name), files)

@@ -15,7 +15,6 @@ EXAMPLES = {
     "block_q": {"block_q": 128},
     "block_kv": {"block_kv": 256},
     "block_kv_compute": {"block_kv": 256, "block_kv_compute": 128},
-    "block_kv_inner": {"block_kv": 256, "block_kv_compute": 256, "block_kv_inner": 128},
     "base2_exp": {"base2_exp": False},
     "scheduler": {"scheduler": True},
     "vmem_limit_kib": {"vmem_limit_kib": 65536},
@@ -73,8 +72,6 @@ def test_given_sizes_win_over_the_table(given, tokens, keys, want):
         ({"block_kv": 1000}, "no multiple of 128; choose 896 or 1024"),
         ({"block_kv": 1024, "block_kv_compute": 384}, "divide block_kv=1024; choose 128 or 256 or 512 or 1024"),
         ({"block_kv_compute": 512}, "part of block_kv, which is not given"),
-        ({"block_kv": 1024, "block_kv_inner": 512}, "part of block_kv_compute, which is not given"),
-        ({"block_kv": 512, "block_kv_compute": 512, "block_kv_inner": 384}, "choose 128 or 256 or 512"),
         ({"vmem_limit_kib": 0}, "holds nothing"),
     ],
 )

@@ -1,18 +1,18 @@
-"""Images that a run starts from: fetched, fitted, and laid out as the reference's condition."""
+"""Images that a run starts from: fetched and fitted."""
 
 import http.server
 import threading
-import types
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from maxdiffusion.conditioning import images
-from maxdiffusion.config import Example
+from maxdiffusion.config import Config, Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch
+
+CFG = Config.model_construct()
 
 
 def video(image, width=32, height=16):
@@ -24,7 +24,7 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
     pixels[8:32] = 200  # what is left of a square in a video of half its height, with two rows of black on each side
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with caplog.at_level("INFO", "maxdiffusion"):
-        ((key, fitted),) = images.read_fitted(None, [video(tmp_path / "a.png"), video(tmp_path / "a.png")]).items()
+        ((key, fitted),) = images.read_fitted(CFG, [video(tmp_path / "a.png"), video(tmp_path / "a.png")]).items()
     assert key == (str(tmp_path / "a.png"), 32, 16) and fitted.shape == (16, 32, 3)
     np.testing.assert_allclose(fitted, 200 / 255 * 2 - 1, atol=0.3)
     assert "40 x 40 pixels, made 32 x 32, cropped to 32 x 16" in caplog.text
@@ -33,26 +33,8 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
 def test_videos_of_other_sizes_have_their_own_image(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
-    assert [value.shape for value in images.read_fitted(None, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
-    assert images.read_fitted(None, [Example("a", "", 0, 32, 16)]) is None
-
-
-@pytest.mark.parametrize("ends", [1, 2])
-def test_channels_mark_the_given_frames(ends):
-    """The mask of 9 frames in 3 latent frames: the first image four times, the last one once."""
-    seen = []
-    config = types.SimpleNamespace(temporal_factor=4)
-
-    def encode(frames):
-        seen.append(np.asarray(frames))
-        return jnp.ones((1, 3, 2, 2, 5))
-
-    given = [np.full((16, 16, 3), value, np.float32) for value in (0.5, -0.5)][:ends]
-    made = images.channels(types.SimpleNamespace(config=config, encode=encode), given, 9)
-    assert made.shape == (3, 2, 2, 9)
-    expected = [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, ends - 1]]
-    np.testing.assert_array_equal(made[:, 0, 0, :4], expected)
-    np.testing.assert_array_equal(seen[0][0, :, 0, 0, 0], [0.5, *[0] * 7, -0.5 * (ends - 1)])
+    assert [value.shape for value in images.read_fitted(CFG, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
+    assert images.read_fitted(CFG, [Example("a", "", 0, 32, 16)]) is None
 
 
 def test_a_url_is_fetched_once(tmp_path, monkeypatch):
@@ -73,7 +55,7 @@ def test_a_url_is_fetched_once(tmp_path, monkeypatch):
     try:
         assert [fetch.open_image(f"{url}/a.png").size for _ in range(2)] == [(6, 4)] * 2
         assert len(asked) == 1
-        with pytest.raises(UserError, match="cannot be fetched.*404"):
+        with pytest.raises(UserError, match=r"cannot be fetched.*404"):
             fetch.open_image(f"{url}/b.png")
     finally:
         server.shutdown()

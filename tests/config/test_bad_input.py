@@ -51,6 +51,19 @@ WORDS: list[tuple[list[str], str]] = [
     (["seed=4294967296"], "should be less than or equal to 4294967295"),
     (["per_device_batch_size=0.125"], "should be a valid integer"),
     (["ici_tensor_parallelism=0"], "a positive integer, or -1 to fill"),
+    # hosts
+    (["num_processes=2"], "give all three, or none and let the launcher say so"),
+    (["coordinator_address=a:1", "process_id=1"], "give all three, or none"),
+    (["num_processes=2", "process_id=0"], "give all three, or none"),
+    (["coordinator_address=a", "num_processes=2", "process_id=1"], "coordinator_address=a is not HOST:PORT"),
+    (["coordinator_address=http://a:1"], "coordinator_address=http://a:1 is not HOST:PORT"),
+    (["coordinator_address=a:1", "num_processes=2", "process_id=2"], "process_id=2 is none of num_processes=2"),
+    (["coordinator_address=a:1", "num_processes=0", "process_id=0"], "should be greater than or equal to 1"),
+    (["jax_distributed=maybe"], "it should be 'auto', 'on' or 'off'"),
+    # elsewhere
+    (["output_dir=nose://a"], "nose://a has a scheme that is not known"),
+    (["pretrained_model_name_or_path=nose://a"], "nose://a has a scheme that is not known"),
+    (["save_file=memory://a/b", "output_format=png"], "output_format=png is a folder of frames"),
     # choices
     (
         ["weights_dtype=float16"],

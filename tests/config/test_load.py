@@ -271,6 +271,17 @@ def test_kernel_options(place: Path) -> None:
         assert config.load(["base.yml", *words]).flash_block_sizes == {}
 
 
+def test_the_environment_says_which_process_this_is(monkeypatch, tmp_path):
+    (tmp_path / "run.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\n")
+    for name, value in {"COORDINATOR_ADDRESS": "[::1]:81", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    cfg = config.load([str(tmp_path / "run.yml"), f"output_dir={tmp_path / 'run.yml' / 'not a folder'}"])
+    assert (cfg.coordinator_address, cfg.num_processes, cfg.process_id) == ("[::1]:81", 2, 1)
+    assert cfg.origins["process_id"] == "environment, JAX_PROCESS_ID"
+    assert config.load([str(tmp_path / "run.yml"), "process_id=0", f"output_dir={tmp_path}"]).process_id == 0
+    assert config.load([str(tmp_path / "run.yml"), "jax_distributed=off", f"output_dir={tmp_path}"]).process_id is None
+
+
 def picture(width: int, height: int, name: str = "a.png") -> None:
     Image.new("RGB", (width, height)).save(name)
 

@@ -18,6 +18,8 @@ SPLITS = {
     "R4 U2": (*RING, "ulysses_shards=2"),
     "R8 U1": (*RING, "ulysses_shards=1"),
     "guidance pair over data 2, R2 U2": (*RING, "ulysses_shards=2", "ici_data_parallelism=2", "guidance_mode=batched"),
+    "chosen by cost": (),
+    "R4 U2 in chunks, both ways": (*RING, "ulysses_shards=2", "ulysses_attention_chunks=2", "ring_direction=two_way"),
     "tensor 2": (*RING, "ulysses_shards=2", "ici_tensor_parallelism=2"),
     "fsdp 2": (*RING, "ulysses_shards=2", "ici_fsdp_parallelism=2"),
 }

@@ -12,7 +12,7 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import DiTConfig, WanTransformer
+from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.nets import build_abstractly
@@ -49,7 +49,7 @@ def compiled(degrees, *, ulysses=1, rules=()):
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place.sharding(batch))
 
     with parallel.use(place):
-        prepare = jax.jit(lambda params, text: nnx.merge(graph, params).prepare(text))
+        prepare = jax.jit(lambda params, text: nnx.merge(graph, params).prepare(Context(text)))
         text = jax.tree.map(lambda leaf: array(*leaf.shape), jax.eval_shape(prepare, params, array(2, 16, 32)))
         step = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
         return step.lower(params, array(2, 4, 8, 16, 4), array(2), text).compile()

@@ -1,7 +1,10 @@
 """The text encoder against `transformers.UMT5EncoderModel` on the same random weights."""
 
 import functools
+import re
+from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ import torch
 import transformers
 from flax import nnx
 
+from maxdiffusion import parallel
 from maxdiffusion.models.umt5 import UMT5Config, UMT5Encoder
 from maxdiffusion.models.umt5.encoder import position_buckets
+from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.tables import umt5 as table
 from tests.parity import load_state_dict, match, paths, relative_error
 
@@ -136,3 +141,22 @@ def test_padding_is_never_attended():
     changed = run(encoder, jnp.asarray(other), jnp.asarray(valid))
     np.testing.assert_array_equal(np.asarray(ours)[valid], np.asarray(changed)[valid])
     assert np.isfinite(np.asarray(changed)).all()
+
+
+def test_weights_over_eight_devices_are_gathered_layer_by_layer():
+    token_ids, valid = inputs()
+    encoder = encoder_of(reference_model())
+    place = parallel.Placement(
+        parallel.make_mesh(parallel.Degrees(context=8)), parallel.rules_for([("embed", ["fsdp", "context"])])
+    )
+    graph, shardings = nnx.split(placed(encoder, place))
+    params = jax.tree.map(lambda leaf, to: jax.device_put(leaf, to.sharding), nnx.state(encoder), shardings)
+    with parallel.use(place):
+        args = params, parallel.put(token_ids), parallel.put(valid)
+        program = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args)).lower(*args).compile()
+    assert relative_error(np.asarray(program(*args))[valid], expected()) < 1e-5
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert program.memory_analysis().argument_size_in_bytes < 0.25 * whole  # an eighth, norms and biases whole
+    loop = [line for line in program.as_text().splitlines() if "while/body" in line]
+    kinds = Counter(kind for line in loop for kind in re.findall(r" (all-\w+|reduce-scatter)(?:-start)?\(", line))
+    assert kinds == {"all-gather": 7}  # q, k, v, o and the three of the feed-forward

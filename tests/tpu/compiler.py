@@ -38,7 +38,16 @@ def run(topology: str, code: str, *args: object, timeout: int = 600) -> str:
         "TPU_LOG_DIR": "disabled",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", code, topology, *map(str, args)]
+    return command([sys.executable, "-c", code, topology, *map(str, args)], environment, timeout)
+
+
+def script(topology: str, *words: str, timeout: int = 1800) -> str:
+    """What scripts/tpu_memory.py prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return command([sys.executable, str(ROOT / "scripts" / "tpu_memory.py"), topology, *words], environment, timeout)
+
+
+def command(command: list[str], environment: dict[str, str], timeout: int) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()

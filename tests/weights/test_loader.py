@@ -7,10 +7,14 @@ from jax.sharding import AxisType
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes
+from maxdiffusion.runtime import paths
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.checkpoint import read_tensors
+from tests.bucket import Bucket, bucket
 
 from . import synthetic
+
+__all__ = ["bucket"]  # a fixture
 
 
 def load(folder, net, placement=None, on_tensor=lambda nbytes: None):
@@ -64,12 +68,42 @@ def test_every_shard_holds_its_part(tmp_path, monkeypatch, fsdp, tensor, strip):
     assert got["blocks.ffn.kernel"].addressable_shards[0].data.shape == (3, 16 // fsdp, 24 // tensor)
 
 
-def test_slot_by_slot_equals_the_whole_stack(tmp_path):
+@pytest.mark.parametrize("request_bytes", [100, 2**20])
+def test_a_bucket_gives_each_shard_its_rows(bucket, monkeypatch, request_bytes):
+    monkeypatch.setattr(loader, "_RANGE", request_bytes)
+    monkeypatch.setattr(loader._strips, "__defaults__", (None, 1))
+    stored, there = synthetic.tensors(), paths.parse("gs://bucket/net")
+    synthetic.write_net(bucket.root / "bucket" / "net", stored, 3)
+    got = values(load(there, synthetic.abstract(), mesh_placement(4, 2)))
+    for name, want in synthetic.expected(stored).items():
+        np.testing.assert_array_equal(np.asarray(got[name]), want, err_msg=name)
+    assert bucket.most_at_once > 1
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "no answer"), ValueError("HTTP 403")])
+def test_a_bucket_that_stops_answering_is_one_sentence(bucket, monkeypatch, fault):
+    synthetic.write_net(bucket.root / "bucket" / "net", synthetic.tensors())
+
+    def fail(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(Bucket, "cat_file", fail)
+    with pytest.raises(UserError, match=r"gs://bucket/net/.* cannot be read \((no answer|HTTP 403)\)"):
+        load(paths.parse("gs://bucket/net"), synthetic.abstract())
+    monkeypatch.setattr(Bucket, "cat_file", lambda *args, **kwargs: b"")
+    with pytest.raises(UserError, match="ends within"):
+        load(paths.parse("gs://bucket/net"), synthetic.abstract())
+
+
+@pytest.mark.parametrize("place", ["here", "gs://bucket/net"])
+def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, place):
     """The way of devices other than the CPU, here on CPU devices."""
     stored = synthetic.tensors()
-    synthetic.write_net(tmp_path, stored)
+    folder = tmp_path if place == "here" else bucket.root / "bucket" / "net"
+    synthetic.write_net(folder, stored)
     net, placement = synthetic.abstract(), mesh_placement(4, 2)
-    pieces = mapping.match(read_tensors(tmp_path), synthetic.RULES, net, what="")
+    folder = folder if place == "here" else paths.parse(place)
+    pieces = mapping.match(read_tensors(folder), synthetic.RULES, net, what="")
     for name in ("blocks.ffn.kernel", "blocks.norm.scale"):
         param = mapping.parameters(net)[name]
         sharding = placement.sharding(*param.get_metadata()["out_sharding"])

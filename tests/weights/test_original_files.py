@@ -143,6 +143,11 @@ def test_dimensions_are_those_of_the_config(checkpoint):
     assert {"num_layers", "num_attention_heads", "ffn_dim", "in_channels", "out_channels", "text_dim"} <= told.keys()
 
 
+def test_a_file_for_a_net_that_the_model_lacks(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"image_encoder_file=x has no meaning for a model without image_encoder"):
+        specs.open_pipeline(checkpoint, files={"image_encoder": Path("x")})
+
+
 def test_a_file_of_another_net(checkpoint, tmp_path):
     write(tmp_path / "vae.safetensors", renamed(stored_in(checkpoint / "vae"), original.VAE21))
     with pytest.raises(UserError, match=r"vae\.safetensors has no tensor patch_embedding\.weight.*no WAN transformer"):
@@ -209,3 +214,13 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):
         specs.open_pipeline(checkpoint, files={"vae": official / "Wan2.1_VAE.pth"})
     assert len(specs.open_pipeline(checkpoint, files={"transformer": official}).files.tensors["transformer"]) > 50
+
+
+def test_a_sentencepiece_model_alone(checkpoint, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    (folder / "tokenizer" / "spiece.model").write_bytes(b"sp")
+    specs.open_pipeline(folder)
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"has spiece\.model and no tokenizer\.json.*of google/umt5-xxl"):
+        specs.open_pipeline(folder)

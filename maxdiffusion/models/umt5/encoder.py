@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion.models.layers import Linear, RMSNorm, gelu_tanh, parameter, scan, stack
 from maxdiffusion.models.umt5.config import UMT5Config
-from maxdiffusion.parallel import axes
+from maxdiffusion.parallel import axes, shard
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
@@ -137,5 +137,6 @@ class UMT5Encoder(nnx.Module):
 
     def __call__(self, token_ids: Int[Array, "b k"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
         """The last hidden state, fp32. Tokens that are not valid are attended by none; their own rows mean nothing."""
-        x, _ = scan(self.block, lambda block, x, _: (block(x, valid), None), self.shared(token_ids), None, self.unroll)
+        x = shard(self.shared(token_ids), axes.BATCH, None, None)
+        x, _ = scan(self.block, lambda block, x, _: (block(x, valid), None), x, None, self.unroll)
         return self.final_layer_norm(x)

@@ -1,16 +1,10 @@
-"""Programs compiled for TPUs that are not there: needs libtpu (`pip install "jax[tpu]"`), no TPU."""
-
-import importlib.util
-import os
-import subprocess
-import sys
+"""One attention compiled for TPUs that are not there: what it communicates, beside what."""
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
-]
+from tests.tpu.compiler import needs_libtpu, run
+
+pytestmark = [pytest.mark.slow, needs_libtpu]
 
 PROGRAM = """
 import re
@@ -42,36 +36,21 @@ for line in text.splitlines():
 """
 
 
-def compiled(topology, kind, name, ulysses, tokens):
+def compiled(topology, name, ulysses, tokens):
     """The collectives and kernels of the program in issue order: permutation <>, kernel K, all-to-all a, gather G."""
-    environment = {
-        **os.environ,
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": kind,
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",
-    }
-    command = [sys.executable, "-c", PROGRAM, topology, name, str(ulysses), str(tokens)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+    return run(topology, PROGRAM, name, ulysses, tokens)
 
 
 @pytest.mark.parametrize("tokens", [75_600, 32_760])
 @pytest.mark.parametrize("ulysses", [4, 2])
 def test_every_rotation_lies_beside_a_kernel_and_none_is_left_after_the_last(ulysses, tokens):
     hops = 8 // ulysses
-    events = compiled("v6e:2x4", "v6e-8", "ulysses_ring", ulysses, tokens).replace("a", "")
+    events = compiled("v6e:2x4", "ulysses_ring", ulysses, tokens).replace("a", "")
     assert events == "<<K>>" * (hops - 1) + "K"
 
 
 @pytest.mark.parametrize("name", ["auto", "flash"])
-@pytest.mark.parametrize(
-    ("topology", "kind"),
-    [("v5e:2x4", "v5litepod-8"), ("v6e:2x4", "v6e-8"), ("v5p:2x2x1", "v5p-8"), ("TPU7x:2x2x1", "tpu7x-8")],
-)
-def test_the_longest_sequence_compiles_on_every_generation(topology, kind, name):
-    events = compiled(topology, kind, name, -1, 75_600)
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4", "v5p:2x2x1", "TPU7x:2x2x1"])
+def test_the_longest_sequence_compiles_on_every_generation(topology, name):
+    events = compiled(topology, name, -1, 75_600)
     assert events == {"auto": "aaaKa", "flash": "GGK"}[name]

@@ -1,0 +1,186 @@
+"""Files on this machine and in object stores behind one interface, pathlib's: gs://, s3://, all that fsspec reads."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import secrets
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+from upath import UPath
+
+from maxdiffusion.errors import UserError
+
+AnyPath = Path | UPath  # a UPath is elsewhere
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs"}
+# An object has its name only once its upload is complete, and may be asked to be new.
+_WHOLE_OR_ABSENT = {"gs", "gcs", "s3", "s3a"}
+_AHEAD = 8  # requests at once: one stream of an object store gives about 100 MB/s, whatever the host's link
+
+
+def parse(text: str) -> AnyPath:
+    """The path that `text` names; SCHEME://... is elsewhere, but for file://.
+
+    Raises:
+      UserError: no such scheme, or the package that reads it is not installed.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    if scheme in ("file", "local"):
+        return Path(rest)
+    try:
+        fsspec.get_filesystem_class(scheme)
+    except ValueError:
+        raise UserError(f"{text} has a scheme that is not known; give gs://..., s3://... or a local path.") from None
+    except ImportError as error:
+        what = f"pip install 'maxdiffusion[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
+        raise UserError(f"{text} needs a package that is not installed: {what}") from None
+    return UPath(text)
+
+
+def reach(text: str) -> AnyPath:
+    """`parse`, and of what is elsewhere a first word: so that a store that does not answer is one sentence.
+
+    Raises:
+      UserError: besides those of `parse`, no network, no credentials, no permission.
+    """
+    path = parse(text)
+    if not isinstance(path, Path):
+        try:
+            with as_oserror(path):
+                path.exists()
+        except OSError as error:
+            raise UserError(
+                f"{text} cannot be reached ({error.strerror or error}); check the name, the network and your "
+                "credentials."
+            ) from None
+    return path
+
+
+@contextlib.contextmanager
+def as_oserror(path: AnyPath) -> Iterator[None]:
+    """What a store's own library raises (HTTP errors, missing credentials), as the OSError that local code expects."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        raise OSError(errno.EIO, " ".join(str(error).split()) or type(error).__name__) from error
+
+
+def names(folder: AnyPath) -> list[str]:
+    """Of all files in a folder; none where there is no such folder."""
+    if not isinstance(folder, Path):
+        folder.fs.invalidate_cache(folder.path)
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):  # which of them depends on the store
+        return []
+
+
+@contextlib.contextmanager
+def local(folder: AnyPath) -> Iterator[Path]:
+    """A folder for libraries that know only this machine: itself, or a copy for the length of the block."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as copy:
+        with as_oserror(folder):
+            for name in names(folder):
+                folder.fs.get_file((folder / name).path, f"{copy}/{name}")
+        yield Path(copy)
+
+
+def ranges(path: UPath, parts: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    """The bytes start..stop of each part, in order, several requests at once."""
+    return ahead(lambda part: path.fs.cat_file(path.path, *part), parts)
+
+
+def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` in threads, in order, never more than a few results ahead of their use."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+# ---- writing
+
+
+def make_folder(folder: AnyPath) -> None:
+    """With its parents. Object stores have none, and theirs would create a bucket."""
+    if isinstance(folder, Path):
+        folder.mkdir(parents=True, exist_ok=True)
+    elif folder.protocol not in _WHOLE_OR_ABSENT:
+        folder.fs.makedirs(folder.path, exist_ok=True)
+
+
+def create(path: UPath) -> bool:
+    """Makes an empty file; false where there is one already."""
+    try:
+        path.fs.pipe_file(path.path, b"", mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def upload(source: Path, final: UPath, overwrite: bool) -> None:
+    """Copies a local file there, so that it has its name only once it is whole.
+
+    Raises:
+      FileExistsError: `final` exists and `overwrite` is false.
+    """
+    fs = final.fs
+    if final.protocol in _WHOLE_OR_ABSENT:
+        fs.put_file(str(source), final.path, mode="overwrite" if overwrite else "create")
+        return
+    make_folder(final.parent)
+    part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
+    try:
+        fs.put_file(str(source), part.path)
+        if not overwrite and final.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(final))
+        fs.mv(part.path, final.path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm_file(part.path)
+
+
+def remove(path: UPath) -> None:
+    """Removes a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        path.fs.rm_file(path.path)
+
+
+def check_writable(folder: UPath) -> None:
+    """Writes a small file there and removes it.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    probe = folder / f".{secrets.token_hex(8)}.probe"
+    with as_oserror(folder):
+        make_folder(folder)
+        create(probe)
+        remove(probe)

@@ -1,0 +1,223 @@
+"""What the TPU compiler schedules, read from its text: cycles of a Pallas kernel, and what lies beside a collective.
+
+Needs libtpu (`pip install "jax[tpu]"`) and no TPU: programs are compiled for a topology in a process of their own. All
+figures are static: a kernel's cycles leave out waits for memory, which come to 3 to 4 % where kernels were timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A TPU generation: a topology to compile for, and what one device of it does.
+
+    Attributes:
+      topology: what `topologies.get_topology_desc` calls the smallest one with a whole host.
+      accelerator: its value of TPU_ACCELERATOR_TYPE.
+      ghz: clock, calibrated on matrix products.
+      peak: bf16 TF/s, as published.
+      ceiling: what of it attention can use at a head dim of 128: the logits contract over 128 and leave half of a
+        256-wide matrix unit idle.
+      cores: tensor cores of a device, among which the grid of a kernel is split.
+    """
+
+    topology: str
+    accelerator: str
+    ghz: float
+    peak: float
+    ceiling: float
+    cores: int = 1
+
+
+KINDS = {
+    "v5e": Kind("v5e:2x4", "v5litepod-8", 1.5, 197, 197),
+    "v5p": Kind("v5p:2x2x1", "v5p-8", 1.75, 459, 459, cores=2),
+    "v6e": Kind("v6e:2x4", "v6e-8", 1.75, 918, 612),
+    "tpu7x": Kind("TPU7x:2x2x1", "tpu7x-8", 2.2, 1153.5, 769),
+}
+
+
+def compiled(kind: str, program: str, *arguments: str, timeout: float = 600) -> tuple[str, list[str]]:
+    """What a Python program prints that compiles for `kind`, and the schedules (`kernels`) of its Pallas kernels.
+
+    Raises:
+      RuntimeError: it fails or takes longer than `timeout` seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "JAX_PLATFORMS": "cpu",
+            "TPU_SKIP_MDS_QUERY": "1",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+            "TPU_ACCELERATOR_TYPE": KINDS[kind].accelerator,
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_LOG_DIR": "disabled",
+            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+            "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra",
+        }
+        command = [sys.executable, "-c", program, KINDS[kind].topology, *arguments]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"compiling for {kind} took longer than {timeout:.0f} s") from None
+        if done.returncode:
+            raise RuntimeError(f"compiling for {kind} failed: {_reason(done.stderr)}")
+        files = sorted(Path(folder).glob("*-packed-bundles-post-ra.txt"))
+        return done.stdout, [f.read_text(errors="replace") for f in files if "schedule-analysis" not in f.name]
+
+
+def _reason(log: str) -> str:
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Oom)\b", line) or "RESOURCE_EXHAUSTED" in line]
+    return (named or lines or ["no message"])[-1][:1000]
+
+
+# ---- kernels: one line of a schedule is one cycle
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """Cycles of a kernel's grid step.
+
+    Attributes:
+      steady: of a step, one figure per alternative branch that has matrix products, in the order of the program.
+      once: of what a step can skip and has no products, the first and last step of an output block: both together.
+      products: instructions of the matrix unit in a step of the first kind.
+    """
+
+    steady: list[int]
+    once: int
+    products: int
+
+
+_BRANCH = re.compile(r"sbr\.rel \(!?%\w+\) target bundleno = (\d+)")
+_CYCLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(?:[A-Z]{2})?: ")
+_DELAY = 5  # the branch and its delay slots
+_PRODUCT = "vmatmul."
+
+
+def kernel_steps(schedules: list[str]) -> Steps:
+    """The grid step of the kernel with the most matrix products among the schedules.
+
+    The grid is the loop with most products. A forward branch in it skips a region: regions with products are taken for
+    alternatives (masked or not), others for the first or last step's. Loops inside are counted once.
+
+    Raises:
+      ValueError: none of them has a loop with products.
+    """
+    parsed = [_parse(text) for text in schedules]
+    found = [_steps(*one) for one in parsed if sum(one[0])]
+    if not any(found):
+        raise ValueError("no kernel with matrix products in a loop was compiled")
+    return max((steps for steps in found if steps), key=lambda steps: steps.products)
+
+
+def _parse(schedule: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Products per cycle, and (first cycle, end) of what branches jump over or, with the end first, repeat."""
+    products, jumps = [], []
+    for line in schedule.splitlines():
+        cycle = _CYCLE.match(line)
+        if cycle:
+            at = int(cycle.group(1), 0)
+            products += [0] * (at + 1 - len(products))
+            products[at] += line.count(_PRODUCT)
+            jumps += [(at + _DELAY, int(target)) for target in _BRANCH.findall(line)]
+    return products, jumps
+
+
+def _steps(products: list[int], jumps: list[tuple[int, int]]) -> Steps | None:
+    def work(region: tuple[int, int]) -> int:
+        return sum(products[slice(*region)])
+
+    loops = [(target, end) for end, target in jumps if target < end]
+    if not loops:
+        return None
+    grid = max(loops, key=lambda loop: (work(loop), loop[1] - loop[0]))
+
+    def inside(region: tuple[int, int]) -> list[tuple[int, int]]:
+        """The outermost regions that branches within this one skip."""
+        low, high = region
+        skips = [(a, b) for a, b in jumps if a < b and low <= a and b <= high and (a, b) != region]
+        return [s for s in skips if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in skips)]
+
+    def costs(region: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
+        """(cycles, products) of every way through it, and the cycles that only some steps take."""
+        base, once, busy = region[1] - region[0], 0, work(region)
+        ways: list[tuple[int, int]] = []
+        for skip in inside(region):
+            base -= skip[1] - skip[0]
+            busy -= work(skip)
+            if work(skip):
+                some, more = costs(skip)
+                ways += some
+                once += more
+            else:
+                once += skip[1] - skip[0]
+        return [(base + cycles, busy + count) for cycles, count in ways or [(0, 0)]], once
+
+    ways, once = costs(grid)
+    return Steps([cycles for cycles, _ in ways], once, ways[0][1])
+
+
+# ---- whole programs: the order of a scheduled module's text is the order of issue
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective of a program; `kernels` are the Pallas calls between its start and its end."""
+
+    kind: str
+    kernels: int
+
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\((.*)")
+_COLLECTIVE = re.compile(r"(all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)")
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """The collectives of `compiled.as_text()`, in order of issue; one without a start of its own has nothing beside it.
+
+    Raises:
+      ValueError: the module is not scheduled.
+    """
+    if "is_scheduled=true" not in hlo.split("\n", 1)[0]:
+        raise ValueError("the order of a module that is not scheduled says nothing")
+    found = []
+    open_: dict[str, tuple[str, int]] = {}
+    kernels = 0
+    for name, opcode, rest in _instructions(hlo):
+        if opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest:
+            kernels += 1
+        elif opcode.endswith("-done"):
+            started = next((n for n in re.findall(r"%([\w.\-]+)", rest) if n in open_), None)
+            if started:
+                kind, before = open_.pop(started)
+                found.append(Collective(kind, kernels - before))
+        elif opcode.endswith("-start"):
+            collective = _COLLECTIVE.search(name if opcode == "async-start" else opcode)
+            if collective:
+                open_[name] = collective.group(1), kernels
+        elif _COLLECTIVE.fullmatch(opcode):
+            found.append(Collective(opcode, 0))
+    return found
+
+
+def _instructions(hlo: str) -> Iterator[tuple[str, str, str]]:
+    """(name, opcode, the rest) of each line; bodies of asynchronous computations are left out."""
+    skipped = False
+    for line in hlo.splitlines():
+        if line.endswith("{") and " -> " in line:
+            skipped = line.lstrip("%").startswith("async")
+        instruction = _INSTRUCTION.match(line)
+        if instruction and not skipped:
+            yield instruction.group(1), instruction.group(2), instruction.group(3)

@@ -1,0 +1,120 @@
+"""Stores of objects in this process: fsspec's memory://, and one below a folder that takes gs://'s place."""
+
+import errno
+import importlib.util
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from upath import UPath
+
+from maxdiffusion.errors import UserError
+from maxdiffusion.media import naming
+from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.atomic import atomic_path
+from tests.bucket import Bucket, bucket
+
+__all__ = ["bucket"]  # a fixture
+
+
+@pytest.fixture(params=["memory://below", "gs://bucket/below"])
+def folder(request, bucket) -> UPath:
+    MemoryFileSystem.store.clear()
+    found = paths.parse(request.param)
+    assert isinstance(found, UPath)
+    return found
+
+
+def test_a_path_here_is_a_path(tmp_path):
+    assert paths.parse("a/b") == Path("a/b") and paths.parse("file:///a/b") == Path("/a/b")
+    assert isinstance(paths.parse("file:///a"), Path)
+
+
+def test_what_cannot_be_reached_is_one_sentence(monkeypatch, bucket):
+    with pytest.raises(UserError, match="nose://a has a scheme that is not known"):
+        paths.parse("nose://a")
+    monkeypatch.setattr(Bucket, "exists", lambda self, path: 1 / 0)
+    with pytest.raises(UserError, match=r"gs://a/b cannot be reached \(division by zero\); check the name"):
+        paths.reach("gs://a/b")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
+def test_a_store_whose_package_is_missing():
+    with pytest.raises(UserError, match=r"gs://a/b needs a package .*: pip install 'maxdiffusion\[gcs\]'"):
+        paths.parse("gs://a/b")
+
+
+def test_nothing_is_visible_before_it_is_whole(folder):
+    final = folder / "a.bin"
+    with atomic_path(final) as temporary:
+        temporary.write_bytes(b"half")
+        assert paths.names(folder) == []
+        temporary.write_bytes(b"whole")
+    assert final.read_bytes() == b"whole" and paths.names(folder) == ["a.bin"]
+
+
+def test_an_existing_object_stays_unless_told(folder):
+    final = folder / "a.bin"
+    final.fs.pipe_file(final.path, b"old")
+    with pytest.raises(UserError, match=r"a\.bin exists already"), atomic_path(final) as temporary:
+        temporary.write_bytes(b"new")
+    assert final.read_bytes() == b"old" and paths.names(folder) == ["a.bin"]
+    with atomic_path(final, overwrite=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert final.read_bytes() == b"new" and paths.names(folder) == ["a.bin"]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("403 Forbidden"), OSError(errno.EACCES, "no")])
+def test_a_refused_upload_is_one_sentence(bucket, failure):
+    bucket.failure = failure
+    said = pytest.raises(UserError, match=r"cannot write gs://bucket/a\.bin: (403 Forbidden|permission denied)")
+    with said, atomic_path(paths.parse("gs://bucket/a.bin")) as temporary:
+        temporary.write_bytes(b"x")
+    assert not list(bucket.root.rglob("*"))
+
+
+def test_names_are_held(folder):
+    with naming.reserve(folder, "clip") as first, naming.reserve(folder, "clip") as second:
+        assert (first.name, second.name) == ("clip", "clip-2")
+        naming.sibling(first, ".mp4").fs.pipe_file(naming.sibling(first, ".mp4").path, b"x")
+    with naming.reserve(folder, "clip") as third:
+        assert third.name == "clip-2"
+    assert paths.names(folder) == ["clip.mp4"]
+    with naming.reserve_file(folder / "new.mp4", (".mp4", ".json")) as stem:
+        assert str(stem) == str(folder / "new")
+        said = pytest.raises(UserError, match=r"another run is making .*new\.mp4.*or delete .*\.new\.lock")
+        with said, naming.reserve_file(folder / "new.mp4", (".mp4", ".json")):
+            pass
+    with (
+        pytest.raises(UserError, match=r"clip\.mp4 exists already"),
+        naming.reserve_file(folder / "clip.mp4", (".mp4",)),
+    ):
+        pass
+
+
+def test_ranges_come_in_order_and_several_at_once(bucket):
+    path = paths.parse("gs://bucket/data")
+    path.fs.pipe_file(path.path, bytes(range(200)))
+    parts = [(at, at + 5) for at in range(0, 200, 5)]
+    assert b"".join(paths.ranges(path, parts)) == bytes(range(200))
+    assert bucket.reads == 40 and 2 <= bucket.most_at_once <= 8
+
+
+def test_ahead_is_never_far_ahead_and_passes_errors_on():
+    begun = []
+    results = paths.ahead(lambda item: begun.append(item) or item, range(1000))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    assert max(begun) < 20
+    results.close()
+    with pytest.raises(ZeroDivisionError):
+        list(paths.ahead(lambda item: 1 / item, [1, 0]))
+
+
+def test_a_copy_for_libraries_that_know_only_this_machine(folder, tmp_path):
+    for name in ("a.json", "b.txt"):
+        (folder / name).fs.pipe_file((folder / name).path, name.encode())
+    with paths.local(folder) as here:
+        assert sorted(entry.read_bytes() for entry in here.iterdir()) == [b"a.json", b"b.txt"]
+    assert not here.exists()
+    with paths.local(tmp_path) as here:
+        assert here == tmp_path

@@ -1,0 +1,101 @@
+"""Reading of compiler output, on texts of the form that libtpu writes; the real thing is compiled in the slow tests."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+bench_attention = importlib.import_module("bench_attention")
+tpu_schedule = importlib.import_module("tpu_schedule")
+
+
+def schedule(length, products, branches):
+    """A line per cycle; products at some cycles, branches from a cycle to another."""
+    lines = ["// a comment"]
+    for at in range(length):
+        text = f"%{at} = vadd.f32 %v1, %v2 ;; "
+        text += "%v3 = vmatmul.mubr.bf16.gmra.mxu0 %v4 ;; " * products.get(at, 0)
+        text += "".join(
+            f"%b = sbr.rel (!%p{at}_p2) target bundleno = {to} (0x{to:x}), region = 4" for to in branches.get(at, [])
+        )
+        lines.append(f"  {hex(at) if at else '0'} {'LB' if at == 10 else '  '}: > {{ {text} }}")
+    return "\n".join(lines)
+
+
+def test_a_grid_step_with_a_masked_alternative_and_a_first_and_a_last_part():
+    # The loop is 10..200 with the branch's 5 cycles; 15..35 and 160..180 are skipped mostly, 45..85 and 95..155 are
+    # alternatives.
+    text = schedule(210, {50: 3, 60: 1, 100: 2, 120: 3}, {10: [35], 40: [85], 90: [155], 155: [180], 195: [10]})
+    steps = tpu_schedule.kernel_steps([schedule(5, {}, {}), text])
+    straight = 190 - 20 - 40 - 60 - 20
+    assert steps == tpu_schedule.Steps([straight + 40, straight + 60], 40, 4)
+
+
+def test_a_program_without_a_kernel_is_refused():
+    with pytest.raises(ValueError, match="no kernel"):
+        tpu_schedule.kernel_steps([schedule(20, {}, {15: [3]})])
+
+
+HLO = """HloModule jit_f, is_scheduled=true, entry_computation_layout={()->()}
+
+%async_computation.1 (p: bf16[8]) -> bf16[8] {
+  ROOT %all-to-all.9 = bf16[8]{0} all-to-all(%p), dimensions={0}
+}
+
+ENTRY %main (a: bf16[8]) -> bf16[8] {
+  %collective-permute-start.1 = (bf16[8]{0:T(8,128)(2,1)}, bf16[8]{0}) collective-permute-start(%a), channel_id=1
+  %flash.1 = (bf16[8]{0}, f32[8]{0}) custom-call(%a), custom_call_target="tpu_custom_call"
+  %collective-permute-done.1 = bf16[8]{0} collective-permute-done(%collective-permute-start.1)
+  %all-to-all.2 = bf16[8]{0} all-to-all(%a), dimensions={0}
+  %all-to-all-start.3 = ((bf16[8]), bf16[8]{0}) async-start(%a), calls=%async_computation.1
+  %copy-start.1 = (bf16[8]{0}) copy-start(%a)
+  %copy-done.1 = bf16[8]{0} copy-done(%copy-start.1)
+  %all-to-all-done.3 = bf16[8]{0} async-done(%all-to-all-start.3)
+  ROOT %flash.2 = bf16[8]{0} custom-call(%all-to-all-done.3), custom_call_target="tpu_custom_call"
+}
+"""
+
+
+def test_what_lies_between_the_start_and_the_end_of_a_collective():
+    found = [(one.kind, one.kernels) for one in tpu_schedule.collectives(HLO)]
+    assert found == [("collective-permute", 1), ("all-to-all", 0), ("all-to-all", 0)]
+    with pytest.raises(ValueError, match="not scheduled"):
+        tpu_schedule.collectives(HLO.replace("is_scheduled=true, ", ""))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["huge"], "huge is unknown; shapes: tiny-self"),
+        (["speed=9"], "speed is unknown; .*options: dtype"),
+        (["--tpu-schedule", "v9"], "takes one of v5e, v5p, v6e, tpu7x, not 'v9'"),
+        (["--tpu-schedule"], "takes one of v5e"),
+        (["--tpu-schedule", "v6e", "dtype=bfloat16"], "dtype is unknown"),
+    ],
+)
+def test_bad_words_are_refused(words, message):
+    with pytest.raises(SystemExit, match=message):
+        bench_attention.main(words)
+
+
+def test_a_row_per_kernel_says_what_it_was_made_with():
+    command = [sys.executable, str(SCRIPTS / "bench_attention.py"), "tiny-self", "repeats=0"]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("device_kind cpu, device_count 1, jax ") and "commit" in lines[0]
+    assert any("kernel chunked" in line and "ratio" in line for line in lines)
+    assert not any("kernel flash" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_ring_hop_with_masked_tail_and_statistics_is_fast():
+    assert bench_attention.kernel_schedule("v6e", "flash", 18_900, 18_900, {})["tflops"] > 400

@@ -1,0 +1,73 @@
+"""Steps of the official models compiled for TPUs that are not there: what they communicate, what they need."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from tests.tpu.compiler import ROOT, needs_libtpu, script
+
+pytestmark = needs_libtpu
+
+# What the compiler allows on one device.
+GIB = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74, "TPU7x": 94.75}
+SHARDED = "logical_axis_rules=[[embed,[fsdp,context]]]"
+
+
+def peak(topology, *words, model="14b"):
+    """GiB of each program, checked against what the device has."""
+    printed = script(topology, str(ROOT / "configs" / f"wan2.1_t2v_{model}.yml"), *words)
+    print(topology, *words, printed, sep="\n")
+    found = {name: float(gib) for name, gib in re.findall(r"^(\w+) +([\d.]+) GiB", printed, re.M)}
+    assert found and all(gib < GIB[topology.split(":")[0]] for gib in found.values()), printed
+    return found
+
+
+@pytest.mark.parametrize("topology", ["v6e:2x4", pytest.param("TPU7x:2x2x1", marks=pytest.mark.slow)])
+def test_weights_over_the_context_are_gathered_layer_by_layer(topology, tmp_path):
+    """A small picture and dense attention, so that the program compiles in seconds."""
+    hlo = tmp_path / "step.txt"
+    words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", SHARDED)
+    peak(topology, *words, "--layers", "3", "--programs", "step", "--hlo", str(hlo), model="1.3b")
+    bodies = [part for part in hlo.read_text().split("\n\n") if "while/body" in part]
+    loop = max(bodies, key=len)
+    gathered = re.findall(r"= bf16\[([\d,]+)\]\S* all-gather\(", loop)
+    weights = Counter(shape.removeprefix("1,") for shape in gathered)
+    # One layer of each; the other two are the keys and values of attention=dot_product.
+    assert weights["1536,1536"] == 6 and weights["1536,8960"] == 1 and weights["8960,1536"] == 1
+    assert sum(weights.values()) <= 10 and not re.search(r" (all-reduce|collective-permute)(-start)?\(", loop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [(), (SHARDED,)], ids=["replicated", "sharded"])
+def test_a_guided_step_of_the_14b_model_fits_v6e_8(rules):
+    words = ("attention=ulysses_ring", "ulysses_shards=4", "ici_data_parallelism=1", "ici_context_parallelism=8")
+    peak("v6e:2x4", *words, *rules, "--programs", "step")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rules", [(), (SHARDED,)], ids=["replicated", "sharded"])
+def test_a_guided_step_of_the_14b_model_fits_tpu7x_8(rules):
+    words = ("attention=ulysses_ring", "ulysses_shards=2", "ici_data_parallelism=2", "guidance_mode=batched")
+    peak("TPU7x:2x2x1", *words, *rules, "--programs", "step")
+
+
+# `dot_product` is not among them: its logits alone would be 57 GB a device.
+MODES = {
+    "flash": ("attention=flash",),
+    "tokamax_flash": ("attention=tokamax_flash",),
+    "ring": ("attention=ring",),
+    "tokamax_ring": ("attention=tokamax_ring",),
+    "ulysses": ("attention=ulysses", "ici_data_parallelism=2", "guidance_scale=5", "guidance_mode=batched"),
+    "ulysses_ring U8": ("attention=ulysses_ring", "ulysses_shards=8"),
+    "ulysses_ring U4": ("attention=ulysses_ring", "ulysses_shards=4"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", ["1280*720", "832*480"])  # 75,600 and 32,760 tokens
+@pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "TPU7x:2x2x2"])
+def test_one_block_of_the_14b_model_on_16_devices(topology, size, mode):
+    words = (f"size={size}", "guidance_scale=1", "ici_data_parallelism=1")
+    peak(topology, *words, *MODES[mode], "--layers", "1", "--programs", "step")
