@@ -12,9 +12,12 @@ import pytest
 import torch
 from diffusers.loaders import single_file_utils
 
+from maxdiffusion import variants
+from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import loader, naming
+from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
 from maxdiffusion.weights.checkpoint import TensorInfo, read_header
+from maxdiffusion.weights.nets import build_abstractly, builders
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
 
@@ -87,6 +90,25 @@ def test_names_are_those_of_the_reference_converter(name):
             theirs[key] = theirs[key].reshape(1, -1, 1, 1)  # as the official file has them
         converted = single_file_utils.convert_wan_transformer_to_diffusers(theirs)
     assert {key: tuple(tensor.shape) for key, tensor in converted.items()} == shapes
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_an_original_file_alone_builds_and_fills_its_transformer(name):
+    """No config.json: the size comes from the tensors, and it is the variant's; nothing is allocated."""
+    theirs = to_original(manifest(name), original.DIT)
+    for key, shape in theirs.items():
+        if "net_app.convs" in key and key.endswith("bias"):
+            theirs[key] = (1, *shape, 1, 1)  # as the official file of Animate has them
+    blurs = {f"motion_encoder.enc.net_app.convs.1.{part}.0.kernel": (4, 4) for part in ("conv2", "skip")}
+    tensors = naming.normalised(infos(theirs | blurs if "animate" in name else theirs), original.DIT)
+    raw = dimensions.transformer_config({key: tensor.shape for key, tensor in tensors.items()}, {}, name)
+    spec = next(spec for spec in variants.VARIANTS.values() if spec.name.startswith(name))
+    variants.check(spec, raw)
+    net = next(net for net in specs.nets_of(spec) if net.folder == "transformer")
+    build = builders(AttentionPlan(), weights_dtype="bfloat16", dtype="bfloat16")["transformer"]
+    abstract = build_abstractly(build, net.parse(raw))
+    pieces = mapping.match(tensors, net.rules, abstract, what=name, ignored=net.ignored)
+    assert sum(map(len, pieces.values())) == len(manifest(name))
 
 
 def test_two_names_of_one_tensor():

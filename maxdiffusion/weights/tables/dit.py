@@ -8,7 +8,8 @@ Rules = tuple[Rule, ...]
 def _weight_bias(source: str, target: str, transform: Transform, reshape: bool = False, bias: str = "bias") -> Rules:
     return (
         Rule(f"{source}.weight", f"{target}.kernel", transform, reshape=reshape),
-        Rule(f"{source}.{bias}", f"{target}.bias"),
+        # An activation's own bias is (1, c, 1, 1) in the official repository's file.
+        Rule(f"{source}.{bias}", f"{target}.bias", reshape=bias != "bias"),
     )
 
 
