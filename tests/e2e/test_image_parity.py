@@ -135,7 +135,7 @@ def prepare(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=()):
 
 
 def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch=lambda pipeline: None):
-    """Compares each video, made on eight devices, with the reference's of the same noise; prints the quality."""
+    """Compares each video, made on eight devices, with the reference's of the same noise and images."""
     pipeline, noise, shown, words = prepare(tmp_path, model, batch, images, scales, steps, words)
     patch(pipeline)
     if "expert_residency=in_turn" not in words:  # else batch after batch
