@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime
 	JAX_PLATFORMS=$${JAX_PLATFORMS:-cpu} $(BIN)/python generate_wan.py $(CONFIG) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .

@@ -205,9 +205,9 @@ def animate_pipeline(random_checkpoint, tmp_path_factory):
     return folder, pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "length", "carried", "frames", "scale"),
-    [("animate", 9, 1, 15, 1.0), pytest.param("replace", 13, 5, 18, 3.0, marks=pytest.mark.slow)],
+    ("mode", "length", "carried", "frames", "scale"), [("animate", 9, 1, 15, 1.0), ("replace", 13, 5, 18, 3.0)]
 )
 def test_animate_equals_the_reference(animate_pipeline, files, tmp_path, mode, length, carried, frames, scale):
     """Two segments, the second filled up behind the video's end; without guidance, and with it."""

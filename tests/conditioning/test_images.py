@@ -1,0 +1,69 @@
+"""Images that a run starts from: fetched and fitted."""
+
+import http.server
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maxdiffusion.conditioning import images
+from maxdiffusion.config import Config, Example
+from maxdiffusion.errors import UserError
+from maxdiffusion.media import fetch
+
+CFG = Config.model_construct()
+
+
+def video(image, width=32, height=16):
+    return Example("a", "", 0, width, height, image=str(image))
+
+
+def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle(tmp_path, caplog):
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[8:32] = 200  # what is left of a square in a video of half its height, with two rows of black on each side
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with caplog.at_level("INFO", "maxdiffusion"):
+        ((key, fitted),) = images.read_fitted(CFG, [video(tmp_path / "a.png"), video(tmp_path / "a.png")]).items()
+    assert key == (str(tmp_path / "a.png"), 32, 16) and fitted.shape == (16, 32, 3)
+    np.testing.assert_allclose(fitted, 200 / 255 * 2 - 1, atol=0.3)
+    assert "40 x 40 pixels, made 32 x 32, cropped to 32 x 16" in caplog.text
+
+
+def test_videos_of_other_sizes_have_their_own_image(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
+    assert [value.shape for value in images.read_fitted(CFG, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
+    assert images.read_fitted(CFG, [Example("a", "", 0, 32, 16)]) is None
+
+
+def test_a_url_is_fetched_once(tmp_path, monkeypatch):
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.png")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            asked.append(args)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert [fetch.open_image(f"{url}/a.png").size for _ in range(2)] == [(6, 4)] * 2
+        assert len(asked) == 1
+        with pytest.raises(UserError, match=r"cannot be fetched.*404"):
+            fetch.open_image(f"{url}/b.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_image_is_turned_as_its_camera_noted(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    assert fetch.open_image(str(tmp_path / "a.jpg")).size == (4, 6)
