@@ -8,9 +8,10 @@ The first form times every kernel that runs here, as ratios to torch's SDPA in t
 without torch); each row is the best of `repeats` runs, and the kernels take turns, so that a busy machine slows all of
 them alike. With threads=1 the process is pinned to one core. The second form times one mode over all devices.
 
-The third needs libtpu and no TPU (see `tpu_schedule`): it prints the cycles of a grid step (unmasked, and masked), of
-what the first and last step of an output block add, TF/s and use of the matrix unit in a step and over the whole call
-(padding, masked tail and statistics included), and which collectives of the mode lie beside a kernel.
+The third needs libtpu and no TPU (see `tpu_schedule`): it prints the cycles of a grid step (of `flash`: with a bound
+as maximum, with a running one, and masked; of the others unmasked, and masked), of what the first and last step of an
+output block add, TF/s and use of the matrix unit in a step of the first kind and over the whole call (padding, masked
+tail and statistics included), and which collectives of the mode lie beside a kernel.
 `kernel=NAME block_q=N block_kv=N block_kv_compute=N` choose another kernel or blocks; `--tune` searches the blocks and
 prints the fastest.
 """

@@ -46,14 +46,14 @@ class Machine:
     in_chip: float = 0.0
 
 
-# Rates on TPUs: static counts of `kernels.flash` (see `block_sizes.FLASH`); on v6e of a hop with masked tail, elsewhere
-# of grid steps, lowered by the 4 % that such a hop loses on v6e. Other kernels are slower, in much the same proportion.
+# Rates on TPUs: static counts of `kernels.flash` on a hop (see `block_sizes.FLASH`). Other kernels are slower, in much
+# the same proportion.
 MACHINES: Mapping[str, Machine] = MappingProxyType(
     {
-        "TPU v5 lite": Machine(164e12, 819e9, 50e9),
-        "TPU v5": Machine(382e12, 2765e9, 100e9),
-        "TPU v6 lite": Machine(487e12, 1640e9, 100e9),
-        "TPU7x": Machine(588e12, 3690e9, 100e9, cores=2, in_chip=600e9),
+        "TPU v5 lite": Machine(176e12, 819e9, 50e9),
+        "TPU v5": Machine(404e12, 2765e9, 100e9),
+        "TPU v6 lite": Machine(520e12, 1640e9, 100e9),
+        "TPU7x": Machine(655e12, 3690e9, 100e9, cores=2, in_chip=600e9),
     }
 )
 PLATFORMS: Mapping[str, Machine] = MappingProxyType(

@@ -58,15 +58,17 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 
 
 # The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
-# 18,900 tokens and keys with masked tail and statistics. v6e: 4736/1920/256 487 TF/s, 80 % of what a head dim of 128
-# allows. Unmasked grid steps alone, v6e: 4736/1920/256 509, 4736/1920/512 475, 2048/1024/512 404; TPU7x: 4736/1920/256
-# 613 (80 %), 4736/1024/256 592, 4736/1024/512 583; v5p: 4736/640/640 398, 2048/1024/512 390; v5e: 4736/640/640 171,
-# 2048/1024/512 168, 2048/1024/256 162. A step starts and ends with idle units, so longer blocks are faster; they take
-# longer to compile: on two cores half a minute for v6e, minutes for TPU7x.
+# 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a grid step with a bound | with
+# a running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
+#     v6e    4736/1920/256  520, 548 | 508        TPU7x  9472/512/256   655, 668 | 559
+#     v5p    4736/640/640   404, 416 | 397                   4736/1024/256  627, 661 | 583
+#     v5e    4736/640/640   176, 181 | 172
+# A step starts and ends with idle units, so larger blocks are faster; compiling takes 37 s for v6e, 93 s for TPU7x (one
+# core), and for TPU7x more than 6 minutes with 4736/1920/256.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
         "TPU v6 lite": Blocks(4736, 2048, 256),
-        "TPU7x": Blocks(4736, 2048, 256),
+        "TPU7x": Blocks(9472, 640, 256),
     }
 )
 FLASH_ELSEWHERE = Blocks(4736, 640, 640)
@@ -82,15 +84,15 @@ def flash_blocks(
     except that none is longer than the tokens or keys at hand.
     """
     largest = FLASH_FP32 if fp32 else FLASH.get(device_kind, FLASH_ELSEWHERE)
-    q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q)
-    kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _least_work(keys, largest.kv)
+    q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q, LANES)
+    kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _least_work(keys, largest.kv, LANES // 4)
     return Blocks(q, kv, min(options.block_kv_compute or largest.compute, kv))
 
 
-def _least_work(length: int, most: int) -> int:
-    """The block, at most `most`, with the least padded length; starting a block costs about as much as 128 rows."""
+def _least_work(length: int, most: int, start: int) -> int:
+    """The block, at most `most`, with the least padded length, where starting a block costs as much as `start` rows."""
     sizes = range(LANES, min(most, _up(length, LANES)) + 1, LANES)
-    return min(sizes, key=lambda size: -(-length // size) * (size + LANES))
+    return min(sizes, key=lambda size: -(-length // size) * (size + start))
 
 
 def _largest_part(block: int, most: int) -> int:
