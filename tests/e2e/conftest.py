@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import runpy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +17,6 @@ def random_checkpoint(tmp_path_factory) -> Path:
     script = runpy.run_path(str(ROOT / "scripts" / "make_random_checkpoint.py"))
     script["main"]([str(folder), "--preset", "tiny"])
     return folder
-
-
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    """A run sets up the package's logger; other tests read it as pytest leaves it."""
-    logger = logging.getLogger("maxdiffusion")
-    before = logger.level, logger.propagate
-    yield
-    logger.setLevel(before[0])
-    logger.propagate = before[1]
 
 
 @pytest.fixture(scope="session")
