@@ -35,7 +35,7 @@ DAMAGE = {
     "another pipeline": (lambda f: edit(f / "model_index.json", _class_name="FluxPipeline"), "FluxPipeline"),
     "broken json": (lambda f: (f / "vae" / "config.json").write_text("{"), "config.json"),
     "another size than the weights": (lambda f: edit(f / "vae" / "config.json", base_dim=24), "encoder"),
-    "a vae of 2.2": (lambda f: edit(f / "vae" / "config.json", is_residual=True), "is_residual"),
+    "a vae of 2.2": (lambda f: edit(f / "vae" / "config.json", is_residual=True), "do not"),
     "another variant": (lambda f: edit(f / "transformer" / "config.json", num_layers=30), "wan-tiny-t2v"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer"),
 }
@@ -86,7 +86,15 @@ def test_devices_that_do_not_fit(tmp_path, capsys, words, named):
 
 def test_decode_latents_makes_the_same_video(bundled, tmp_path):
     config = str(ROOT / "configs" / "wan_tiny.yml")
-    common = [config, "num_inference_steps=2", "output_format=npy", "log_level=error", "jax_cache_dir="]
+    # One mesh for both: a video that is only decoded would leave the data axis of the guidance pair to the width.
+    words = (
+        "num_inference_steps=2",
+        "output_format=npy",
+        "ici_data_parallelism=1",
+        "log_level=error",
+        "jax_cache_dir=",
+    )
+    common = [config, *words]
     assert cli.command([*common, f"save_file={tmp_path / 'a.npy'}"]) == 0
     latents = tmp_path / "a.latents.safetensors"
     assert cli.command([*common, f"decode_latents={latents}", f"save_file={tmp_path / 'b.npy'}"]) == 0
