@@ -24,9 +24,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tpu_schedule
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # name -> (batch, query tokens, keys, heads, head dim)
 SMALL = {

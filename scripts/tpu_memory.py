@@ -15,10 +15,13 @@ import argparse
 import functools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # What libtpu calls a machine with as many devices; it looks no further.
 MACHINES = {"v5e": "v5litepod", "v6e": "v6e", "v5p": "v5p", "TPU7x": "tpu7x"}
