@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from maxdiffusion.errors import UserError
-
-if TYPE_CHECKING:
-    from maxdiffusion.config import Config
 
 LANES = 128
 SUBLANES = 16  # rows of a bf16 tile
@@ -58,8 +55,8 @@ class KernelOptions:
             raise UserError(f"A VMEM limit of {self.vmem_limit_kib} KiB holds nothing; the default is 16384 or 32768.")
 
     @classmethod
-    def read(cls, cfg: Config) -> KernelOptions:
-        """The options that a config asks for.
+    def read(cls, cfg: Any) -> KernelOptions:
+        """The options that a `Config` asks for; its own checks read them too, so that this file does not know it.
 
         Raises:
           UserError: as the constructor.
