@@ -16,7 +16,7 @@ from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.weights import specs
-from maxdiffusion.weights.nets import Nets, builders
+from maxdiffusion.weights.nets import Nets, builders_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +77,6 @@ def open_nets(
         sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
         tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
         plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
-        build = builders(
-            plan,
-            weights_dtype=cfg.weights_dtype,
-            dtype=cfg.activations_dtype,
-            text_encoder_dtype=cfg.text_encoder_dtype,
-            vae_dtype=cfg.vae_dtype,
-            scan_layers=cfg.scan_layers,
-        )
+        build = builders_of(cfg, plan)
         nets = Nets(pipeline, build, placement)
         return nets, placement, (cut.latent_frames(f), h, w, pipeline.configs["vae"].z_dim)

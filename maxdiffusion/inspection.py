@@ -43,14 +43,7 @@ def run(cfg: Config) -> None:
     from maxdiffusion.attention import AttentionPlan
     from maxdiffusion.weights import mapping, nets
 
-    build = nets.builders(
-        AttentionPlan(),
-        weights_dtype=cfg.weights_dtype,
-        dtype=cfg.activations_dtype,
-        text_encoder_dtype=cfg.text_encoder_dtype,
-        vae_dtype=cfg.vae_dtype,
-        scan_layers=cfg.scan_layers,
-    )
+    build = nets.builders_of(cfg, AttentionPlan())
     faults, memory = [], []
     for name in pipeline.specs:
         try:

@@ -98,7 +98,7 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
     from maxdiffusion.models.vae import model as vae_model
     from maxdiffusion.parallel import axes, startup
     from maxdiffusion.weights.loader import placed
-    from maxdiffusion.weights.nets import build_abstractly, builders
+    from maxdiffusion.weights.nets import build_abstractly, builders_of
 
     cfg = config.load([*words, "prompt=a cat", "jax_cache_dir="])
     spec = variants.get(cfg.model_name)
@@ -111,14 +111,7 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
     network = configs["transformer"]
     tokens = math.prod(network.grid(*shape[:3]))
     plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
-    build = builders(
-        plan,
-        weights_dtype=cfg.weights_dtype,
-        dtype=cfg.activations_dtype,
-        text_encoder_dtype=cfg.text_encoder_dtype,
-        vae_dtype=cfg.vae_dtype,
-        scan_layers=cfg.scan_layers,
-    )
+    build = builders_of(cfg, plan)
     nets = {name: placed(build_abstractly(build[name], configs[name]), placement) for name in configs}
 
     def array(shape: tuple[int, ...], dtype: Any, *logical: str | None) -> jax.ShapeDtypeStruct:

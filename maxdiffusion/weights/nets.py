@@ -17,6 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.config import Config
 from maxdiffusion.models.clip import CLIPVision
 from maxdiffusion.models.dit import WanTransformer
 from maxdiffusion.models.umt5 import UMT5Encoder
@@ -65,6 +66,18 @@ class _OneKey(nnx.Rngs):
 
     def params(self) -> jax.Array:
         return jax.random.key(0)
+
+
+def builders_of(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
+    """`builders` with the dtypes that a config asks for."""
+    return builders(
+        plan,
+        weights_dtype=cfg.weights_dtype,
+        dtype=cfg.activations_dtype,
+        text_encoder_dtype=cfg.text_encoder_dtype,
+        vae_dtype=cfg.vae_dtype,
+        scan_layers=cfg.scan_layers,
+    )
 
 
 def build_abstractly(build: Build, config: Any) -> nnx.Module:
