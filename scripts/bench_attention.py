@@ -267,7 +267,7 @@ def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list
     from maxdiffusion.attention import AttentionPlan
 
     _, tokens, keys, heads, _ = SHAPES[name]
-    devices = int(tpu_schedule.KINDS[kind].accelerator.rsplit("-", 1)[1]) // tpu_schedule.KINDS[kind].cores
+    devices = tpu_schedule.KINDS[kind].devices
     given = {key: int(options[key]) for key in BLOCKS if options[key]}
     degree = int(options["ulysses_shards"])
     plan = AttentionPlan.parse(options["mode"], heads=heads, context=devices, ulysses_shards=degree, platform="tpu")

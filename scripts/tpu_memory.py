@@ -21,10 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tpu_schedule
 
-# What libtpu calls a machine with as many devices; it looks no further.
-MACHINES = {"v5e": "v5litepod", "v6e": "v6e", "v5p": "v5p", "TPU7x": "tpu7x"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # The published checkpoints: transformer, and for all of them text encoder and VAE.
 _LATENTS = {"in_channels": 16, "out_channels": 16, "text_dim": 4096, "attention_head_dim": 128}
@@ -62,16 +61,7 @@ def gib(nbytes: int) -> str:
 
 def topology_devices(topology: str) -> list[Any]:
     """The devices of a slice, described by libtpu; to be called before jax is imported elsewhere."""
-    generation, sides = topology.split(":")
-    chips = math.prod(int(side) for side in sides.split("x"))
-    os.environ |= {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": f"{MACHINES[generation]}-{chips * (1 if generation in ('v5e', 'v6e') else 2)}",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",  # it would fill the temporary directory
-    }
+    os.environ |= tpu_schedule.compile_only(topology)
     from jax.experimental import topologies
 
     return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)

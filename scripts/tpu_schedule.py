@@ -7,6 +7,7 @@ figures are static: a kernel's cycles leave out waits for memory, which come to 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import subprocess
@@ -15,6 +16,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+
+# Generation -> what libtpu calls a machine of it, and the cores that the number in that name counts for each chip.
+MACHINES = {"v5e": ("v5litepod", 1), "v6e": ("v6e", 1), "v5p": ("v5p", 2), "TPU7x": ("tpu7x", 2)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
@@ -22,7 +28,7 @@ class Kind:
 
     Attributes:
       topology: what `topologies.get_topology_desc` calls the smallest one with a whole host.
-      accelerator: its value of TPU_ACCELERATOR_TYPE.
+      devices: how many that has.
       ghz: clock, calibrated on matrix products.
       peak: bf16 TF/s, as published.
       ceiling: what of it attention can use at a head dim of 128: the logits contract over 128 and leave half of a
@@ -31,7 +37,7 @@ class Kind:
     """
 
     topology: str
-    accelerator: str
+    devices: int
     ghz: float
     peak: float
     ceiling: float
@@ -39,11 +45,26 @@ class Kind:
 
 
 KINDS = {
-    "v5e": Kind("v5e:2x4", "v5litepod-8", 1.5, 197, 197),
-    "v5p": Kind("v5p:2x2x1", "v5p-8", 1.75, 459, 459, cores=2),
-    "v6e": Kind("v6e:2x4", "v6e-8", 1.75, 918, 612),
-    "tpu7x": Kind("TPU7x:2x2x1", "tpu7x-8", 2.2, 1153.5, 769),
+    "v5e": Kind("v5e:2x4", 8, 1.5, 197, 197),
+    "v5p": Kind("v5p:2x2x1", 4, 1.75, 459, 459, cores=2),
+    "v6e": Kind("v6e:2x4", 8, 1.75, 918, 612),
+    "tpu7x": Kind("TPU7x:2x2x1", 8, 2.2, 1153.5, 769),
 }
+
+
+def compile_only(topology: str) -> dict[str, str]:
+    """The environment in which libtpu describes `topology`, such as v6e:4x4, without a TPU; set before jax starts."""
+    generation, sides = topology.split(":")
+    chips = math.prod(int(side) for side in sides.split("x"))
+    name, per_chip = MACHINES[generation]
+    return {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "JAX_PLATFORMS": "cpu",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": f"{name}-{chips * per_chip}",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",  # it would fill the temporary directory
+    }
 
 
 def compiled(kind: str, program: str, *arguments: str, timeout: float = 600) -> tuple[str, list[str]]:
@@ -53,18 +74,10 @@ def compiled(kind: str, program: str, *arguments: str, timeout: float = 600) -> 
       RuntimeError: it fails or takes longer than `timeout` seconds.
     """
     with tempfile.TemporaryDirectory() as folder:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]),
-            "JAX_PLATFORMS": "cpu",
-            "TPU_SKIP_MDS_QUERY": "1",
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-            "TPU_ACCELERATOR_TYPE": KINDS[kind].accelerator,
-            "TPU_WORKER_HOSTNAMES": "localhost",
-            "TPU_LOG_DIR": "disabled",
-            "LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
-            "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra",
-        }
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
+        dump += "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra"
+        environment = os.environ | compile_only(KINDS[kind].topology) | {"LIBTPU_INIT_ARGS": dump}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-c", program, KINDS[kind].topology, *arguments]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)

@@ -50,8 +50,8 @@ class Machine:
 # the same proportion.
 MACHINES: Mapping[str, Machine] = MappingProxyType(
     {
-        "TPU v5 lite": Machine(176e12, 819e9, 50e9),
-        "TPU v5": Machine(404e12, 2765e9, 100e9),
+        "TPU v5 lite": Machine(177e12, 819e9, 50e9),
+        "TPU v5": Machine(406e12, 2765e9, 100e9),
         "TPU v6 lite": Machine(520e12, 1640e9, 100e9),
         "TPU7x": Machine(655e12, 3690e9, 100e9, cores=2, in_chip=600e9),
     }

@@ -61,8 +61,8 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 # 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a grid step with a bound | with
 # a running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
 #     v6e    4736/1920/256  520, 548 | 508        TPU7x  9472/512/256   655, 668 | 559
-#     v5p    4736/640/640   404, 416 | 397                   4736/1024/256  627, 661 | 583
-#     v5e    4736/640/640   176, 181 | 172
+#     v5p    4736/512/512   406, 411 | 395                   4736/1024/256  627, 661 | 583
+#     v5e    4736/512/512   177, 180 | 173
 # A step starts and ends with idle units, so larger blocks are faster; compiling takes 37 s for v6e, 93 s for TPU7x (one
 # core), and for TPU7x more than 6 minutes with 4736/1920/256.
 FLASH: Mapping[str, Blocks] = MappingProxyType(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,31 +14,11 @@ needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (on x86-64 Linux: pip install libtpu)"
 )
 
-# Topology name -> what libtpu calls a machine of it.
-KINDS = {
-    "v5e:2x4": "v5litepod-8",
-    "v6e:2x4": "v6e-8",
-    "v5p:2x2x1": "v5p-8",
-    "v5p:2x2x2": "v5p-16",
-    "TPU7x:2x2x1": "tpu7x-8",
-    "TPU7x:2x2x2": "tpu7x-16",
-    "v5e:4x4": "v5litepod-16",
-    "v6e:4x4": "v6e-16",
-    "v5p:2x2x4": "v5p-32",
-}
-
 
 def run(topology: str, code: str, *args: object, timeout: int = 600) -> str:
     """What `code` prints; sys.argv is the topology and the arguments."""
-    environment = os.environ | {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": KINDS[topology],
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",
-        "PYTHONPATH": str(ROOT),
-    }
+    compile_only = runpy.run_path(str(ROOT / "scripts" / "tpu_schedule.py"))["compile_only"]
+    environment = os.environ | compile_only(topology) | {"PYTHONPATH": str(ROOT)}
     return command([sys.executable, "-c", code, topology, *map(str, args)], environment, timeout)
 
 
