@@ -39,7 +39,8 @@ def flash(
     q = (q.astype(jnp.float32) * (math.log2(math.e) * dim**-0.5)).astype(q.dtype)
     q = pad_to_multiple(q, 1, sizes.q)
     k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
-    q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    q, k, v = (pad_to_multiple(x, 3, LANES) for x in (q, k, v))
+    q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1)
     valid = validity(batch, keys, k.shape[2], valid)
     bound, looseness = bounds(q, k, valid)
     out, lse = flash_attention(

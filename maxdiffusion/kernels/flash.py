@@ -10,6 +10,7 @@ a bound of each row's logits is tight enough it takes the maximum's place.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,15 +24,14 @@ LANES = 128
 STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
+TILES = 96  # at most so many are unrolled: the matrix unit idles for 290 cycles between two rounds of the loop
 LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
-
-EMPTY, WHOLE, MIXED = range(3)  # whether none, all or some keys of a block count
 
 
 def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
-    v: Float[Array, "b n k d"],
+    v: Float[Array, "b n d k"],
     bound: Float[Array, "b n s"],
     sound: Bool[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
@@ -63,27 +63,29 @@ def flash_attention(
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
-    steps = keys // block_kv
+    span = compute * _unrolled(block_kv // compute, -(-block_q // STRIP))
     prefetched = [sound.astype(jnp.int32)]
-    inputs, biases = [q, k, v, bound[:, :, None]], []
+    inputs, weights = [q, k, v, bound[:, :, None]], []
     if valid is not None:
-        prefetched.append(_states(valid, block_kv))
-        inputs.append(jnp.where(valid, 0.0, LOWEST).astype(q.dtype)[:, None])
-        biases = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
+        prefetched.append(_counts(valid, block_kv, span))
+        inputs.append(valid.astype(v.dtype)[:, None])
+        weights = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
+    of_values = pl.BlockSpec((1, 1, dim, block_kv), lambda b, h, i, j, *_: (b, h, 0, j))
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, compute=compute, masked=valid is not None),
+        functools.partial(_kernel, compute=compute, span=span, masked=valid is not None),
         name="flash_attention",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
-            grid=(batch, heads, tokens // block_q, steps),
-            in_specs=[of_queries, of_keys, of_keys, of_rows, *biases],
+            grid=(batch, heads, tokens // block_q, keys // block_kv),
+            in_specs=[of_queries, of_keys, of_values, of_rows, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
+                pltpu.VMEM((AHEAD, compute, STRIP), jnp.float32),
             ],
         ),
         out_shape=[
@@ -98,36 +100,47 @@ def flash_attention(
     return out, lse[:, :, 0]
 
 
-def _states(valid: Bool[Array, "b k"], block: int) -> Int[Array, "b blocks"]:
-    valid = valid.reshape(valid.shape[0], -1, block)
-    return jnp.where(valid.all(-1), WHOLE, jnp.where(valid.any(-1), MIXED, EMPTY)).astype(jnp.int32)
+def _unrolled(parts: int, strips: int) -> int:
+    """How many of the parts a round of the loop takes."""
+    return max(n for n in range(1, parts + 1) if parts % n == 0 and (n == 1 or n * strips <= TILES))
 
 
-def _kernel(*refs: Any, compute: int, masked: bool) -> None:
+def _counts(valid: Bool[Array, "b k"], block: int, span: int) -> Int[Array, "b blocks"]:
+    """How many spans of each block there are up to its last key that counts."""
+    some = valid.reshape(valid.shape[0], -1, block // span, span).any(-1)
+    return jnp.max(some * jnp.arange(1, block // span + 1), axis=-1).astype(jnp.int32)
+
+
+def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
     """One block of queries with one of keys.
 
-    refs: sound, [states], q, k, v, bound, [bias], out, lse, sums of outputs, maxima.
+    refs: sound, [counts], q, k, v, bound, [valid], out, lse, sums of outputs, maxima, logits under way.
     """
-    sound_ref, states_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, bound_ref, *bias_ref, out_ref, lse_ref, acc_ref, top_ref = arrays
+    sound_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
+    q_ref, k_ref, v_ref, bound_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref = arrays
     example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     sound = sound_ref[example, head] == 1
-    state = states_ref[example, step] if masked else WHOLE
+    count = counts_ref[example, step] if masked else k_ref.shape[2] // span
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
         top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
-    attend = functools.partial(_attend, q_ref, k_ref, v_ref, acc_ref, top_ref, compute)
-    pl.when((state == WHOLE) & sound)(lambda: attend(None, running=False))
-    pl.when((state == WHOLE) & ~sound)(lambda: attend(None, running=True))
-    if masked:  # one of a few blocks; over a sound bound no maximum runs away
-        pl.when(state == MIXED)(lambda: attend(*bias_ref, running=True))
+    tiles = _Tiles(q_ref, k_ref, v_ref, *(valid_ref or [None]), acc_ref, top_ref, waiting_ref, compute, span)
+
+    def add(number: Any, _: None) -> None:
+        pl.when(sound)(lambda: tiles.add(number, running=False))
+        pl.when(~sound)(lambda: tiles.add(number, running=True))
+
+    @pl.when(count > 0)
+    def _() -> None:
+        tiles.begin()
+        jax.lax.fori_loop(0, count, add, None)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
-        dim = v_ref.shape[3]
+        dim = v_ref.shape[2]
         total = acc_ref[dim : dim + 1]
         some = total > 0
         safe = jnp.where(some, total, 1.0)
@@ -135,48 +148,76 @@ def _kernel(*refs: Any, compute: int, masked: bool) -> None:
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
 
 
-def _attend(
-    q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, compute: int, bias_ref: Any, *, running: bool
-) -> None:
-    """Adds the attention over one block of keys to the accumulators; the maximum is a running one or stays.
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """The products of one block: tiles of `compute` keys by a strip of queries, unrolled over a span of keys.
 
-    Unrolled in tiles of `compute` keys by a strip of queries. The compiler keeps the order of products, so the logits
-    of a tile are written `AHEAD` tiles before their softmax: the vector unit then works beside the matrix unit.
+    The compiler keeps the order of products, so the logits of a tile are written `AHEAD` tiles before their softmax:
+    the vector unit then works beside the matrix unit. Those of the next span's first tiles wait in `ahead`.
     """
-    block_q, block_kv = q_ref.shape[2], k_ref.shape[2]
-    precision = jax.lax.Precision.HIGHEST if q_ref.dtype == jnp.float32 else None
-    product = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
-    strips = [slice(s, min(s + STRIP, block_q)) for s in range(0, block_q, STRIP)]
-    parts = [slice(k, min(k + compute, block_kv)) for k in range(0, block_kv, compute)]
-    tiles = [(part, strip) for part in parts for strip in range(len(strips))]
-    acc = [acc_ref[:, strip] for strip in strips]
-    top = [top_ref[:, strip] for strip in strips]
 
-    def logits(tile: tuple[Any, int]) -> jax.Array:
-        part, strip = tile
-        s = product(k_ref[0, 0, part, :], q_ref[0, 0, strips[strip], :], (((1,), (1,)), ((), ())))
-        if bias_ref is not None:
-            # The bias lies along lanes; a product with ones lays it along sublanes.
-            bias = jnp.broadcast_to(bias_ref[0, :, part], (ONES, s.shape[0]))
-            s += product(bias, jnp.ones((ONES, s.shape[1]), bias.dtype), (((0,), (0,)), ((), ())))
-        return s
+    q: Any
+    k: Any
+    v: Any
+    valid: Any
+    acc: Any
+    top: Any
+    waiting: Any
+    compute: int
+    span: int
 
-    under_way = []
-    for number in range(len(tiles) + AHEAD):
-        if number < len(tiles):
-            under_way.append(logits(tiles[number]))
-        if number < AHEAD:
-            continue
-        s = under_way.pop(0)
-        part, strip = tiles[number - AHEAD]
-        values = jnp.concatenate([v_ref[0, 0, part, :].T, jnp.ones((ONES, s.shape[0]), v_ref.dtype)])
-        if running:
-            higher = jnp.maximum(top[strip], s.max(axis=0, keepdims=True))
-            acc[strip] *= jnp.exp2(top[strip] - higher)
-            top[strip] = higher
-        weights = jnp.exp2(s - top[strip]).astype(v_ref.dtype)
-        acc[strip] += product(values, weights, (((1,), (0,)), ((), ())))
-    for strip, columns in enumerate(strips):
-        acc_ref[:, columns] = acc[strip]
-        if running:
-            top_ref[:, columns] = top[strip]
+    @property
+    def strips(self) -> list[slice]:
+        size = self.q.shape[2]
+        return [slice(s, min(s + STRIP, size)) for s in range(0, size, STRIP)]
+
+    def begin(self) -> None:
+        """The logits of the first tiles."""
+        for slot, (start, strip) in enumerate(self._first(0)):
+            self.waiting[slot, :, : strip.stop - strip.start] = self._logits(start, strip)
+
+    def add(self, number: Any, *, running: bool) -> None:
+        """Adds the attention over a span to the accumulators; the maximum is a running one or stays."""
+        last = self.k.shape[2] // self.span - 1
+        ahead = [*self._within(number * self.span), *self._first(jnp.minimum(number + 1, last) * self.span)]
+        tiles = self._within(number * self.span)
+        under_way = [
+            self.waiting[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(self._first(0))
+        ]
+        coming = ahead[len(under_way) :]
+        for (start, strip), next_tile in zip(tiles, coming, strict=True):
+            under_way.append(self._logits(*next_tile))
+            s = under_way.pop(0)
+            top = self.top[:, strip]
+            acc = self.acc[:, strip]
+            if running:
+                higher = jnp.maximum(top, s.max(axis=0, keepdims=True))
+                acc *= jnp.exp2(top - higher)
+                self.top[:, strip] = top = higher
+            weights = jnp.exp2(s - top).astype(self.v.dtype)
+            self.acc[:, strip] = acc + self._product(self._values(start), weights, ((1,), (0,)))
+        for slot, s in enumerate(under_way):
+            self.waiting[slot, :, : s.shape[1]] = s
+
+    def _within(self, start: Any) -> list[tuple[Any, slice]]:
+        """(first key, strip of queries) of the tiles of the span that starts there."""
+        starts = [pl.multiple_of(start + part, LANES) for part in range(0, self.span, self.compute)]
+        return [(at, strip) for at in starts for strip in self.strips]
+
+    def _first(self, start: Any) -> list[tuple[Any, slice]]:
+        return self._within(start)[:AHEAD]
+
+    def _values(self, start: Any) -> jax.Array:
+        """V^T, and below it rows whose product with P is its sum over the keys that count."""
+        keys, shape = pl.ds(start, self.compute), (ONES, self.compute)
+        ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
+        return jnp.concatenate([self.v[0, 0, :, keys], ones])
+
+    def _logits(self, start: Any, strip: slice) -> jax.Array:
+        return self._product(self.k[0, 0, pl.ds(start, self.compute), :], self.q[0, 0, strip, :], ((1,), (1,)))
+
+    def _product(self, a: jax.Array, b: jax.Array, contracting: tuple[tuple[int], tuple[int]]) -> jax.Array:
+        precision = jax.lax.Precision.HIGHEST if self.q.dtype == jnp.float32 else None
+        return jax.lax.dot_general(
+            a, b, (contracting, ((), ())), precision=precision, preferred_element_type=jnp.float32
+        )
