@@ -24,7 +24,6 @@ LANES = 128
 STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
-TILES = 96  # at most so many are unrolled: the matrix unit idles for 290 cycles between two rounds of the loop
 LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
 
 
@@ -39,6 +38,7 @@ def flash_attention(
     block_q: int,
     block_kv: int,
     compute: int,
+    span: int,
     vmem_limit: int | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n s d"], Float[Array, "b n s"]]:
@@ -50,24 +50,25 @@ def flash_attention(
     Args:
       q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
       k: keys.
-      v: values.
+      v: values, transposed.
       bound: fp32, no less than any logit of the row, but for rounding.
       sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
         work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
-      valid: the keys that count. A mask costs where only some keys of a block count; blocks without one are skipped.
+      valid: the keys that count. The sum leaves out the others, but not maximum and output: their values must be 0, and
+        their logits no larger than the row's largest. Of a block, what follows its last such key is skipped.
       block_q: queries that a grid step holds; divides s and is a multiple of 128, as d is.
-      block_kv: keys that a grid step holds; divides k and is a multiple of 128.
-      compute: keys that one product takes, a multiple of 128; the last of a block may be smaller.
+      block_kv: keys that a grid step holds; divides k.
+      compute: keys that one product takes, a multiple of 128.
+      span: keys that a round of the loop takes, unrolled, a multiple of compute; a rest takes rounds of `compute`.
       vmem_limit: bytes of vector memory; the compiler's default where None.
       interpret: without a TPU.
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
-    span = compute * _unrolled(block_kv // compute, -(-block_q // STRIP))
     prefetched = [sound.astype(jnp.int32)]
     inputs, weights = [q, k, v, bound[:, :, None]], []
     if valid is not None:
-        prefetched.append(_counts(valid, block_kv, span))
+        prefetched.append(_counts(valid, block_kv, compute))
         inputs.append(valid.astype(v.dtype)[:, None])
         weights = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
@@ -76,7 +77,7 @@ def flash_attention(
     of_values = pl.BlockSpec((1, 1, dim, block_kv), lambda b, h, i, j, *_: (b, h, 0, j))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, compute=compute, span=span, masked=valid is not None),
-        name="flash_attention",
+        name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, tokens // block_q, keys // block_kv),
@@ -100,15 +101,10 @@ def flash_attention(
     return out, lse[:, :, 0]
 
 
-def _unrolled(parts: int, strips: int) -> int:
-    """How many of the parts a round of the loop takes."""
-    return max(n for n in range(1, parts + 1) if parts % n == 0 and (n == 1 or n * strips <= TILES))
-
-
-def _counts(valid: Bool[Array, "b k"], block: int, span: int) -> Int[Array, "b blocks"]:
-    """How many spans of each block there are up to its last key that counts."""
-    some = valid.reshape(valid.shape[0], -1, block // span, span).any(-1)
-    return jnp.max(some * jnp.arange(1, block // span + 1), axis=-1).astype(jnp.int32)
+def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "b blocks"]:
+    """How many parts of each block there are up to its last key that counts."""
+    some = valid.reshape(valid.shape[0], -1, block // compute, compute).any(-1)
+    return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
 
 
 def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
@@ -120,23 +116,28 @@ def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
     q_ref, k_ref, v_ref, bound_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref = arrays
     example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     sound = sound_ref[example, head] == 1
-    count = counts_ref[example, step] if masked else k_ref.shape[2] // span
+    count = counts_ref[example, step] if masked else k_ref.shape[2] // compute
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
         top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
-    tiles = _Tiles(q_ref, k_ref, v_ref, *(valid_ref or [None]), acc_ref, top_ref, waiting_ref, compute, span)
+    keys_ref = valid_ref[0] if masked else None
+    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute)
 
-    def add(number: Any, _: None) -> None:
-        pl.when(sound)(lambda: tiles.add(number, running=False))
-        pl.when(~sound)(lambda: tiles.add(number, running=True))
+    def add(parts: int, first: Any) -> None:
+        pl.when(sound)(lambda: tiles.add(first, parts, running=False))
+        pl.when(~sound)(lambda: tiles.add(first, parts, running=True))
 
     @pl.when(count > 0)
     def _() -> None:
+        parts = span // compute
+        rounds = count // parts
         tiles.begin()
-        jax.lax.fori_loop(0, count, add, None)
+        jax.lax.fori_loop(0, rounds, lambda number, _: add(parts, number * parts), None)
+        if parts > 1:
+            jax.lax.fori_loop(rounds * parts, count, lambda number, _: add(1, number), None)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
@@ -150,10 +151,10 @@ def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """The products of one block: tiles of `compute` keys by a strip of queries, unrolled over a span of keys.
+    """The products of one block: tiles of `compute` keys, a part of the block, by a strip of queries.
 
     The compiler keeps the order of products, so the logits of a tile are written `AHEAD` tiles before their softmax:
-    the vector unit then works beside the matrix unit. Those of the next span's first tiles wait in `ahead`.
+    the vector unit then works beside the matrix unit. Those of the next part's first tiles wait in `waiting`.
     """
 
     q: Any
@@ -164,57 +165,47 @@ class _Tiles:
     top: Any
     waiting: Any
     compute: int
-    span: int
-
-    @property
-    def strips(self) -> list[slice]:
-        size = self.q.shape[2]
-        return [slice(s, min(s + STRIP, size)) for s in range(0, size, STRIP)]
 
     def begin(self) -> None:
         """The logits of the first tiles."""
-        for slot, (start, strip) in enumerate(self._first(0)):
-            self.waiting[slot, :, : strip.stop - strip.start] = self._logits(start, strip)
+        for slot, tile in enumerate(self._of(0)[:AHEAD]):
+            self._wait(slot, self._logits(*tile))
 
-    def add(self, number: Any, *, running: bool) -> None:
-        """Adds the attention over a span to the accumulators; the maximum is a running one or stays."""
-        last = self.k.shape[2] // self.span - 1
-        ahead = [*self._within(number * self.span), *self._first(jnp.minimum(number + 1, last) * self.span)]
-        tiles = self._within(number * self.span)
-        under_way = [
-            self.waiting[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(self._first(0))
-        ]
-        coming = ahead[len(under_way) :]
-        for (start, strip), next_tile in zip(tiles, coming, strict=True):
-            under_way.append(self._logits(*next_tile))
-            s = under_way.pop(0)
-            top = self.top[:, strip]
-            acc = self.acc[:, strip]
+    def add(self, first: Any, parts: int, *, running: bool) -> None:
+        """Adds the attention over some parts to the accumulators, unrolled; the maximum is a running one or stays."""
+        tiles = [tile for part in range(parts) for tile in self._of(first + part)]
+        last = self.k.shape[2] // self.compute - 1
+        after = self._of(jnp.minimum(first + parts, last))[:AHEAD]  # computed in vain behind the last part
+        under_way = [self.waiting[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(after)]
+        for (keys, strip), coming in zip(tiles, [*tiles, *after][len(after) :], strict=True):
+            under_way.append(self._logits(*coming))
+            s, top, acc = under_way.pop(0), self.top[:, strip], self.acc[:, strip]
             if running:
                 higher = jnp.maximum(top, s.max(axis=0, keepdims=True))
                 acc *= jnp.exp2(top - higher)
                 self.top[:, strip] = top = higher
             weights = jnp.exp2(s - top).astype(self.v.dtype)
-            self.acc[:, strip] = acc + self._product(self._values(start), weights, ((1,), (0,)))
+            self.acc[:, strip] = acc + self._product(self._values(keys), weights, ((1,), (0,)))
         for slot, s in enumerate(under_way):
-            self.waiting[slot, :, : s.shape[1]] = s
+            self._wait(slot, s)
 
-    def _within(self, start: Any) -> list[tuple[Any, slice]]:
-        """(first key, strip of queries) of the tiles of the span that starts there."""
-        starts = [pl.multiple_of(start + part, LANES) for part in range(0, self.span, self.compute)]
-        return [(at, strip) for at in starts for strip in self.strips]
+    def _of(self, part: Any) -> list[tuple[Any, slice]]:
+        """(keys, strip of queries) of a part's tiles."""
+        keys = pl.ds(pl.multiple_of(part * self.compute, LANES), self.compute)
+        size = self.q.shape[2]
+        return [(keys, slice(start, min(start + STRIP, size))) for start in range(0, size, STRIP)]
 
-    def _first(self, start: Any) -> list[tuple[Any, slice]]:
-        return self._within(start)[:AHEAD]
+    def _wait(self, slot: int, s: jax.Array) -> None:
+        self.waiting[slot, :, : s.shape[1]] = s
 
-    def _values(self, start: Any) -> jax.Array:
+    def _values(self, keys: Any) -> jax.Array:
         """V^T, and below it rows whose product with P is its sum over the keys that count."""
-        keys, shape = pl.ds(start, self.compute), (ONES, self.compute)
+        shape = (ONES, self.compute)
         ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
         return jnp.concatenate([self.v[0, 0, :, keys], ones])
 
-    def _logits(self, start: Any, strip: slice) -> jax.Array:
-        return self._product(self.k[0, 0, pl.ds(start, self.compute), :], self.q[0, 0, strip, :], ((1,), (1,)))
+    def _logits(self, keys: Any, strip: slice) -> jax.Array:
+        return self._product(self.k[0, 0, keys, :], self.q[0, 0, strip, :], ((1,), (1,)))
 
     def _product(self, a: jax.Array, b: jax.Array, contracting: tuple[tuple[int], tuple[int]]) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST if self.q.dtype == jnp.float32 else None
