@@ -243,7 +243,7 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
     q, kv, compute = json.loads(printed)
     steps = tpu_schedule.kernel_steps(schedules)
     rows, columns = -(-tokens // q), -(-keys // kv)
-    tail = steps.steady[-1] if keys % kv else steps.steady[0]
+    tail = steps.steady[0] if kernel == "flash" or keys % kv == 0 else steps.steady[-1]  # that one masks as it goes
     cycles = rows * ((columns - 1) * steps.steady[0] + tail + steps.once)
 
     def rate(products: int, cycles: int) -> float:

@@ -17,15 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 LANES = 128
 STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
-LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
-
-EMPTY, WHOLE, MIXED = range(3)  # whether none, all or some keys of a block count
+LOWEST = -1e30  # a maximum before there is one; finite, so that differences of two are no NaN
 
 
 def flash_attention(
@@ -54,7 +52,9 @@ def flash_attention(
       bound: fp32, no less than any logit of the row, but for rounding.
       sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
         work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
-      valid: the keys that count. A mask costs where only some keys of a block count; blocks without one are skipped.
+      valid: the keys that count. Blocks without one are skipped. Elsewhere a mask costs nothing in the kernel: a key
+        that does not count becomes a copy of one that does, so that none of its logits is a row's largest, its value
+        becomes zero, and so does its one of those that make the sum.
       block_q: queries that a grid step holds; divides s and is a multiple of 128, as d is.
       block_kv: keys that a grid step holds; divides k and is a multiple of 128.
       compute: keys that one product takes, a multiple of 128; the last of a block may be smaller.
@@ -65,13 +65,17 @@ def flash_attention(
     keys = k.shape[2]
     steps = keys // block_kv
     prefetched = [sound.astype(jnp.int32)]
-    inputs, biases = [q, k, v, bound[:, :, None]], []
+    ones = []
     if valid is not None:
-        prefetched.append(_states(valid, block_kv))
-        inputs.append(jnp.where(valid, 0.0, LOWEST).astype(q.dtype)[:, None])
-        biases = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
+        counts = valid[:, None, :, None]
+        k = jnp.where(counts, k, jnp.take_along_axis(k, valid.argmax(axis=1)[:, None, None, None], axis=2))
+        v = jnp.where(counts, v, 0)
+        prefetched.append(valid.reshape(batch, steps, block_kv).any(axis=-1).astype(jnp.int32))
+        ones = [valid.astype(v.dtype)[:, None]]
+    inputs = [q, k, v, bound[:, :, None], *ones]
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
+    of_ones = pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, compute=compute, masked=valid is not None),
@@ -79,7 +83,7 @@ def flash_attention(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, tokens // block_q, steps),
-            in_specs=[of_queries, of_keys, of_keys, of_rows, *biases],
+            in_specs=[of_queries, of_keys, of_keys, of_rows, of_ones][: len(inputs)],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
@@ -98,45 +102,38 @@ def flash_attention(
     return out, lse[:, :, 0]
 
 
-def _states(valid: Bool[Array, "b k"], block: int) -> Int[Array, "b blocks"]:
-    valid = valid.reshape(valid.shape[0], -1, block)
-    return jnp.where(valid.all(-1), WHOLE, jnp.where(valid.any(-1), MIXED, EMPTY)).astype(jnp.int32)
-
-
 def _kernel(*refs: Any, compute: int, masked: bool) -> None:
     """One block of queries with one of keys.
 
-    refs: sound, [states], q, k, v, bound, [bias], out, lse, sums of outputs, maxima.
+    refs: sound, [whether any key counts], q, k, v, bound, [ones], out, lse, sums of outputs, maxima.
     """
-    sound_ref, states_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, bound_ref, *bias_ref, out_ref, lse_ref, acc_ref, top_ref = arrays
+    sound_ref, any_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
+    q_ref, k_ref, v_ref, bound_ref, *ones_ref, out_ref, lse_ref, acc_ref, top_ref = arrays
     example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     sound = sound_ref[example, head] == 1
-    state = states_ref[example, step] if masked else WHOLE
+    some = any_ref[example, step] == 1 if masked else True
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
         top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
-    attend = functools.partial(_attend, q_ref, k_ref, v_ref, acc_ref, top_ref, compute)
-    pl.when((state == WHOLE) & sound)(lambda: attend(None, running=False))
-    pl.when((state == WHOLE) & ~sound)(lambda: attend(None, running=True))
-    if masked:  # one of a few blocks; over a sound bound no maximum runs away
-        pl.when(state == MIXED)(lambda: attend(*bias_ref, running=True))
+    attend = functools.partial(_attend, q_ref, k_ref, v_ref, *(ones_ref or [None]), acc_ref, top_ref, compute)
+    pl.when(some & sound)(lambda: attend(running=False))
+    pl.when(some & ~sound)(lambda: attend(running=True))
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
         dim = v_ref.shape[3]
         total = acc_ref[dim : dim + 1]
-        some = total > 0
-        safe = jnp.where(some, total, 1.0)
+        filled = total > 0
+        safe = jnp.where(filled, total, 1.0)
         out_ref[0, 0] = (acc_ref[:dim] / safe).T.astype(out_ref.dtype)
-        lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
+        lse_ref[0, 0] = jnp.where(filled, top_ref[...] + jnp.log2(safe), -jnp.inf)
 
 
 def _attend(
-    q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, compute: int, bias_ref: Any, *, running: bool
+    q_ref: Any, k_ref: Any, v_ref: Any, ones_ref: Any, acc_ref: Any, top_ref: Any, compute: int, *, running: bool
 ) -> None:
     """Adds the attention over one block of keys to the accumulators; the maximum is a running one or stays.
 
@@ -154,12 +151,7 @@ def _attend(
 
     def logits(tile: tuple[Any, int]) -> jax.Array:
         part, strip = tile
-        s = product(k_ref[0, 0, part, :], q_ref[0, 0, strips[strip], :], (((1,), (1,)), ((), ())))
-        if bias_ref is not None:
-            # The bias lies along lanes; a product with ones lays it along sublanes.
-            bias = jnp.broadcast_to(bias_ref[0, :, part], (ONES, s.shape[0]))
-            s += product(bias, jnp.ones((ONES, s.shape[1]), bias.dtype), (((0,), (0,)), ((), ())))
-        return s
+        return product(k_ref[0, 0, part, :], q_ref[0, 0, strips[strip], :], (((1,), (1,)), ((), ())))
 
     under_way = []
     for number in range(len(tiles) + AHEAD):
@@ -169,7 +161,8 @@ def _attend(
             continue
         s = under_way.pop(0)
         part, strip = tiles[number - AHEAD]
-        values = jnp.concatenate([v_ref[0, 0, part, :].T, jnp.ones((ONES, s.shape[0]), v_ref.dtype)])
+        one = jnp.ones((1, s.shape[0]), v_ref.dtype) if ones_ref is None else ones_ref[0, :, part]
+        values = jnp.concatenate([v_ref[0, 0, part, :].T, jnp.broadcast_to(one, (ONES, s.shape[0]))])
         if running:
             higher = jnp.maximum(top[strip], s.max(axis=0, keepdims=True))
             acc[strip] *= jnp.exp2(top[strip] - higher)
