@@ -259,6 +259,7 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
     ceiling = device.ceiling / 1e12
     return {
         "blocks": f"{q}/{kv}/{compute}",
+        "span": span,
         "padding": f"{rows * q * busy / (tokens * keys) - 1:.1%}",
         "step_cycles": steps.steady,
         "once_cycles": steps.once,
