@@ -1,0 +1,1 @@
+"""What a run would need, known before it is made. Imported only where a run is planned."""
