@@ -222,8 +222,9 @@ class _Run:
         channels = self.configs["vae"].z_dim
         for batches in self.by_size.values():
             frames, *size, _ = sampling.part_shape(self.cfg, batches[0][0][0], channels)
-            resident = self.performer() + (self.experts() if self.units > len(self.parts.starts) else 0)
-            calls = collections.Counter(real for _, real in batches)
-            for rows, count in calls.items():
+            resident = self.performer() + (self.experts() if self.units > 1 else 0)
+            calls = collections.Counter(real for _, real in batches for _ in self.parts.starts)
+            calls[1] += (len(self.parts.starts) - 1) * sum(len(batch) for batch, _ in batches)  # frames handed on
+            for rows, times in (+calls).items():
                 x = self.like((rows, frames - self.parts.leading, *size, channels), axes.BATCH)
-                yield from self.vae("decode", "decode", count * len(self.parts.starts), resident, x)
+                yield from self.vae("decode", "decode", times, resident, x)
