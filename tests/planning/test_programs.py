@@ -191,7 +191,7 @@ def test_what_lives_beside_a_program(tmp_path):
     transformer = build_abstractly(
         builders_of(cfg, startup.lay_out(cfg, configs, devices)[0])["transformer"], configs["transformer"]
     )
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.state(transformer)))
+    weights = nbytes(nnx.state(transformer))
     assert both["prepare"] - one["prepare"] == weights and both["decode"] - one["decode"] == weights
     assert one["text"] == both["text"] == 0
 
