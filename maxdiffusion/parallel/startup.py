@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from maxdiffusion import variants
 from maxdiffusion.attention import api, auto
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
+from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
 
 log = logging.getLogger(__name__)
+
+
+def lay_out(
+    cfg: Config, configs: Mapping[str, Any], devices: Devices | None = None
+) -> tuple[AttentionPlan, Placement, tuple[int, int, int, int]]:
+    """`place` for the nets' configs (by folder), and f h w c of one video's latents.
+
+    Raises:
+      UserError: as `place`, or a size is not one of the transformer's.
+    """
+    spec, cut, network = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"]
+    f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
+    sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
+    tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
+    plan, placement = place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
+    return plan, placement, (cut.latent_frames(f), h, w, configs["vae"].z_dim)
 
 
 def place(
