@@ -64,8 +64,8 @@ def main(words: list[str]) -> None:
     unknown = [name for name in names if name not in SHAPES] + [key for key in options if key not in known]
     if unknown:
         sys.exit(f"error: {unknown[0]} is unknown; shapes: {', '.join(SHAPES)}; options: {', '.join(known)}")
-    if static and kind not in tpu_schedule.KINDS:
-        sys.exit(f"error: --tpu-schedule takes one of {', '.join(tpu_schedule.KINDS)}, not {kind!r}")
+    if static and kind not in tpu_schedule.SLICES:
+        sys.exit(f"error: --tpu-schedule takes one of {', '.join(tpu_schedule.SLICES)}, not {kind!r}")
     options = known | options
     if static:
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -237,7 +237,7 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
     Raises:
       RuntimeError: it does not compile.
     """
-    device = tpu_schedule.KINDS[kind]
+    device = tpu_schedule.SLICES[kind].generation
     given = {"kernel": kernel, "tokens": tokens, "keys": keys, "blocks": blocks}
     printed, schedules = tpu_schedule.compiled(kind, _KERNEL, json.dumps(given))
     q, kv, compute = json.loads(printed)
@@ -247,7 +247,7 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
     cycles = rows * ((columns - 1) * steps.steady[0] + tail + steps.once)
 
     def rate(products: int, cycles: int) -> float:
-        return device.cores * 4 * products * 128 / cycles * device.ghz / 1e3
+        return device.tensor_cores * 4 * products * 128 / cycles * device.ghz * 1e9
 
     step, call = rate(q * kv, steps.steady[0]), rate(tokens * keys, cycles)
     return {
@@ -255,9 +255,9 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
         "padding": f"{rows * q * columns * kv / (tokens * keys) - 1:.1%}",
         "step_cycles": steps.steady,
         "once_cycles": steps.once,
-        "step_tflops": round(step),
+        "step_tflops": round(step / 1e12),
         "matrix_unit": f"{step / device.ceiling:.0%}",
-        "tflops": round(call),
+        "tflops": round(call / 1e12),
         "of_ceiling": f"{call / device.ceiling:.0%}",
     }
 
@@ -265,9 +265,10 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
 def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list[dict[str, Any]]:
     """Rows of the kernel that a mode runs on one device of `kind`, and of the mode's collectives."""
     from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.planning import schedule
 
     _, tokens, keys, heads, _ = SHAPES[name]
-    devices = tpu_schedule.KINDS[kind].devices
+    devices = tpu_schedule.SLICES[kind].devices
     given = {key: int(options[key]) for key in BLOCKS if options[key]}
     degree = int(options["ulysses_shards"])
     plan = AttentionPlan.parse(options["mode"], heads=heads, context=devices, ulysses_shards=degree, platform="tpu")
@@ -291,9 +292,9 @@ def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list
         return sorted(rows, key=lambda row: -row.get("tflops", 0))[:1]
     mode = {"mode": options["mode"], "heads": heads, "tokens": tokens, "keys": keys, "ulysses_shards": degree}
     hlo, _ = tpu_schedule.compiled(kind, _MODE, json.dumps(mode))
-    found = tpu_schedule.collectives(hlo)
-    for each in sorted({one.kind for one in found}):
-        beside = [one.kernels > 0 for one in found if one.kind == each]
+    found = list(schedule.collectives(schedule.steps(hlo)))
+    for each in sorted({one.kind for one, _ in found}):
+        beside = [kernels > 0 for one, kernels in found if one.kind == each]
         rows.append(
             {"shape": name, "tpu": kind, "mode": split, each: f"{sum(beside)} of {len(beside)} beside a kernel"}
         )

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tpu_schedule
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from maxdiffusion.planning.chips import compile_only, slice_of
 
 # The published checkpoints: transformer, and for all of them text encoder and VAE.
 _LATENTS = {"in_channels": 16, "out_channels": 16, "text_dim": 4096, "attention_head_dim": 128}
@@ -61,10 +61,8 @@ def gib(nbytes: int) -> str:
 
 def topology_devices(topology: str) -> list[Any]:
     """The devices of a slice, described by libtpu; to be called before jax is imported elsewhere."""
-    os.environ |= tpu_schedule.compile_only(topology)
-    from jax.experimental import topologies
-
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    os.environ |= compile_only(topology)
+    return slice_of(topology).described()
 
 
 def compile_all(topology: str, words: list[str], programs: tuple[str, ...], layers: int | None):

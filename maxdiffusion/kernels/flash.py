@@ -75,7 +75,7 @@ def flash_attention(
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, compute=compute, masked=valid is not None),
-        name="flash_attention",
+        name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, tokens // block_q, steps),
