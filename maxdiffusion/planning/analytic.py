@@ -103,7 +103,8 @@ class Model:
             videos=len(videos),
             batch=rows,
             mode=cfg.guidance_mode,
-            batched=cfg.guidance_mode == "batched" or (cfg.guidance_mode == "auto" and 2 * rows * tokens <= BATCHED_TOKENS),
+            batched=cfg.guidance_mode == "batched"
+            or (cfg.guidance_mode == "auto" and 2 * rows * tokens <= BATCHED_TOKENS),
             segments=len(cut.starts),
             pixels=cut.length * largest.height * largest.width,
             frames=cut.length,
@@ -118,7 +119,7 @@ class Model:
     def stages(self, split: Split, plan: AttentionPlan, gib: float) -> dict[str, Stage]:
         """What the three stages need and take on a split of devices that have `gib` each."""
         programs = {"text": self._text(split), "denoise": self._step(split, plan), "decode": self._decode(split)}
-        return {name: Stage("modelled", (each,), (each.gib or 0) <= gib) for name, each in programs.items()}
+        return {name: Stage("modelled", (each,), each.gib <= gib) for name, each in programs.items()}
 
     def gathering(self, split: Split) -> float:
         """Seconds in which every device gets the transformer's weights, where they are spread."""
@@ -200,7 +201,7 @@ def twin(stage: Stage, model: Model, given: Split, wanted: Split, gib: float) ->
                 low=took.low + seconds,
                 high=took.high + (2 if seconds > 0 else 1) * seconds,
             )
-        return dataclasses.replace(each, gib=(each.gib or 0.0) + more, seconds=took)
+        return dataclasses.replace(each, gib=each.gib + more, seconds=took)
 
     programs = tuple(map(changed, stage.programs))
-    return Stage("derived", programs, all((each.gib or 0.0) <= gib for each in programs))
+    return Stage("derived", programs, all(each.gib <= gib for each in programs))

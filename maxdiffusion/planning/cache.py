@@ -25,7 +25,12 @@ T = TypeVar("T")
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
 # Groups of keys from which no program follows.
 _IDLE = ("prompt", "verify", "plan", "output", "hosts")
-_IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {"jax_cache_dir", "progress", "log_level", "inspect"}
+_IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
+    "jax_cache_dir",
+    "progress",
+    "log_level",
+    "inspect",
+}
 
 
 class Cache:

@@ -86,8 +86,10 @@ def _options(cfg: Config, target: Target) -> Iterator[Iterator[tuple[tuple[str, 
 
 
 def _larger(cfg: Config, target: Target) -> Iterator[tuple[tuple[str, ...], Config, int]]:
-    for times in (2, 4, 8) if target.slice else ():
-        generation = target.slice.generation
-        name = f"{generation.name}-{times * target.slice.chips * generation.numbered}"
+    if target.slice is None:
+        return
+    generation = target.slice.generation
+    for times in (2, 4, 8):
+        name = f"{generation.name}-{times * target.chips * generation.numbered}"
         with contextlib.suppress(UserError):
             yield (f"plan={name}",), cfg, slice_of(name).devices

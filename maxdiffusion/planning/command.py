@@ -97,8 +97,8 @@ def _make(
         notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")
     if tpu and not libtpu():
         notes.append(
-            "analytic: libtpu, which compiles for TPUs, is not installed (on x86-64 Linux: pip install libtpu), so that "
-            "all figures are arithmetic"
+            "analytic: libtpu, which compiles for TPUs, is not installed (on x86-64 Linux: pip install libtpu), so "
+            "that all figures are arithmetic"
         )
     else:
         job = functools.partial(Job, slice=tpu.topology if tpu else None, gib=target.gib)

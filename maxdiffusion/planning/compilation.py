@@ -12,7 +12,7 @@ from maxdiffusion.config.load import replaced
 from maxdiffusion.planning import analytic
 from maxdiffusion.planning.cache import Cache, digest
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.results import STAGES, Refused, Row, Split, Stage, stage_from, to_json
+from maxdiffusion.planning.results import Refused, Row, Split, Stage, stage_from, to_json
 from maxdiffusion.planning.worker import Answer, Job
 
 log = logging.getLogger(__name__)
@@ -79,13 +79,13 @@ class Compilation:
 
     def _first(self) -> list[tuple[Key, Split]]:
         """Stage by stage of each split, the most promising first; of two that differ in weights one."""
-        twins: dict[tuple[str, int], list[Split]] = {}
+        twins: dict[str, list[Split]] = {}
         for split in self.rows:
             twins.setdefault(split.name, []).append(split)
         chosen = []
         for pair in twins.values():
             whole = [split for split in pair if self.model.transformers(split) < 0.97 * self.gib]
-            chosen.append(min(whole or pair, key=lambda split: (split.sharded if whole else not split.sharded)))
+            chosen.append(min(whole or pair, key=lambda split: split.sharded if whole else not split.sharded))
         chosen.sort(key=lambda split: rank(self.rows[split]))
         return [(self._key(stage, split), split) for split in chosen for stage in ("denoise", "decode", "text")]
 

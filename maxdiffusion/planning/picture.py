@@ -34,14 +34,21 @@ def svg(plan: Plan) -> str:
     ]
     for index, row in enumerate(plan.rows):
         parts += _bars(row, _TOP + _ROW * index, _TIME / longest, memory, _MEMORY / most, row is plan.best)
-    parts.append(f'<line x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP - 8}" y2="{height - 24}" stroke="#c0504d" stroke-dasharray="4 3"/>')
+    parts.append(
+        f'<line x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP - 8}" y2="{height - 24}" stroke="#c0504d" stroke-dasharray="4 3"/>'
+    )
     return "\n".join([*parts, "</svg>\n"])
 
 
 def _bars(row: Row, y: float, per_second: float, memory: float, per_gib: float, best: bool) -> Iterator[str]:
     weight = 'font-weight="bold"' if best else "" if row.fits else 'fill="#999"'
     yield _text(12, y + 11, f"{row.split.name}", weight)
-    yield _text(12, y + 25, f"weights {weights(row)}, {source(row)}{'' if row.fits else ', does not fit'}", 'fill="#777" font-size="10"')
+    yield _text(
+        12,
+        y + 25,
+        f"weights {weights(row)}, {source(row)}{'' if row.fits else ', does not fit'}",
+        'fill="#777" font-size="10"',
+    )
     x = float(_NAMES)
     for part, colour in _COLOURS.items():
         width = per_second * getattr(row.step, part)

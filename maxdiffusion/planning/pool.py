@@ -42,7 +42,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def map(self, jobs: Mapping[K, Job], on_answer: Callable[[K, Answer | None], None]) -> None:
-        """Does the jobs, the first of them first, and hands on answers as they come; None where the deadline came first.
+        """Does the jobs, in order, and hands on answers as they come; None where the deadline came first.
 
         Raises:
           UserError: a job cannot be done: libtpu does not start, this machine has no memory for it.
@@ -86,9 +86,11 @@ class Pool:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _answer(self, process: subprocess.Popen[bytes], job: Job | None) -> Answer | None:
+        assert process.stdin and process.stdout and process.stderr
+        errors = process.stderr
         # Its stdin stays open as long as it runs: its end tells the worker that we are gone.
         logs: list[bytes] = []
-        reader = threading.Thread(target=lambda: logs.append(process.stderr.read()), daemon=True)
+        reader = threading.Thread(target=lambda: logs.append(errors.read()), daemon=True)
         reader.start()
         timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), _kill, [process])
         timer.start()

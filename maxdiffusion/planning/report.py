@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 from maxdiffusion.planning.results import Plan, Row, Seconds
@@ -78,8 +77,8 @@ def _summary(plan: Plan, price: float | None) -> str:
         least = min(plan.rows, key=lambda row: row.stages[row.peak].gib)
         peak = least.stages[least.peak]
         lines.append(
-            f"NOTHING FITS: the nearest split, {least.split.name} with weights {weights(least)}, needs {peak.gib:.2f} GiB "
-            f"per device for {least.peak}, of {plan.gib:g}."
+            f"NOTHING FITS: the nearest split, {least.split.name} with weights {weights(least)}, needs "
+            f"{peak.gib:.2f} GiB per device for {least.peak}, of {plan.gib:g}."
         )
         lines += ["  it would fit, by arithmetic, with"] if plan.changes else ["  and no single change would do."]
         lines += [f"    {' '.join(map(shlex.quote, each.words))}   ({each.gib:.2f} GiB)" for each in plan.changes]
@@ -126,13 +125,18 @@ def _table(plan: Plan) -> str:
             ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = (0, 1, len(head) - 1)
-    shown = [
-        "  ".join(cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    title = f"seconds of a step: attention + linear + other + exposed collectives; hidden ones lie beside. GiB per device of {plan.gib:g}:"
-    return "\n".join([title, *map(str.rstrip, shown)])
+    shown = []
+    for line in lines:
+        padded = [
+            cell.ljust(width) if name in ("split", "weights", "by") else cell.rjust(width)
+            for name, cell, width in zip(head, line, widths, strict=True)
+        ]
+        shown.append("  ".join(padded).rstrip())
+    title = (
+        "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
+        f"of {plan.gib:g}"
+    )
+    return "\n".join([title, *shown])
 
 
 def _always(plan: Plan) -> list[str]:

@@ -43,17 +43,15 @@ class Program:
     Attributes:
       name: as `programs.Lowered` has it.
       times: how often the run calls it.
-      gib: per device at its peak, with what lies in memory beside it; None where the compiler does not say.
+      gib: per device at its peak, with what lies in memory beside it.
       seconds: of one call.
-      weights: GiB per device of its net's weights.
       compile_seconds: what compiling took.
     """
 
     name: str
     times: int
-    gib: float | None
+    gib: float
     seconds: Seconds
-    weights: float = 0.0
     compile_seconds: float = 0.0
 
 
@@ -76,7 +74,7 @@ class Stage:
     @property
     def gib(self) -> float:
         """Per device, at the peak of the largest program."""
-        return max((program.gib or 0.0 for program in self.programs), default=0.0)
+        return max((program.gib for program in self.programs), default=0.0)
 
     @property
     def seconds(self) -> Seconds:

@@ -29,7 +29,6 @@ def splits(
     """
     found: dict[Split, AttentionPlan] = {}
     refused: list[Refused] = []
-    errors: list[UserError] = []
     for data in _data(cfg, devices):
         words = () if data is None else (f"ici_data_parallelism={data}",)
         name = f"data {data}" if data else "these degrees"
@@ -50,20 +49,17 @@ def splits(
             )
         except UserError as error:
             refused.append(Refused(name, str(error)))
-            errors.append(error)
             continue
-        for ulysses, error in illegal.items():
-            ring = ici.context // ulysses
-            pair = f"data {ici.data} x " if ici.data > 1 else ""
-            refused.append(Refused(f"{pair}ring {ring} x ulysses {ulysses}", str(error)))
-            errors.append(error)
+        pair = f"data {ici.data} x " if ici.data > 1 else ""
+        for ulysses, reason in illegal.items():
+            refused.append(Refused(f"{pair}ring {ici.context // ulysses} x ulysses {ulysses}", str(reason)))
         for ulysses, plan in legal.items():
             own = (*words, f"ulysses_shards={ulysses}") if _open(cfg, plan) else words
             for sharded, rules in _weights(cfg, plan.context):
                 split = Split(ici.data, ici.fsdp, plan.ring, ulysses, ici.tensor, sharded, (*own, *rules))
                 found[split] = plan
     if not found:
-        raise errors[-1]
+        raise UserError(refused[-1].reason)
     return found, tuple(refused)
 
 

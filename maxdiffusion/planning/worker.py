@@ -1,12 +1,13 @@
-"""A process that compiles one stage of a run: `python -m maxdiffusion.planning.worker`, a job on stdin, a stage on stdout.
+"""A process that compiles one stage of a run: a job on stdin, the answer on stdout.
 
-It lives no longer than the process that started it, which holds its stdin open: at its end all that was begun here ends,
-and the temporary folder that was given to it goes.
+It lives no longer than the process that started it, which holds its stdin open: at its end all that was begun here
+ends, and the temporary folder that was given to it goes.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -19,6 +20,8 @@ import pydantic
 
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.planning import predict, schedule
+from maxdiffusion.planning.chips import Slice, slice_of
 from maxdiffusion.planning.results import Program, Seconds, Stage
 
 GIB = 2**30
@@ -83,41 +86,59 @@ def _do(job: Job) -> Answer:
     cfg = Config.model_validate(job.config)
     import jax
 
-    from maxdiffusion.planning import predict, schedule
-    from maxdiffusion.planning.chips import slice_of
     from maxdiffusion.planning.programs import programs
     from maxdiffusion.runtime import compile_cache
     from maxdiffusion.weights.official import configs_of
 
-    compile_cache.enable(None)  # not even asked: its key would be that of a program for other devices
+    compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
     tpu = slice_of(job.slice) if job.slice else None
     configs = configs_of(cfg)
+    side = getattr(configs["transformer"], "side", None)
+    taken = len(getattr(side, "vace_layers", ())) / configs["transformer"].num_layers
     found: list[Program] = []
-    fault = ""
+    faults: list[str] = []
     for each in programs(cfg, configs, tpu.described() if tpu else jax.devices()):
         if each.stage != job.stage:
             continue
         begun = time.monotonic()
+        seconds = Seconds()
         try:
             compiled = each.lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if (needed := _needed(str(error))) is None:
-                raise
-            fault = f"the compiler says that {each.name} needs {needed:.2f} GiB"
-            gib, seconds = needed + each.resident / GIB, Seconds()
+            said = str(error)
+            needed = _needed(said)
+            if needed is None:
+                return Answer(refused=f"The compiler refuses the program {each.name}: {' '.join(said.split())[:400]}")
+            faults.append(f"the compiler says that {each.name} needs {needed:.2f} GiB")
         else:
-            memory = compiled.memory_analysis()
-            gib = (memory.peak_memory_in_bytes + each.resident) / GIB
-            seconds = Seconds()
+            needed = compiled.memory_analysis().peak_memory_in_bytes / GIB
             if tpu:
-                read = schedule.read(compiled)
-                made = predict.predict(read, tpu.generation, taken=_taken(configs["transformer"]))
-                parts = made.parts
-                seconds = Seconds(
-                    parts.kernels, parts.linear, parts.other, parts.exposed, parts.hidden, made.low, made.high
-                )
-        found.append(
-            Program(each.name, each.times, gib, seconds, 0.0, time.monotonic() - begun)
-        )
-    fits = all((program.gib or 0.0) <= job.gib for program in found)
-    return Answer(stage=Stage("compiled", tuple(found), fits, fault))
+                seconds = _seconds(schedule.read(compiled), tpu, taken, faults)
+        took = time.monotonic() - begun
+        found.append(Program(each.name, each.times, needed + each.resident / GIB, seconds, took))
+    fits = all(program.gib <= job.gib for program in found)
+    return Answer(stage=Stage("compiled", tuple(found), fits, "; ".join(faults)))
+
+
+def _seconds(read: schedule.Schedule, tpu: Slice, taken: float, faults: list[str]) -> Seconds:
+    made = predict.predict(read, tpu.generation, taken=taken)
+    if made.uncounted:
+        faults.append(f"the time of the kernels {', '.join(made.uncounted)} is not known and not in it")
+    parts = made.parts
+    return Seconds(parts.kernels, parts.linear, parts.other, parts.exposed, parts.hidden, made.low, made.high)
+
+
+def _needed(message: str) -> float | None:
+    """GiB that a program needs which the compiler refuses for want of memory; None where it refuses for another reason.
+
+    RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.26G) exceeds ...
+    """
+    found = re.search(r"HBM, .*?\(([\d.]+)([KMGT])\) exceeds|hbm\. Used ([\d.]+)([KMGT]) of", message, re.DOTALL)
+    if "RESOURCE_EXHAUSTED" not in message or not found:
+        return None
+    number, unit = [group for group in found.groups() if group]
+    return float(number) * 1024.0 ** ("KMGT".index(unit) - 2)
+
+
+if __name__ == "__main__":
+    main()
