@@ -65,7 +65,8 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    while os.read(0, 1):  # not of sys.stdin, which a thread would hold when Python ends
+        pass
     if os.getpgrp() == os.getpid():  # else somebody runs this by hand
         shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
         os.killpg(0, signal.SIGKILL)
