@@ -5,8 +5,9 @@ Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
+from maxdiffusion.conditioning.described import Described, Grid, full
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
@@ -69,6 +71,15 @@ def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], g
     with stages("control"):
         control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
     return [control] * len(videos)
+
+
+def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    (f, h, w), vae, images = grid, configs["vae"], len(cfg.reference_images)
+    latents = full(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
+    control = Control(latents, full(len(configs["transformer"].side.vace_layers)))
+    size = (cfg.height, cfg.width)
+    return Described({"side": control}, Counter({(1, *size): images}) + Counter({(cfg.num_frames, *size): 2}))
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,7 +67,7 @@ def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
     """The words of a run, without those of the plan and what its overrides say anew."""
     said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
     said |= {word.partition("=")[0] for row in plan.rows for word in row.split.overrides}
-    return tuple(shlex.quote(word) for word in words if word.partition("=")[0] not in said)
+    return tuple(word for word in words if word.partition("=")[0] not in said)
 
 
 # ---- making one

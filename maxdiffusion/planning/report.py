@@ -78,7 +78,7 @@ def _summary(plan: Plan, price: float | None) -> str:
         peak = least.stages[least.peak]
         lines.append(
             f"NOTHING FITS: the nearest split, {least.split.name} with weights {weights(least)}, needs "
-            f"{peak.gib:.2f} GiB per device for {least.peak}, of {plan.gib:g}."
+            f"{peak.gib:.2f} GiB per device for {least.peak}, of {plan.gib:.4g}."
         )
         lines += ["  it would fit, by arithmetic, with"] if plan.changes else ["  and no single change would do."]
         lines += [f"    {' '.join(map(shlex.quote, each.words))}   ({each.gib:.2f} GiB)" for each in plan.changes]
@@ -91,7 +91,7 @@ def _summary(plan: Plan, price: float | None) -> str:
         f"{clock(seconds.total)} ({clock(seconds.low)} to {clock(seconds.high)}), "
         f"{plan.chips * seconds.total:,.0f} chip-seconds"
         + ("" if price is None else f", {plan.chips * seconds.total / 3600 * price:,.2f} at {price:g} a chip-hour"),
-        f"  memory     {peak.gib:.2f} of {plan.gib:g} GiB per device at the peak, which is {best.peak} ("
+        f"  memory     {peak.gib:.2f} of {plan.gib:.4g} GiB per device at the peak, which is {best.peak} ("
         + ", ".join(f"{name} {stage.gib:.2f}" for name, stage in best.stages.items())
         + ")",
     ]
@@ -134,7 +134,7 @@ def _table(plan: Plan) -> str:
         shown.append("  ".join(padded).rstrip())
     title = (
         "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
-        f"of {plan.gib:g}"
+        f"of {plan.gib:.4g}"
     )
     return "\n".join([title, *shown])
 

@@ -93,7 +93,8 @@ class Split:
     Attributes:
       data: devices over the batch, which the guidance pair may take.
       fsdp: devices over the weights and the batch.
-      ring: devices around which keys and values travel.
+      context: devices over the video tokens.
+      ring: of them, around which keys and values travel.
       ulysses: devices that trade sequence for heads.
       tensor: devices over heads and feed-forward width.
       sharded: whether weights are spread over the context axis, too.
@@ -102,6 +103,7 @@ class Split:
 
     data: int
     fsdp: int
+    context: int
     ring: int
     ulysses: int
     tensor: int
@@ -112,15 +114,13 @@ class Split:
     def name(self) -> str:
         degrees = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         over = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
+        if self.context != self.ring * self.ulysses:
+            return " x ".join([*over, f"context {self.context}, keys gathered"])
         return " x ".join([*over, f"ring {self.ring}", f"ulysses {self.ulysses}"])
 
     @property
-    def context(self) -> int:
-        return self.ring * self.ulysses
-
-    @property
     def holders(self) -> int:
-        """Devices among which one copy of the weights is spread, but for those of `tensor`."""
+        """Devices over which one copy of the weights is spread, but for those of `tensor`."""
         return self.fsdp * (self.context if self.sharded else 1)
 
 

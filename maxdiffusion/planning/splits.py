@@ -55,8 +55,8 @@ def splits(
             refused.append(Refused(f"{pair}ring {ici.context // ulysses} x ulysses {ulysses}", str(reason)))
         for ulysses, plan in legal.items():
             own = (*words, f"ulysses_shards={ulysses}") if _open(cfg, plan) else words
-            for sharded, rules in _weights(cfg, plan.context):
-                split = Split(ici.data, ici.fsdp, plan.ring, ulysses, ici.tensor, sharded, (*own, *rules))
+            for sharded, rules in _weights(cfg, ici.context):
+                split = Split(ici.data, ici.fsdp, ici.context, plan.ring, ulysses, ici.tensor, sharded, (*own, *rules))
                 found[split] = plan
     if not found:
         raise UserError(refused[-1].reason)
