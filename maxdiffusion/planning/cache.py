@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
+# Of this folder, what compiles and reads programs.
+_READERS = ("programs", "worker", "schedule", "predict", "kernels", "links", "chips", "results")
 # Groups of keys from which no program follows.
 _IDLE = ("prompt", "verify", "plan", "output", "hosts")
 _IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
@@ -72,18 +74,20 @@ def digest(*parts: Any) -> str:
 
 
 def origin(cfg: Config, configs: Any) -> str:
-    """The digest of all that programs of `cfg` on some devices follow from."""
+    """The digest of all that programs of `cfg`, and what is read of them, follow from, but for the devices."""
     keys = {key: value for key, value in cfg.model_dump(mode="json").items() if key not in _IDLE_KEYS}
     videos = [(each.width, each.height, bool(each.image), bool(each.last_image)) for each in examples(cfg)]
     prompts = {prompt for each in examples(cfg) for prompt in (each.prompt, each.negative_prompt)}
-    return digest(keys, sorted(videos), len(prompts), configs, _source(), _versions())
+    return digest(keys, sorted(videos), len(prompts), configs, source(whole=False), _versions())
 
 
 @functools.cache
-def _source() -> str:
-    """The digest of this package's source."""
+def source(whole: bool = True) -> str:
+    """The digest of this package's source, whole or without what makes a plan of compiled programs."""
     root = Path(maxdiffusion.__file__).parent
     files = sorted(root.rglob("*.py"))
+    if not whole:
+        files = [path for path in files if path.parent.name != "planning" or path.stem in _READERS]
     return digest(*[(str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).digest()) for file in files])
 
 

@@ -46,7 +46,7 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
     configs = official.configs_of(cfg)
     store = Cache(cfg.jax_cache_dir)
     follows = cache.origin(cfg, configs)
-    asked = cache.digest("plan", follows, identity(tpu), cfg.plan_minutes)
+    asked = cache.digest("plan", cache.source(), follows, identity(tpu), cfg.plan_minutes)
     plan = store.read(asked, plan_from)
     if plan is None:
         plan = _make(cfg, configs, tpu, store, follows, started + 60 * cfg.plan_minutes)

@@ -112,7 +112,8 @@ def _do(job: Job) -> Answer:
                 return Answer(refused=f"The compiler refuses the program {each.name}: {' '.join(said.split())[:400]}")
             faults.append(f"the compiler says that {each.name} needs {needed:.2f} GiB")
         else:
-            needed = compiled.memory_analysis().peak_memory_in_bytes / GIB
+            memory: Any = compiled.memory_analysis()
+            needed = memory.peak_memory_in_bytes / GIB
             if tpu:
                 seconds = _seconds(schedule.read(compiled), tpu, taken, faults)
         took = time.monotonic() - begun
