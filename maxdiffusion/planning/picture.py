@@ -34,9 +34,7 @@ def svg(plan: Plan) -> str:
     ]
     for index, row in enumerate(plan.rows):
         parts += _bars(row, _TOP + _ROW * index, _TIME / longest, memory, _MEMORY / most, row is plan.best)
-    parts.append(
-        f'<line x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP - 8}" y2="{height - 24}" stroke="#c0504d" stroke-dasharray="4 3"/>'
-    )
+    parts.append(_line(limit, limit, _TOP - 8, height - 24, 'stroke="#c0504d" stroke-dasharray="4 3"'))
     return "\n".join([*parts, "</svg>\n"])
 
 
@@ -56,7 +54,7 @@ def _bars(row: Row, y: float, per_second: float, memory: float, per_gib: float, 
         x += width
     yield _text(x + 6, y + 15, f"{row.step.total:.2f} s", weight)
     low, high = (_NAMES + per_second * min(end, 2 * row.step.total) for end in (row.step.low, row.step.high))
-    yield f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y + 26}" y2="{y + 26}" stroke="#333"/>'
+    yield _line(low, high, y + 26, y + 26, 'stroke="#333"')
     for index, (name, colour) in enumerate(_STAGES.items()):
         gib = row.stages[name].gib
         yield _bar(memory, y + 8 * index, per_gib * gib, 7, colour, f"{name} {gib:.2f} GiB")
@@ -71,7 +69,12 @@ def _legend(x: float, colours: dict[str, str]) -> Iterator[str]:
 
 
 def _bar(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y}" width="{max(width, 0):.1f}" height="{height}" fill="{colour}"><title>{escape(title)}</title></rect>'
+    size = f'x="{x:.1f}" y="{y}" width="{max(width, 0):.1f}" height="{height}"'
+    return f'<rect {size} fill="{colour}"><title>{escape(title)}</title></rect>'
+
+
+def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+    return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1}" y2="{y2}" {attributes}/>'
 
 
 def _text(x: float, y: float, words: str, attributes: str = "") -> str:
