@@ -40,6 +40,15 @@ def nbytes(cfg: Config, configs: Mapping[str, Any]) -> dict[str, int]:
     return {name: programs.nbytes(nnx.state(build_abstractly(build[name], config))) for name, config in configs.items()}
 
 
+def work_of(cfg: Config, configs: Mapping[str, Any], kind: str, platform: str) -> auto.Work:
+    """One layer's self-attention for the largest of a run's videos."""
+    spec, cut, network = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"]
+    grids = [spec.latent_grid(cut.length, video.height, video.width) for video in examples(cfg)]
+    tokens = max(math.prod(network.grid(cut.leading + f, h, w)) for f, h, w in grids)
+    branches = 2 if max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1 else 1
+    return auto.Work(tokens, network.attention_head_dim, branches, kind, platform)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """A run in numbers.
@@ -85,14 +94,11 @@ class Model:
     @classmethod
     def of(cls, cfg: Config, configs: Mapping[str, Any], nbytes: Mapping[str, int], kind: str, platform: str) -> Model:
         """Of a run on devices of that kind, for the largest of its videos."""
-        spec, cut, network, videos = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"], examples(cfg)
-        largest = max(videos, key=lambda video: video.height * video.width)
-        f, h, w = spec.latent_grid(cut.length, largest.height, largest.width)
-        tokens = math.prod(network.grid(cut.leading + f, h, w))
-        rows = cfg.per_device_batch_size
-        branches = 2 if max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1 else 1
+        cut, network, videos, rows = parts.of(cfg), configs["transformer"], examples(cfg), cfg.per_device_batch_size
+        work = work_of(cfg, configs, kind, platform)
+        both = 2 * rows * work.tokens <= BATCHED_TOKENS
         return cls(
-            work=auto.Work(tokens, network.attention_head_dim, branches, kind, platform),
+            work=work,
             peak=KINDS[kind].peak if kind in KINDS else 2 * auto.PLATFORMS[platform].attention,
             layers=network.num_layers,
             width=network.num_attention_heads * network.attention_head_dim,
@@ -103,13 +109,12 @@ class Model:
             videos=len(videos),
             batch=rows,
             mode=cfg.guidance_mode,
-            batched=cfg.guidance_mode == "batched"
-            or (cfg.guidance_mode == "auto" and 2 * rows * tokens <= BATCHED_TOKENS),
+            batched=cfg.guidance_mode == "batched" or (cfg.guidance_mode == "auto" and both),
             segments=len(cut.starts),
-            pixels=cut.length * largest.height * largest.width,
+            pixels=cut.length * max(video.height * video.width for video in videos),
             frames=cut.length,
             steps=cfg.num_inference_steps,
-            prompts=len({text for video in videos for text in (video.prompt, video.negative_prompt)[:branches]}),
+            prompts=len({text for video in videos for text in (video.prompt, video.negative_prompt)[: work.branches]}),
         )
 
     def units(self, data: int) -> int:
@@ -121,9 +126,9 @@ class Model:
         programs = {"text": self._text(split), "denoise": self._step(split, plan), "decode": self._decode(split)}
         return {name: Stage("modelled", (each,), each.gib <= gib) for name, each in programs.items()}
 
-    def gathering(self, split: Split) -> float:
-        """Seconds in which every device gets the transformer's weights, where they are spread."""
-        machine, size = self.machine, self.nbytes["transformer"] // split.tensor
+    def gathering(self, net: str, split: Split) -> float:
+        """Seconds in which every device gets the net's weights, where they are spread."""
+        machine, size = self.machine, self.nbytes[net] // split.tensor
         chips = -(-split.holders // machine.cores)
         return links.all_gather(size, split.holders, chips, machine)
 
@@ -137,11 +142,15 @@ class Model:
         layers = 2 / self.layers if split.holders > 1 else 0.0
         return (self.together / split.holders + layers) * self.nbytes["transformer"] / split.tensor / GIB
 
+    def text_encoder(self, split: Split) -> float:
+        """GiB on each device of the text encoder."""
+        return self.nbytes["text_encoder"] / (split.holders * split.tensor) / GIB
+
     def _text(self, split: Split) -> Program:
-        held = self.nbytes["text_encoder"] / (split.holders * split.tensor)
+        held = self.text_encoder(split)
         flops = self.nbytes["text_encoder"] * _TEXT  # two of each weight, which has two bytes
-        seconds = _seconds(linear=flops / self.peak, other=held / self.machine.memory)
-        return Program("text", self.prompts, held / GIB + 0.5, seconds)
+        seconds = _seconds(linear=flops / self.peak, other=held * GIB / self.machine.memory)
+        return Program("text", self.prompts, held + 0.3, seconds)
 
     def _step(self, split: Split, plan: AttentionPlan) -> Program:
         rows = self.batch * self.branches(split)
@@ -154,7 +163,7 @@ class Model:
             attention=self.layers * cost.compute,
             linear=products / (_EFFICIENCY * self.peak),
             other=self.layers * (cost.passes + _PASSES * nbytes / self.machine.memory),
-            exposed=self.layers * (cost.exchange + cost.rotation) + self.gathering(split),
+            exposed=self.layers * (cost.exchange + cost.rotation) + self.gathering("transformer", split),
         )
         gib = self.transformers(split) + _ALIVE * nbytes / GIB
         passes = self.batch * self.work.branches // rows
@@ -187,14 +196,16 @@ def timed(stage: Stage, modelled: Stage) -> Stage:
     return dataclasses.replace(stage, programs=tuple(programs))
 
 
-def twin(stage: Stage, model: Model, given: Split, wanted: Split, gib: float) -> Stage:
-    """The denoise stage of `wanted` from the compiled one of `given`, from which it differs in its weights alone."""
-    more = model.transformers(wanted) - model.transformers(given)
-    seconds = model.gathering(wanted) - model.gathering(given)
+def twin(name: str, stage: Stage, model: Model, given: Split, wanted: Split, gib: float) -> Stage:
+    """Stage `name` of `wanted` from the compiled one of `given`, from which it differs in its weights alone."""
+    net, step = {"text": ("text_encoder", "text"), "denoise": ("transformer", "step")}[name]
+    held = model.transformers if name == "denoise" else model.text_encoder
+    more = held(wanted) - held(given)
+    seconds = model.gathering(net, wanted) - model.gathering(net, given)
 
     def changed(each: Program) -> Program:
         took = each.seconds
-        if each.name == "step":
+        if each.name == step:
             took = dataclasses.replace(
                 took,
                 exposed=max(0.0, took.exposed + seconds),

@@ -37,20 +37,10 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
       words: of the command line that said so.
 
     Raises:
-      UserError: the run is illegal on every split, the devices do not exist, the disk is full.
+      UserError: as `make`, or a file cannot be written.
     """
-    assert cfg.plan
     log.setup(cfg.log_level)
-    started = time.monotonic()
-    tpu = slice_named(cfg.plan)
-    configs = official.configs_of(cfg)
-    store = Cache(cfg.jax_cache_dir)
-    follows = cache.origin(cfg, configs)
-    asked = cache.digest("plan", cache.source(), follows, identity(tpu), cfg.plan_minutes)
-    plan = store.read(asked, plan_from)
-    if plan is None:
-        plan = _make(cfg, configs, tpu, store, follows, started + 60 * cfg.plan_minutes)
-        store.write(asked, to_json(plan))
+    plan = make(cfg)
     plan = dataclasses.replace(plan, command=_command(words, plan))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
@@ -60,6 +50,26 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
         with atomic_path(file, cfg.overwrite) as path:
             path.write_text(content, encoding="utf-8")
         logger.info("wrote %s", file)
+    return plan
+
+
+def make(cfg: Config) -> Plan:
+    """The plan, compiled within `plan_minutes` or known from before; what is known needs no jax.
+
+    Raises:
+      UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
+    """
+    assert cfg.plan
+    deadline = time.monotonic() + 60 * cfg.plan_minutes
+    tpu = slice_named(cfg.plan)
+    configs = official.configs_of(cfg)
+    store = Cache(cfg.jax_cache_dir)
+    follows = cache.origin(cfg, configs)
+    asked = cache.digest("plan", cache.source(), follows, identity(tpu), cfg.plan_minutes)
+    plan = store.read(asked, plan_from)
+    if plan is None:
+        plan = _make(cfg, configs, tpu, store, follows, deadline)
+        store.write(asked, to_json(plan))
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -134,13 +135,12 @@ class Compilation:
                 stages[key[0]] = stage if stage.seconds.total else analytic.timed(stage, stages[key[0]])
 
     def _derive(self) -> None:
-        """Denoising of splits whose twin alone was compiled."""
-        for split, row in self.rows.items():
-            for other, twin in self.rows.items():
-                pair = row.stages["denoise"].source, twin.stages["denoise"].source
-                if other.name == split.name and pair == ("modelled", "compiled"):
-                    known = twin.stages["denoise"]
-                    row.stages["denoise"] = analytic.twin(known, self.model, other, split, self.gib)
+        """What differs in its weights alone from what was compiled."""
+        for (split, row), (other, twin) in itertools.product(self.rows.items(), repeat=2):
+            for name in ("text", "denoise"):
+                ours, theirs = row.stages[name], twin.stages[name]
+                if (ours.source, theirs.source) == ("modelled", "compiled") and split.name == other.name:
+                    row.stages[name] = analytic.twin(name, theirs, self.model, other, split, self.gib)
 
     def _name(self, key: Key) -> str:
         return digest("stage", self.follows, key)

@@ -118,7 +118,7 @@ class Pool:
 def workers() -> int:
     """How many at a time: one for each processor of ours, as far as memory goes."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(processors, int(_available() // _GIB_EACH)))
+    return max(1, int(min(processors, _available() / _GIB_EACH)))
 
 
 def libtpu() -> bool:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -68,7 +69,11 @@ def _end_with_parent() -> None:
     while os.read(0, 1):  # not of sys.stdin, which a thread would hold when Python ends
         pass
     if os.getpgrp() == os.getpid():  # else somebody runs this by hand
-        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+        folder = Path(tempfile.gettempdir())
+        for _ in range(1000):  # as long as another thread still adds to it
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
         os.killpg(0, signal.SIGKILL)
 
 

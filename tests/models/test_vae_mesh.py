@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.models.vae import VAEConfig, WanVAE
-from maxdiffusion.models.vae import model
+from maxdiffusion.models.vae import VAEConfig, WanVAE, model
 from maxdiffusion.weights.nets import build_abstractly
 from tests.parity import relative_error
 
