@@ -1,4 +1,4 @@
-"""`ulysses_shards=auto`: which split of the devices is fastest, by a rule of arithmetic; imports no jax.
+"""`ulysses_shards=auto`: the fastest split of the devices, as planned ahead (`cells`) or by a rule; imports no jax.
 
 Seconds of one layer's self-attention, for both branches of guidance:
 
@@ -23,6 +23,7 @@ import logging
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from maxdiffusion.attention import cells
 from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
@@ -106,7 +107,7 @@ def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
 def choose(
     found: Mapping[tuple[int, int], AttentionPlan], refused: Mapping[tuple[int, int], UserError], work: Work
 ) -> tuple[int, int]:
-    """The key (data, ulysses) of the cheapest plan; logs it, the others by cost, and why the refused ones are illegal.
+    """The key (data, ulysses) of the fastest plan; logs it, the others by time, and why the refused ones are illegal.
 
     Where there is one plan and nothing else was thinkable, nothing is logged.
 
@@ -117,11 +118,20 @@ def choose(
         raise refused[max(refused)]
     if len(found) == 1 and not refused:
         return next(iter(found))
-    costs = {key: cost(plan, key[0], work) for key, plan in found.items()}
-    best, *others = sorted(costs, key=lambda key: costs[key].total)
-    log.info("ulysses_shards=auto: %s, modelled %s", _name(best, found[best]), costs[best])
+    cell = cells.find(found, work.device_kind, work.head_dim, work.tokens, work.branches) if work.slices == 1 else None
+    if cell:
+        seconds = {key: cell.seconds[key] for key in found}
+        shown = {
+            key: f"planned ({cell.source}) {each:.0f} s for a run of the defaults" for key, each in seconds.items()
+        }
+    else:
+        costs = {key: cost(plan, key[0], work) for key, plan in found.items()}
+        seconds = {key: each.total for key, each in costs.items()}
+        shown = {key: f"modelled {each}" for key, each in costs.items()}
+    best, *others = sorted(seconds, key=lambda key: seconds[key])
+    log.info("ulysses_shards=auto: %s, %s", _name(best, found[best]), shown[best])
     for key in others:
-        log.info("  rather than %s, modelled %s", _name(key, found[key]), costs[key])
+        log.info("  rather than %s, %s", _name(key, found[key]), shown[key])
     for (data, ulysses), reason in refused.items():
         log.info("  not data %d, ulysses %d: %s", data, ulysses, reason)
     return best

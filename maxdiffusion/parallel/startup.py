@@ -61,8 +61,8 @@ def place(
     found: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
     pair = _pair_may_split(cfg)
-    for data in (1, 2) if pair and resolve(*_degrees(cfg), devices)[0].context % 2 == 0 else (1,):
-        ici, dcn = resolve(*_degrees(cfg, data), devices)
+    for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
+        ici, dcn = resolve(*degrees(cfg, data), devices)
         legal, illegal = plans(
             cfg.attention,
             heads=heads,
@@ -84,7 +84,7 @@ def place(
     plan = found[data, ulysses]
     if cfg.attention == "auto":
         log.info("attention=auto: kernel %s, the fastest exact one for %s here", plan.kernel, cfg.activations_dtype)
-    mesh = make_mesh(*_degrees(cfg, data), ulysses=ulysses, devices=devices)
+    mesh = make_mesh(*degrees(cfg, data), ulysses=ulysses, devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     log.info("mesh: %s (%s)", shape, devices[0].device_kind)
     placement = Placement(mesh, rules_for(cfg.logical_axis_rules))
@@ -105,7 +105,7 @@ def _pair_may_split(cfg: Config) -> bool:
     )
 
 
-def _degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
+def degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
     """Inside a slice and over slices, as given; `data` stands for ici_data_parallelism=auto."""
     ici = Degrees(
         data if cfg.ici_data_parallelism == "auto" else cfg.ici_data_parallelism,

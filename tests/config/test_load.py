@@ -356,3 +356,10 @@ def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkp
             config.load(words)
     else:
         assert config.load(words).model_name == variant
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
+def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
+    cfg = config.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"])
+    assert cfg.plan == "v6e-8"
+    assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)
