@@ -163,13 +163,13 @@ def compile_all(topology: str, words: list[str], programs: tuple[str, ...], laye
         for name, chunk in chunks.items():
             if name in programs:
                 x = array((size, *chunk), jnp.float32)
-                run = functools.partial(vae_model._run, graph, params, name, vae_model._placement())
+                given = (graph, params, name, vae_model._placement())
                 cache = jax.tree.map(
                     lambda leaf: array(leaf.shape, leaf.dtype, axes.BATCH, None, None, axes.WIDTH, None),
-                    jax.eval_shape(functools.partial(run, None), x)[1],
+                    vae_model._run.eval_shape(*given, None, x)[1],
                 )
-                lower = functools.partial(vae_model._run.lower, graph, params, name, vae_model._placement())
-                yield timed(name, lambda lower=lower, cache=cache, x=x: lower(cache, x).compile())
+                lowered = vae_model._run.lower(*given, cache, x)
+                yield timed(name, lambda lowered=lowered: lowered.compile())
 
 
 if __name__ == "__main__":
