@@ -32,7 +32,7 @@ class Seconds:
     def __add__(self, more: Seconds) -> Seconds:
         return Seconds(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(more), strict=True)))
 
-    def __mul__(self, times: float) -> Seconds:
+    def __mul__(self, times: float | int) -> Seconds:
         return Seconds(*(times * value for value in dataclasses.astuple(self)))
 
 

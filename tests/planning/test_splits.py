@@ -80,7 +80,10 @@ def test_a_refused_split_has_the_sentence_of_the_run():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["attention=ulysses"], "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4, with attention=ulysses_ring."),
+        (
+            ["attention=ulysses"],
+            "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4, with attention=ulysses_ring.",
+        ),
         (["ici_context_parallelism=3"], "but there are 8"),
         (["dcn_context_parallelism=2"], "dcn parallelism context 2 needs"),
     ],
