@@ -1,4 +1,4 @@
-"""Memory per device of a run's programs, compiled for a TPU slice that need not be there.
+"""Memory and predicted time of a run's programs, compiled for a TPU slice that need not be there.
 
     python scripts/tpu_memory.py v6e:2x4 configs/wan2.1_t2v_14b.yml attention=ulysses_ring ulysses_shards=4
     python scripts/tpu_memory.py TPU7x:2x2x1 configs/wan2.1_t2v_14b.yml --layers 1 --programs step --hlo step.txt
@@ -13,6 +13,7 @@ expert of two, an input video) is counted as resident. A step takes one to three
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.planning.chips import compile_only, slice_of
+from maxdiffusion.planning.predict import predict
+from maxdiffusion.planning.schedule import read
 
 PROGRAMS = ("image", "encode", "text", "prepare", "step", "decode")
 
@@ -40,12 +43,20 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:<8} {gib(memory.peak_memory_in_bytes + resident)} GiB per device at its peak, arguments"
               f" {gib(memory.argument_size_in_bytes)}, temporaries {gib(memory.temp_size_in_bytes)}, resident"
               f" {gib(resident)}; compiled in {seconds:.0f} s", flush=True)  # fmt: skip
+        print(f"{'':<8} {predicted(compiled, args.topology)}", flush=True)
         if args.hlo:
             args.hlo.write_text(compiled.as_text())
 
 
 def gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:6.2f}"
+
+
+def predicted(compiled: Any, topology: str) -> str:
+    """Time of a call, and its parts."""
+    found = predict(read(compiled), slice_of(topology).generation)
+    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in dataclasses.asdict(found.parts).items())
+    return f"predicted {found.low:.3f} to {found.high:.3f} s: {parts}"
 
 
 def topology_devices(topology: str) -> list[Any]:

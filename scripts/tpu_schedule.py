@@ -61,11 +61,14 @@ class Steps:
     Attributes:
       steady: of a step, one figure per alternative branch that has matrix products, in the order of the program.
       once: of what a step can skip and has no products, the first and last step of an output block: both together.
-      products: instructions of the matrix unit in a step of the first kind.
+      rounds: of each loop with products inside a step, in the order of the program, one figure per alternative branch
+        of its body; they are no part of `steady`.
+      products: instructions of the matrix unit in a step, loops counted once and with all branches.
     """
 
     steady: list[int]
     once: int
+    rounds: list[list[int]]
     products: int
 
 
@@ -79,7 +82,7 @@ def kernel_steps(schedules: list[str]) -> Steps:
     """The grid step of the kernel with the most matrix products among the schedules.
 
     The grid is the loop with most products. A forward branch in it skips a region: regions with products are taken for
-    alternatives (masked or not), others for the first or last step's. Loops inside are counted once.
+    alternatives (masked or not), others for the first or last step's.
 
     Raises:
       ValueError: none of them has a loop with products.
@@ -113,17 +116,26 @@ def _steps(products: list[int], jumps: list[tuple[int, int]]) -> Steps | None:
         return None
     grid = max(loops, key=lambda loop: (work(loop), loop[1] - loop[0]))
 
-    def inside(region: tuple[int, int]) -> list[tuple[int, int]]:
-        """The outermost regions that branches within this one skip."""
-        low, high = region
-        skips = [(a, b) for a, b in jumps if a < b and low <= a and b <= high and (a, b) != region]
-        return [s for s in skips if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in skips)]
+    def outermost(regions: list[tuple[int, int]], within: tuple[int, int]) -> list[tuple[int, int]]:
+        low, high = within
+        some = [(a, b) for a, b in regions if low <= a and b <= high and (a, b) != within]
+        return [s for s in some if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in some)]
+
+    inner = outermost([loop for loop in loops if work(loop)], grid)
+    skips = [(a, b) for a, b in jumps if a < b]
+    # What jumps over one such loop alone asks whether it has a round.
+    skips = [skip for skip in skips if not any(0 <= a - skip[0] < 16 and 0 <= skip[1] - b < 16 for a, b in inner)]
 
     def costs(region: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
         """(cycles, products) of every way through it, and the cycles that only some steps take."""
         base, once, busy = region[1] - region[0], 0, work(region)
         ways: list[tuple[int, int]] = []
-        for skip in inside(region):
+        apart = [loop for loop in inner if loop != region]
+        here = outermost([skip for skip in skips if not any(a <= skip[0] and skip[1] <= b for a, b in apart)], region)
+        for loop in outermost(apart, region):
+            if not any(a <= loop[0] and loop[1] <= b for a, b in here):
+                base, busy = base - (loop[1] - loop[0]), busy - work(loop)
+        for skip in here:
             base -= skip[1] - skip[0]
             busy -= work(skip)
             if work(skip):
@@ -135,4 +147,5 @@ def _steps(products: list[int], jumps: list[tuple[int, int]]) -> Steps | None:
         return [(base + cycles, busy + count) for cycles, count in ways or [(0, 0)]], once
 
     ways, once = costs(grid)
-    return Steps([cycles for cycles, _ in ways], once, ways[0][1])
+    rounds = [[cycles for cycles, _ in costs(loop)[0]] for loop in inner]
+    return Steps([cycles for cycles, _ in ways], once, rounds, work(grid))

@@ -66,7 +66,7 @@ def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], g
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer is given "
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
-    scale = jnp.broadcast_to(jnp.asarray(cfg.conditioning_scale, jnp.float32), (len(layers),))
+    scale = parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
     vae = stages.load(nets, "vae")
     with stages("control"):
         control = jax.block_until_ready(Control(control_latents(vae, *given), scale))

@@ -1,8 +1,8 @@
 """Cycles of Pallas kernels, which the compiler does not tell in a program's text; imports no jax.
 
-`FLASH` was counted by `scripts/tpu_kernels.py` in the schedules of `kernels.flash` alone. A grid step of it, whatever
-the length of the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static: waits for memory
-are left out, which came to 3 to 4 % where such kernels were timed.
+`FLASH` was counted by `scripts/tpu_kernels.py` in the schedules of `kernels.flash` alone, with the default blocks. A
+grid step of it, however long the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static:
+waits for memory are left out, which came to 3 to 4 % where such kernels were timed.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ class Cycles:
       start: of every step.
       bound: of a tile, where a bound takes the place of the maximum.
       running: of a tile with a running maximum.
-      masked: of a tile, a running maximum and the mask.
       once: of the first and the last step of a block of queries, for 256 of them.
+      width: queries that a product takes; it takes as long for fewer.
     """
 
     start: float
     bound: float
     running: float
-    masked: float
     once: float
+    width: int
 
 
 FLASH: Mapping[str, Cycles] = MappingProxyType(
     {
-        "v5e": Cycles(0.0, 281.0, 293.0, 310.0, 60.0),
-        "v6e": Cycles(426.0, 104.1, 116.0, 125.0, 70.0),
-        "v5p": Cycles(0.0, 290.0, 298.0, 310.0, 60.0),
-        "TPU7x": Cycles(0.0, 110.5, 131.0, 140.0, 60.0),
+        "v5e": Cycles(914.0, 274.4, 298.8, 108.6, 128),
+        "v6e": Cycles(659.0, 102.4, 110.2, 72.5, 256),
+        "v5p": Cycles(1107.0, 274.4, 297.2, 95.2, 128),
+        "TPU7x": Cycles(960.0, 105.7, 117.6, 55.3, 256),
     }
 )
 FP32 = 6  # passes of a product
 OTHERS = 0.5  # of the ceiling: what splash kernels with segments and statistics reach, 312 of 612 TF/s on v6e
-_TILE = 256
+TILE = 256
 
 
 def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> float | None:
@@ -68,10 +68,7 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
         return 4 * rows * keys * dim / per_cycle if "splash" in kernel.name else None
     block_q, block_kv = int(blocks[1]), int(blocks[2])
     cost = FLASH[generation.name]
-    tiles = block_q * block_kv / _TILE**2
-    of_blocks, columns = rows // block_q, keys // block_kv
-    masked = len(kernel.operands) > 5  # sound, q, k, v, bound; with a mask, states and bias as well
-    each = cost.start + tiles * (cost.running if running else cost.bound)
-    last = cost.start + tiles * cost.masked if masked else each
-    total = of_blocks * ((columns - 1) * each + last + cost.once * block_q / _TILE)
+    tiles = -(-block_q // cost.width) * cost.width * block_kv / TILE**2
+    step = cost.start + tiles * (cost.running if running else cost.bound)
+    total = rows // block_q * (keys // block_kv * step + cost.once * block_q / TILE)
     return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores

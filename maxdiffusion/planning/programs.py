@@ -113,7 +113,7 @@ class _Run:
         self.by_size: dict[tuple[int, int], list[tuple[list[Example], int]]] = {}
         for batch, real in batches:
             self.by_size.setdefault((batch[0].height, batch[0].width), []).append((batch, real))
-        self.units = len(batches) * len(self.parts.starts)
+        self.several, self.units = len(batches) > 1, len(batches) * len(self.parts.starts)
 
     def net(self, name: str) -> Any:
         if name not in self.nets:
@@ -139,16 +139,16 @@ class _Run:
         grid = variants.get(self.cfg.model_name).latent_grid(self.parts.length, *size)
         return conditioning.describe(self.cfg, videos, self.configs, grid)
 
-    def experts(self, *, beside: str | None = None) -> int:
-        """Bytes per device of the transformers that are in memory, without that one."""
-        used = dict.fromkeys(segment.net for segment in self.recipe.segments)
-        held = [list(used)[-1]] if self.cfg.expert_residency == "in_turn" else used
-        return sum(nbytes(nnx.state(self.net(name))) for name in held if beside is None or name != beside)
+    def experts(self, running: int) -> int:
+        """Bytes per device of the transformers in memory, without those that are the program's own."""
+        names = {segment.net for segment in self.recipe.segments}
+        held = 1 if self.cfg.expert_residency == "in_turn" else len(names)
+        return (held - running) * nbytes(nnx.state(self.net(self.recipe.segments[0].net)))
 
-    def performer(self) -> int:
-        """Bytes per device of the VAE that stays while parts hand frames on to each other."""
+    def vaes(self, copies: int) -> int:
+        """Bytes per device of VAEs: so many, and the one that stays while parts hand frames on to each other."""
         animated = conditioning.PERFORMANCE in variants.get(self.cfg.model_name).conditions
-        return nbytes(nnx.state(self.net("vae"))) if animated else 0
+        return (copies + animated) * nbytes(nnx.state(self.net("vae")))
 
     def vae(self, stage: Stage, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Lowered]:
         vae = self.net("vae")
@@ -163,17 +163,17 @@ class _Run:
                 side = self.configs["image_encoder"].image_size
                 net = nnx.split(self.net("image_encoder"))
                 pixels = self.like((1, side, side, 3))
-                lower = lambda net=net, pixels=pixels: images.program().lower(*net, pixels)  # noqa: E731
+                lower = functools.partial(_lower, images.program, *net, pixels)
                 yield self.make("text", "image", described.images, 0, lower)
             # Of several parts, all but the first are shown while the transformer waits.
-            resident = self.experts() if len(self.parts.starts) > 1 else 0
+            resident = self.experts(0) if len(self.parts.starts) > 1 else 0
             for (frames, height, width), times in described.encoded.items():
                 yield from self.vae("text", "encode", times, resident, self.like((1, frames, height, width, 3)))
         prompts = [video.prompt for video in self.videos]
         prompts += [video.negative_prompt for video in self.videos if self.recipe.guided]
         net = nnx.split(self.net("text_encoder"))
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
-        yield self.make("text", "text", len(set(prompts)), 0, lambda: text.program().lower(*net, *tokens))
+        yield self.make("text", "text", len(set(prompts)), 0, functools.partial(_lower, text.program, *net, *tokens))
 
     def denoising(self) -> Iterator[Lowered]:
         for size, batches in self.by_size.items():
@@ -191,7 +191,7 @@ class _Run:
         words: Any = self.like((rows, text.MAX_LENGTH, config.text_dim))
         context = Context(words, **jax.tree.map(lambda leaf: self.like((rows, *leaf.shape)), dict(fields)))
         branches = 2 if self.recipe.guided else 1
-        others = self.experts(beside=segments[0].net) + self.performer() + nbytes(context) * (branches - 1)
+        others = self.experts(1) + self.vaes(self.several) + nbytes(context) * (branches - 1)
 
         @functools.cache
         def prepare() -> jax.stages.Lowered:
@@ -222,8 +222,13 @@ class _Run:
         channels = self.configs["vae"].z_dim
         for batches in self.by_size.values():
             frames, *size, _ = sampling.part_shape(self.cfg, batches[0][0][0], channels)
-            resident = self.performer() + (self.experts() if self.units > len(self.parts.starts) else 0)
-            calls = collections.Counter(real for _, real in batches)
-            for rows, count in calls.items():
+            resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
+            calls = collections.Counter(real for _, real in batches for _ in self.parts.starts)
+            calls[1] += (len(self.parts.starts) - 1) * sum(len(batch) for batch, _ in batches)  # frames handed on
+            for rows, times in (+calls).items():
                 x = self.like((rows, frames - self.parts.leading, *size, channels), axes.BATCH)
-                yield from self.vae("decode", "decode", count * len(self.parts.starts), resident, x)
+                yield from self.vae("decode", "decode", times, resident, x)
+
+
+def _lower(program: Callable[[], Any], *args: Any) -> jax.stages.Lowered:
+    return program().lower(*args)

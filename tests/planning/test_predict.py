@@ -54,32 +54,30 @@ def test_a_kernel_that_is_not_known_is_named():
     assert found.uncounted == ("mystery",) and found.parts == Parts(other=1.0)
 
 
-def flash(block_q, block_kv, tokens, keys, heads=1, dtype="bf16", masked=True):
-    arrays = [("s32", (1, heads)), *([("s32", (1, keys // block_kv))] if masked else [])]
-    arrays += [(dtype, (1, heads, n, 128)) for n in (tokens, keys, keys)] + [("f32", (1, heads, 1, tokens))]
-    arrays += [(dtype, (1, 1, keys))] if masked else []
+def flash(block_q, block_kv, tokens, keys, heads=1, dtype="bf16"):
+    arrays = [(dtype, (1, heads, n, 128)) for n in (tokens, keys, keys)]
+    arrays = [("s32", (1, heads)), *arrays, ("f32", (1, heads, 1, tokens)), (dtype, (1, 1, keys))]
     return Kernel(f"flash_attention_{block_q}_{block_kv}", tuple(arrays))
 
 
 @pytest.mark.parametrize(
     ("name", "block_q", "block_kv", "tflops"),
-    [("v6e", 4736, 1920, 520), ("TPU7x", 9472, 512, 655), ("v5p", 4736, 512, 406), ("v5e", 4736, 512, 177)],
+    [("v6e", 4736, 6400, 540), ("TPU7x", 9472, 4864, 680), ("v5p", 4736, 3840, 417), ("v5e", 4736, 3840, 179)],
 )
 def test_a_ring_hop_is_what_was_counted_in_its_whole_schedule(name, block_q, block_kv, tflops):
     """`block_sizes.FLASH`: 18,900 tokens and keys, padded, masked tail and statistics."""
     padded = (-(-18_900 // size) * size for size in (block_q, block_kv))
     generation = GENERATIONS[name]
     cycles = kernels.cycles(flash(block_q, block_kv, *padded), generation)
-    assert 4 * 18_900**2 * 128 / (cycles / generation.ghz / 1e9) / 1e12 == pytest.approx(tflops, rel=0.015)
+    assert 4 * 18_900**2 * 128 / (cycles / generation.ghz / 1e9) / 1e12 == pytest.approx(tflops, rel=0.03)
 
 
 def test_a_kernel_scales_with_heads_blocks_and_dtype():
-    one = kernels.cycles(flash(2048, 1024, 4096, 4096, masked=False), V6E)
-    assert kernels.cycles(flash(2048, 1024, 4096, 4096, heads=5, masked=False), V6E) == pytest.approx(5 * one)
-    assert kernels.cycles(flash(2048, 1024, 8192, 4096, masked=False), V6E) == pytest.approx(2 * one)
-    assert kernels.cycles(flash(2048, 1024, 4096, 4096, dtype="f32", masked=False), V6E) == pytest.approx(6 * one)
-    assert kernels.cycles(flash(2048, 1024, 4096, 4096, masked=False), V6E, running=True) > one
-    assert kernels.cycles(flash(2048, 1024, 4096, 4096), V6E) > one
+    one = kernels.cycles(flash(2048, 1024, 4096, 4096), V6E)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096, heads=5), V6E) == pytest.approx(5 * one)
+    assert kernels.cycles(flash(2048, 1024, 8192, 4096), V6E) == pytest.approx(2 * one)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096, dtype="f32"), V6E) == pytest.approx(6 * one)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096), V6E, running=True) > one
 
 
 def test_splash_is_slower_than_our_own():

@@ -35,7 +35,16 @@ def test_a_grid_step_with_a_masked_alternative_and_a_first_and_a_last_part():
     text = schedule(210, {50: 3, 60: 1, 100: 2, 120: 3}, {10: [35], 40: [85], 90: [155], 155: [180], 195: [10]})
     steps = tpu_schedule.kernel_steps([schedule(5, {}, {}), text])
     straight = 190 - 20 - 40 - 60 - 20
-    assert steps == tpu_schedule.Steps([straight + 40, straight + 60], 40, 4)
+    assert steps == tpu_schedule.Steps([straight + 40, straight + 60], 40, [], 9)
+
+
+def test_loops_inside_a_grid_step_are_rounds_with_their_own_alternatives():
+    # Two loops, 50..125 and 130..165, within what 20..170 is skipped for no keys; the first has two alternatives.
+    branches = {15: [170], 55: [85], 90: [115], 120: [50], 160: [130], 195: [10]}
+    text = schedule(210, {30: 1, 70: 4, 100: 4, 140: 2}, branches)
+    steps = tpu_schedule.kernel_steps([text])
+    assert steps.rounds == [[75 - 25 - 20 + 25, 75 - 25 - 20 + 20], [35]]
+    assert steps.steady == [190 - 75 - 35] and steps.once == 0
 
 
 def test_a_program_without_a_kernel_is_refused():
