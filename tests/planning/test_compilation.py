@@ -1,20 +1,17 @@
 """Which jobs are done, in which order, and what follows for the rest; the answers are made up."""
 
-import dataclasses
 import functools
 from pathlib import Path
 
 import pytest
 
 from maxdiffusion import config
-from maxdiffusion.planning import analytic, cache
-from maxdiffusion.planning.cache import Cache
+from maxdiffusion.planning import analytic
 from maxdiffusion.planning.chips import slice_of
 from maxdiffusion.planning.compilation import Compilation, rank
-from maxdiffusion.planning.pool import Pool
+from maxdiffusion.planning.pool import Answer, Job, Pool
 from maxdiffusion.planning.results import Program, Row, Seconds, Stage
 from maxdiffusion.planning.splits import splits
-from maxdiffusion.planning.worker import Answer, Job
 from maxdiffusion.weights import official
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -44,15 +41,15 @@ def stage_of(name, gib=20.0, seconds=1.0, fits=True):
     return Stage("compiled", (Program(program, 50, gib, took, 9.0),), fits)
 
 
-def compilation(desk, *words, folder="", name="v6e-8"):
-    cfg = config.load([str(CONFIGS / "wan2.1_t2v_14b.yml"), f"plan={name}", f"jax_cache_dir={folder}", *words])
+def compilation(desk, name="v6e-8"):
+    cfg = config.load([str(CONFIGS / "wan2.1_t2v_14b.yml"), f"plan={name}"])
     tpu, configs = slice_of(name), official.configs_of(cfg)
     gib = tpu.generation.gib
     found, _ = splits(cfg, 40, tpu.devices, "tpu")
     model = analytic.Model.of(cfg, configs, SIZES, tpu.generation.kind, "tpu")
     rows = {split: Row(split, 50, model.stages(split, plan, gib)) for split, plan in found.items()}
     job = functools.partial(Job, slice=name, gib=gib)
-    made = Compilation(cfg, rows, model, desk, Cache(cfg.jax_cache_dir), (cache.origin(cfg, configs),), gib, job)
+    made = Compilation(cfg, rows, model, desk, gib, job)
     made.run()
     return made
 
@@ -122,50 +119,3 @@ def test_what_the_compiler_refuses_is_no_row():
     made = compilation(Desk(lambda cfg, stage: Answer(refused="odd.") if cfg.ulysses_shards == 8 else stage_of(stage)))
     assert 8 not in {split.ulysses for split in made.rows if not split.sharded}
     assert [(each.name, each.reason) for each in made.refused] == [("ring 1 x ulysses 8", "odd.")]
-
-
-def test_what_was_compiled_is_not_compiled_again(tmp_path):
-    folder = tmp_path / "cache" / "xla"
-    first, half, second = Desk(), Desk(), Desk()
-    compilation(first, folder=folder)
-    assert len(list((tmp_path / "cache" / "plans").glob("*.json"))) == len(first.asked) == 10
-    rows = compilation(second, "prompt=a", "seed=3", "output_dir=elsewhere", folder=folder).rows
-    assert not second.asked and all(row.known for row in rows.values())
-    compilation(half, "num_frames=41", folder=folder)
-    assert len(half.asked) == 10
-
-
-def test_a_killed_plan_goes_on(tmp_path):
-    class Killed(Desk):
-        def map(self, jobs, on_answer):
-            super().map(dict(list(jobs.items())[:4]), on_answer)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        compilation(Killed(), folder=tmp_path / "xla")
-    rest = Desk()
-    compilation(rest, folder=tmp_path / "xla")
-    assert len(rest.asked) == 6
-
-
-def test_a_full_disk_costs_the_cache_and_not_the_plan(tmp_path, caplog):
-    (tmp_path / "plans").write_text("no folder")
-    made = compilation(Desk(), folder=tmp_path / "xla")
-    assert all(row.known for row in made.rows.values())
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.startswith("what is compiled now is not kept for the next plan: cannot write ")
-    assert "a part of its path is a file, not a folder; choose another folder" in warning
-
-
-def test_the_digest_follows_what_programs_follow_from():
-    cfg = config.load([str(CONFIGS / "wan2.1_t2v_14b.yml"), "plan=v6e-8"])
-    configs = official.configs_of(cfg)
-    base = cache.origin(cfg, configs)
-    same = {"seed": (5,), "prompt": ("a",), "progress": "off", "plan": "v5e-8", "price_per_chip_hour": 3.0}
-    other = {"num_frames": 41, "prompt": ("a", "b"), "vae_dtype": "bfloat16", "scan_layers": False, "solver": "euler"}
-    for key, value in same.items():
-        assert cache.origin(cfg.model_copy(update={key: value}), configs) == base, key
-    for key, value in other.items():
-        assert cache.origin(cfg.model_copy(update={key: value}), configs) != base, key
-    smaller = {**configs, "transformer": dataclasses.replace(configs["transformer"], num_layers=2)}
-    assert cache.origin(cfg, smaller) != base
