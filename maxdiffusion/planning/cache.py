@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +21,10 @@ from maxdiffusion.runtime.atomic import atomic_path
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
-# Of this folder, what compiles and reads programs.
-_READERS = ("programs", "worker", "schedule", "predict", "kernels", "links", "chips", "results")
+# Of this folder, what reads compiled programs.
+_READERS = ("schedule.py", "predict.py", "kernels.py", "links.py", "chips.py", "worker.py")
 # Groups of keys from which no program follows.
 _IDLE = ("prompt", "verify", "plan", "output", "hosts")
 _IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
@@ -73,22 +73,24 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:32]
 
 
-def origin(cfg: Config, configs: Any) -> str:
-    """The digest of all that programs of `cfg`, and what is read of them, follow from, but for the devices."""
+def asked(cfg: Config, configs: Any, devices: object) -> str:
+    """The digest of all that a plan of `cfg` follows from."""
     keys = {key: value for key, value in cfg.model_dump(mode="json").items() if key not in _IDLE_KEYS}
     videos = [(each.width, each.height, bool(each.image), bool(each.last_image)) for each in examples(cfg)]
     prompts = {prompt for each in examples(cfg) for prompt in (each.prompt, each.negative_prompt)}
-    return digest(keys, sorted(videos), len(prompts), configs, source(whole=False), _versions())
+    files = sorted(_ROOT.rglob("*.py"))
+    follows = (keys, cfg.plan_minutes, sorted(videos), len(prompts), configs, devices)
+    return digest("plan", follows, _versions(), *map(_content, files))
 
 
-@functools.cache
-def source(whole: bool = True) -> str:
-    """The digest of this package's source, whole or without what makes a plan of compiled programs."""
-    root = Path(maxdiffusion.__file__).parent
-    files = sorted(root.rglob("*.py"))
-    if not whole:
-        files = [path for path in files if path.parent.name != "planning" or path.stem in _READERS]
-    return digest(*[(str(file.relative_to(root)), hashlib.sha256(file.read_bytes()).digest()) for file in files])
+def program(text: str, options: Mapping[str, Any], devices: str) -> str:
+    """The digest of a program, what it is compiled for and with, and what reads the result."""
+    files = [_ROOT / "planning" / name for name in _READERS]
+    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, files))
+
+
+def _content(file: Path) -> tuple[str, bytes]:
+    return str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()
 
 
 def _versions() -> list[tuple[str, str]]:

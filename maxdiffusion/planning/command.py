@@ -18,10 +18,9 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.chips import Slice, compile_only
-from maxdiffusion.planning.pool import Pool, libtpu
-from maxdiffusion.planning.results import Plan, Row, plan_from, to_json
+from maxdiffusion.planning.pool import Job, Pool, libtpu
+from maxdiffusion.planning.results import Plan, Row, from_json, to_json
 from maxdiffusion.planning.target import devices_of, identity, slice_named
-from maxdiffusion.planning.worker import Job
 from maxdiffusion.runtime import log, paths
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.weights import official
@@ -64,11 +63,10 @@ def make(cfg: Config) -> Plan:
     tpu = slice_named(cfg.plan)
     configs = official.configs_of(cfg)
     store = Cache(cfg.jax_cache_dir)
-    follows = cache.origin(cfg, configs)
-    asked = cache.digest("plan", cache.source(), follows, identity(tpu), cfg.plan_minutes)
-    plan = store.read(asked, plan_from)
+    asked = cache.asked(cfg, configs, identity(tpu))
+    plan = store.read(asked, from_json)
     if plan is None:
-        plan = _make(cfg, configs, tpu, store, follows, deadline)
+        plan = _make(cfg, configs, tpu, deadline)
         store.write(asked, to_json(plan))
     return plan
 
@@ -83,9 +81,7 @@ def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
 # ---- making one
 
 
-def _make(
-    cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, store: Cache, follows: str, deadline: float
-) -> Plan:
+def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> Plan:
     pool = Pool(compile_only(tpu.topology) if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
     target = devices_of(tpu, pool)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
@@ -111,7 +107,7 @@ def _make(
         )
     else:
         job = functools.partial(Job, slice=tpu.topology if tpu else None, gib=target.gib)
-        compilation = Compilation(cfg, rows, model, pool, store, (follows, str(target)), target.gib, job)
+        compilation = Compilation(cfg, rows, model, pool, target.gib, job)
         compilation.run()
         refused += tuple(compilation.refused)
         notes += compilation.notes()

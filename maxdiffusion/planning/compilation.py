@@ -11,10 +11,8 @@ from maxdiffusion import variants
 from maxdiffusion.config import Config
 from maxdiffusion.config.load import replaced
 from maxdiffusion.planning import analytic
-from maxdiffusion.planning.cache import Cache, digest
-from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.results import Refused, Row, Split, Stage, stage_from, to_json
-from maxdiffusion.planning.worker import Answer, Job
+from maxdiffusion.planning.pool import Answer, Job, Pool
+from maxdiffusion.planning.results import Refused, Row, Split, Stage
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +33,11 @@ class Compilation:
         rows: dict[Split, Row],
         model: analytic.Model,
         pool: Pool,
-        store: Cache,
-        follows: tuple[str, ...],
         gib: float,
         job: Callable[..., Job],
     ) -> None:
-        """`rows` is changed in place; `job` makes a job of a config and a stage; `follows` is in every cached name."""
-        self.cfg, self.rows, self.model, self.pool, self.store = cfg, rows, model, pool, store
-        self.follows, self.gib, self.job = follows, gib, job
+        """`rows` is changed in place; `job` makes a job of a config and a stage."""
+        self.cfg, self.rows, self.model, self.pool, self.gib, self.job = cfg, rows, model, pool, gib, job
         self.refused: list[Refused] = []
         self.left: set[Key] = set()
         self.done: set[Key] = set()
@@ -103,12 +98,8 @@ class Compilation:
     def _compile(self, wanted: list[tuple[Key, Split]]) -> None:
         jobs: dict[Key, Job] = {}
         for key, split in wanted:
-            if key in jobs or key in self.done:
-                continue
-            if known := self.store.read(self._name(key), stage_from):
-                self._take(key, known)
-            else:
-                jobs[key] = self.job(config=replaced(self.cfg, split.overrides).to_json(), stage=key[0])
+            if key not in self.done:
+                jobs.setdefault(key, self.job(config=replaced(self.cfg, split.overrides).to_json(), stage=key[0]))
         if jobs:
             log.info("compiling %d programs' stages; the first takes minutes", len(jobs))
         names = {key: split.name for key, split in reversed(wanted)}
@@ -122,7 +113,6 @@ class Compilation:
                 del self.rows[split]
                 self.refused.append(Refused(split.name, answer.refused or ""))
         else:
-            self.store.write(self._name(key), to_json(answer.stage))
             self._take(key, answer.stage)
             took = sum(program.compile_seconds for program in answer.stage.programs)
             log.info("%s of %s: %.2f GiB, compiled in %.0f s", key[0], name, answer.stage.gib, took)
@@ -141,6 +131,3 @@ class Compilation:
                 ours, theirs = row.stages[name], twin.stages[name]
                 if (ours.source, theirs.source) == ("modelled", "compiled") and split.name == other.name:
                     row.stages[name] = analytic.twin(name, theirs, self.model, other, split, self.gib)
-
-    def _name(self, key: Key) -> str:
-        return digest("stage", self.follows, key)

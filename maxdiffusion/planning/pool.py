@@ -15,16 +15,42 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import pydantic
 
 import maxdiffusion
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning.worker import Answer, Job
+from maxdiffusion.planning.results import Stage
 
 K = TypeVar("K")
 
 _GIB_EACH = 3.0  # memory of this machine that a worker may take: 1 to 3 measured
 _ROOT = str(Path(maxdiffusion.__file__).parents[1])
+
+
+class Job(pydantic.BaseModel):
+    """What is to be compiled.
+
+    Attributes:
+      config: a `Config`, as JSON.
+      stage: of `results.STAGES`.
+      slice: the name of a TPU slice; None is this machine's own devices.
+      gib: memory of a device, in GiB.
+    """
+
+    config: dict[str, Any]
+    stage: str
+    slice: str | None
+    gib: float
+
+
+class Answer(pydantic.BaseModel):
+    """One of: the stage, the sentence that refuses it, what this machine's devices are."""
+
+    stage: Stage | None = None
+    refused: str | None = None
+    devices: dict[str, Any] | None = None
 
 
 class Pool:

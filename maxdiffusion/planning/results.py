@@ -32,7 +32,7 @@ class Seconds:
     def __add__(self, more: Seconds) -> Seconds:
         return Seconds(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(more), strict=True)))
 
-    def __mul__(self, times: float) -> Seconds:
+    def __mul__(self, times: float | int) -> Seconds:
         return Seconds(*(times * value for value in dataclasses.astuple(self)))
 
 
@@ -204,24 +204,15 @@ class Plan:
         return next((row for row in self.rows if row.fits), None)
 
 
-def to_json(value: Plan | Stage) -> bytes:
+def to_json(plan: Plan) -> bytes:
     """As a file holds it."""
-    return pydantic.TypeAdapter(type(value)).dump_json(value, indent=1)
+    return pydantic.TypeAdapter(Plan).dump_json(plan, indent=1)
 
 
-def plan_from(content: bytes) -> Plan:
+def from_json(content: bytes) -> Plan:
     """The inverse of `to_json`.
 
     Raises:
       ValueError: it is no plan.
     """
     return pydantic.TypeAdapter(Plan).validate_json(content)
-
-
-def stage_from(content: bytes) -> Stage:
-    """The inverse of `to_json`.
-
-    Raises:
-      ValueError: it is no stage.
-    """
-    return pydantic.TypeAdapter(Stage).validate_json(content)

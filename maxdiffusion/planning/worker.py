@@ -17,39 +17,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import pydantic
 
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning import predict, schedule
+from maxdiffusion.planning import cache, predict, schedule
+from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.chips import Slice, slice_of
+from maxdiffusion.planning.pool import Answer, Job
+from maxdiffusion.planning.programs import Lowered, programs
 from maxdiffusion.planning.results import Program, Seconds, Stage
+from maxdiffusion.runtime import compile_cache
+from maxdiffusion.weights.official import configs_of
 
 GIB = 2**30
 
 
-class Job(pydantic.BaseModel):
-    """What is to be compiled.
+class Compiled(pydantic.BaseModel):
+    """What is kept of a program: what the compiler said of it, or why it refused it."""
 
-    Attributes:
-      config: a `Config`, as JSON.
-      stage: of `results.STAGES`.
-      slice: the name of a TPU slice; None is this machine's own devices.
-      gib: memory of a device, in GiB.
-    """
-
-    config: dict[str, Any]
-    stage: str
-    slice: str | None
-    gib: float
-
-
-class Answer(pydantic.BaseModel):
-    """One of: the stage, the sentence that refuses it, what this machine's devices are."""
-
-    stage: Stage | None = None
-    refused: str | None = None
-    devices: dict[str, Any] | None = None
+    gib: float = 0.0
+    seconds: Seconds = Seconds()
+    fault: str = ""
+    refused: str = ""
 
 
 def main() -> None:
@@ -79,8 +70,6 @@ def _end_with_parent() -> None:
 
 def _here() -> dict[str, Any]:
     """Platform, kind and number of this machine's devices, and GiB of each; a CPU's share of what the machine has."""
-    import jax
-
     device, count = jax.devices()[0], jax.device_count()
     stats = device.memory_stats() or {}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
@@ -90,49 +79,51 @@ def _here() -> dict[str, Any]:
 
 def _do(job: Job) -> Answer:
     cfg = Config.model_validate(job.config)
-    import jax
-
-    from maxdiffusion.planning.programs import programs
-    from maxdiffusion.runtime import compile_cache
-    from maxdiffusion.weights.official import configs_of
-
     compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
     tpu = slice_of(job.slice) if job.slice else None
     configs = configs_of(cfg)
     side = getattr(configs["transformer"], "side", None)
     taken = len(getattr(side, "vace_layers", ())) / configs["transformer"].num_layers
-    found: list[Program] = []
+    store = Cache(cfg.jax_cache_dir)
+    made: list[Program] = []
     faults: list[str] = []
     for each in programs(cfg, configs, tpu.described() if tpu else jax.devices()):
         if each.stage != job.stage:
             continue
+        name = cache.program(each.lowered.as_text(), each.options, tpu.topology if tpu else str(jax.devices()))
         begun = time.monotonic()
-        seconds = Seconds()
-        try:
-            compiled = each.lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            said = str(error)
-            needed = _needed(said)
-            if needed is None:
-                return Answer(refused=f"The compiler refuses the program {each.name}: {' '.join(said.split())[:400]}")
-            faults.append(f"the compiler says that {each.name} needs {needed:.2f} GiB")
-        else:
-            memory: Any = compiled.memory_analysis()
-            needed = memory.peak_memory_in_bytes / GIB
-            if tpu:
-                seconds = _seconds(schedule.read(compiled), tpu, taken, faults)
+        compiled = store.read(name, Compiled.model_validate_json)
+        if compiled is None:
+            compiled = _compile(each, tpu, taken)
+            store.write(name, compiled.model_dump_json().encode())
+        if compiled.refused:
+            return Answer(refused=f"The compiler refuses the program {each.name}: {compiled.refused}")
+        faults += [compiled.fault] if compiled.fault else []
         took = time.monotonic() - begun
-        found.append(Program(each.name, each.times, needed + each.resident / GIB, seconds, took))
-    fits = all(program.gib <= job.gib for program in found)
-    return Answer(stage=Stage("compiled", tuple(found), fits, "; ".join(faults)))
+        made.append(Program(each.name, each.times, compiled.gib + each.resident / GIB, compiled.seconds, took))
+    fits = all(program.gib <= job.gib for program in made)
+    return Answer(stage=Stage("compiled", tuple(made), fits, "; ".join(faults)))
 
 
-def _seconds(read: schedule.Schedule, tpu: Slice, taken: float, faults: list[str]) -> Seconds:
-    made = predict.predict(read, tpu.generation, taken=taken)
-    if made.uncounted:
-        faults.append(f"the time of the kernels {', '.join(made.uncounted)} is not known and not in it")
-    parts = made.parts
-    return Seconds(parts.kernels, parts.linear, parts.other, parts.exposed, parts.hidden, made.low, made.high)
+def _compile(program: Lowered, tpu: Slice | None, taken: float) -> Compiled:
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        said = " ".join(str(error).split())
+        needed = _needed(said)
+        if needed is None:
+            return Compiled(refused=said[:400])
+        return Compiled(gib=needed, fault=f"the compiler says that {program.name} needs {needed:.2f} GiB")
+    memory: Any = compiled.memory_analysis()
+    gib = memory.peak_memory_in_bytes / GIB
+    if tpu is None:
+        return Compiled(gib=gib)
+    found = predict.predict(schedule.read(compiled), tpu.generation, taken=taken)
+    parts, fault = found.parts, ""
+    if found.uncounted:
+        fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
+    seconds = Seconds(parts.kernels, parts.linear, parts.other, parts.exposed, parts.hidden, found.low, found.high)
+    return Compiled(gib=gib, seconds=seconds, fault=fault)
 
 
 def _needed(message: str) -> float | None:

@@ -12,8 +12,7 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning import pool
-from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.worker import Job
+from maxdiffusion.planning.pool import Job, Pool
 
 ROOT = Path(__file__).parents[2]
 JOB = Job(config={}, stage="text", slice=None, gib=1.0)
@@ -70,7 +69,7 @@ def test_no_more_workers_than_memory_allows(monkeypatch):
 PARENT = """
 import sys, time
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.worker import Job
+from maxdiffusion.planning.pool import Job
 
 pool = Pool({}, time.monotonic() + 600)
 pool._command = (sys.executable, "-c", sys.argv[1])
