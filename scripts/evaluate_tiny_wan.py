@@ -1,12 +1,16 @@
-"""Generates the held-out combinations with the miniature WAN checkpoint and measures what the clips show.
+"""Generates the held-out combinations with a miniature WAN checkpoint and measures what the clips show.
 
 Colour, shape, direction and background are read from the frames by simple image measurements (tiny_wan_data.measure),
-with smoothness figures. The frames come from this project's pipeline (`--backend ours`), from the reference's
-(`--backend diffusers`), from a folder of .npy or .mp4 files named after the combination (`--frames`), or from
-ground-truth renders (`--backend truth`).
+with smoothness figures. An image-to-video checkpoint is given an image and "moving {direction}": of every held-out
+combination, the same images with the opposite direction, and the same shapes and directions in arbitrary colours; how
+well the clips keep to their images is measured as well.
+
+The frames come from this project's pipeline (`--backend ours`), from the reference's (`--backend diffusers`), from a
+folder of .npy or .mp4 files named after the combination (`--frames`), or from ground-truth renders (`--backend truth`).
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -26,48 +30,82 @@ SMOOTHNESS = (
     "background_jitter",
     "visible",
 )
+FIDELITY = ("first_psnr", "colour_error", "background_error")
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
-def file_name(combination):
-    return "-".join((combination.colour, combination.shape, combination.direction, combination.background))
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One clip to make: what it should show, and the still clip whose frame is given, if one is."""
+
+    combination: data.Combination
+    still: data.Clip | None = None
+    group: str = ""
+
+    @property
+    def prompt(self):
+        return f"moving {self.combination.direction}" if self.still else self.combination.prompt
+
+    @property
+    def name(self):
+        return pathlib.Path(self.group, "-".join(dataclasses.astuple(self.combination)))
+
+
+def image_groups(args):
+    """The groups of an image-to-video checkpoint."""
+    rng = np.random.default_rng((args.seed, 5))
+    groups = {"held out": [], "opposite": [], "any colours": []}
+    for c in data.held_out_combinations():
+        still = data.sample_movable(c.shape, data.COLOURS[c.colour], data.BACKGROUNDS[c.background], rng)
+        opposite = dataclasses.replace(c, direction=OPPOSITE[c.direction])
+        other = data.sample_movable(c.shape, *data.random_colours(rng), rng)
+        groups["held out"].append(Case(c, still, "held_out"))
+        groups["opposite"].append(Case(opposite, still, "opposite"))
+        groups["any colours"].append(Case(dataclasses.replace(c, colour="any", background="any"), other, "any_colours"))
+    return groups
 
 
 def from_truth(args, chosen):
     rng = np.random.default_rng(args.seed)
-    for combination in chosen:
-        yield combination, data.render_uint8(data.sample_clip(combination, rng))
+    for case in chosen:
+        c, still = case.combination, case.still
+        yield case, data.render_uint8(data.move(still, c.direction, rng) if still else data.sample_clip(c, rng))
 
 
 def from_folder(args, chosen):
-    for combination in chosen:
-        stem = args.frames / file_name(combination)
+    for case in chosen:
+        stem = args.frames / case.name
         if stem.with_suffix(".npy").exists():
-            yield combination, np.load(stem.with_suffix(".npy"))
+            yield case, np.load(stem.with_suffix(".npy"))
         else:
             import imageio.v3 as imageio
 
-            yield combination, np.asarray(imageio.imread(stem.with_suffix(".mp4")))
+            yield case, np.asarray(imageio.imread(stem.with_suffix(".mp4")))
 
 
 def from_diffusers(args, chosen):
+    import diffusers
     import torch
-    from diffusers import WanPipeline
+    from PIL import Image
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    pipeline = WanPipeline.from_pretrained(args.model, dtype=torch.float32)
+    kind = diffusers.WanImageToVideoPipeline if chosen[0].still else diffusers.WanPipeline
+    pipeline = kind.from_pretrained(args.model, dtype=torch.float32)
     if torch.cuda.is_available():
         pipeline.to("cuda")
     pipeline.set_progress_bar_config(disable=True)
     if args.flow_shift:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, flow_shift=args.flow_shift)
-    for first in range(0, len(chosen), args.batch):
-        part = chosen[first : first + args.batch]
+    batch = 1 if chosen[0].still else args.batch  # the reference takes one image at a time
+    for first in range(0, len(chosen), batch):
+        part = chosen[first : first + batch]
+        images = [Image.fromarray(data.render_uint8(case.still, frames=1)[0]) for case in part if case.still]
         generators = [torch.Generator().manual_seed(args.seed + first + i) for i in range(len(part))]
         videos = pipeline(
             prompt=[c.prompt for c in part], negative_prompt=[args.negative_prompt] * len(part), height=data.HEIGHT,
             width=data.WIDTH, num_frames=data.FRAMES, num_inference_steps=args.steps, guidance_scale=args.guidance,
-            generator=generators, output_type="np",
+            generator=generators, output_type="np", **({"image": images[0]} if images else {}),
         ).frames  # fmt: skip
         yield from zip(part, np.round(np.asarray(videos) * 255).astype(np.uint8), strict=True)
 
@@ -76,10 +114,16 @@ def from_ours(args, chosen):
     """All clips in one run of our own pipeline."""
     root = pathlib.Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(root))
+    from PIL import Image
+
     from maxdiffusion import config, generate_wan
 
     with tempfile.TemporaryDirectory() as folder:
+        images = [f"{folder}/{number}.png" for number, case in enumerate(chosen) if case.still]
+        for path, case in zip(images, chosen, strict=False):
+            Image.fromarray(data.render_uint8(case.still, frames=1)[0]).save(path)
         words = [
+            *([f"image=[{', '.join(images)}]"] if images else []),
             f"pretrained_model_name_or_path={args.model}",
             f"prompt=[{', '.join(c.prompt for c in chosen)}]",
             f"seed=[{', '.join(str(args.seed + i) for i in range(len(chosen)))}]",
@@ -92,9 +136,10 @@ def from_ours(args, chosen):
             f"output_dir={folder}",
             "log_level=warning",
         ]
-        paths = generate_wan.run(config.load([str(root / "configs" / "wan_tiny.yml"), *words]))
-        for combination, path in zip(chosen, paths, strict=True):
-            yield combination, np.load(path)
+        page = root / "configs" / ("wan_tiny_i2v.yml" if images else "wan_tiny.yml")
+        paths = generate_wan.run(config.load([str(page), *words]))
+        for case, path in zip(chosen, paths, strict=True):
+            yield case, np.load(path)
 
 
 BACKENDS = dict(ours=from_ours, diffusers=from_diffusers, truth=from_truth)
@@ -129,33 +174,43 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="file for the table as JSON")
     args = parser.parse_args()
 
-    groups = {"held out": data.held_out_combinations()}
-    if args.trained:
+    kind = json.loads((pathlib.Path(args.model) / "model_index.json").read_text())["_class_name"]
+    takes_images = kind == "WanImageToVideoPipeline"
+    groups = image_groups(args) if takes_images else {"held out": [Case(c) for c in data.held_out_combinations()]}
+    if args.trained and not takes_images:
         order = np.random.default_rng(0).permutation(len(data.training_combinations()))[: args.trained]
-        groups["trained"] = [data.training_combinations()[i] for i in order]
+        groups["trained"] = [Case(data.training_combinations()[i]) for i in order]
     source = from_folder if args.frames else BACKENDS[args.backend]
+    attributes = ("direction", "shape") if takes_images else ATTRIBUTES  # colours are compared with the image's
     table = {}
     first_seed = args.seed
     for name, chosen in groups.items():
-        start, results, clips = time.time(), [], []
+        start, results, clips, kept = time.time(), [], [], []
         for repeat in range(args.repeats):
             args.seed = first_seed + 1000 * repeat
-            for combination, frames in source(args, chosen):
+            for case, frames in source(args, chosen):
                 measured = data.measure(frames)
-                results.append((combination, measured))
+                results.append((case.combination, measured))
                 clips.append(frames)
-                if not all(measured.correct(combination).values()):
+                if case.still:
+                    kept.append(data.compare(frames, case.still))
+                correct = measured.correct(case.combination)
+                if not all(correct[attribute] for attribute in attributes):
                     got = " ".join((measured.colour, measured.shape, measured.direction, measured.background))
-                    print(f"  wrong: wanted {file_name(combination).replace('-', ' ')}, got {got}")
+                    print(f"  wrong: wanted {case.name}, got {got}")
                 if args.save and repeat == 0:
-                    args.save.mkdir(parents=True, exist_ok=True)
-                    np.save(args.save / f"{file_name(combination)}.npy", frames)
+                    (args.save / case.name).parent.mkdir(parents=True, exist_ok=True)
+                    np.save(args.save / f"{case.name}.npy", frames)
         if args.save:
             contact_sheet(clips[: len(chosen)], args.save / f"{name.replace(' ', '_')}.png")
         row = {"clips": len(results), "seconds": round(time.time() - start, 1)}
-        for attribute in ATTRIBUTES:
+        for attribute in attributes:
             row[attribute] = float(np.mean([m.correct(c)[attribute] for c, m in results]))
-        row["all four"] = float(np.mean([all(m.correct(c).values()) for c, m in results]))
+        row["all of them"] = float(np.mean([all(m.correct(c)[a] for a in attributes) for c, m in results]))
+        for figure in FIDELITY if kept else ():
+            values = [getattr(k, figure) for k in kept]
+            row[figure] = float(np.mean(values))
+            row[f"{figure}, worst"] = float(min(values) if figure == "first_psnr" else max(values))
         for figure in SMOOTHNESS:
             row[figure] = float(np.nanmean([getattr(m, figure) for _, m in results]))
         table[name] = row
@@ -165,7 +220,7 @@ def main():
         cells = []
         for row in table.values():
             value = row[key]
-            cells.append(f"{100 * value:.1f} %" if key in (*ATTRIBUTES, "all four", "visible") else f"{value:.4g}")
+            cells.append(f"{100 * value:.1f} %" if key in (*ATTRIBUTES, "all of them", "visible") else f"{value:.4g}")
         print(key.ljust(width) + "".join(cell.rjust(12) for cell in cells))
     if args.json:
         args.json.write_text(json.dumps(table, indent=1) + "\n")

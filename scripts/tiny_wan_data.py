@@ -105,6 +105,21 @@ class Clip:
     positions: tuple
 
 
+def image_prompt(combination, rng):
+    """What a clip is called whose first frame is given: the motion, and one time in four what the image shows."""
+    if combination.colour and rng.random() < 0.25:
+        return vary_prompt(combination, rng)
+    shape, direction = combination.shape, combination.direction
+    templates = (
+        f"moving {direction}",
+        f"a {shape} moving {direction}",
+        f"the {shape} moves {direction}",
+        f"it moves {direction}",
+        f"{shape}, {direction}",
+    )
+    return templates[0 if rng.random() < 0.4 else rng.integers(1, len(templates))]
+
+
 def extents(shape, radius):
     """Distances from the shape's centre to its left, right, top and bottom edges."""
     if shape == "circle":
@@ -135,6 +150,43 @@ def sample_clip(combination, rng, frames=FRAMES, height=HEIGHT, width=WIDTH):
         float(radius),
         tuple(map(tuple, start[None] + steps)),
     )
+
+
+def sample_still(shape, colour, background, rng):
+    """A shape at rest, anywhere in the frame: the first frame of a clip."""
+    radius = rng.uniform(11.0, 16.0)
+    left, right, top, bottom = extents(shape, radius)
+    low = (left + MARGIN, top + MARGIN)
+    start = rng.uniform(low, (WIDTH - right - MARGIN, HEIGHT - bottom - MARGIN))
+    return Clip(shape, tuple(colour), tuple(background), float(radius), (tuple(start),) * FRAMES)
+
+
+def move(still, direction, rng):
+    """The still shape set in motion by 16 to 40 pixels, or None where the frame's edge is nearer than 16."""
+    (x, y), (dx, dy) = still.positions[0], DIRECTIONS[direction]
+    left, right, top, bottom = extents(still.shape, still.radius)
+    edges = {"left": x - left, "right": WIDTH - x - right, "up": y - top, "down": HEIGHT - y - bottom}
+    room = edges[direction] - MARGIN
+    if room < 16:
+        return None
+    travel = np.linspace(0, rng.uniform(16.0, min(40.0, room)), FRAMES)
+    return dataclasses.replace(still, positions=tuple((x + dx * d, y + dy * d) for d in travel))
+
+
+def random_colours(rng):
+    """An arbitrary colour and a background from which it can be told apart."""
+    while True:
+        colour, background = rng.uniform(0, 255, (2, 3))
+        if np.linalg.norm(colour - background) > 80:
+            return colour, background
+
+
+def sample_movable(shape, colour, background, rng):
+    """A still that has room to move in every direction."""
+    while True:
+        still = sample_still(shape, colour, background, rng)
+        if all(move(still, direction, rng) for direction in DIRECTIONS):
+            return still
 
 
 def signed_distance(shape, radius, x, y):
@@ -304,4 +356,31 @@ def measure(frames):
         float(np.abs(np.diff(colours, axis=0)).mean()),
         background_jitter,
         len(found) / len(frames),
+    )
+
+
+@dataclasses.dataclass
+class Fidelity:
+    """How well a clip keeps to the image that it was given. Differences are means over the frames, of 255."""
+
+    first_psnr: float  # of the first frame, in dB
+    shape_kept: bool
+    colour_error: float  # of the shape's median colour
+    background_error: float  # of the border's median colour
+
+
+def compare(frames, still):
+    """Compares a clip with the still clip whose frame it was given."""
+    image = render_uint8(still, frames=1)[0]
+    error = np.mean((frames[0].astype(np.float64) - image) ** 2)
+    colours, backgrounds = [], []
+    for frame in frames:
+        background, mask = segment(frame)
+        backgrounds.append(background)
+        colours.append(np.median(frame[mask], axis=0) if mask is not None and mask.any() else background)
+    return Fidelity(
+        float(10 * np.log10(255**2 / max(error, 1e-9))),
+        measure(frames).shape == still.shape,
+        float(np.abs(np.asarray(colours) - still.colour).mean()),
+        float(np.abs(np.asarray(backgrounds) - still.background).mean()),
     )

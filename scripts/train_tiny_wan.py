@@ -1,15 +1,22 @@
 """Trains the miniature WAN 2.1 text-to-video checkpoint in stages: vae, latents, transformer (and text), export.
 
+With `--base FOLDER`, a text-to-video checkpoint, it trains the image-to-video miniature (stages latents, transformer,
+export): tokenizer, text encoder and VAE stay those of FOLDER, and its transformer learns to use the further input
+channels of WAN 2.2's image-to-video models: mask and encoded video of first frame and zeros.
+
 Every stage keeps its state in --work and resumes from it. The reference's torch classes hold the weights; the training
 forward passes below compute the same functions (see `check`) with less overhead: the causal VAE over the whole clip at
 once with its 3-D convolutions folded into 2-D ones, and cross-attention with all pad tokens merged into one.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
 import math
 import os
 import pathlib
+import shutil
 import time
 
 import numpy as np
@@ -251,8 +258,6 @@ def random_colour(rng):
 
 def vae_clip(rng, crop, frames, plain_share):
     """One training crop: mostly clips of the training combinations, the rest with arbitrary colours; near the shape."""
-    import dataclasses
-
     combination = TRAINING[rng.integers(len(TRAINING))]
     clip = data.sample_clip(combination, rng)
     if rng.random() < plain_share:
@@ -375,7 +380,16 @@ def stage_decoder(args):
     save(path, dict(average=average.values, step=step))
 
 
+def load_base(args):
+    """The text-to-video pipeline on which the image-to-video miniature is built, in fp32."""
+    from diffusers import WanPipeline
+
+    return WanPipeline.from_pretrained(args.base, torch_dtype=torch.float32).to(DEVICE)
+
+
 def load_vae(args):
+    if args.base:
+        return load_base(args).vae.eval()
     vae = build_vae(args.seed)
     state = torch.load(args.work / "vae.pt", map_location=DEVICE)
     vae.load_state_dict(state["vae"])
@@ -392,6 +406,8 @@ def load_vae(args):
 
 def stage_latents(args):
     """Encodes clips of every training combination and records the latents' statistics in the VAE's config."""
+    if args.base:
+        return stage_image_latents(args)
     vae = load_vae(args)
     rng = np.random.default_rng((args.seed, 1))
     path = args.work / "latents.pt"
@@ -420,7 +436,56 @@ def stage_latents(args):
                 save(path, dict(latents=latents, labels=torch.cat(labels)))
 
 
+def image_video(still):
+    """The given frame followed by zeros, (1, 3, t, h, w) in [-1, 1]."""
+    video = torch.from_numpy(data.render(still)).permute(3, 0, 1, 2)[None].to(DEVICE).div_(127.5).sub_(1)
+    video[:, :, 1:] = 0
+    return video
+
+
+def image_clips(rng):
+    """One still of every colour, shape and background, and one with arbitrary colours, with all its training clips.
+
+    Yields the still and a list of (labels, clip): colour, shape, direction and background, no colours if arbitrary.
+    """
+    for colour, shape, background in itertools.product(data.COLOURS, data.SHAPES, data.BACKGROUNDS):
+        still = data.sample_still(shape, data.COLOURS[colour], data.BACKGROUNDS[background], rng)
+        other = data.sample_still(shape, *data.random_colours(rng), rng)
+        for image, names in ((still, (colour, background)), (other, ("", ""))):
+            wanted = [data.Combination(names[0], shape, direction, names[1]) for direction in data.DIRECTIONS]
+            wanted = [c for c in wanted if not (c.colour and c.held_out)]
+            moving = [(dataclasses.astuple(c), data.move(image, c.direction, rng)) for c in wanted]
+            yield image, [(labels, clip) for labels, clip in moving if clip]
+
+
+def stage_image_latents(args):
+    """Encodes clips, and for each still the video of its first frame and zeros."""
+    vae = load_vae(args)
+    path = args.work / "latents.pt"
+    state = torch.load(path) if path.exists() else dict(latents=[], conditions=[], stills=[], labels=[], rounds=0)
+    state["latents"], state["conditions"] = list(state["latents"]), list(state["conditions"])
+    start = time.time()
+    for number in range(state["rounds"], state["rounds"] + args.clips_per_combination):
+        for still, moving in image_clips(np.random.default_rng((args.seed, 4, number))):
+            if not moving:
+                continue
+            videos = torch.from_numpy(np.stack([data.render(clip) for _, clip in moving]))
+            videos = videos.permute(0, 4, 1, 2, 3).to(DEVICE).div_(127.5).sub_(1)
+            with torch.no_grad():
+                condition, *clips = encode(vae, torch.cat([image_video(still), videos]))[0].cpu()
+            state["stills"] += [len(state["conditions"])] * len(clips)
+            state["labels"] += [labels for labels, _ in moving]
+            state["conditions"].append(condition)
+            state["latents"] += clips
+        state["rounds"] = number + 1
+        print(f"round {number}: {len(state['labels'])} clips in {time.time() - start:.0f} s", flush=True)
+        save(path, state | {name: torch.stack(state[name]) for name in ("latents", "conditions")})
+
+
 def load_statistics(args):
+    if args.base:
+        config = json.loads((args.base / "vae" / "config.json").read_text())
+        return [torch.tensor(config[name]).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std")]
     statistics = json.loads((args.work / "statistics.json").read_text())
     return [torch.tensor(statistics[name]).view(1, -1, 1, 1, 1) for name in ("mean", "std")]
 
@@ -515,6 +580,28 @@ def build_transformer(seed, layers, heads=8, head_dim=16):
     return model
 
 
+def take_images(model):
+    """Further input channels for mask and encoded video, at first without any effect."""
+    old, factor = model.patch_embedding, 4
+    channels = 2 * old.in_channels + factor
+    new = torch.nn.Conv3d(channels, old.out_channels, old.kernel_size, old.stride).to(DEVICE)
+    with torch.no_grad():
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)
+    model.patch_embedding = new
+    model.register_to_config(in_channels=channels)
+    return model
+
+
+def image_channels(args, encoded):
+    """Mask (1 on the given frame) and normalised latents of first frame and zeros: (b, 4 + z, t, h, w)."""
+    mean, std = load_statistics(args)
+    mask = torch.zeros_like(encoded[:, :4])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, (encoded - mean) / std], 1)
+
+
 def patchify(latents):
     """(b, c, t, h, w) -> (b, tokens, c * 4)."""
     return latents.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
@@ -577,9 +664,10 @@ def transformer_tokens(model, tokens, temb, text, bias, rotations):
     return x.unflatten(-1, (4, -1)).transpose(-1, -2).flatten(-2)
 
 
-def velocity(model, latents, timestep, text, bias, rotations):
+def velocity(model, latents, timestep, text, bias, rotations, condition=None):
     temb = model.condition_embedder.timesteps_proj(timestep)
-    return unpatchify(transformer_tokens(model, patchify(latents), temb, text, bias, rotations), latents.shape)
+    tokens = patchify(latents if condition is None else torch.cat([latents, condition], 1))
+    return unpatchify(transformer_tokens(model, tokens, temb, text, bias, rotations), latents.shape)
 
 
 def scheduler_config(shift):
@@ -592,8 +680,8 @@ def scheduler_config(shift):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, seed):
-    """Normalised latents for the prompts."""
+def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, seed, condition=None):
+    """Normalised latents for the prompts, and for the images' channels if the model takes images."""
     text, bias = embed_prompts(tokenizer, text_encoder, [*prompts, ""])
     count = len(prompts)
     index = torch.tensor([count] * count + list(range(count)), device=DEVICE)
@@ -603,10 +691,10 @@ def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, se
         DEVICE
     )
     rotations = rotary(model, latents.shape)
+    condition = None if condition is None else condition.repeat(2, 1, 1, 1, 1)
     for t in scheduler.timesteps:
-        both = velocity(
-            model, latents.repeat(2, 1, 1, 1, 1), t.float().expand(2 * count), text[index], bias[index], rotations
-        )
+        pair, times = latents.repeat(2, 1, 1, 1, 1), t.float().expand(2 * count)
+        both = velocity(model, pair, times, text[index], bias[index], rotations, condition)
         without, guided = both.chunk(2)
         latents = scheduler.step(without + guidance * (guided - without), t, latents, return_dict=False)[0]
     return latents
@@ -615,7 +703,18 @@ def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, se
 @torch.no_grad()
 def preview(args, vae, model, tokenizer, text_encoder, chosen, steps=16, guidance=2.0, seed=0):
     """Shares of right attributes over the chosen combinations, and mean smoothness figures; also the frames."""
-    latents = generate(model, tokenizer, text_encoder, [c.prompt for c in chosen], args.shift, steps, guidance, seed)
+    prompts, stills, condition = [c.prompt for c in chosen], [], None
+    if args.base:
+        rng = np.random.default_rng(args.seed)
+        prompts = [f"moving {c.direction}" for c in chosen]
+        stills = [
+            data.sample_movable(c.shape, data.COLOURS[c.colour], data.BACKGROUNDS[c.background], rng) for c in chosen
+        ]
+        condition = torch.cat([image_channels(args, encode(vae, image_video(still))[0].cpu()) for still in stills])
+    latents = generate(
+        model, tokenizer, text_encoder, prompts, args.shift, steps, guidance, seed,
+        None if condition is None else condition.to(DEVICE),
+    )  # fmt: skip
     mean, std = load_statistics(args)
     frames = []
     for part in (latents.cpu() * std + mean).split(4):
@@ -627,25 +726,56 @@ def preview(args, vae, model, tokenizer, text_encoder, chosen, steps=16, guidanc
         result[name] = float(np.mean([m.correct(c)[name] for m, c in zip(measured, chosen, strict=True)]))
     for name in ("displacement", "track_residual", "area_jitter", "colour_jitter", "background_jitter"):
         result[name] = float(np.nanmean([getattr(m, name) for m in measured]))
+    kept = [data.compare(f, still) for f, still in zip(frames, stills, strict=False)]
+    for name in ("first_psnr", "colour_error", "background_error") if kept else ():
+        result[name] = float(np.mean([getattr(k, name) for k in kept]))
     return result, frames
 
 
-def load_latents(args):
-    path = args.work / "latents.pt"
-    stamp = path.stat().st_mtime
-    state = torch.load(path)
-    mean, std = load_statistics(args)
-    return patchify((state["latents"] - mean) / std).to(DEVICE), state["labels"], stamp
+def build_model(args):
+    """Tokenizer, text encoder and transformer, before training."""
+    if args.base:
+        base = load_base(args)
+        return base.tokenizer, base.text_encoder.requires_grad_(False), take_images(base.transformer)
+    tokenizer = build_tokenizer()
+    return tokenizer, build_text_encoder(len(tokenizer), args.seed), build_transformer(args.seed, args.layers)
+
+
+class Clips:
+    """The encoded clips of a work folder as tokens, what they are called, and the tokens of their images' channels."""
+
+    def __init__(self, args):
+        path = args.work / "latents.pt"
+        self.args, self.stamp = args, path.stat().st_mtime
+        state = torch.load(path)
+        mean, std = load_statistics(args)
+        self.latents = patchify((state["latents"] - mean) / std).to(DEVICE)
+        self.labels = state["labels"]
+        if args.base:
+            self.stills = torch.tensor(state["stills"])
+            self.channels = patchify(image_channels(args, state["conditions"])).to(DEVICE)
+        print(f"{len(self.labels)} clips", flush=True)
+
+    def prompt(self, number, rng):
+        if self.args.base:
+            return data.image_prompt(data.Combination(*self.labels[number]), rng)
+        return data.vary_prompt(TRAINING[self.labels[number]], rng)
+
+    def condition(self, tokens, index):
+        return torch.cat([tokens, self.channels[self.stills[index]]], -1) if self.args.base else tokens
+
+    def renewed(self):
+        """These, or those that were encoded meanwhile."""
+        return self if (self.args.work / "latents.pt").stat().st_mtime == self.stamp else Clips(self.args)
 
 
 def stage_transformer(args):
     work = args.work
-    tokenizer = build_tokenizer()
-    text_encoder = build_text_encoder(len(tokenizer), args.seed)
-    model = build_transformer(args.seed, args.layers)
-    parameters = list(model.parameters()) + list(text_encoder.parameters())
+    tokenizer, text_encoder, model = build_model(args)
+    parameters = [p for p in (*model.parameters(), *text_encoder.parameters()) if p.requires_grad]
     tables = ("shared", "embed_tokens", "relative_attention_bias", "proj_out")
     named = [*model.named_parameters(), *text_encoder.named_parameters()]
+    named = [(name, p) for name, p in named if p.requires_grad]
     matrices = [p for name, p in named if is_matrix(p) and not any(table in name for table in tables)]
     others = [p for p in parameters if not any(p is q for q in matrices)]
     if args.muon:
@@ -654,8 +784,8 @@ def stage_transformer(args):
         groups = [dict(params=matrices, weight_decay=0.01), dict(params=others, weight_decay=0.0)]
         optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     average = Average(parameters, args.ema)
-    latents, labels, stamp = load_latents(args)
-    print(f"{len(labels)} clips, {sum(p.numel() for p in parameters)} parameters", flush=True)
+    clips = Clips(args)
+    print(f"{sum(p.numel() for p in parameters)} parameters", flush=True)
     vae = load_vae(args)
     held_out = data.held_out_combinations()
     rotations = rotary(model, (1, VAE_CONFIG["z_dim"], 5, 12, 12))
@@ -688,8 +818,8 @@ def stage_transformer(args):
         for group in optimizer.param_groups:
             group["lr"] = rate
         rng = np.random.default_rng((args.seed, 2, step))
-        index = torch.from_numpy(rng.integers(len(labels), size=args.batch))
-        prompts = [data.vary_prompt(TRAINING[labels[i]], rng) for i in index]
+        index = torch.from_numpy(rng.integers(len(clips.labels), size=args.batch))
+        prompts = [clips.prompt(i, rng) for i in index]
         prompts = ["" if rng.random() < 0.1 else p for p in prompts]
         unique = list(dict.fromkeys(prompts))
         which = torch.tensor([unique.index(p) for p in prompts], device=DEVICE)
@@ -700,12 +830,12 @@ def stage_transformer(args):
             bias = torch.cat([F.pad(bias[:, :-1], (0, pad), value=-torch.inf), bias[:, -1:]], 1)
         uniform = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
         sigma = torch.from_numpy(args.shift * uniform / (1 + (args.shift - 1) * uniform)).float().to(DEVICE)
-        clean = latents[index.to(DEVICE)]
+        clean = clips.latents[index.to(DEVICE)]
         torch.manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn_like(clean)
         temb = model.condition_embedder.timesteps_proj(1000 * sigma)
         noised = clean + sigma[:, None, None] * (noise - clean)
-        predicted = forward(model, noised, temb, text[which], bias[which], rotations)
+        predicted = forward(model, clips.condition(noised, index), temb, text[which], bias[which], rotations)
         loss = F.mse_loss(predicted, noise - clean)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -721,9 +851,7 @@ def stage_transformer(args):
         if time.time() - last_saved > 180:
             checkpoint()
             last_saved = time.time()
-            if (work / "latents.pt").stat().st_mtime != stamp:  # more clips were encoded meanwhile
-                latents, labels, stamp = load_latents(args)
-                print(f"{len(labels)} clips", flush=True)
+            clips = clips.renewed()
         if time.time() - last_preview > args.preview_minutes * 60:
             average.swap()
             result, frames = preview(args, vae, model, tokenizer, text_encoder, held_out)
@@ -741,27 +869,26 @@ def stage_transformer(args):
 def stage_export(args):
     """Writes the averaged weights as a diffusers folder: matrices in fp16, vectors in fp32."""
     import safetensors.torch
-    from diffusers import WanPipeline
+    from diffusers import WanImageToVideoPipeline, WanPipeline
 
     vae = load_vae(args)
-    if (args.work / "statistics.json").exists():
+    if not args.base and (args.work / "statistics.json").exists():
         mean, std = load_statistics(args)
         vae.register_to_config(latents_mean=mean.flatten().tolist(), latents_std=std.flatten().tolist())
-    tokenizer = build_tokenizer()
-    state = (
-        torch.load(args.work / "transformer.pt", map_location="cpu") if (args.work / "transformer.pt").exists() else {}
-    )
-    text_encoder = build_text_encoder(len(tokenizer), args.seed)
-    model = build_transformer(args.seed, state.get("layers", args.layers))
+    path = args.work / "transformer.pt"
+    state = torch.load(path, map_location="cpu") if path.exists() else {}
+    args.layers = state.get("layers", args.layers)
+    tokenizer, text_encoder, model = build_model(args)
     with torch.no_grad():
-        parameters = [*model.parameters(), *text_encoder.parameters()]
+        parameters = [p for p in (*model.parameters(), *text_encoder.parameters()) if p.requires_grad]
         for parameter, value in zip(parameters, state.get("average", parameters), strict=True):
             parameter.copy_(value)
     folder = args.output
-    WanPipeline(
+    parts = dict(
         tokenizer=tokenizer, text_encoder=text_encoder.cpu(), transformer=model.cpu(), vae=vae.cpu(),
         scheduler=scheduler_config(args.shift),
-    ).save_pretrained(folder)  # fmt: skip
+    )  # fmt: skip
+    (WanImageToVideoPipeline if args.base else WanPipeline)(**parts).save_pretrained(folder)
     if not args.fp32:
         for path in folder.glob("*/*.safetensors"):
             tensors = safetensors.torch.load_file(path)
@@ -776,6 +903,12 @@ def stage_export(args):
     config = json.loads(path.read_text())
     config["tokenizer"] = ["transformers", "PreTrainedTokenizerFast"]
     path.write_text(json.dumps(config, indent=2) + "\n")
+    path = folder / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+    for name in ("tokenizer", "text_encoder", "vae") if args.base else ():  # byte for byte
+        shutil.copytree(args.base / name, folder / name, dirs_exist_ok=True)
     print(folder, state.get("step"), sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()), "bytes")
 
 
@@ -807,12 +940,18 @@ def stage_check(args):
         full = text_encoder(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state * mask[..., None]
         theirs = model(latents, timestep, full, return_dict=False)[0]
         print("transformer", (ours - theirs).abs().max().item(), "of", theirs.abs().max().item(), mask.sum(1).tolist())
+        torch.nn.init.normal_(take_images(model).patch_embedding.weight, std=0.1)
+        condition = torch.randn(3, VAE_CONFIG["z_dim"] + 4, 5, 8, 12)
+        ours = velocity(model, latents, timestep, text, bias, rotary(model, latents.shape), condition)
+        theirs = model(torch.cat([latents, condition], 1), timestep, full, return_dict=False)[0]
+        print("with images", (ours - theirs).abs().max().item(), "of", theirs.abs().max().item())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["check", "vae", "latents", "transformer", "decoder", "export"])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for states and logs")
+    parser.add_argument("--base", type=pathlib.Path, help="text-to-video checkpoint: train image-to-video on it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
     parser.add_argument("--vae-minutes", type=float, default=24, help="the schedule is by time")

@@ -200,12 +200,12 @@ def test_chunks_follow_memory_and_divide_the_video():
 
 
 def test_two_programs_decode_a_video_of_any_length(pair, latents):
-    from maxdiffusion.models.vae.model import _run
+    from maxdiffusion.models.vae.model import program
 
     list(pair.ours.decode_chunks(jnp.asarray(latents[:, :2]), chunk=1))
-    programs = _run._cache_size()
+    programs = program()._cache_size()
     list(pair.ours.decode_chunks(jnp.asarray(np.repeat(latents, 3, axis=1)), chunk=1))
-    assert _run._cache_size() == programs
+    assert program()._cache_size() == programs
 
 
 def test_every_parameter_names_its_axes():

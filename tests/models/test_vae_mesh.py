@@ -11,8 +11,7 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.models.vae import VAEConfig, WanVAE
-from maxdiffusion.models.vae.model import _placement, _run
+from maxdiffusion.models.vae import VAEConfig, WanVAE, model
 from maxdiffusion.weights.nets import build_abstractly
 from tests.parity import relative_error
 
@@ -32,7 +31,7 @@ def program(name, x, devices):
 
     with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
         x, params = parallel.put(x), jax.tree.map(draw, params)
-        compiled = _run.lower(graph, params, name, _placement(), None, x).compile()
+        compiled = model.program().lower(graph, params, name, None, x).compile()
         return compiled(params, None, x)[0], compiled
 
 

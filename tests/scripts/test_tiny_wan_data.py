@@ -75,3 +75,24 @@ def test_shapes_stay_inside_and_windows_equal_the_whole(shape):
         assert (frames[:, :, 0] == background).all() and (frames[:, :, -1] == background).all()
         window = data.render_uint8(clip, window=(8, 16, 40, 32), first=3, frames=5)
         assert (window == frames[3:8, 8:48, 16:48]).all()
+
+
+def test_a_still_moves_in_every_direction_that_its_prompt_names_and_keeps_to_its_image():
+    rng = np.random.default_rng(4)
+    for shape in data.SHAPES:
+        still = data.sample_movable(shape, *data.random_colours(rng), rng)
+        for direction in data.DIRECTIONS:
+            combination = data.Combination("", shape, direction, "")
+            assert direction in data.image_prompt(combination, rng)
+            frames = data.render_uint8(data.move(still, direction, rng))
+            assert data.measure(frames).direction == direction
+            kept = data.compare(frames, still)
+            assert kept.shape_kept and kept.first_psnr > 100 and max(kept.colour_error, kept.background_error) < 0.6
+            tinted = data.compare(255 - frames, still)
+            assert tinted.first_psnr < 20 and tinted.colour_error > 5
+
+
+def test_the_frames_edge_stops_a_still():
+    still = data.Clip("circle", (255, 255, 255), (0, 0, 0), 12.0, ((20.0, 48.0),) * data.FRAMES)
+    moves = {direction: data.move(still, direction, np.random.default_rng(5)) for direction in data.DIRECTIONS}
+    assert moves["left"] is None and all(moves[direction] for direction in ("right", "up", "down"))

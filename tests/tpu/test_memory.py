@@ -5,12 +5,11 @@ from collections import Counter
 
 import pytest
 
+from maxdiffusion.planning.chips import slice_of
 from tests.tpu.compiler import ROOT, needs_libtpu, script
 
 pytestmark = needs_libtpu
 
-# What the compiler allows on one device.
-GIB = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74, "TPU7x": 94.75}
 SHARDED = "logical_axis_rules=[[embed,[fsdp,context]]]"
 
 
@@ -19,7 +18,7 @@ def peak(topology, *words, model="14b"):
     printed = script(topology, str(ROOT / "configs" / f"wan2.1_t2v_{model}.yml"), *words)
     print(topology, *words, printed, sep="\n")
     found = {name: float(gib) for name, gib in re.findall(r"^(\w+) +([\d.]+) GiB", printed, re.M)}
-    assert found and all(gib < GIB[topology.split(":")[0]] for gib in found.values()), printed
+    assert found and all(gib < slice_of(topology).generation.gib for gib in found.values()), printed
     return found
 
 
