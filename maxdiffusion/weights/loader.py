@@ -108,7 +108,8 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
 
 def _format(leaf: nnx.Variable[Any], sharding: Sharding) -> Sharding | Format:
     """The sharding, with the layout in which the devices compute with stacked matrices in bf16 where it is another."""
-    (kind,) = {device.device_kind for device in sharding.device_set}
+    devices: Any = sharding.device_set
+    (kind,) = {device.device_kind for device in devices}
     if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3:
         return Format(MATRICES[kind], sharding)
     return sharding
