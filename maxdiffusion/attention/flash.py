@@ -72,9 +72,7 @@ def harmless(
     return jnp.where(seen, k, jnp.take_along_axis(k, first, axis=2)), jnp.where(seen, v, 0)
 
 
-def bounds(
-    q: Float[Array, "b n s d"], k: Float[Array, "b n k d"]
-) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
+def bounds(q: Float[Array, "b n s d"], k: Float[Array, "b n k d"]) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
     """What no logit of a row exceeds, and by how much at most it exceeds the largest one in any row of a head; fp32.
 
     With m the mean of the keys, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the largest
