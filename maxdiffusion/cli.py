@@ -39,6 +39,10 @@ def command(words: Sequence[str]) -> int:
             from maxdiffusion import inspection
 
             inspection.run(cfg)
+        elif cfg.plan:  # neither, where the answer is known
+            from maxdiffusion.planning import command as planning
+
+            planning.run(cfg, words)
         elif cfg.verify:
             from maxdiffusion import verify
 

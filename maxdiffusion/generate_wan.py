@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 
 from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config, parts
@@ -45,11 +45,12 @@ def run(cfg: Config) -> list[AnyPath]:
 
     with parallel.use(placement), stages.clock.compilation():
         batches = start.finished or sampling.sample(cfg, videos, nets, shape, start.noise, inputs, stages)
-        vae = stages.load(nets, "vae")
-        decode = lambda part: vae.decode_chunks(parallel.put(part, axes.BATCH))  # noqa: E731
+        vae = functools.cache(lambda: stages.load(nets, "vae"))  # once latents are saved, after the last transformer
+        decode = lambda part: vae().decode_chunks(parallel.put(part, axes.BATCH))  # noqa: E731
         for made, latents in batches:
             with output.reserved(cfg, made) as files:
                 files.save_latents(latents)
+                vae()
                 with stages("decode", cfg.num_frames, "frames") as advance:
                     chunks = parts.of(cfg).decode(decode, latents)
                     clips = frames.collect(chunks, advance)
@@ -70,13 +71,6 @@ def open_nets(
     """
     with stages("load"):
         pipeline = specs.open_config(cfg)
-        spec = variants.get(cfg.model_name)
-        variants.check(spec, pipeline.files.configs["transformer"])
-        cut, network = parts.of(cfg), pipeline.configs["transformer"]
-        f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
-        sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
-        tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
-        plan, placement = startup.place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
-        build = builders_of(cfg, plan)
-        nets = Nets(pipeline, build, placement)
-        return nets, placement, (cut.latent_frames(f), h, w, pipeline.configs["vae"].z_dim)
+        variants.check(variants.get(cfg.model_name), pipeline.files.configs["transformer"])
+        plan, placement, shape = startup.lay_out(cfg, pipeline.configs, devices)
+        return Nets(pipeline, builders_of(cfg, plan), placement), placement, shape

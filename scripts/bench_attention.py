@@ -64,8 +64,8 @@ def main(words: list[str]) -> None:
     unknown = [name for name in names if name not in SHAPES] + [key for key in options if key not in known]
     if unknown:
         sys.exit(f"error: {unknown[0]} is unknown; shapes: {', '.join(SHAPES)}; options: {', '.join(known)}")
-    if static and kind not in tpu_schedule.KINDS:
-        sys.exit(f"error: --tpu-schedule takes one of {', '.join(tpu_schedule.KINDS)}, not {kind!r}")
+    if static and kind not in tpu_schedule.SLICES:
+        sys.exit(f"error: --tpu-schedule takes one of {', '.join(tpu_schedule.SLICES)}, not {kind!r}")
     options = known | options
     if static:
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -207,7 +207,7 @@ run = jax.shard_map(lambda *a: KERNELS[name](*a, options=options), mesh=place.me
                     check_vma=False)
 with parallel.use(place):
     jax.jit(run).lower(q, k, k, shape((1, keys), bool)).compile()
-print(json.dumps([sizes.q, sizes.kv, sizes.compute]))
+print(json.dumps([sizes.q, sizes.kv, sizes.compute, block_sizes.span(sizes)]))
 """
 )
 
@@ -237,37 +237,46 @@ def kernel_schedule(kind: str, kernel: str, tokens: int, keys: int, blocks: dict
     Raises:
       RuntimeError: it does not compile.
     """
-    device = tpu_schedule.KINDS[kind]
+    device = tpu_schedule.SLICES[kind].generation
     given = {"kernel": kernel, "tokens": tokens, "keys": keys, "blocks": blocks}
     printed, schedules = tpu_schedule.compiled(kind, _KERNEL, json.dumps(given))
-    q, kv, compute = json.loads(printed)
+    q, kv, compute, span = json.loads(printed)
     steps = tpu_schedule.kernel_steps(schedules)
     rows, columns = -(-tokens // q), -(-keys // kv)
-    tail = steps.steady[-1] if keys % kv else steps.steady[0]
-    cycles = rows * ((columns - 1) * steps.steady[0] + tail + steps.once)
+    if steps.rounds:  # of `span` keys, and of the parts that are left over in a block
+        parts, seen = span // compute, [min(kv, keys - at) for at in range(0, keys, kv)]
+        full, rest = (sum(f(-(-n // compute), parts) for n in seen) for f in (int.__floordiv__, int.__mod__))
+        of_row = columns * steps.steady[0] + full * steps.rounds[0][0] + rest * steps.rounds[-1][0]
+        unit, busy = [way / span for way in steps.rounds[0]], full * span + rest * compute
+    else:
+        of_row = (columns - 1) * steps.steady[0] + steps.steady[-1 if keys % kv else 0]
+        unit, busy = [way / kv for way in steps.steady], columns * kv
+    cycles = rows * (of_row + steps.once)
 
-    def rate(products: int, cycles: int) -> float:
-        return device.cores * 4 * products * 128 / cycles * device.ghz / 1e3
+    def rate(products: float, cycles: float) -> int:
+        return round(device.tensor_cores * 4 * products * 128 / cycles * device.ghz / 1e3)
 
-    step, call = rate(q * kv, steps.steady[0]), rate(tokens * keys, cycles)
+    ceiling = device.ceiling / 1e12
     return {
         "blocks": f"{q}/{kv}/{compute}",
-        "padding": f"{rows * q * columns * kv / (tokens * keys) - 1:.1%}",
+        "span": span,
+        "padding": f"{rows * q * busy / (tokens * keys) - 1:.1%}",
         "step_cycles": steps.steady,
         "once_cycles": steps.once,
-        "step_tflops": round(step),
-        "matrix_unit": f"{step / device.ceiling:.0%}",
-        "tflops": round(call),
-        "of_ceiling": f"{call / device.ceiling:.0%}",
+        "round_cycles": steps.rounds,
+        "step_tflops": [rate(q, each) for each in unit],
+        "tflops": rate(tokens * keys, cycles),
+        "of_ceiling": f"{rate(tokens * keys, cycles) / ceiling:.0%}",
     }
 
 
 def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list[dict[str, Any]]:
     """Rows of the kernel that a mode runs on one device of `kind`, and of the mode's collectives."""
     from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.planning import schedule
 
     _, tokens, keys, heads, _ = SHAPES[name]
-    devices = tpu_schedule.KINDS[kind].devices
+    devices = tpu_schedule.SLICES[kind].devices
     given = {key: int(options[key]) for key in BLOCKS if options[key]}
     degree = int(options["ulysses_shards"])
     plan = AttentionPlan.parse(options["mode"], heads=heads, context=devices, ulysses_shards=degree, platform="tpu")
@@ -291,9 +300,9 @@ def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list
         return sorted(rows, key=lambda row: -row.get("tflops", 0))[:1]
     mode = {"mode": options["mode"], "heads": heads, "tokens": tokens, "keys": keys, "ulysses_shards": degree}
     hlo, _ = tpu_schedule.compiled(kind, _MODE, json.dumps(mode))
-    found = tpu_schedule.collectives(hlo)
-    for each in sorted({one.kind for one in found}):
-        beside = [one.kernels > 0 for one in found if one.kind == each]
+    found = list(schedule.collectives(schedule.steps(hlo)))
+    for each in sorted({one.kind for one, _ in found}):
+        beside = [kernels > 0 for one, kernels in found if one.kind == each]
         rows.append(
             {"shape": name, "tpu": kind, "mode": split, each: f"{sum(beside)} of {len(beside)} beside a kernel"}
         )
@@ -303,7 +312,7 @@ def scheduled(name: str, kind: str, options: dict[str, str], tune: bool) -> list
 def _candidates() -> list[dict[str, int]]:
     return [
         {"block_q": q, "block_kv": kv, "block_kv_compute": compute}
-        for q, kv, compute in itertools.product((2048, 3200, 4736), (1024, 1920), (256, 512, 1024))
+        for q, kv, compute in itertools.product((2048, 3200, 4736), (2048, 6400), (256, 512, 1024))
         if kv % compute == 0
     ]
 

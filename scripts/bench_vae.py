@@ -132,9 +132,9 @@ def bench_memory(args: argparse.Namespace) -> None:
     graph, state = nnx.split(abstract(official(), args.dtype))
     for height, width in ((480, 832), (720, 1280)):
         z = jax.ShapeDtypeStruct((1, 1, height // 8, width // 8, 16), jnp.float32)
-        _, cache = jax.eval_shape(lambda s, z: model._run(graph, s, "decode", None, None, z), state, z)
+        _, cache = jax.eval_shape(lambda s, z: model._run(graph, s, "decode", None, z), state, z)
         start = clock()
-        compiled = model._run.lower(graph, state, "decode", None, cache, z).compile()
+        compiled = model.program().lower(graph, state, "decode", cache, z).compile()
         seconds, memory = clock() - start, compiled.memory_analysis()
         gib = {
             "weights": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),

@@ -1,4 +1,4 @@
-"""What the TPU compiler schedules, read from its text: cycles of a Pallas kernel, and what lies beside a collective.
+"""What the TPU compiler schedules of a Pallas kernel, read from its dump; whole programs: `maxdiffusion.planning`.
 
 Needs libtpu (`pip install "jax[tpu]"`) and no TPU: programs are compiled for a topology in a process of their own. All
 figures are static: a kernel's cycles leave out waits for memory, which come to 3 to 4 % where kernels were timed.
@@ -7,64 +7,20 @@ figures are static: a kernel's cycles leave out waits for memory, which come to 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-# Generation -> what libtpu calls a machine of it, and the cores that the number in that name counts for each chip.
-MACHINES = {"v5e": ("v5litepod", 1), "v6e": ("v6e", 1), "v5p": ("v5p", 2), "TPU7x": ("tpu7x", 2)}
+from maxdiffusion.planning.chips import GENERATIONS, compile_only, slice_of  # noqa: E402
 
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A TPU generation: a topology to compile for, and what one device of it does.
-
-    Attributes:
-      topology: what `topologies.get_topology_desc` calls the smallest one with a whole host.
-      devices: how many that has.
-      ghz: clock, calibrated on matrix products.
-      peak: bf16 TF/s, as published.
-      ceiling: what of it attention can use at a head dim of 128: the logits contract over 128 and leave half of a
-        256-wide matrix unit idle.
-      cores: tensor cores of a device, among which the grid of a kernel is split.
-    """
-
-    topology: str
-    devices: int
-    ghz: float
-    peak: float
-    ceiling: float
-    cores: int = 1
-
-
-KINDS = {
-    "v5e": Kind("v5e:2x4", 8, 1.5, 197, 197),
-    "v5p": Kind("v5p:2x2x1", 4, 1.75, 459, 459, cores=2),
-    "v6e": Kind("v6e:2x4", 8, 1.75, 918, 612),
-    "tpu7x": Kind("TPU7x:2x2x1", 8, 2.2, 1153.5, 769),
-}
-
-
-def compile_only(topology: str) -> dict[str, str]:
-    """The environment in which libtpu describes `topology`, such as v6e:4x4, without a TPU; set before jax starts."""
-    generation, sides = topology.split(":")
-    chips = math.prod(int(side) for side in sides.split("x"))
-    name, per_chip = MACHINES[generation]
-    return {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "JAX_PLATFORMS": "cpu",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": f"{name}-{chips * per_chip}",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",  # it would fill the temporary directory
-    }
+# The smallest slice of a whole host of each generation.
+SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}
 
 
 def compiled(kind: str, program: str, *arguments: str, timeout: float = 600) -> tuple[str, list[str]]:
@@ -76,9 +32,9 @@ def compiled(kind: str, program: str, *arguments: str, timeout: float = 600) -> 
     with tempfile.TemporaryDirectory() as folder:
         dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
         dump += "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra"
-        environment = os.environ | compile_only(KINDS[kind].topology) | {"LIBTPU_INIT_ARGS": dump}
+        environment = os.environ | compile_only(SLICES[kind].topology) | {"LIBTPU_INIT_ARGS": dump}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-c", program, KINDS[kind].topology, *arguments]
+        command = [sys.executable, "-c", program, SLICES[kind].topology, *arguments]
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -105,11 +61,14 @@ class Steps:
     Attributes:
       steady: of a step, one figure per alternative branch that has matrix products, in the order of the program.
       once: of what a step can skip and has no products, the first and last step of an output block: both together.
-      products: instructions of the matrix unit in a step of the first kind.
+      rounds: of each loop with products inside a step, in the order of the program, one figure per alternative branch
+        of its body; they are no part of `steady`.
+      products: instructions of the matrix unit in a step, loops counted once and with all branches.
     """
 
     steady: list[int]
     once: int
+    rounds: list[list[int]]
     products: int
 
 
@@ -123,7 +82,7 @@ def kernel_steps(schedules: list[str]) -> Steps:
     """The grid step of the kernel with the most matrix products among the schedules.
 
     The grid is the loop with most products. A forward branch in it skips a region: regions with products are taken for
-    alternatives (masked or not), others for the first or last step's. Loops inside are counted once.
+    alternatives (masked or not), others for the first or last step's.
 
     Raises:
       ValueError: none of them has a loop with products.
@@ -157,17 +116,26 @@ def _steps(products: list[int], jumps: list[tuple[int, int]]) -> Steps | None:
         return None
     grid = max(loops, key=lambda loop: (work(loop), loop[1] - loop[0]))
 
-    def inside(region: tuple[int, int]) -> list[tuple[int, int]]:
-        """The outermost regions that branches within this one skip."""
-        low, high = region
-        skips = [(a, b) for a, b in jumps if a < b and low <= a and b <= high and (a, b) != region]
-        return [s for s in skips if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in skips)]
+    def outermost(regions: list[tuple[int, int]], within: tuple[int, int]) -> list[tuple[int, int]]:
+        low, high = within
+        some = [(a, b) for a, b in regions if low <= a and b <= high and (a, b) != within]
+        return [s for s in some if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in some)]
+
+    inner = outermost([loop for loop in loops if work(loop)], grid)
+    skips = [(a, b) for a, b in jumps if a < b]
+    # What jumps over one such loop alone asks whether it has a round.
+    skips = [skip for skip in skips if not any(0 <= a - skip[0] < 16 and 0 <= skip[1] - b < 16 for a, b in inner)]
 
     def costs(region: tuple[int, int]) -> tuple[list[tuple[int, int]], int]:
         """(cycles, products) of every way through it, and the cycles that only some steps take."""
         base, once, busy = region[1] - region[0], 0, work(region)
         ways: list[tuple[int, int]] = []
-        for skip in inside(region):
+        apart = [loop for loop in inner if loop != region]
+        here = outermost([skip for skip in skips if not any(a <= skip[0] and skip[1] <= b for a, b in apart)], region)
+        for loop in outermost(apart, region):
+            if not any(a <= loop[0] and loop[1] <= b for a, b in here):
+                base, busy = base - (loop[1] - loop[0]), busy - work(loop)
+        for skip in here:
             base -= skip[1] - skip[0]
             busy -= work(skip)
             if work(skip):
@@ -179,58 +147,5 @@ def _steps(products: list[int], jumps: list[tuple[int, int]]) -> Steps | None:
         return [(base + cycles, busy + count) for cycles, count in ways or [(0, 0)]], once
 
     ways, once = costs(grid)
-    return Steps([cycles for cycles, _ in ways], once, ways[0][1])
-
-
-# ---- whole programs: the order of a scheduled module's text is the order of issue
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """A collective of a program; `kernels` are the Pallas calls between its start and its end."""
-
-    kind: str
-    kernels: int
-
-
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\((.*)")
-_COLLECTIVE = re.compile(r"(all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)")
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """The collectives of `compiled.as_text()`, in order of issue; one without a start of its own has nothing beside it.
-
-    Raises:
-      ValueError: the module is not scheduled.
-    """
-    if "is_scheduled=true" not in hlo.split("\n", 1)[0]:
-        raise ValueError("the order of a module that is not scheduled says nothing")
-    found = []
-    open_: dict[str, tuple[str, int]] = {}
-    kernels = 0
-    for name, opcode, rest in _instructions(hlo):
-        if opcode == "custom-call" and 'custom_call_target="tpu_custom_call"' in rest:
-            kernels += 1
-        elif opcode.endswith("-done"):
-            started = next((n for n in re.findall(r"%([\w.\-]+)", rest) if n in open_), None)
-            if started:
-                kind, before = open_.pop(started)
-                found.append(Collective(kind, kernels - before))
-        elif opcode.endswith("-start"):
-            collective = _COLLECTIVE.search(name if opcode == "async-start" else opcode)
-            if collective:
-                open_[name] = collective.group(1), kernels
-        elif _COLLECTIVE.fullmatch(opcode):
-            found.append(Collective(opcode, 0))
-    return found
-
-
-def _instructions(hlo: str) -> Iterator[tuple[str, str, str]]:
-    """(name, opcode, the rest) of each line; bodies of asynchronous computations are left out."""
-    skipped = False
-    for line in hlo.splitlines():
-        if line.endswith("{") and " -> " in line:
-            skipped = line.lstrip("%").startswith("async")
-        instruction = _INSTRUCTION.match(line)
-        if instruction and not skipped:
-            yield instruction.group(1), instruction.group(2), instruction.group(3)
+    rounds = [[cycles for cycles, _ in costs(loop)[0]] for loop in inner]
+    return Steps([cycles for cycles, _ in ways], once, rounds, work(grid))

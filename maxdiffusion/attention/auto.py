@@ -1,4 +1,4 @@
-"""`ulysses_shards=auto`: which split of the devices is fastest, by a rule of arithmetic; imports no jax.
+"""`ulysses_shards=auto`: the fastest split of the devices, as planned ahead (`cells`) or by a rule; imports no jax.
 
 Seconds of one layer's self-attention, for both branches of guidance:
 
@@ -8,10 +8,10 @@ Seconds of one layer's self-attention, for both branches of guidance:
   layout    k and v into the kernel's order and blocks, its output out of it: 14 bytes per value / memory bandwidth
   merge     two fp32 results into one: 12 bytes per value / memory bandwidth
   rotation  a device's k and v over the link to the next ring shard
-  all-to-all  a device's share B of q, k, v or the output: inside a chip (B/2) / bandwidth of the chip, else what
-            crosses the middle of the group, (devices/4) B, over the links that join its two halves
+  all-to-all  of a device's share of q, k, v or the output
 
-The figures of `MACHINES` are public ones and static counts of kernels, nothing was timed: all of this is modelled.
+Figures of devices and the time of collectives are those of `planning.chips` and `planning.links`: public ones and
+static counts of kernels, nothing was timed; all of this is modelled.
 Left out, as it is the same for every split or small: linear layers, cross-attention, overlap by chunks; and that the
 VAE, which splits width over the context axis, has half the devices where the guidance pair takes the data axis.
 """
@@ -20,50 +20,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from maxdiffusion.attention import cells
 from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
+from maxdiffusion.planning import links
+from maxdiffusion.planning.chips import GENERATIONS, KINDS, Machine
 
 log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """One device: FLOP/s of its attention kernel, bytes/s of its memory, of a link to a neighbouring chip one way.
-
-    `cores` devices share a chip and its links, and exchange `in_chip` bytes/s among them.
-    """
-
-    attention: float
-    memory: float
-    link: float
-    cores: int = 1
-    in_chip: float = 0.0
-
-
-# Rates on TPUs: static counts of `kernels.flash` on a hop (see `block_sizes.FLASH`). Other kernels are slower, in much
-# the same proportion.
-MACHINES: Mapping[str, Machine] = MappingProxyType(
-    {
-        "TPU v5 lite": Machine(177e12, 819e9, 50e9),
-        "TPU v5": Machine(406e12, 2765e9, 100e9),
-        "TPU v6 lite": Machine(520e12, 1640e9, 100e9),
-        "TPU7x": Machine(655e12, 3690e9, 100e9, cores=2, in_chip=600e9),
-    }
-)
+# Devices that are in no table: of a GPU and a CPU, and of a TPU of another generation.
 PLATFORMS: Mapping[str, Machine] = MappingProxyType(
     {
         "cpu": Machine(0.1e12, 20e9, 10e9),
         "gpu": Machine(400e12, 3000e9, 400e9),
-        "tpu": MACHINES["TPU v6 lite"],  # of a kind that is not in the table
+        "tpu": GENERATIONS["v6e"].machine,
     }
 )
-SLICE_LINK = 6e9  # bytes/s of one device's share of the network between slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +77,29 @@ class Cost:
 def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
     """The rule above, for a plan whose `heads` are known, with the branches over `data` devices."""
     assert plan.heads is not None
-    machine = MACHINES.get(work.device_kind, PLATFORMS[work.platform])
+    machine = KINDS[work.device_kind].machine if work.device_kind in KINDS else PLATFORMS[work.platform]
     examples = -(-work.branches // data)
     heads = plan.heads // plan.tensor
     shard = -(-work.tokens // plan.context)
     block = shard * plan.ulysses
     queries = keys = block
     if "block_q" in TAKEN[plan.kernel]:
-        fit = flash_blocks if plan.kernel == "flash" else blocks
-        sizes = fit(work.device_kind, block, block, plan.options)
-        queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.kv))
+        own = plan.kernel == "flash"  # which skips what is padding in a block of keys
+        sizes = (flash_blocks if own else blocks)(work.device_kind, block, block, plan.options)
+        queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.compute if own else sizes.kv))
     values = examples * shard * heads * work.head_dim
     hop = 4 * examples * (heads // plan.ulysses) * queries * keys * work.head_dim / machine.attention
     hops = plan.ring - 1
+    share = 2 * values  # bytes of q, k, v or the output
+    context, ulysses = ((degree, max(1, degree // machine.cores)) for degree in (plan.context, plan.ulysses))
+    if work.slices > 1:
+        rotation = links.between_slices(2 * share, machine)
+    else:
+        rotation = links.permute(2 * share, *context, machine)
     return Cost(
         compute=plan.ring * hop,
-        exchange=4 * _all_to_all(2 * values, plan.ulysses, machine),
-        rotation=hops * max(0.0, _rotation(4 * values, plan, work.slices, machine) - hop),
+        exchange=4 * links.all_to_all(share, *ulysses, machine),
+        rotation=hops * max(0.0, rotation - hop),
         passes=(14 * plan.ring + 12 * hops) * values / machine.memory,
     )
 
@@ -123,7 +107,7 @@ def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
 def choose(
     found: Mapping[tuple[int, int], AttentionPlan], refused: Mapping[tuple[int, int], UserError], work: Work
 ) -> tuple[int, int]:
-    """The key (data, ulysses) of the cheapest plan; logs it, the others by cost, and why the refused ones are illegal.
+    """The key (data, ulysses) of the fastest plan; logs it, the others by time, and why the refused ones are illegal.
 
     Where there is one plan and nothing else was thinkable, nothing is logged.
 
@@ -134,11 +118,20 @@ def choose(
         raise refused[max(refused)]
     if len(found) == 1 and not refused:
         return next(iter(found))
-    costs = {key: cost(plan, key[0], work) for key, plan in found.items()}
-    best, *others = sorted(costs, key=lambda key: costs[key].total)
-    log.info("ulysses_shards=auto: %s, modelled %s", _name(best, found[best]), costs[best])
+    cell = cells.find(found, work.device_kind, work.head_dim, work.tokens, work.branches) if work.slices == 1 else None
+    if cell:
+        seconds = {key: cell.seconds[key] for key in found}
+        shown = {
+            key: f"planned ({cell.source}) {each:.0f} s for a run of the defaults" for key, each in seconds.items()
+        }
+    else:
+        costs = {key: cost(plan, key[0], work) for key, plan in found.items()}
+        seconds = {key: each.total for key, each in costs.items()}
+        shown = {key: f"modelled {each}" for key, each in costs.items()}
+    best, *others = sorted(seconds, key=lambda key: seconds[key])
+    log.info("ulysses_shards=auto: %s, %s", _name(best, found[best]), shown[best])
     for key in others:
-        log.info("  rather than %s, modelled %s", _name(key, found[key]), costs[key])
+        log.info("  rather than %s, %s", _name(key, found[key]), shown[key])
     for (data, ulysses), reason in refused.items():
         log.info("  not data %d, ulysses %d: %s", data, ulysses, reason)
     return best
@@ -147,19 +140,3 @@ def choose(
 def _name(key: tuple[int, int], plan: AttentionPlan) -> str:
     pair = f"the guidance pair over data {key[0]}, " if key[0] > 1 else ""
     return f"{pair}ring {plan.ring} x ulysses {plan.ulysses}"
-
-
-def _all_to_all(size: int, devices: int, machine: Machine) -> float:
-    if devices == 1:
-        return 0.0
-    if devices <= machine.cores:
-        return size * (devices - 1) / devices / machine.in_chip
-    chips = devices // machine.cores
-    links = 2 ** int(math.log2(chips) / 2)  # the shorter side of the chips' block
-    return size * devices / 4 / (links * machine.link)
-
-
-def _rotation(size: int, plan: AttentionPlan, slices: int, machine: Machine) -> float:
-    if slices > 1:
-        return size / SLICE_LINK
-    return size / (machine.in_chip if plan.context <= machine.cores else machine.link / machine.cores)

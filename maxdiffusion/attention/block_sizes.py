@@ -58,20 +58,20 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 
 
 # The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
-# 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a grid step with a bound | with
-# a running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
-#     v6e    4736/1920/256  520, 548 | 508        TPU7x  9472/512/256   655, 668 | 559
-#     v5p    4736/512/512   406, 411 | 395                   4736/1024/256  627, 661 | 583
-#     v5e    4736/512/512   177, 180 | 173
-# A step starts and ends with idle units, so larger blocks are faster; compiling takes 37 s for v6e, 93 s for TPU7x (one
-# core), and for TPU7x more than 6 minutes with 4736/1920/256.
+# 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a round with a bound | with a
+# running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
+#     v6e    4736/6400/256  540, 558 | 519        TPU7x  9472/4864/256  680, 698 | 628
+#     v5p    4736/3840/256  417, 428 | 395        v5e    4736/3840/256  179, 183 | 168
+# Many queries make rounds longer, after which the matrix unit idles; many keys cost only memory.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
-        "TPU v6 lite": Blocks(4736, 2048, 256),
-        "TPU7x": Blocks(9472, 640, 256),
+        "TPU v6 lite": Blocks(4736, 8192, 256),
+        "TPU7x": Blocks(9472, 5120, 256),
     }
 )
-FLASH_ELSEWHERE = Blocks(4736, 640, 640)
+FLASH_ELSEWHERE = Blocks(4736, 4096, 256)
+STRIP = 256
+UNROLLED = 96 * STRIP * 256  # queries times keys; more takes long to compile
 FLASH_FP32 = Blocks(1024, 1024, 256)  # six passes for each product, which are unrolled
 
 
@@ -84,15 +84,33 @@ def flash_blocks(
     except that none is longer than the tokens or keys at hand.
     """
     largest = FLASH_FP32 if fp32 else FLASH.get(device_kind, FLASH_ELSEWHERE)
-    q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q, LANES)
-    kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _least_work(keys, largest.kv, LANES // 4)
-    return Blocks(q, kv, min(options.block_kv_compute or largest.compute, kv))
+    q = min(options.block_q, _up(tokens, LANES)) if options.block_q else _least_work(tokens, largest.q)
+    kv = min(options.block_kv, _up(keys, LANES)) if options.block_kv else _equal_parts(keys, largest)
+    return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or largest.compute))
 
 
-def _least_work(length: int, most: int, start: int) -> int:
-    """The block, at most `most`, with the least padded length, where starting a block costs as much as `start` rows."""
+def span(sizes: Blocks) -> int:
+    """Keys that a round of the loop in `kernels.flash` takes, unrolled; a part that fills none has one of its own.
+
+    Between two rounds the matrix unit idles for about 290 cycles, of 100 for each 256 queries by 256 keys on v6e.
+    """
+    most = UNROLLED // (_up(sizes.q, STRIP) * sizes.compute)
+    return sizes.compute * max(1, min(most, sizes.kv // sizes.compute))
+
+
+def _equal_parts(keys: int, largest: Blocks) -> int:
+    """The block of keys; of the last one only what holds keys is computed."""
+    if keys <= largest.compute:
+        return _up(keys, LANES)
+    parts = -(-keys // largest.compute)
+    blocks = -(-parts * largest.compute // largest.kv)
+    return -(-parts // blocks) * largest.compute
+
+
+def _least_work(length: int, most: int) -> int:
+    """The block, at most `most`, with the least padded length, where starting a block costs as much as 128 rows."""
     sizes = range(LANES, min(most, _up(length, LANES)) + 1, LANES)
-    return min(sizes, key=lambda size: -(-length // size) * (size + start))
+    return min(sizes, key=lambda size: -(-length // size) * (size + LANES))
 
 
 def _largest_part(block: int, most: int) -> int:

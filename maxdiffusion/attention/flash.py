@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention.block_sizes import flash_blocks
+from maxdiffusion.attention.block_sizes import flash_blocks, span
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
 from maxdiffusion.kernels.flash import flash_attention
@@ -39,9 +39,11 @@ def flash(
     q = (q.astype(jnp.float32) * (math.log2(math.e) * dim**-0.5)).astype(q.dtype)
     q = pad_to_multiple(q, 1, sizes.q)
     k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
-    q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
-    valid = validity(batch, keys, k.shape[2], valid)
-    bound, looseness = bounds(q, k, valid)
+    q, k, v = (pad_to_multiple(x, 3, LANES) for x in (q, k, v))
+    valid = validity(batch, keys, k.shape[1], valid)
+    q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
+    k, v, mean = harmless(k, v.transpose(0, 2, 3, 1), valid)
+    bound, looseness = bounds(q, k, mean)
     out, lse = flash_attention(
         q,
         k,
@@ -52,6 +54,7 @@ def flash(
         block_q=sizes.q,
         block_kv=sizes.kv,
         compute=sizes.compute,
+        span=span(sizes),
         vmem_limit=VMEM_LIMIT if options.vmem_limit_kib is None else options.vmem_limit_kib * 1024,
         interpret=device.platform != "tpu",
     )
@@ -59,18 +62,31 @@ def flash(
     return out, lse[:, :, :tokens].transpose(0, 2, 1) * math.log(2)
 
 
+def harmless(
+    k: Float[Array, "b n k d"], v: Float[Array, "b n d k"], valid: Bool[Array, "b k"] | None
+) -> tuple[Float[Array, "b n k d"], Float[Array, "b n d k"], Float[Array, "b n d"]]:
+    """The keys that do not count at the mean of the others, whose logits the largest exceeds, and their values 0.
+
+    The third result is that mean, fp32; 0 where no key counts.
+    """
+    wide = k.astype(jnp.float32)
+    if valid is None:
+        return k, v, wide.mean(axis=2)
+    seen = valid[:, None, :, None]
+    mean = jnp.where(seen, wide, 0).sum(axis=2) / jnp.maximum(seen.sum(axis=2), 1)
+    k = jnp.where(seen, k, mean[:, :, None].astype(k.dtype))
+    return k, jnp.where(valid[:, None, None], v, 0), mean
+
+
 def bounds(
-    q: Float[Array, "b n s d"], k: Float[Array, "b n k d"], valid: Bool[Array, "b k"] | None
+    q: Float[Array, "b n s d"], k: Float[Array, "b n k d"], mean: Float[Array, "b n d"]
 ) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
     """What no logit of a row exceeds, and by how much at most it exceeds the largest one in any row of a head; fp32.
 
-    With m the mean of the keys, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the largest
-    logit is no less than the mean one, q m.
+    With m the mean of the keys that count, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the
+    largest logit is no less than the mean one, q m.
     """
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-    seen = jnp.ones((1, 1, 1, 1)) if valid is None else valid[:, None, :, None].astype(jnp.float32)
-    count = jnp.maximum(jnp.broadcast_to(seen, (*k.shape[:3], 1)).sum(axis=2), 1)
-    mean = (k * seen).sum(axis=2) / count
-    spread = jnp.sqrt((((k - mean[:, :, None]) * seen) ** 2).sum(axis=3).max(axis=2))
+    spread = jnp.sqrt(((k - mean[:, :, None]) ** 2).sum(axis=3).max(axis=2))
     reach = jnp.sqrt((q**2).sum(axis=3)) * spread[:, :, None]
     return (q * mean[:, :, None]).sum(axis=3) + reach, reach.max(axis=2)

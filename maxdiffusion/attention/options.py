@@ -15,13 +15,13 @@ SUBLANES = 16  # rows of a bf16 tile
 
 @dataclasses.dataclass(frozen=True)
 class KernelOptions:
-    """Settings of a TPU kernel; None leaves each to the kernel's own default (block sizes: `block_sizes.blocks`).
+    """Settings of a TPU kernel; None is the default of each (block sizes: `block_sizes.blocks`; switches: off).
 
     Attributes:
       block_q: rows of q that a grid step holds, a multiple of 16.
       block_kv: rows of k and v that a grid step holds, a multiple of 128.
       block_kv_compute: the part of block_kv that one product takes: a multiple of 128 that divides it.
-      base2_exp: exponentials to base 2 inside the kernel; its results do not change.
+      base2_exp: exponentials to base 2 inside the kernel, which rounds q once more; off by default.
       scheduler: the kernel's alternative order of products and softmax.
       vmem_limit_kib: vector memory that the kernel may use. Kernels that do not take it live within the compiler's
         limit, which is set by LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=N.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from maxdiffusion.conditioning.encode import START, Conditioning, Inputs, encode, read
+from maxdiffusion.conditioning.described import Described
+from maxdiffusion.conditioning.encode import PERFORMANCE, START, Conditioning, Inputs, describe, encode, read
 
-__all__ = ["START", "Conditioning", "Inputs", "encode", "read"]
+__all__ = ["PERFORMANCE", "START", "Conditioning", "Described", "Inputs", "describe", "encode", "read"]

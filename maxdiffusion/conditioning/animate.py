@@ -6,6 +6,7 @@ Reference: `diffusers.WanAnimatePipeline`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
+from maxdiffusion.conditioning.described import Described, Grid, full
 from maxdiffusion.conditioning.images import read_originals
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example
@@ -79,6 +81,17 @@ def encode(
             shown = to_float(on_black(image, cfg.height, cfg.width)[None], cfg.height, cfg.width)
             latents[at] = jax.block_until_ready(vae.encode(parallel.put(shown[None]))[0])
     return [latents[str(video.image)] for video in videos]
+
+
+def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`. It counts a pose for each video, though those of one batch share it."""
+    (f, h, w), vae, plan = grid, configs["vae"], parts.of(cfg)
+    square = configs["transformer"].side.motion_encoder_size
+    shown = Frames(channels=full(1 + f, h, w, vae.temporal_factor + vae.z_dim))
+    performance = Performance(full(f, h, w, vae.z_dim), full(plan.length, square, square, 3))
+    size, characters = (cfg.height, cfg.width), {video.image for video in videos}
+    encoded = Counter({(plan.length, *size): 2 * len(plan.starts) * len(videos)})
+    return Described({"frames": shown, "side": performance}, encoded + Counter({(1, *size): len(characters)}))
 
 
 def performer(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Perform:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 
 from maxdiffusion import variants
 from maxdiffusion.conditioning import animate, images, start, text, vace
+from maxdiffusion.conditioning.described import Described, Grid
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.guidance import Contexts
@@ -34,20 +36,23 @@ class Kind(NamedTuple):
       encode: (cfg, nets, stages, videos, what was read) -> for each video its part of the conditioning, a pytree
         without the batch axis.
       field: of `Context`, to which that part belongs.
+      describe: (cfg, videos of one size, the nets' configs, latent frames, height and width of a part) -> what the
+        videos are given in the end, in shapes; nothing where `read` finds nothing.
     """
 
     read: Callable[[Config, Sequence[Example]], Any]
     encode: Callable[[Config, Nets, Stages, Sequence[Example], Any], Sequence[Any]]
     field: str
+    describe: Callable[[Config, Sequence[Example], Mapping[str, Any], Grid], Described]
 
 
 KINDS: Mapping[str, Kind] = {
-    "image_tokens": Kind(images.read_originals, images.encode_tokens, "image"),
-    "image_channels": Kind(images.read_fitted, images.encode_channels, "frames"),
-    "first_frame": Kind(images.read_fitted, images.encode_first, "frames"),
-    "control": Kind(vace.read, vace.encode, "side"),
-    START: Kind(start.read, start.encode, START),
-    PERFORMANCE: Kind(animate.read, animate.encode, PERFORMANCE),
+    "image_tokens": Kind(images.read_originals, images.encode_tokens, "image", images.tokens_described),
+    "image_channels": Kind(images.read_fitted, images.encode_channels, "frames", images.channels_described),
+    "first_frame": Kind(images.read_fitted, images.encode_first, "frames", images.first_described),
+    "control": Kind(vace.read, vace.encode, "side", vace.described),
+    START: Kind(start.read, start.encode, START, start.described),
+    PERFORMANCE: Kind(animate.read, animate.encode, PERFORMANCE, animate.described),
 }
 
 
@@ -73,6 +78,16 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
         return Inputs({})
     found = {name: KINDS[name].read(cfg, videos) for name in variants.get(cfg.model_name).conditions}
     return Inputs({name: given for name, given in found.items() if given is not None})
+
+
+def describe(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """All that videos of one size are conditioned on beside the text, as `encode` would make it."""
+    found = [KINDS[name].describe(cfg, videos, configs, grid) for name in variants.get(cfg.model_name).conditions]
+    return Described(
+        {name: value for each in found for name, value in each.fields.items()},
+        sum((Counter(each.encoded) for each in found), Counter()),
+        sum(each.images for each in found),
+    )
 
 
 class Conditioning:

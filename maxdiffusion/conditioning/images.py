@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
+from maxdiffusion.conditioning.described import NOTHING, Described, Grid, full
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.media.fetch import open_image
@@ -57,12 +58,27 @@ def encode_tokens(
 ) -> list[Float[Array, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
     encoder = stages.load(nets, "image_encoder")
-    run = jax.jit(lambda graph, params, pixels: nnx.merge(graph, params)(pixels), static_argnums=0)
-    graph, params = nnx.split(encoder)
+    run, net = program(), nnx.split(encoder)
     with stages("image"):
         pixels = {at: preprocess([Image.fromarray(image)], encoder.config.image_size) for at, image in given.items()}
-        tokens = {at: run(graph, params, parallel.put(image))[0] for at, image in pixels.items()}
+        tokens = {at: run(*net, parallel.put(image))[0] for at, image in pixels.items()}
         return jax.block_until_ready([jnp.concatenate([tokens[at] for at in _of(video)]) for video in videos])
+
+
+def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
+    return parallel.shard(nnx.merge(graph, params)(pixels), parallel.axes.BATCH, None, None)
+
+
+def program() -> Any:
+    """The image encoder under the current placement, jitted: (its graph, parameters, pixels) -> hidden states."""
+    return parallel.jit(_run, static_argnums=0)
+
+
+def tokens_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    clip, images = configs["image_encoder"], {at: None for video in videos for at in _of(video)}
+    shape = (len(_of(videos[0])) * clip.tokens, clip.hidden_size)
+    return Described({"image": full(*shape)}, {}, len(images)) if images else NOTHING
 
 
 def encode_channels(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
@@ -74,12 +90,28 @@ def encode_channels(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Ex
         return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in videos])
 
 
+def channels_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    wanted = {_fitted(video) for video in videos} - {()}
+    shown = Frames(channels=full(*grid, configs["vae"].temporal_factor + configs["vae"].z_dim))
+    video = (cfg.num_frames, videos[0].height, videos[0].width)
+    return Described({"frames": shown}, {video: len(wanted)}) if wanted else NOTHING
+
+
 def encode_first(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
     """The first latent frame of each video."""
     vae = stages.load(nets, "vae")
     with stages("image"):
         latents = {at: vae.encode(parallel.put(image[None, None]))[0] for at, image in given.items()}
         return jax.block_until_ready([Frames(first=latents[_fitted(video)[0]]) for video in videos])
+
+
+def first_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    wanted = {key for video in videos for key in _fitted(video)}
+    shown = Frames(first=full(1, *grid[1:], configs["vae"].z_dim))
+    image = (1, videos[0].height, videos[0].width)
+    return Described({"frames": shown}, {image: len(wanted)}) if wanted else NOTHING
 
 
 def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:

@@ -5,7 +5,8 @@ Reference: `diffusers.WanVideoToVideoPipeline`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
+from maxdiffusion.conditioning.described import NOTHING, Described, Grid
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.media.frames import to_float
@@ -41,3 +43,8 @@ def encode(
     with stages("video"):
         latents = jax.block_until_ready(vae.encode(parallel.put(given[None]))[0])
     return [latents] * len(videos)
+
+
+def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    return Described({}, {(cfg.num_frames, cfg.height, cfg.width): 1}) if cfg.video else NOTHING

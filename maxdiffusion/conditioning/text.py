@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5 import UMT5Encoder
 from maxdiffusion.runtime import paths
@@ -89,10 +90,12 @@ def tokenize(
 
 def _run(graphdef: Any, params: Any, token_ids: jax.Array, valid: jax.Array) -> jax.Array:
     hidden = nnx.merge(graphdef, params)(token_ids, valid)
-    return jnp.where(valid[..., None], hidden, 0)
+    return parallel.shard(jnp.where(valid[..., None], hidden, 0), parallel.axes.BATCH, None, None)
 
 
-_encode = jax.jit(_run, static_argnums=0)
+def program() -> Any:
+    """The encoder under the current placement, jitted: (its graph, parameters, token ids, valid) -> hidden states."""
+    return parallel.jit(_run, static_argnums=0)
 
 
 def encode_prompts(
@@ -104,5 +107,5 @@ def encode_prompts(
     all `max_length` tokens would.
     """
     token_ids, valid = tokenize(tokenizer, prompts, max_length)
-    hidden = _encode(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid))
+    hidden = program()(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid))
     return jnp.pad(hidden, ((0, 0), (0, max_length - hidden.shape[1]), (0, 0)))

@@ -5,8 +5,9 @@ Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import inputs
+from maxdiffusion.conditioning.described import Described, Grid, full
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
@@ -64,11 +66,20 @@ def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], g
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer is given "
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
-    scale = jnp.broadcast_to(jnp.asarray(cfg.conditioning_scale, jnp.float32), (len(layers),))
+    scale = parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
     vae = stages.load(nets, "vae")
     with stages("control"):
         control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
     return [control] * len(videos)
+
+
+def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
+    """See `Kind.describe`."""
+    (f, h, w), vae, images = grid, configs["vae"], len(cfg.reference_images)
+    latents = full(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
+    control = Control(latents, full(len(configs["transformer"].side.vace_layers)))
+    size = (cfg.height, cfg.width)
+    return Described({"side": control}, Counter({(1, *size): images}) + Counter({(cfg.num_frames, *size): 2}))
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

@@ -34,6 +34,12 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _control(cfg, spec)
     _experts(cfg, spec)
     _parallelism(cfg, spec)
+    if cfg.plan:
+        _plan(cfg)
+        return
+    for key in schema.group("plan"):
+        if key != "plan" and not _is_default(cfg, key):
+            raise UserError(f"{key} has no meaning without plan; write plan=v6e-8, or leave {key} out.")
     _hosts(cfg)
     _output(cfg)
 
@@ -70,7 +76,7 @@ def _prompts(cfg: Config, spec: WanSpec) -> None:
     if cfg.decode_latents:
         return
     for key in ("prompt", "negative_prompt", "seed"):
-        if not getattr(cfg, key) and not (key == "prompt" and cfg.prompts):
+        if not getattr(cfg, key) and not (key == "prompt" and (cfg.prompts or cfg.plan)):
             raise UserError(
                 f"{key} is missing or an empty list; write {key}=... (for a prompt: prompt='a red circle')."
             )
@@ -147,7 +153,7 @@ def _control(cfg: Config, spec: WanSpec) -> None:
             raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
         if key in _REPLACING and cfg.mode != "replace":
             raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
-    if cfg.decode_latents:
+    if cfg.decode_latents or cfg.plan:
         return
     for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
         if not (all(images[key]) if key in images else getattr(cfg, key)):
@@ -208,6 +214,20 @@ def _hosts(cfg: Config) -> None:
             f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
             f"{count - 1}."
         )
+
+
+def _plan(cfg: Config) -> None:
+    if cfg.verify:
+        raise UserError("plan and verify exclude each other: a plan runs nothing; keep one of them.")
+    for file in cfg.plan_file:
+        path = paths.parse(file)
+        if path.suffix.lower() not in (".json", ".svg"):
+            raise UserError(f"plan_file={file} is neither .json nor .svg; name it {path.with_suffix('.json')}.")
+        if path.is_dir():
+            raise UserError(f"plan_file={file} is a folder; name a file, such as {path / 'plan.json'}.")
+        if path.exists() and not cfg.overwrite:
+            raise UserError(f"plan_file={file} exists already; name another, or write overwrite=true.")
+        _writable(path.parent, "plan_file")
 
 
 def _output(cfg: Config) -> None:

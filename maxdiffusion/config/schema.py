@@ -268,6 +268,19 @@ class Config(BaseModel):
         "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16"
     )
 
+    # ---- plan
+    plan: OptionalStr = _key(
+        "plan",
+        None,
+        "make no video: what fits, what is fastest and why, by compiling for a TPU slice that need not be here: v6e-8, "
+        "v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)",
+    )
+    plan_file: Texts = _key("plan", (), "the plan as a file, too: .json, or .svg for a picture; a list makes both")
+    plan_minutes: float = _key(
+        "plan", 12.0, "to compile for; splits that are left then are shown with modelled figures", gt=0, le=10000
+    )
+    price_per_chip_hour: float | None = _key("plan", None, "what an hour of a chip costs, in any currency", gt=0)
+
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
     activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
@@ -336,9 +349,10 @@ PATHS = (
     "reference_images",
     "output_dir",
     "save_file",
+    "plan_file",
     "jax_cache_dir",
 )
-INPUT_PATHS = PATHS[:-3]
+INPUT_PATHS = PATHS[:-4]
 LISTS = (
     "prompt",
     "negative_prompt",
@@ -349,6 +363,7 @@ LISTS = (
     "conditioning_scale",
     "logical_axis_rules",
     "verify_against",
+    "plan_file",
 )
 MAPPINGS = ("flash_block_sizes",)
 

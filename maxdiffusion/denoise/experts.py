@@ -83,9 +83,13 @@ class Residents:
         self._load, self._one = load, residency == "in_turn"
         self._held: dict[str, nnx.Module] = {}
 
+    def free(self) -> None:
+        """Lets go of all of them."""
+        self._held.clear()
+
     def __getitem__(self, net: str) -> nnx.Module:
         if net not in self._held:
             if self._one:
-                self._held.clear()  # freed before the next is read
+                self.free()  # before the next is read
             self._held[net] = self._load(net)
         return self._held[net]

@@ -26,7 +26,7 @@ from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
-from maxdiffusion.parallel import axes, compiler_options, shard
+from maxdiffusion.parallel import axes, jit, like, shard
 
 
 class State(NamedTuple):
@@ -95,24 +95,26 @@ class Denoiser:
     def steps(self, params: Any, contexts: Contexts, state: State, rows: Row) -> State:
         return jax.lax.scan(lambda s, row: (self.step(params, contexts, s, row), None), state, rows)[0]
 
+    def lower(
+        self, params: Any, x: Any, contexts: Contexts
+    ) -> tuple[jax.stages.Lowered, dict[int, jax.stages.Lowered]]:
+        """`init`, and for each number of steps the program of so many; all arguments may be descriptions."""
+        plan = self.plan()
+        placed = jax.tree.map(lambda leaf: _like(leaf).sharding, jax.eval_shape(self.init, x))
+        init = jit(self.init, out_shardings=placed).lower(x)
+        lengths = {segment.stop - segment.start for segment in self.segments} if self.scan else {1}
+        advance = jit(self.steps if self.scan else self.step, donate_argnums=2, out_shardings=placed)
+        programs = {
+            length: advance.lower(params, contexts, init.out_info, self._rows(plan, 0, length)) for length in lengths
+        }
+        return init, programs
+
     def compile(self, params: Any, x: Any, contexts: Contexts) -> Program:
         """Compiles every program of the run; the arguments may be ShapeDtypeStructs with shardings."""
         start = time.perf_counter()
-        plan = self.plan()
-        # New functions every time: jit's cache, keyed by the function, would not see that the placement has changed.
-        init = jax.jit(lambda x: self.init(x)).lower(x).compile()
-        state = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            jax.eval_shape(self.init, x),
-            init.output_shardings,
-        )
-        function = jax.jit(lambda *args: (self.steps if self.scan else self.step)(*args), donate_argnums=2)
-        lengths = {segment.stop - segment.start for segment in self.segments} if self.scan else {1}
-        programs = {
-            length: function.lower(params, contexts, state, self._rows(plan, 0, length)).compile(compiler_options())
-            for length in lengths
-        }
-        return Program(self, plan, init, programs, time.perf_counter() - start)
+        init, programs = self.lower(params, x, contexts)
+        compiled = {length: program.compile() for length, program in programs.items()}
+        return Program(self, self.plan(), init.compile(), compiled, time.perf_counter() - start)
 
     def run(
         self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
@@ -164,3 +166,8 @@ class Program:
 def _place(state: State) -> State:
     """Latents and everything of their shape are sharded over the batch, before and after a step alike."""
     return jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None) if a.ndim == 5 else a, state)
+
+
+def _like(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The same of what `_place` was given or jax is to place."""
+    return like(leaf.shape, leaf.dtype, *([axes.BATCH] if leaf.ndim == 5 else []))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
@@ -22,10 +24,11 @@ from maxdiffusion.denoise.experts import Segment
 from maxdiffusion.denoise.given import Batch
 from maxdiffusion.denoise.guidance import Contexts, choose
 from maxdiffusion.denoise.loop import Denoiser, Program, State
-from maxdiffusion.denoise.network import split
+from maxdiffusion.denoise.network import Network, split
 from maxdiffusion.denoise.noise import noise
-from maxdiffusion.denoise.solvers import SOLVERS
-from maxdiffusion.models.dit import Context, PreparedContext
+from maxdiffusion.denoise.schedule import Schedule
+from maxdiffusion.denoise.solvers import SOLVERS, Solver
+from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
 from maxdiffusion.parallel import axes
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
@@ -58,21 +61,11 @@ def sample(
       stages: timing and progress.
       watch: sees the latents after every call of the program: a step, or all steps of a scan.
     """
-    batches = list(_batches(videos, cfg.per_device_batch_size * parallel.data_degree()))
-    spec = variants.get(cfg.model_name)
-    solver = SOLVERS[cfg.solver]
-    schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
-    if conditioning.START in inputs.by_kind:
-        schedule = schedule.last(cfg.strength)
-    cut = parts.of(cfg)
-    count, per_part = len(cut.starts), cut.leading + shape[0] // len(cut.starts)
-    strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
-    segments = strategy.segments(schedule.timesteps)
-    scales = [segment.guidance_scale for segment in segments]
-    guided = any(scale != 1 for scale in scales)
-    conditions = conditioning.encode(cfg, videos, nets, stages, guided, inputs)
+    batches = list(batched(cfg, videos))
+    recipe = Recipe.of(cfg)
+    segments, count, network_config = recipe.segments, len(parts.of(cfg).starts), nets.configs["transformer"]
+    conditions = conditioning.encode(cfg, videos, nets, stages, recipe.guided, inputs)
 
-    prepare = jax.jit(_prepare, static_argnums=0, compiler_options=parallel.compiler_options())
     residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
     programs: dict[tuple[int, ...], Program] = {}
     states: dict[tuple[int, int], State] = {}
@@ -82,24 +75,22 @@ def sample(
         index, part = unit
         rows, real = batches[index]
         batch = [videos[row] for row in rows]
-        _, h, w = spec.latent_grid(cfg.num_frames, batch[0].height, batch[0].width)
-        size = (per_part, h, w, shape[3])
-        raw = conditions.contexts(batch, guided, made[index])
+        size = part_shape(cfg, batch[0], shape[3])
+        raw = conditions.contexts(batch, recipe.guided, made[index])
         transformer = residents[segment.net]
         network, params = split(transformer)
         with stages("text"):
+            prepare = preparing(network_config, len(rows))
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
         if unit not in states:
-            seeds, whole = [video.seed for video in batch], (count * per_part, *size[1:])
+            seeds, whole = [video.seed for video in batch], (count * size[0], *size[1:])
             x = noise(seeds, whole) if given is None else parallel.put(given[rows], axes.BATCH)
-            x = conditions.start(batch, x[:, part * per_part : (part + 1) * per_part], float(schedule.sigmas[0]))
+            x = x[:, part * size[0] : (part + 1) * size[0]]
+            x = conditions.start(batch, x, float(recipe.schedule.sigmas[0]))
         program = programs.get((len(rows), *size))
         if program is None:
-            tokens = math.prod(nets.configs["transformer"].grid(*size[:3]))
-            per_shard = [tokens * -(-number // parallel.data_degree()) for number in (len(rows), 2 * len(rows))]
-            guidance = choose(cfg.guidance_mode, scales, *per_shard)
-            denoiser = Denoiser(network, segments, schedule, solver, guidance, scan=cfg.loop == "scan")
+            denoiser = recipe.denoiser(cfg, network, network_config, len(rows), size)
             with stages("compile"):
                 program = programs[len(rows), *size] = denoiser.compile(params, x, contexts)
         state = states.pop(unit) if unit in states else program.init(x)
@@ -108,13 +99,59 @@ def sample(
         del transformer, params, contexts  # the next net may need their memory
         if segment == segments[-1]:
             latents = distributed.fetch(raw.positive.frames.keep(states.pop(unit).x))
-            made[index].append(latents[:, cut.leading :])
+            made[index].append(latents[:, parts.of(cfg).leading :])
             if part == count - 1:
+                if index == len(batches) - 1:
+                    residents.free()  # the decoder may need their memory
                 yield tuple(batch[:real]), np.concatenate(made.pop(index), axis=1)[:real]
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a config says of the loop, before there is any data."""
+
+    solver: Solver
+    schedule: Schedule
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def of(cls, cfg: Config) -> Recipe:
+        """Raises UserError: the schedule cannot be made, or `strength` leaves none of its steps."""
+        solver = SOLVERS[cfg.solver]
+        schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
+        if cfg.video and conditioning.START in variants.get(cfg.model_name).conditions:
+            schedule = schedule.last(cfg.strength)
+        strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
+        return cls(solver, schedule, strategy.segments(schedule.timesteps))
+
+    @property
+    def guided(self) -> bool:
+        return any(segment.guidance_scale != 1 for segment in self.segments)
+
+    def denoiser(
+        self, cfg: Config, network: Network, config: DiTConfig, rows: int, shape: tuple[int, int, int, int]
+    ) -> Denoiser:
+        """For batches of `rows` videos' latents of f h w c."""
+        tokens, shards = math.prod(config.grid(*shape[:3])), parallel.data_degree()
+        per_shard = [tokens * -(-number // shards) for number in (rows, 2 * rows)]
+        guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in self.segments], *per_shard)
+        return Denoiser(network, self.segments, self.schedule, self.solver, guidance, scan=cfg.loop == "scan")
+
+
+def part_shape(cfg: Config, video: Example, channels: int) -> tuple[int, int, int, int]:
+    """Of the latents (f h w c) that are denoised at once, leading frames included."""
+    cut = parts.of(cfg)
+    f, h, w = variants.get(cfg.model_name).latent_grid(cut.length, video.height, video.width)
+    return cut.leading + f, h, w, channels
+
+
+def batched(cfg: Config, videos: Sequence[Example]) -> Iterator[tuple[list[int], int]]:
+    """(rows of `videos`, how many of them count) of each batch under the current placement."""
+    return _batches(videos, cfg.per_device_batch_size * parallel.data_degree())
+
+
 def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int], int]]:
-    """(rows of `videos`, how many of them count) of each batch: of one size, and a short last one filled up."""
+    """Of one size each, and a short last one filled up."""
     for size in dict.fromkeys((video.height, video.width) for video in videos):
         rows = [row for row, video in enumerate(videos) if (video.height, video.width) == size]
         step = min(len(rows), limit)
@@ -123,8 +160,18 @@ def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int],
             yield batch + batch[-1:] * (step - len(batch)), len(batch)
 
 
+def preparing(config: DiTConfig, rows: int) -> Any:
+    """What makes of a batch's `Context` what every step is given, jitted: (graph, parameters, context) -> the same.
+
+    Computed once, see `WanTransformer.prepare`. The result lies where the step's program expects it.
+    """
+    batch = parallel.like((rows,), jnp.float32, axes.BATCH).sharding
+    heads = (rows, config.num_layers, 1, config.num_attention_heads, 1)
+    sources = parallel.like(heads, jnp.float32, axes.BATCH, None, None, axes.HEADS, None).sharding
+    return parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, batch))
+
+
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:
-    """What the conditioning gives every step, computed once (see `WanTransformer.prepare`)."""
     return nnx.merge(graph, params).prepare(context)
 
 

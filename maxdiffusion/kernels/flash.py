@@ -10,6 +10,7 @@ a bound of each row's logits is tight enough it takes the maximum's place.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -25,13 +26,11 @@ ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
 LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
 
-EMPTY, WHOLE, MIXED = range(3)  # whether none, all or some keys of a block count
-
 
 def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
-    v: Float[Array, "b n k d"],
+    v: Float[Array, "b n d k"],
     bound: Float[Array, "b n s"],
     sound: Bool[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
@@ -39,6 +38,7 @@ def flash_attention(
     block_q: int,
     block_kv: int,
     compute: int,
+    span: int,
     vmem_limit: int | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n s d"], Float[Array, "b n s"]]:
@@ -50,40 +50,43 @@ def flash_attention(
     Args:
       q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
       k: keys.
-      v: values.
+      v: values, transposed.
       bound: fp32, no less than any logit of the row, but for rounding.
       sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
         work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
-      valid: the keys that count. A mask costs where only some keys of a block count; blocks without one are skipped.
+      valid: the keys that count. The sum leaves out the others, but not maximum and output: their values must be 0, and
+        their logits no larger than the row's largest. Of a block, what follows its last such key is skipped.
       block_q: queries that a grid step holds; divides s and is a multiple of 128, as d is.
-      block_kv: keys that a grid step holds; divides k and is a multiple of 128.
-      compute: keys that one product takes, a multiple of 128; the last of a block may be smaller.
+      block_kv: keys that a grid step holds; divides k.
+      compute: keys that one product takes, a multiple of 128.
+      span: keys that a round of the loop takes, unrolled, a multiple of compute; a rest takes rounds of `compute`.
       vmem_limit: bytes of vector memory; the compiler's default where None.
       interpret: without a TPU.
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
-    steps = keys // block_kv
     prefetched = [sound.astype(jnp.int32)]
-    inputs, biases = [q, k, v, bound[:, :, None]], []
+    inputs, weights = [q, k, v, bound[:, :, None]], []
     if valid is not None:
-        prefetched.append(_states(valid, block_kv))
-        inputs.append(jnp.where(valid, 0.0, LOWEST).astype(q.dtype)[:, None])
-        biases = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
+        prefetched.append(_counts(valid, block_kv, compute))
+        inputs.append(valid.astype(v.dtype)[:, None])
+        weights = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
+    of_values = pl.BlockSpec((1, 1, dim, block_kv), lambda b, h, i, j, *_: (b, h, 0, j))
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, compute=compute, masked=valid is not None),
-        name="flash_attention",
+        functools.partial(_kernel, compute=compute, span=span, masked=valid is not None),
+        name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
-            grid=(batch, heads, tokens // block_q, steps),
-            in_specs=[of_queries, of_keys, of_keys, of_rows, *biases],
+            grid=(batch, heads, tokens // block_q, keys // block_kv),
+            in_specs=[of_queries, of_keys, of_values, of_rows, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
+                pltpu.VMEM((AHEAD, compute, STRIP), jnp.float32),
             ],
         ),
         out_shape=[
@@ -98,36 +101,47 @@ def flash_attention(
     return out, lse[:, :, 0]
 
 
-def _states(valid: Bool[Array, "b k"], block: int) -> Int[Array, "b blocks"]:
-    valid = valid.reshape(valid.shape[0], -1, block)
-    return jnp.where(valid.all(-1), WHOLE, jnp.where(valid.any(-1), MIXED, EMPTY)).astype(jnp.int32)
+def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "b blocks"]:
+    """How many parts of each block there are up to its last key that counts."""
+    some = valid.reshape(valid.shape[0], -1, block // compute, compute).any(-1)
+    return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
 
 
-def _kernel(*refs: Any, compute: int, masked: bool) -> None:
+def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
     """One block of queries with one of keys.
 
-    refs: sound, [states], q, k, v, bound, [bias], out, lse, sums of outputs, maxima.
+    refs: sound, [counts], q, k, v, bound, [valid], out, lse, sums of outputs, maxima, logits under way.
     """
-    sound_ref, states_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, bound_ref, *bias_ref, out_ref, lse_ref, acc_ref, top_ref = arrays
+    sound_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
+    q_ref, k_ref, v_ref, bound_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref = arrays
     example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
     sound = sound_ref[example, head] == 1
-    state = states_ref[example, step] if masked else WHOLE
+    count = counts_ref[example, step] if masked else k_ref.shape[2] // compute
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
         top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
-    attend = functools.partial(_attend, q_ref, k_ref, v_ref, acc_ref, top_ref, compute)
-    pl.when((state == WHOLE) & sound)(lambda: attend(None, running=False))
-    pl.when((state == WHOLE) & ~sound)(lambda: attend(None, running=True))
-    if masked:  # one of a few blocks; over a sound bound no maximum runs away
-        pl.when(state == MIXED)(lambda: attend(*bias_ref, running=True))
+    keys_ref = valid_ref[0] if masked else None
+    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute)
+
+    def add(parts: int, first: Any) -> None:
+        pl.when(sound)(lambda: tiles.add(first, parts, running=False))
+        pl.when(~sound)(lambda: tiles.add(first, parts, running=True))
+
+    @pl.when(count > 0)
+    def _() -> None:
+        parts = span // compute
+        rounds = count // parts
+        tiles.begin()
+        jax.lax.fori_loop(0, rounds, lambda number, _: add(parts, number * parts), None)
+        if parts > 1:
+            jax.lax.fori_loop(rounds * parts, count, lambda number, _: add(1, number), None)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
-        dim = v_ref.shape[3]
+        dim = v_ref.shape[2]
         total = acc_ref[dim : dim + 1]
         some = total > 0
         safe = jnp.where(some, total, 1.0)
@@ -135,48 +149,66 @@ def _kernel(*refs: Any, compute: int, masked: bool) -> None:
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
 
 
-def _attend(
-    q_ref: Any, k_ref: Any, v_ref: Any, acc_ref: Any, top_ref: Any, compute: int, bias_ref: Any, *, running: bool
-) -> None:
-    """Adds the attention over one block of keys to the accumulators; the maximum is a running one or stays.
+@dataclasses.dataclass(frozen=True)
+class _Tiles:
+    """The products of one block: tiles of `compute` keys, a part of the block, by a strip of queries.
 
-    Unrolled in tiles of `compute` keys by a strip of queries. The compiler keeps the order of products, so the logits
-    of a tile are written `AHEAD` tiles before their softmax: the vector unit then works beside the matrix unit.
+    The compiler keeps the order of products, so the logits of a tile are written `AHEAD` tiles before their softmax:
+    the vector unit then works beside the matrix unit. Those of the next part's first tiles wait in `waiting`.
     """
-    block_q, block_kv = q_ref.shape[2], k_ref.shape[2]
-    precision = jax.lax.Precision.HIGHEST if q_ref.dtype == jnp.float32 else None
-    product = functools.partial(jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32)
-    strips = [slice(s, min(s + STRIP, block_q)) for s in range(0, block_q, STRIP)]
-    parts = [slice(k, min(k + compute, block_kv)) for k in range(0, block_kv, compute)]
-    tiles = [(part, strip) for part in parts for strip in range(len(strips))]
-    acc = [acc_ref[:, strip] for strip in strips]
-    top = [top_ref[:, strip] for strip in strips]
 
-    def logits(tile: tuple[Any, int]) -> jax.Array:
-        part, strip = tile
-        s = product(k_ref[0, 0, part, :], q_ref[0, 0, strips[strip], :], (((1,), (1,)), ((), ())))
-        if bias_ref is not None:
-            # The bias lies along lanes; a product with ones lays it along sublanes.
-            bias = jnp.broadcast_to(bias_ref[0, :, part], (ONES, s.shape[0]))
-            s += product(bias, jnp.ones((ONES, s.shape[1]), bias.dtype), (((0,), (0,)), ((), ())))
-        return s
+    q: Any
+    k: Any
+    v: Any
+    valid: Any
+    acc: Any
+    top: Any
+    waiting: Any
+    compute: int
 
-    under_way = []
-    for number in range(len(tiles) + AHEAD):
-        if number < len(tiles):
-            under_way.append(logits(tiles[number]))
-        if number < AHEAD:
-            continue
-        s = under_way.pop(0)
-        part, strip = tiles[number - AHEAD]
-        values = jnp.concatenate([v_ref[0, 0, part, :].T, jnp.ones((ONES, s.shape[0]), v_ref.dtype)])
-        if running:
-            higher = jnp.maximum(top[strip], s.max(axis=0, keepdims=True))
-            acc[strip] *= jnp.exp2(top[strip] - higher)
-            top[strip] = higher
-        weights = jnp.exp2(s - top[strip]).astype(v_ref.dtype)
-        acc[strip] += product(values, weights, (((1,), (0,)), ((), ())))
-    for strip, columns in enumerate(strips):
-        acc_ref[:, columns] = acc[strip]
-        if running:
-            top_ref[:, columns] = top[strip]
+    def begin(self) -> None:
+        """The logits of the first tiles."""
+        for slot, tile in enumerate(self._of(0)[:AHEAD]):
+            self._wait(slot, self._logits(*tile))
+
+    def add(self, first: Any, parts: int, *, running: bool) -> None:
+        """Adds the attention over some parts to the accumulators, unrolled; the maximum is a running one or stays."""
+        tiles = [tile for part in range(parts) for tile in self._of(first + part)]
+        last = self.k.shape[2] // self.compute - 1
+        after = self._of(jnp.minimum(first + parts, last))[:AHEAD]  # computed in vain behind the last part
+        under_way = [self.waiting[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(after)]
+        for (keys, strip), coming in zip(tiles, [*tiles, *after][len(after) :], strict=True):
+            under_way.append(self._logits(*coming))
+            s, top, acc = under_way.pop(0), self.top[:, strip], self.acc[:, strip]
+            if running:
+                higher = jnp.maximum(top, s.max(axis=0, keepdims=True))
+                acc *= jnp.exp2(top - higher)
+                self.top[:, strip] = top = higher
+            weights = jnp.exp2(s - top).astype(self.v.dtype)
+            self.acc[:, strip] = acc + self._product(self._values(keys), weights, ((1,), (0,)))
+        for slot, s in enumerate(under_way):
+            self._wait(slot, s)
+
+    def _of(self, part: Any) -> list[tuple[Any, slice]]:
+        """(keys, strip of queries) of a part's tiles."""
+        keys = pl.ds(pl.multiple_of(part * self.compute, LANES), self.compute)
+        size = self.q.shape[2]
+        return [(keys, slice(start, min(start + STRIP, size))) for start in range(0, size, STRIP)]
+
+    def _wait(self, slot: int, s: jax.Array) -> None:
+        self.waiting[slot, :, : s.shape[1]] = s
+
+    def _values(self, keys: Any) -> jax.Array:
+        """V^T, and below it rows whose product with P is its sum over the keys that count."""
+        shape = (ONES, self.compute)
+        ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
+        return jnp.concatenate([self.v[0, 0, :, keys], ones])
+
+    def _logits(self, keys: Any, strip: slice) -> jax.Array:
+        return self._product(self.k[0, 0, keys, :], self.q[0, 0, strip, :], ((1,), (1,)))
+
+    def _product(self, a: jax.Array, b: jax.Array, contracting: tuple[tuple[int], tuple[int]]) -> jax.Array:
+        precision = jax.lax.Precision.HIGHEST if self.q.dtype == jnp.float32 else None
+        return jax.lax.dot_general(
+            a, b, (contracting, ((), ())), precision=precision, preferred_element_type=jnp.float32
+        )

@@ -1,9 +1,9 @@
 """Meshes, logical axes and the table between them."""
 
 from maxdiffusion.parallel import axes
-from maxdiffusion.parallel.compiler import compiler_options
+from maxdiffusion.parallel.compiler import compiler_options, jit
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, put, shard, use
+from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, like, put, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "current",
     "data_degree",
     "gathered",
+    "jit",
+    "like",
     "make_mesh",
     "put",
     "resolve",

@@ -6,12 +6,13 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
@@ -24,6 +25,9 @@ class Placement:
 
     mesh: Mesh
     rules: Mapping[str, MeshAxes]
+
+    def __hash__(self) -> int:
+        return hash((self.mesh, tuple(sorted(self.rules.items()))))
 
     def spec(self, *logical: str | None) -> PartitionSpec:
         """The PartitionSpec of an array whose dimensions carry the given logical names (None: replicated).
@@ -96,8 +100,16 @@ def put(x: np.ndarray, *logical: str | None) -> jax.Array:
     placement = current()
     if placement is None or placement.mesh.size == 1:
         return jnp.asarray(x)
-    names = [placement.dividing(name, size) for name, size in zip(logical, x.shape, strict=False)]
-    return jax.make_array_from_callback(x.shape, placement.sharding(*names), lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, like(x.shape, x.dtype, *logical).sharding, lambda index: x[index])
+
+
+def like(shape: Sequence[int], dtype: DTypeLike, *logical: str | None) -> jax.ShapeDtypeStruct:
+    """What `put` makes of such an array, described: a dimension that does not divide its devices is whole."""
+    placement = current()
+    if placement is None:
+        return jax.ShapeDtypeStruct(tuple(shape), dtype)
+    names = [placement.dividing(name, size) for name, size in zip(logical, shape, strict=False)]
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=placement.sharding(*names))
 
 
 def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
+from maxdiffusion import variants
 from maxdiffusion.attention import api, auto
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, parts
+from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
 
 log = logging.getLogger(__name__)
+
+
+def lay_out(
+    cfg: Config, configs: Mapping[str, Any], devices: Devices | None = None
+) -> tuple[AttentionPlan, Placement, tuple[int, int, int, int]]:
+    """`place` for the nets' configs (by folder), and f h w c of one video's latents.
+
+    Raises:
+      UserError: as `place`, or a size is not one of the transformer's.
+    """
+    spec, cut, network = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"]
+    f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
+    sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
+    tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
+    plan, placement = place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
+    return plan, placement, (cut.latent_frames(f), h, w, configs["vae"].z_dim)
 
 
 def place(
@@ -40,8 +61,8 @@ def place(
     found: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
     pair = _pair_may_split(cfg)
-    for data in (1, 2) if pair and resolve(*_degrees(cfg), devices)[0].context % 2 == 0 else (1,):
-        ici, dcn = resolve(*_degrees(cfg, data), devices)
+    for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
+        ici, dcn = resolve(*degrees(cfg, data), devices)
         legal, illegal = plans(
             cfg.attention,
             heads=heads,
@@ -63,7 +84,7 @@ def place(
     plan = found[data, ulysses]
     if cfg.attention == "auto":
         log.info("attention=auto: kernel %s, the fastest exact one for %s here", plan.kernel, cfg.activations_dtype)
-    mesh = make_mesh(*_degrees(cfg, data), ulysses=ulysses, devices=devices)
+    mesh = make_mesh(*degrees(cfg, data), ulysses=ulysses, devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     log.info("mesh: %s (%s)", shape, devices[0].device_kind)
     placement = Placement(mesh, rules_for(cfg.logical_axis_rules))
@@ -84,7 +105,7 @@ def _pair_may_split(cfg: Config) -> bool:
     )
 
 
-def _degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
+def degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
     """Inside a slice and over slices, as given; `data` stands for ici_data_parallelism=auto."""
     ici = Degrees(
         data if cfg.ici_data_parallelism == "auto" else cfg.ici_data_parallelism,

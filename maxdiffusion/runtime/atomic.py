@@ -32,13 +32,13 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 def explain(path: AnyPath, error: OSError) -> UserError:
     """The one sentence for an operating system's refusal to write `path`."""
     reason = {
-        errno.ENOSPC: "the disk is full; free some space or choose another output_dir",
-        errno.EDQUOT: "the disk quota is used up; free some space or choose another output_dir",
-        errno.EACCES: "permission denied; choose an output_dir that you may write to",
-        errno.EPERM: "permission denied; choose an output_dir that you may write to",
-        errno.EROFS: "the file system is read-only; choose another output_dir",
-        errno.ENOTDIR: "a part of its path is a file, not a folder; choose another output_dir",
-        errno.EEXIST: "a part of its path is a file, not a folder; choose another output_dir",
+        errno.ENOSPC: "the disk is full; free some space or choose another folder",
+        errno.EDQUOT: "the disk quota is used up; free some space or choose another folder",
+        errno.EACCES: "permission denied; choose a folder that you may write to",
+        errno.EPERM: "permission denied; choose a folder that you may write to",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOTDIR: "a part of its path is a file, not a folder; choose another folder",
+        errno.EEXIST: "a part of its path is a file, not a folder; choose another folder",
         errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
         errno.EFBIG: "the file would be larger than the file system or the process limit allows",
     }.get(error.errno or 0, error.strerror or str(error))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from maxdiffusion.errors import UserError
@@ -35,6 +36,10 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dt
 FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 # All that a byte can be, in fp32: looked up three times as fast as ml_dtypes casts.
 _FP8_VALUES = {name: np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for name, kind in FP8.items()}
+
+# Device kind -> layout of stacked bf16 matrices. Arrays of a TPU7x come in tiles of 8 rows, its programs compute with
+# tiles of 16: each step of the 14B model would begin with a copy of all weights, 25.8 GiB.
+MATRICES = {"TPU7x": Layout((0, 1, 2), ((16, 128), (2, 1)))}
 
 _STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
 _RANGE = 2**23  # the same for files elsewhere, as each request costs a round trip
@@ -66,7 +71,8 @@ def materialize(
 
     def fill(name: str, leaf: nnx.Variable[Any]) -> jax.Array:
         sharding = _sharding(name, leaf, placement)
-        return _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+        return jax.device_put(array, _format(leaf, sharding))
 
     return _map(fill, abstract)
 
@@ -75,7 +81,8 @@ def placed(abstract: Module, placement: Placement | None) -> Module:
     """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
 
     def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(name, leaf, placement))
+        sharding = _sharding(name, leaf, placement)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_format(leaf, sharding))
 
     return _map(place, abstract)
 
@@ -97,6 +104,15 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
     if whole := [axis for axis, fits in zip(axes, fitting, strict=True) if axis and not fits]:
         log.info("%s %s is not split over %s, which does not divide it", name, tuple(leaf.shape), ", ".join(whole))
     return placement.sharding(*fitting)
+
+
+def _format(leaf: nnx.Variable[Any], sharding: Sharding) -> Sharding | Format:
+    """The sharding, with the layout in which the devices compute with stacked matrices in bf16 where it is another."""
+    devices: Any = sharding.device_set
+    (kind,) = {device.device_kind for device in devices}
+    if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3:
+        return Format(MATRICES[kind], sharding)
+    return sharding
 
 
 def _parameter(

@@ -42,6 +42,22 @@ def test_ulysses_and_ring_lower_around_it():
     assert text.count("@__cudnn$fmhaSoftmax") == 3
 
 
+@pytest.mark.parametrize(("dtype", "kernels"), [("bfloat16", 3), ("float32", 0)])
+def test_what_auto_chooses_on_a_gpu_lowers_for_cuda(dtype, kernels):
+    """Tokens that do not divide over the devices, with and without a mask; fp32 takes the portable kernel."""
+    plan = AttentionPlan.parse("auto", heads=reference.HEADS, context=4, platform="gpu", dtype=dtype)
+    assert plan.kernel == ("cudnn_flash" if kernels else "chunked")
+    mesh = parallel.make_mesh(parallel.Degrees(context=4), ulysses=plan.ulysses, devices=jax.devices()[:4])
+    q, *_, mask = reference.inputs(37, dtype=dtype)
+    _, k, v, few = reference.inputs(37, 21, dtype=dtype)
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        text = lowered(
+            lambda *a: (self_attention(plan, q, q, q), self_attention(plan, q, q, q, mask), cross_attention(plan, *a)),
+            *(q, k, v, few),
+        )
+    assert text.count("@__cudnn$fmhaSoftmax") == kernels
+
+
 def test_the_order_of_keys_does_not_matter():
     q, k, v, mask = reference.inputs(9, 21)
     first_k, first_v, count = _valid_first(k, v, mask)

@@ -15,7 +15,7 @@ EXAMPLES = {
     "block_q": {"block_q": 128},
     "block_kv": {"block_kv": 256},
     "block_kv_compute": {"block_kv": 256, "block_kv_compute": 128},
-    "base2_exp": {"base2_exp": False},
+    "base2_exp": {"base2_exp": True},
     "scheduler": {"scheduler": True},
     "vmem_limit_kib": {"vmem_limit_kib": 65536},
 }

@@ -140,6 +140,14 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
+    # plan
+    (["plan_file=plan.json"], "plan_file has no meaning without plan; write plan=v6e-8"),
+    (["price_per_chip_hour=2"], "price_per_chip_hour has no meaning without plan"),
+    (["plan=v6e-8", "price_per_chip_hour=0"], "should be greater than 0"),
+    (["plan=v6e-8", "plan_minutes=0"], "should be greater than 0"),
+    (["plan=v6e-8", "plan_file=plan.png"], "plan_file=plan.png is neither .json nor .svg; name it plan.json"),
+    (["plan=v6e-8", "plan_file=base.yml/plan.json"], "plan_file: the folder base.yml cannot be written"),
+    (["plan=v6e-8", "verify=true"], "plan and verify exclude each other"),
     # parallelism
     (["ulysses_shards=0"], "a positive integer, or -1"),
     (["ulysses_shards=5"], "does not divide the 12 heads of wan2.1-t2v-1.3b; choose 1 or 2 or 3 or 4 or 6 or 12"),

@@ -229,10 +229,21 @@ def test_the_bundled_checkpoints_are_the_variants_of_their_configs(place: Path, 
 
 
 def test_configs_are_overlays_of_a_page() -> None:
-    for path in CONFIGS.glob("*.yml"):
-        lines = path.read_text().splitlines()
-        assert lines[0].startswith("#") and any("generate_wan.py configs/" + path.name in line for line in lines)
+    for path in CONFIGS.rglob("*.yml"):
+        lines, name = path.read_text().splitlines(), path.relative_to(CONFIGS)
+        assert lines[0].startswith("#") and any(f"generate_wan.py configs/{name}" in line for line in lines)
         assert len(lines) <= 40
+
+
+@pytest.mark.parametrize("page", sorted(CONFIGS.glob("*/*.yml")), ids=lambda path: f"{path.parent.name} {path.stem}")
+def test_a_page_of_a_machine_is_the_official_one_but_for_its_parallelism(page: Path, place: Path) -> None:
+    Image.new("RGB", (1000, 800)).save("a.png")
+    given = [f"{key}=a.png" for key in ("image", "last_image", "pose_video", "face_video")]
+    needed = 2 if "flf2v" in page.stem else 1 if "i2v" in page.stem else 0
+    words = ["prompt=x", *([given[i] for i in (0, 2, 3)] if "animate" in page.stem else given[:needed])]
+    ours, official = (config.load([str(path), *words]).to_json() for path in (page, CONFIGS / page.name))
+    changed = {key for key in ours if ours[key] != official[key]}
+    assert changed and changed <= set(schema.group(schema.PARALLELISM))
 
 
 def test_the_negative_prompt_is_the_official_one(place: Path) -> None:
@@ -347,3 +358,10 @@ def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkp
             config.load(words)
     else:
         assert config.load(words).model_name == variant
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
+def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
+    cfg = config.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"])
+    assert cfg.plan == "v6e-8"
+    assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion.attention.dense import dense
-from maxdiffusion.attention.flash import LOOSEST, bounds, flash
+from maxdiffusion.attention.flash import LOOSEST, bounds, flash, harmless
 from maxdiffusion.kernels.flash import flash_attention
 
 S, K, D = 384, 640, 128
@@ -37,16 +37,20 @@ def reference(q, k, v, valid):
 
 
 # Blocks that hold several strips and parts with a rest, one of each, and everything at once.
-@pytest.mark.parametrize(("block_q", "block_kv", "compute"), [(384, 640, 256), (128, 128, 128)])
+@pytest.mark.parametrize(
+    ("block_q", "block_kv", "compute", "span"), [(384, 640, 128, 384), (128, 640, 128, 128), (128, 128, 128, 128)]
+)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("running", [False, True])
-def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, masked, running):
+def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span, masked, running):
     q, k, v, valid = case
     mask = jnp.asarray(valid) if masked else None
-    bound, looseness = bounds(jnp.asarray(q), jnp.asarray(k), mask)
+    keys, values, mean = harmless(jnp.asarray(k), jnp.asarray(v).transpose(0, 1, 3, 2), mask)
+    bound, looseness = bounds(jnp.asarray(q), keys, mean)
     assert looseness.max() < LOOSEST
-    run = functools.partial(flash_attention, block_q=block_q, block_kv=block_kv, compute=compute, interpret=True)
-    out, lse = jax.jit(run)(q, k, v, bound, jnp.full((2, 1), not running), mask)
+    sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span}
+    run = functools.partial(flash_attention, **sizes, interpret=True)
+    out, lse = jax.jit(run)(q, keys, values, bound, jnp.full((2, 1), not running), mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
     assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
     assert np.abs(lse - want_lse).max() < 5e-6
@@ -56,15 +60,12 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     q, k, v, valid = case
     valid = valid.copy()
     valid[1] = False
-    bad = np.where(valid[:, None, :, None], v, np.nan)  # only whole blocks of 128 hold no key of the first example
-    bad[0, :, 300:384] = 0
-    out, lse = jax.jit(functools.partial(flash_attention, block_q=384, block_kv=128, compute=128, interpret=True))(
-        q,
-        k,
-        bad,
-        *(bounds(jnp.asarray(q), jnp.asarray(k), jnp.asarray(valid))[0], jnp.array([[True], [False]])),
-        jnp.asarray(valid),
-    )
+    bad_k, bad_v = (np.where(valid[:, None, :, None], x, np.nan) for x in (k, v))
+    keys, values, mean = harmless(jnp.asarray(bad_k), jnp.asarray(bad_v).transpose(0, 1, 3, 2), jnp.asarray(valid))
+    bound, sound = bounds(jnp.asarray(q), keys, mean)[0], jnp.array([[True], [False]])
+    sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128}
+    run = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))
+    out, lse = run(q, keys, values, bound, sound, jnp.asarray(valid))
     want, _ = reference(q, k, v, valid)
     assert np.abs(out[0] - want[0]).max() < 2e-6 * np.abs(want).max()
     assert not out[1].any() and (lse[1] == -jnp.inf).all()
@@ -75,7 +76,8 @@ def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
     q, k, _, valid = case
     k = k + np.float32(shift)
     logits = np.where(valid[:, None, None], np.einsum("bnsd,bnkd->bnsk", q, k), -np.inf)
-    bound, looseness = bounds(jnp.asarray(q), jnp.asarray(k), jnp.asarray(valid))
+    keys, _, mean = harmless(jnp.asarray(k), jnp.zeros((2, 1, D, K)), jnp.asarray(valid))
+    bound, looseness = bounds(jnp.asarray(q), keys, mean)
     over = np.asarray(bound) - logits.max(axis=-1)
     assert over.min() > -1e-3 and (over.max(axis=-1) <= np.asarray(looseness) + 1e-3).all()
     assert looseness.max() < 30  # the mean of the keys does not count
@@ -87,7 +89,8 @@ def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
     q, k, v = (jnp.asarray(rng.standard_normal((1, 150, 2, 16), dtype=np.float32)) for _ in range(3))
     q = q.at[:, :, 1].multiply(60)
     valid = jnp.arange(150)[None] < 140
-    looseness = bounds(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, k.transpose(0, 2, 1, 3), valid)[1]
+    keys, _, mean = harmless(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 3, 1), valid)
+    looseness = bounds(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, keys, mean)[1]
     assert looseness[0, 0] < LOOSEST < looseness[0, 1]
     (out, lse), (want, want_lse) = flash(q, k, v, valid), dense(q, k, v, valid)
     assert jnp.abs(out - want).max() < 1e-5 * jnp.abs(want).max()

@@ -10,45 +10,35 @@ import pytest
 from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import DiTConfig, WanTransformer
-from maxdiffusion.models.umt5 import UMT5Config, UMT5Encoder
+from maxdiffusion.models.dit import WanTransformer
+from maxdiffusion.models.umt5 import UMT5Encoder
 from maxdiffusion.parallel import axes
+from maxdiffusion.variants import get
+from maxdiffusion.weights import official
 from maxdiffusion.weights.tables import dit, umt5
 from tests.parity import match, paths
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
-BF16 = {"weights_dtype": jnp.bfloat16, "dtype": jnp.bfloat16}
 
 
-def wan(layers, heads, ffn):
-    config = DiTConfig(
-        num_layers=layers,
-        num_attention_heads=heads,
-        attention_head_dim=128,
-        ffn_dim=ffn,
-        in_channels=16,
-        out_channels=16,
-        text_dim=4096,
-    )
-    return nnx.eval_shape(lambda: WanTransformer(config, AttentionPlan(), rngs=nnx.Rngs(0), **BF16))
-
-
-def text_encoder():
-    config = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)
-    return nnx.eval_shape(lambda: UMT5Encoder(config, rngs=nnx.Rngs(0), **BF16))
-
-
+# manifest -> net, class, names
 CASES = {
-    "wan2.1-t2v-1.3b": (lambda: wan(30, 12, 8960), dit.RULES),
-    "wan2.1-t2v-14b": (lambda: wan(40, 40, 13824), dit.RULES),
-    "umt5-xxl-encoder": (text_encoder, umt5.RULES),
+    "wan2.1-t2v-1.3b": ("transformer", lambda *args, **kw: WanTransformer(*args, AttentionPlan(), **kw), dit.RULES),
+    "wan2.1-t2v-14b": ("transformer", lambda *args, **kw: WanTransformer(*args, AttentionPlan(), **kw), dit.RULES),
+    "umt5-xxl-encoder": ("text_encoder", UMT5Encoder, umt5.RULES),
 }
+
+
+def made(name):
+    net, cls, _ = CASES[name]
+    config = official.configs(get(name if net == "transformer" else "wan2.1-t2v-14b"))[net]
+    return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), weights_dtype=jnp.bfloat16, dtype=jnp.bfloat16))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_name_table_covers_the_official_checkpoint_both_ways(name):
-    make, rules = CASES[name]
-    params = {path: param.shape for path, param in paths(make()).items()}
+    rules = CASES[name][-1]
+    params = {path: param.shape for path, param in paths(made(name)).items()}
     with gzip.open(MANIFESTS / f"{name}.json.gz") as file:
         manifest = json.load(file)
     unfilled = {
@@ -73,7 +63,7 @@ def is_stacked(path):
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_carries_its_logical_axes(name):
     known = {None, axes.EMBED, axes.HEADS, axes.MLP, axes.VOCAB, axes.LAYERS}
-    for path, param in paths(CASES[name][0]()).items():
+    for path, param in paths(made(name)).items():
         logical = param.get_metadata()["out_sharding"]
         assert len(logical) == len(param.shape), path
         assert set(logical) <= known, path
@@ -83,7 +73,7 @@ def test_every_parameter_carries_its_logical_axes(name):
 
 
 def test_axes_of_the_large_kernels():
-    block = wan(2, 12, 8960).blocks
+    block = made("wan2.1-t2v-1.3b").blocks
     for attention in (block.attn1, block.attn2):
         for projection in (attention.to_q, attention.to_k, attention.to_v):
             assert projection.kernel.out_sharding == ("layers", "embed", "heads")

@@ -155,6 +155,10 @@ def test_convolutions_of_all_platforms_agree(channels, size):
     x = jnp.asarray(rng.standard_normal((2, 5, 4, 6, channels), np.float32))
     kernel = jnp.asarray(rng.standard_normal((*size, channels, 7), np.float32))
     assert relative_error(jax.jit(conv._conv3d_cpu)(x, kernel), jax.jit(conv._conv3d_xla)(x, kernel)) < 1e-5
+    rounded = [y.astype(jnp.bfloat16).astype(jnp.float32) for y in (x, kernel)]  # so are a TPU's operands
+    want = jax.jit(conv._conv3d_xla)(*rounded)
+    assert relative_error(jax.jit(conv._conv3d_tpu)(x, kernel), want) < 1e-5
+    assert relative_error(want, jax.jit(conv._conv3d_xla)(x, kernel)) > 1e-4  # else the line above checks less
 
 
 def test_causal_convolution_may_be_cut_anywhere():
@@ -200,12 +204,12 @@ def test_chunks_follow_memory_and_divide_the_video():
 
 
 def test_two_programs_decode_a_video_of_any_length(pair, latents):
-    from maxdiffusion.models.vae.model import _run
+    from maxdiffusion.models.vae.model import program
 
     list(pair.ours.decode_chunks(jnp.asarray(latents[:, :2]), chunk=1))
-    programs = _run._cache_size()
+    programs = program()._cache_size()
     list(pair.ours.decode_chunks(jnp.asarray(np.repeat(latents, 3, axis=1)), chunk=1))
-    assert _run._cache_size() == programs
+    assert program()._cache_size() == programs
 
 
 def test_every_parameter_names_its_axes():

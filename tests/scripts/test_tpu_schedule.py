@@ -35,7 +35,16 @@ def test_a_grid_step_with_a_masked_alternative_and_a_first_and_a_last_part():
     text = schedule(210, {50: 3, 60: 1, 100: 2, 120: 3}, {10: [35], 40: [85], 90: [155], 155: [180], 195: [10]})
     steps = tpu_schedule.kernel_steps([schedule(5, {}, {}), text])
     straight = 190 - 20 - 40 - 60 - 20
-    assert steps == tpu_schedule.Steps([straight + 40, straight + 60], 40, 4)
+    assert steps == tpu_schedule.Steps([straight + 40, straight + 60], 40, [], 9)
+
+
+def test_loops_inside_a_grid_step_are_rounds_with_their_own_alternatives():
+    # Two loops, 50..125 and 130..165, within what 20..170 is skipped for no keys; the first has two alternatives.
+    branches = {15: [170], 55: [85], 90: [115], 120: [50], 160: [130], 195: [10]}
+    text = schedule(210, {30: 1, 70: 4, 100: 4, 140: 2}, branches)
+    steps = tpu_schedule.kernel_steps([text])
+    assert steps.rounds == [[75 - 25 - 20 + 25, 75 - 25 - 20 + 20], [35]]
+    assert steps.steady == [190 - 75 - 35] and steps.once == 0
 
 
 def test_a_program_without_a_kernel_is_refused():
@@ -43,39 +52,12 @@ def test_a_program_without_a_kernel_is_refused():
         tpu_schedule.kernel_steps([schedule(20, {}, {15: [3]})])
 
 
-HLO = """HloModule jit_f, is_scheduled=true, entry_computation_layout={()->()}
-
-%async_computation.1 (p: bf16[8]) -> bf16[8] {
-  ROOT %all-to-all.9 = bf16[8]{0} all-to-all(%p), dimensions={0}
-}
-
-ENTRY %main (a: bf16[8]) -> bf16[8] {
-  %collective-permute-start.1 = (bf16[8]{0:T(8,128)(2,1)}, bf16[8]{0}) collective-permute-start(%a), channel_id=1
-  %flash.1 = (bf16[8]{0}, f32[8]{0}) custom-call(%a), custom_call_target="tpu_custom_call"
-  %collective-permute-done.1 = bf16[8]{0} collective-permute-done(%collective-permute-start.1)
-  %all-to-all.2 = bf16[8]{0} all-to-all(%a), dimensions={0}
-  %all-to-all-start.3 = ((bf16[8]), bf16[8]{0}) async-start(%a), calls=%async_computation.1
-  %copy-start.1 = (bf16[8]{0}) copy-start(%a)
-  %copy-done.1 = bf16[8]{0} copy-done(%copy-start.1)
-  %all-to-all-done.3 = bf16[8]{0} async-done(%all-to-all-start.3)
-  ROOT %flash.2 = bf16[8]{0} custom-call(%all-to-all-done.3), custom_call_target="tpu_custom_call"
-}
-"""
-
-
-def test_what_lies_between_the_start_and_the_end_of_a_collective():
-    found = [(one.kind, one.kernels) for one in tpu_schedule.collectives(HLO)]
-    assert found == [("collective-permute", 1), ("all-to-all", 0), ("all-to-all", 0)]
-    with pytest.raises(ValueError, match="not scheduled"):
-        tpu_schedule.collectives(HLO.replace("is_scheduled=true, ", ""))
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["huge"], "huge is unknown; shapes: tiny-self"),
         (["speed=9"], "speed is unknown; .*options: dtype"),
-        (["--tpu-schedule", "v9"], "takes one of v5e, v5p, v6e, tpu7x, not 'v9'"),
+        (["--tpu-schedule", "v9"], "takes one of v5e, v6e, v5p, TPU7x, not 'v9'"),
         (["--tpu-schedule"], "takes one of v5e"),
         (["--tpu-schedule", "v6e", "dtype=bfloat16"], "dtype is unknown"),
     ],

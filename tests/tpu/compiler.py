@@ -2,12 +2,13 @@
 
 import importlib.util
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from maxdiffusion.planning.chips import compile_only
 
 ROOT = Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -17,7 +18,6 @@ needs_libtpu = pytest.mark.skipif(
 
 def run(topology: str, code: str, *args: object, timeout: int = 600) -> str:
     """What `code` prints; sys.argv is the topology and the arguments."""
-    compile_only = runpy.run_path(str(ROOT / "scripts" / "tpu_schedule.py"))["compile_only"]
     environment = os.environ | compile_only(topology) | {"PYTHONPATH": str(ROOT)}
     return command([sys.executable, "-c", code, topology, *map(str, args)], environment, timeout)
 

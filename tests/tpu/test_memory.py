@@ -5,21 +5,21 @@ from collections import Counter
 
 import pytest
 
+from maxdiffusion.planning.chips import slice_of
 from tests.tpu.compiler import ROOT, needs_libtpu, script
 
 pytestmark = needs_libtpu
 
-# What the compiler allows on one device.
-GIB = {"v5e": 15.75, "v6e": 31.25, "v5p": 95.74, "TPU7x": 94.75}
 SHARDED = "logical_axis_rules=[[embed,[fsdp,context]]]"
 
 
-def peak(topology, *words, model="14b"):
+def peak(topology, *words, model="14b", page=None):
     """GiB of each program, checked against what the device has."""
-    printed = script(topology, str(ROOT / "configs" / f"wan2.1_t2v_{model}.yml"), *words)
-    print(topology, *words, printed, sep="\n")
+    page = page or ROOT / "configs" / f"wan2.1_t2v_{model}.yml"
+    printed = script(topology, str(page), *words)
+    print(topology, page.relative_to(ROOT), *words, printed, sep="\n")
     found = {name: float(gib) for name, gib in re.findall(r"^(\w+) +([\d.]+) GiB", printed, re.M)}
-    assert found and all(gib < GIB[topology.split(":")[0]] for gib in found.values()), printed
+    assert found and all(gib < slice_of(topology).generation.gib for gib in found.values()), printed
     return found
 
 
@@ -36,6 +36,14 @@ def test_weights_over_the_context_are_gathered_layer_by_layer(topology, tmp_path
     # One layer of each; the other two are the keys and values of attention=dot_product.
     assert weights["1536,1536"] == 6 and weights["1536,8960"] == 1 and weights["8960,1536"] == 1
     assert sum(weights.values()) <= 10 and not re.search(r" (all-reduce|collective-permute)(-start)?\(", loop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
+def test_no_step_begins_with_a_copy_of_the_weights(topology):
+    """0.55 GiB of weights; what the tokens of a small picture need beside them is next to nothing."""
+    words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", "--layers", "6")
+    assert peak(topology, *words, "--programs", "step", model="1.3b")["step"] < 0.6
 
 
 @pytest.mark.slow
@@ -69,5 +77,26 @@ MODES = {
 @pytest.mark.parametrize("size", ["1280*720", "832*480"])  # 75,600 and 32,760 tokens
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v6e:4x4", "v5p:2x2x4", "TPU7x:2x2x2"])
 def test_one_block_of_the_14b_model_on_16_devices(topology, size, mode):
-    words = (f"size={size}", "guidance_scale=1", "ici_data_parallelism=1")
-    peak(topology, *words, *MODES[mode], "--layers", "1", "--programs", "step")
+    words = ("guidance_scale=1", "ici_data_parallelism=1") if mode != "ulysses" else ()
+    peak(topology, f"size={size}", *words, *MODES[mode], "--layers", "1", "--programs", "step")
+
+
+GIVEN = {
+    "_i2v_": ("image=a", "size=1280*720"),
+    "_flf2v_": ("image=a", "last_image=a", "size=1280*720"),
+    "_animate_": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
+    "_480p": ("size=832*480",),
+}
+PAGES = sorted(path.stem for path in (ROOT / "configs").glob("wan2*.yml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(("folder", "topology"), [("v6e-8", "v6e:2x4"), ("v7x-8", "TPU7x:2x2x1")])
+def test_the_step_of_every_page_fits_eight_devices(folder, topology, page):
+    """By the machine's own page where there is one. `-s` prints what the README's table says."""
+    own = ROOT / "configs" / folder / f"{page}.yml"
+    given: dict[str, str] = {}
+    for kind, words in GIVEN.items():
+        given |= {word.split("=")[0]: word for word in words if kind in page}
+    peak(topology, *given.values(), "--programs", "step", page=own if own.exists() else own.parents[1] / own.name)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.experimental.layout import Layout
 from jax.sharding import AxisType
 
 from maxdiffusion.errors import UserError
@@ -110,6 +111,23 @@ def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, place):
         got = loader._slot_by_slot(param.shape, np.dtype(np.float32), sharding, pieces[name], lambda nbytes: None)
         assert got.sharding.is_equivalent_to(sharding, ndim=len(param.shape))
         np.testing.assert_array_equal(np.asarray(got), synthetic.expected(stored)[name])
+
+
+@pytest.mark.parametrize("place", [lambda: None, lambda: mesh_placement(2, 4)], ids=["one device", "mesh"])
+def test_stacked_bf16_matrices_have_the_layout_of_their_kind_of_device(tmp_path, monkeypatch, place):
+    """The CPU's is one of this test; programs take the parameters as they lie."""
+    monkeypatch.setattr(loader, "MATRICES", {jax.devices()[0].device_kind: Layout((0, 2, 1))})
+    stored = synthetic.tensors()
+    synthetic.write_net(tmp_path, stored)
+    got = values(load(tmp_path, synthetic.abstract(dtype=jnp.bfloat16), place()))
+    for name, want in synthetic.expected(stored).items():
+        stacked = want.ndim == 3 and got[name].dtype == jnp.bfloat16
+        assert got[name].format.layout.major_to_minor == ((0, 2, 1) if stacked else tuple(range(want.ndim))), name
+        np.testing.assert_array_equal(np.asarray(got[name]), want.astype(got[name].dtype), err_msg=name)
+    compiled = jax.jit(lambda kernel: kernel * 2).lower(got["blocks.ffn.kernel"]).compile()
+    assert compiled.input_formats[0][0].layout.major_to_minor == (0, 2, 1)
+    abstract = values(loader.placed(synthetic.abstract(dtype=jnp.bfloat16), place()))
+    assert abstract["blocks.ffn.kernel"].format.layout.major_to_minor == (0, 2, 1)
 
 
 def test_a_host_reads_only_the_rows_of_its_devices(tmp_path):

@@ -1,5 +1,6 @@
 """The nets of a text-to-video pipeline from a folder that the reference's own classes describe."""
 
+import dataclasses
 import gc
 import gzip
 import json
@@ -17,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import mapping, specs
+from maxdiffusion.variants import get
+from maxdiffusion.weights import mapping, official, specs
 from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.nets import Nets, build_abstractly, builders
 from tests import parity
@@ -146,80 +147,46 @@ def test_opening_does_not_import_jax(checkpoint):
     assert run.stdout == "2 []\n", run.stderr
 
 
-IMAGE = {"in_channels": 36, "out_channels": 16}
-TOKENS = {"image_dim": 1280, "added_kv_proj_dim": 5120}
-VACE = {"_class_name": "WanVACETransformer3DModel", "vace_in_channels": 96}
+# manifest -> a variant and a net of it
 OFFICIAL = {
-    "wan2.1-t2v-1.3b": ("transformer", {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}),
-    "wan2.1-t2v-14b": ("transformer", {}),
-    "wan2.1-i2v-14b": ("transformer", IMAGE | TOKENS),
-    "wan2.1-flf2v-14b": ("transformer", IMAGE | TOKENS | {"pos_embed_seq_len": 514}),
-    "wan2.2-t2v-a14b": ("transformer_2", {}),
-    "wan2.2-i2v-a14b": ("transformer_2", IMAGE),
-    "wan2.2-ti2v-5b": (
-        "transformer",
-        {"num_attention_heads": 24, "num_layers": 30, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48},
-    ),
-    "wan2.1-vace-1.3b": (
-        "transformer",
-        VACE | {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960, "vace_layers": list(range(0, 30, 2))},
-    ),
-    "wan2.1-vace-14b": ("transformer", VACE | {"vace_layers": list(range(0, 40, 5))}),
-    "wan2.2-animate-14b": (
-        "transformer",
-        IMAGE | TOKENS | {"_class_name": "WanAnimateTransformer3DModel", "latent_channels": 16},
-    ),
-    "wan2.1-vae": ("vae", {}),
-    "wan2.2-vae": (
-        "vae",
-        {
-            "is_residual": True,
-            "patch_size": 2,
-            "in_channels": 12,
-            "out_channels": 12,
-            "base_dim": 160,
-            "decoder_base_dim": 256,
-            "z_dim": 48,
-            "latents_mean": [0.0] * 48,
-            "latents_std": [1.0] * 48,
-            "scale_factor_spatial": 16,
-        },
-    ),
-    "clip-vit-h-14": (
-        "image_encoder",
-        {
-            "hidden_size": 1280,
-            "intermediate_size": 5120,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 16,
-            "patch_size": 14,
-            "hidden_act": "gelu",
-        },
-    ),
-    "umt5-xxl-encoder": (
-        "text_encoder",
-        {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384},
-    ),
-}
-DEFAULTS = {
-    **dict.fromkeys(("transformer", "transformer_2"), lambda: dict(diffusers.WanTransformer3DModel().config)),
-    "vae": lambda: dict(diffusers.AutoencoderKLWan().config),
-    "image_encoder": lambda: transformers.CLIPVisionConfig().to_dict(),
-    "text_encoder": lambda: transformers.UMT5Config(feed_forward_proj="gated-gelu").to_dict(),
+    "wan2.1-t2v-1.3b": ("wan2.1-t2v-1.3b", "transformer"),
+    "wan2.1-t2v-14b": ("wan2.1-t2v-14b", "transformer"),
+    "wan2.1-i2v-14b": ("wan2.1-i2v-14b-720p", "transformer"),
+    "wan2.1-flf2v-14b": ("wan2.1-flf2v-14b", "transformer"),
+    "wan2.2-t2v-a14b": ("wan2.2-t2v-a14b", "transformer_2"),
+    "wan2.2-i2v-a14b": ("wan2.2-i2v-a14b", "transformer_2"),
+    "wan2.2-ti2v-5b": ("wan2.2-ti2v-5b", "transformer"),
+    "wan2.1-vace-1.3b": ("wan2.1-vace-1.3b", "transformer"),
+    "wan2.1-vace-14b": ("wan2.1-vace-14b", "transformer"),
+    "wan2.2-animate-14b": ("wan2.2-animate-14b", "transformer"),
+    "wan2.1-vae": ("wan2.1-t2v-14b", "vae"),
+    "wan2.2-vae": ("wan2.2-ti2v-5b", "vae"),
+    "clip-vit-h-14": ("wan2.1-i2v-14b-480p", "image_encoder"),
+    "umt5-xxl-encoder": ("wan2.1-t2v-14b", "text_encoder"),
 }
 
 
 @pytest.mark.parametrize("manifest", OFFICIAL)
 def test_official_checkpoints_map_whole(manifest):
     """Names and shapes of the official files; no weight is allocated."""
-    name, changes = OFFICIAL[manifest]
-    with torch.device("meta"):
-        raw = DEFAULTS[name]() | changes
+    variant, name = OFFICIAL[manifest]
     spec = next(spec for spec in specs.NETS if spec.folder == name)
-    abstract = build_abstractly(build(jnp.bfloat16)[name], spec.parse(raw))
+    abstract = build_abstractly(build(jnp.bfloat16)[name], official.configs(get(variant))[name])
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
     tensors = {key: TensorInfo(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
     pieces = mapping.match(tensors, spec.rules, abstract, what=manifest, ignored=spec.ignored)
     used = [tensor.name for found in pieces.values() for piece in found for tensor in (piece.tensor, *piece.copies)]
     unused = [key for key in shapes if any(re.fullmatch(pattern, key) for pattern in spec.ignored)]
     assert sorted(used + unused) == sorted(shapes)
+
+
+def test_official_configs_are_the_defaults_of_the_references_classes():
+    """What shapes do not show: heads, patches, epsilons."""
+    with torch.device("meta"):
+        theirs = {"transformer": diffusers.WanTransformer3DModel(), "vae": diffusers.AutoencoderKLWan()}
+    for spec in specs.NETS:
+        if spec.folder in theirs:
+            want = spec.parse(dict(theirs[spec.folder].config))
+            got = official.configs(get("wan2.1-t2v-14b"))[spec.folder]
+            numbers = {key: getattr(got, key) for key in ("latents_mean", "latents_std") if hasattr(got, key)}
+            assert got == dataclasses.replace(want, **numbers)

@@ -1,0 +1,98 @@
+"""What was compiled before, kept beside the compiled programs. Imports no jax."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import maxdiffusion
+from maxdiffusion.config import Config, schema
+from maxdiffusion.config.examples import examples
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.atomic import atomic_path
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_ROOT = Path(maxdiffusion.__file__).parent
+_PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
+# Of this folder, what reads compiled programs.
+_READERS = ("schedule.py", "predict.py", "kernels.py", "links.py", "chips.py", "worker.py")
+# Groups of keys from which no program follows.
+_IDLE = ("prompt", "verify", "plan", "output", "hosts")
+_IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
+    "jax_cache_dir",
+    "progress",
+    "log_level",
+    "inspect",
+}
+
+
+class Cache:
+    """Files of JSON by the digest of what they follow from; in no folder, nothing is kept."""
+
+    def __init__(self, jax_cache_dir: str):
+        """Beside that folder.
+
+        Raises:
+          UserError: it cannot be reached.
+        """
+        on = jax_cache_dir not in ("", "none")
+        self._folder = paths.reach(os.path.expanduser(jax_cache_dir)).parent / "plans" if on else None
+
+    def read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
+        """What was kept under that name; None where nothing is, or what cannot be parsed."""
+        if self._folder is None:
+            return None
+        try:
+            return parse((self._folder / f"{name}.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keeps it, whole or not at all; where that fails it says so once and keeps nothing more."""
+        if self._folder is None:
+            return
+        try:
+            with atomic_path(self._folder / f"{name}.json", overwrite=True) as path:
+                path.write_bytes(content)
+        except (OSError, UserError) as error:
+            log.warning("what is compiled now is not kept for the next plan: %s", error)
+            self._folder = None
+
+
+def digest(*parts: Any) -> str:
+    """Of anything whose repr says all."""
+    return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:32]
+
+
+def asked(cfg: Config, configs: Any, devices: object) -> str:
+    """The digest of all that a plan of `cfg` follows from."""
+    keys = {key: value for key, value in cfg.model_dump(mode="json").items() if key not in _IDLE_KEYS}
+    videos = [(each.width, each.height, bool(each.image), bool(each.last_image)) for each in examples(cfg)]
+    prompts = {prompt for each in examples(cfg) for prompt in (each.prompt, each.negative_prompt)}
+    files = sorted(_ROOT.rglob("*.py"))
+    follows = (keys, cfg.plan_minutes, sorted(videos), len(prompts), configs, devices)
+    return digest("plan", follows, _versions(), *map(_content, files))
+
+
+def program(text: str, options: Mapping[str, Any], devices: str) -> str:
+    """The digest of a program, what it is compiled for and with, and what reads the result."""
+    files = [_ROOT / "planning" / name for name in _READERS]
+    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, files))
+
+
+def _content(file: Path) -> tuple[str, bytes]:
+    return str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()
+
+
+def _versions() -> list[tuple[str, str]]:
+    installed = {(each.name or "").lower(): each.version for each in metadata.distributions()}
+    return [(name, installed[name]) for name in _PACKAGES if name in installed]

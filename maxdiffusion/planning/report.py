@@ -1,0 +1,154 @@
+"""A plan as text: what to do in a few lines, then every split. Imports no jax."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from typing import Any
+
+from maxdiffusion.planning.results import Plan, Row, Seconds
+
+WIDTH = 118
+# Columns of seconds of a step.
+PARTS = ("attention", "linear", "other", "exposed", "hidden")
+
+
+def text(plan: Plan, price: float | None) -> str:
+    """The whole report; `price` is of a chip for an hour."""
+    parts = [_summary(plan, price), _table(plan)]
+    if plan.refused:
+        parts.append("\n".join(["refused:", *(_item(f"{each.name}: {each.reason}") for each in plan.refused)]))
+    parts.append("\n".join(["notes:", *map(_item, (*plan.notes, *_always(plan)))]))
+    return "\n\n".join(parts)
+
+
+def command(plan: Plan, row: Row) -> str:
+    """The command line of the run on that split."""
+    return " ".join(["python generate_wan.py", *map(shlex.quote, (*plan.command, *row.split.overrides))])
+
+
+def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
+    """What `text` says, for programs; seconds, GiB."""
+    rows = [
+        {
+            "split": row.split.name,
+            "weights": weights(row),
+            "overrides": row.split.overrides,
+            "command": command(plan, row),
+            "fits": row.fits,
+            "sources": {name: stage.source for name, stage in row.stages.items()},
+            "gib": {name: round(stage.gib, 3) for name, stage in row.stages.items()},
+            "faults": {name: stage.fault for name, stage in row.stages.items() if stage.fault},
+            "step_seconds": _seconds(row.step),
+            "stage_seconds": {name: _seconds(stage.seconds) for name, stage in row.stages.items()},
+            "seconds": _seconds(row.seconds),
+            "chip_seconds": round(plan.chips * row.seconds.total, 1),
+            "price": None if price is None else round(plan.chips * row.seconds.total / 3600 * price, 4),
+        }
+        for row in plan.rows
+    ]
+    return {
+        "run": plan.run,
+        "target": plan.target,
+        "chips": plan.chips,
+        "gib_per_device": plan.gib,
+        "recommended": rows[plan.rows.index(plan.best)] if plan.best else None,
+        "splits": rows,
+        "refused": [{"split": each.name, "reason": each.reason} for each in plan.refused],
+        "changes": [{"overrides": each.words, "gib": round(each.gib, 3)} for each in plan.changes],
+        "notes": [*plan.notes, *_always(plan)],
+    }
+
+
+def weights(row: Row) -> str:
+    """How they lie on the devices."""
+    return "whole" if row.split.holders == 1 else f"over {row.split.holders}"
+
+
+def source(row: Row) -> str:
+    """Of its least certain stage."""
+    found = {stage.source for stage in row.stages.values()}
+    return next(name for name in ("modelled", "derived", "compiled") if name in found)
+
+
+def _summary(plan: Plan, price: float | None) -> str:
+    lines = [f"{plan.run}\non {plan.target}", ""]
+    if (best := plan.best) is None:
+        least = min(plan.rows, key=lambda row: row.stages[row.peak].gib)
+        peak = least.stages[least.peak]
+        lines.append(
+            f"NOTHING FITS: the nearest split, {least.split.name} with weights {weights(least)}, needs "
+            f"{peak.gib:.2f} GiB per device for {least.peak}, of {plan.gib:.4g}."
+        )
+        lines += ["  it would fit, by arithmetic, with"] if plan.changes else ["  and no single change would do."]
+        lines += [f"    {' '.join(map(shlex.quote, each.words))}   ({each.gib:.2f} GiB)" for each in plan.changes]
+        return "\n".join(lines)
+    seconds, step, peak = best.seconds, best.step, best.stages[best.peak]
+    lines += [
+        f"recommended  {best.split.name}, weights {weights(best)} ({source(best)})",
+        f"  {command(plan, best)}",
+        f"  predicted  {step.total:.2f} s a step ({step.low:.2f} to {step.high:.2f}); the whole run "
+        f"{clock(seconds.total)} ({clock(seconds.low)} to {clock(seconds.high)}), "
+        f"{plan.chips * seconds.total:,.0f} chip-seconds"
+        + ("" if price is None else f", {plan.chips * seconds.total / 3600 * price:,.2f} at {price:g} a chip-hour"),
+        f"  memory     {peak.gib:.2f} of {plan.gib:.4g} GiB per device at the peak, which is {best.peak} ("
+        + ", ".join(f"{name} {stage.gib:.2f}" for name, stage in best.stages.items())
+        + ")",
+    ]
+    return "\n".join(lines)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{int(seconds // 60)} min {seconds % 60:.0f} s"
+
+
+def _table(plan: Plan) -> str:
+    head = ["split", "weights", "s/step", "range", *PARTS, "text", "denoise", "decode", "fits", "run", "by"]
+    lines = [head]
+    for row in plan.rows:
+        step = row.step
+        lines.append(
+            [
+                row.split.name,
+                weights(row),
+                f"{step.total:.2f}",
+                f"{step.low:.2f}-{step.high:.2f}",
+                *(f"{getattr(step, part):.2f}" for part in PARTS),
+                *(f"{stage.gib:.1f}" for stage in row.stages.values()),
+                "yes" if row.fits else "NO",
+                clock(row.seconds.total),
+                source(row),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = []
+    for line in lines:
+        padded = [
+            cell.ljust(width) if name in ("split", "weights", "by") else cell.rjust(width)
+            for name, cell, width in zip(head, line, widths, strict=True)
+        ]
+        shown.append("  ".join(padded).rstrip())
+    title = (
+        "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
+        f"of {plan.gib:.4g}"
+    )
+    return "\n".join([title, *shown])
+
+
+def _always(plan: Plan) -> list[str]:
+    found = ["predicted, not measured: nothing was run on these devices; loading weights and compiling are not in it"]
+    faults = {stage.fault for row in plan.rows for stage in row.stages.values() if stage.fault}
+    return [*sorted(faults), *found]
+
+
+def _item(note: str) -> str:
+    return textwrap.fill(note, WIDTH, initial_indent="  - ", subsequent_indent="    ")
+
+
+def _seconds(seconds: Seconds) -> dict[str, float]:
+    parts = {part: getattr(seconds, part) for part in (*PARTS, "total", "low", "high")}
+    return {name: round(value, 4) for name, value in parts.items()}

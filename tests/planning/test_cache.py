@@ -1,0 +1,67 @@
+"""What is kept of plans and of programs, and what it is known by."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from maxdiffusion import config
+from maxdiffusion.planning import cache
+from maxdiffusion.planning.cache import Cache
+from maxdiffusion.weights import official
+
+PAGE = Path(__file__).parents[2] / "configs" / "wan2.1_t2v_14b.yml"
+
+
+def parse(content):
+    if content == b"broken":
+        raise ValueError
+    return content
+
+
+def test_what_is_kept_is_found_beside_the_compiled_programs(tmp_path):
+    folder = tmp_path / "here" / "xla"
+    assert Cache(str(folder)).read("a", parse) is None
+    Cache(str(folder)).write("a", b"one")
+    Cache(str(folder)).write("a", b"two")
+    Cache(str(folder)).write("b", b"broken")
+    assert Cache(str(folder)).read("a", parse) == b"two" and Cache(str(folder)).read("b", parse) is None
+    assert sorted(path.name for path in (tmp_path / "here" / "plans").iterdir()) == ["a.json", "b.json"]
+
+
+@pytest.mark.parametrize("off", ["", "none"])
+def test_without_a_folder_nothing_is_kept(off, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Cache(off).write("a", b"one")
+    assert Cache(off).read("a", parse) is None and not list(tmp_path.iterdir())
+
+
+def test_where_it_cannot_be_written_it_says_so_once(tmp_path, caplog):
+    (tmp_path / "plans").write_text("no folder")
+    store = Cache(str(tmp_path / "xla"))
+    store.write("a", b"one")
+    store.write("b", b"two")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("what is compiled now is not kept for the next plan: cannot write ")
+    assert "a part of its path is a file, not a folder; choose another folder" in warning
+
+
+def test_a_plan_is_known_by_all_that_it_follows_from():
+    cfg = config.load([str(PAGE), "plan=v6e-8"])
+    configs = official.configs_of(cfg)
+    base = cache.asked(cfg, configs, "v6e:2x4")
+    same = {"seed": (5,), "prompt": ("a",), "progress": "off", "price_per_chip_hour": 3.0, "run_name": "b"}
+    other = {"num_frames": 41, "prompt": ("a", "b"), "vae_dtype": "bfloat16", "scan_layers": False, "plan_minutes": 9.0}
+    for key, value in same.items():
+        assert cache.asked(cfg.model_copy(update={key: value}), configs, "v6e:2x4") == base, key
+    for key, value in other.items():
+        assert cache.asked(cfg.model_copy(update={key: value}), configs, "v6e:2x4") != base, key
+    smaller = {**configs, "transformer": dataclasses.replace(configs["transformer"], num_layers=2)}
+    assert base not in (cache.asked(cfg, smaller, "v6e:2x4"), cache.asked(cfg, configs, "v6e:4x4"))
+
+
+def test_a_program_is_known_by_its_text_and_what_it_is_compiled_for_and_with():
+    base = cache.program("module", {"a": "1"}, "v6e:2x4")
+    assert cache.program("module", {"a": "1"}, "v6e:2x4") == base
+    others = [("module2", {"a": "1"}, "v6e:2x4"), ("module", {"a": "2"}, "v6e:2x4"), ("module", {"a": "1"}, "v5e:2x4")]
+    assert all(cache.program(*other) != base for other in others)

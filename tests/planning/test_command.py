@@ -1,0 +1,110 @@
+"""The command itself, on this machine's processor: compiled once, then known without jax; each mistake one sentence."""
+
+import json
+import resource
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from maxdiffusion import cli
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+TINY = [str(CONFIGS / "wan_tiny.yml"), "size=16*16", "num_frames=1", "num_inference_steps=4"]
+PROGRAM = """
+import atexit, sys
+atexit.register(lambda: print("HEAVY", sorted({'jax', 'flax', 'numpy'} & set(sys.modules))))
+from maxdiffusion.cli import main
+main()
+"""
+
+
+def plan(folder: Path, *words: str, limit: int | None = None) -> subprocess.CompletedProcess[str]:
+    def limited() -> None:
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = [sys.executable, "-c", PROGRAM, *words]
+    environment = {"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "HOME": str(folder)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, preexec_fn=limited
+    )
+
+
+def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
+    words = [*TINY, "plan=here", "jax_cache_dir=cache/xla"]
+    first = plan(tmp_path, *words, "plan_file=[plan.json, plan.svg]", "price_per_chip_hour=3600")
+    assert first.returncode == 0, first.stderr
+    said = first.stdout
+    assert "wan-tiny-t2v: 16 x 16, 1 frames, 4 steps\non this machine (1 x cpu" in said
+    assert (
+        "recommended  ring 1 x ulysses 1, weights whole (compiled)" in said and "modelled" not in said.split("notes")[0]
+    )
+    found = json.loads((tmp_path / "plan.json").read_text())
+    best = found["recommended"]
+    assert best["fits"] and best["sources"] == dict.fromkeys(["text", "denoise", "decode"], "compiled")
+    assert all(0 < gib < 1 for gib in best["gib"].values())
+    assert best["price"] == pytest.approx(best["seconds"]["total"], abs=1e-3) and found["chips"] == 1
+    assert best["command"] in said and "size=16*16" in best["command"] and "plan=" not in best["command"]
+    assert ET.parse(tmp_path / "plan.svg").getroot().tag.endswith("svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "plan.json", "plan.svg"]
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    second = plan(tmp_path, *words, "prompt=a cat")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert second.stdout.splitlines()[-1] == "HEAVY []" and "compiling" not in second.stderr
+    same = said.replace(", 3", "|").splitlines()[-8:-1]
+    assert same == second.stdout.replace(", 3", "|").splitlines()[-8:-1]
+    # Processor time, so that a busy machine does not fail the test: 0.5 s measured.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+    full = plan(tmp_path, *words, "plan_file=late.json", limit=64)
+    assert full.returncode == 2 and "cannot write late.json: the file would be larger" in full.stderr
+    assert not (tmp_path / "late.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["plan=v6e-7"], "There is no slice v6e-7: choose one of v6e-1, v6e-4, v6e-8"),
+        (["plan=v6e:3x3"], "v6e:3x3 is no topology of v6e; choose one of "),
+        (["plan=h100-8"], "'h100-8' names no TPU slice"),
+        (["plan=auto"], "plan=auto finds no TPU here; name a slice"),
+        (["plan=v6e-8", "attention=ulysses", "ici_data_parallelism=1"], "ulysses_shards=8 cannot split 12 heads"),
+        (["plan=v6e-8", "ici_context_parallelism=16"], "but there are 8"),
+        (["plan=v6e-8", "attention=cudnn_flash"], "attention=cudnn_flash needs a kernel that this installation lacks"),
+    ],
+)
+def test_a_mistake_is_one_sentence(words, sentence, capsys, monkeypatch):
+    monkeypatch.delenv("TPU_ACCELERATOR_TYPE", raising=False)
+    assert cli.command([str(CONFIGS / "wan2.1_t2v_1.3b.yml"), "jax_cache_dir=", *words]) == 2
+    out, err = capsys.readouterr()
+    assert sentence in err and err.count("\n") == 1 and not out
+
+
+DEFAULT = ("wan2.1_vace_1.3b", "wan2.2_i2v_a14b", "wan2.2_animate_14b")
+PAGES = [
+    pytest.param(page, marks=() if page.stem in DEFAULT else pytest.mark.slow)
+    for page in sorted(CONFIGS.glob("wan2*.yml"))
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeypatch):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    assert cli.command([str(page), "jax_cache_dir=", "plan=v5p-16", "log_level=error"]) == 0
+    said = capsys.readouterr().out
+    assert "analytic: libtpu, which compiles for TPUs, is not installed" in said
+    assert "sizes are those of the official one of wan2" in " ".join(said.split())
+    assert "recommended" in said and "compiled)" not in said
+
+
+def test_where_nothing_fits_the_nearest_changes_are_named(capsys, monkeypatch):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    words = ["jax_cache_dir=", "plan=v5e-1", "log_level=error"]
+    assert cli.command([str(CONFIGS / "wan2.2_t2v_a14b.yml"), *words]) == 0
+    said = capsys.readouterr().out
+    assert "NOTHING FITS: the nearest split" in said and "plan=v5e-" in said

@@ -1,0 +1,52 @@
+"""Every config page at its full size, without weights: what it denoises with is lowered, nothing is allocated."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from maxdiffusion import config
+from maxdiffusion.planning.programs import programs
+from maxdiffusion.weights import official
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
+GIVEN = {
+    "I2V": ("image=a", "size=1280*720"),
+    "FLF2V": ("image=a", "last_image=a", "size=1280*720"),
+    "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
+}
+
+
+def of_page(page: str, *words: str, kinds=("prepare", "step")):
+    """The programs of a page on one device."""
+    path = str(ROOT / "configs" / f"{page}.yml")
+    kind = next(kind for kind in ("FLF2V", "TI2V", "I2V", "ANIMATE", "T2V") if kind.lower() in page or kind == "T2V")
+    cfg = config.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words])
+    made = [each for each in programs(cfg, official.configs_of(cfg), jax.devices()[:1]) if each.name in kinds]
+    return cfg, made
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_denoise_step_lowers(page):
+    cfg, (prepare, step) = of_page(page)
+    assert step.times == cfg.num_inference_steps
+    assert prepare.times == (2 if cfg.guidance_scale > 1 else 1) * (1 if cfg.boundary_ratio is None else 2)
+    *_, h, w, c = step.lowered.out_info.solver.x.shape
+    assert (h, w, c) == ((cfg.height // 16, cfg.width // 16, 48) if c == 48 else (cfg.height // 8, cfg.width // 8, c))
+
+
+@pytest.mark.slow
+def test_timesteps_by_token():
+    """The page alone has no image."""
+    _, (_, step) = of_page("wan2.2_ti2v_5b", "image=a", "size=1280*704")
+    (_, contexts, *_), _ = step.lowered.in_avals
+    assert contexts.positive.frames.first.shape == (1, 1, 44, 80, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_program_lowers(page):
+    _, made = of_page(page, kinds=("image", "encode", "text", "decode"))
+    for program in made:
+        assert program.lowered.as_text() and program.times >= 1

@@ -1,0 +1,95 @@
+"""Seconds from schedules: by hand, and where hardware's figures are known."""
+
+import pytest
+
+from maxdiffusion.planning import kernels, links
+from maxdiffusion.planning.chips import GENERATIONS
+from maxdiffusion.planning.predict import Parts, predict
+from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Work
+
+V6E = GENERATIONS["v6e"]
+SECOND = int(V6E.ghz * 1e9)
+# A permutation of so many bytes takes a second.
+SIZE = int(V6E.machine.link)
+
+
+def parts(*steps, **given):
+    return predict(Schedule(steps, 0), V6E, **given).parts
+
+
+def test_loops_multiply_and_kinds_add_up():
+    found = parts(Work("a", True, SECOND), Loop(3, (Work("b", False, SECOND), Loop(2, (Work("c", True, SECOND),)))))
+    assert found == Parts(linear=7.0, other=3.0) and found.total == 10
+
+
+def test_a_collective_is_exposed_by_what_does_not_lie_beside_it():
+    begin = Collective("collective-permute", SIZE, (0, 1), "p")
+    half = Work("w", False, SECOND // 2)
+    assert parts(begin, half, Done("p")) == Parts(other=0.5, exposed=0.5, hidden=0.5)
+    assert parts(begin, half, half, half, Done("p")) == Parts(other=1.5, hidden=1.0)
+    assert parts(Collective("collective-permute", SIZE, (0, 1)), half) == Parts(other=0.5, exposed=1.0)
+
+
+def test_two_collectives_share_the_links():
+    both = [Collective("collective-permute", SIZE, (0, 1), key) for key in "ab"]
+    found = parts(*both, Work("w", False, SECOND), Done("a"), Done("b"))
+    assert found == Parts(other=1.0, exposed=1.0, hidden=1.0)
+
+
+def test_a_conditional_is_taken_as_often_as_told():
+    choice = Choice(((Work("a", False, SECOND),), ()))
+    assert parts(Loop(40, (choice,))).other == 40
+    assert parts(Loop(40, (choice,)), taken=0.2).other == pytest.approx(8)
+
+
+def test_a_range_widens_with_slow_links():
+    work = predict(Schedule((Work("a", False, SECOND),), 0), V6E)
+    assert (work.low, work.high) == (pytest.approx(0.97), pytest.approx(1.09))
+    sent = predict(Schedule((Collective("collective-permute", SIZE, (0, 1)),), 0), V6E)
+    assert (sent.low, sent.high) == (pytest.approx(0.97), pytest.approx(2.18))
+
+
+def test_a_kernel_that_is_not_known_is_named():
+    found = predict(Schedule((Kernel("mystery", ()), Work("a", False, SECOND)), 0), V6E)
+    assert found.uncounted == ("mystery",) and found.parts == Parts(other=1.0)
+
+
+def flash(block_q, block_kv, tokens, keys, heads=1, dtype="bf16"):
+    arrays = [(dtype, (1, heads, n, 128)) for n in (tokens, keys, keys)]
+    arrays = [("s32", (1, heads)), *arrays, ("f32", (1, heads, 1, tokens)), (dtype, (1, 1, keys))]
+    return Kernel(f"flash_attention_{block_q}_{block_kv}", tuple(arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "block_q", "block_kv", "tflops"),
+    [("v6e", 4736, 6400, 540), ("TPU7x", 9472, 4864, 680), ("v5p", 4736, 3840, 417), ("v5e", 4736, 3840, 179)],
+)
+def test_a_ring_hop_is_what_was_counted_in_its_whole_schedule(name, block_q, block_kv, tflops):
+    """`block_sizes.FLASH`: 18,900 tokens and keys, padded, masked tail and statistics."""
+    padded = (-(-18_900 // size) * size for size in (block_q, block_kv))
+    generation = GENERATIONS[name]
+    cycles = kernels.cycles(flash(block_q, block_kv, *padded), generation)
+    assert 4 * 18_900**2 * 128 / (cycles / generation.ghz / 1e9) / 1e12 == pytest.approx(tflops, rel=0.03)
+
+
+def test_a_kernel_scales_with_heads_blocks_and_dtype():
+    one = kernels.cycles(flash(2048, 1024, 4096, 4096), V6E)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096, heads=5), V6E) == pytest.approx(5 * one)
+    assert kernels.cycles(flash(2048, 1024, 8192, 4096), V6E) == pytest.approx(2 * one)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096, dtype="f32"), V6E) == pytest.approx(6 * one)
+    assert kernels.cycles(flash(2048, 1024, 4096, 4096), V6E, running=True) > one
+
+
+def test_splash_is_slower_than_our_own():
+    splash = Kernel("splash_mha_fwd_residuals", (("s32", (3, 4, 2)), *[("bf16", (1, 4096, 128))] * 3))
+    assert kernels.cycles(splash, V6E) > kernels.cycles(flash(2048, 2048, 4096, 4096), V6E)
+
+
+def test_the_collectives_of_a_published_step():
+    """Ours for upstream's step of 2.67 s on TPU7x-8, U2 R2: 0.07 s of collectives, all of its 160 all-to-alls a layer's
+    four of 193.5 MB between the cores of a chip, and a rotation of k and v that a hop of 20 ms covers."""
+    machine = GENERATIONS["TPU7x"].machine
+    share = 18_900 * 40 * 128 * 2
+    exchange = 40 * 4 * links.all_to_all(share, 2, 1, machine)
+    assert exchange == pytest.approx(0.026, rel=0.02)
+    assert 2 * links.permute(share, 2, 2, machine) < 20.33e-3

@@ -1,0 +1,94 @@
+"""Which splits a plan looks at, and what it says of the others."""
+
+from pathlib import Path
+
+import pytest
+
+from maxdiffusion import config
+from maxdiffusion.config.load import replaced
+from maxdiffusion.errors import UserError
+from maxdiffusion.planning.splits import splits
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def found(*words, heads=40, devices=8, platform="tpu", page="wan2.1_t2v_14b"):
+    cfg = config.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
+    legal, refused = splits(cfg, heads, devices, platform)
+    for split, plan in legal.items():
+        tried = replaced(cfg, split.overrides)  # the words are ones that the command takes
+        assert tried.ulysses_shards in (split.ulysses, -1) and plan.ulysses == split.ulysses
+    return legal, refused
+
+
+def names(legal):
+    return {(split.data, split.ring, split.ulysses, split.sharded) for split in legal}
+
+
+def test_all_that_is_open_is_tried():
+    legal, refused = found()
+    whole = {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8), (2, 4, 1), (2, 2, 2), (2, 1, 4)}
+    assert names(legal) == {(*degrees, sharded) for degrees in whole for sharded in (False, True)}
+    assert not refused
+    words = {split.overrides for split in legal if (split.data, split.ulysses) == (2, 4)}
+    sharded = "logical_axis_rules=[[embed,[fsdp,context]]]"
+    assert words == {
+        ("ici_data_parallelism=2", "ulysses_shards=4"),
+        ("ici_data_parallelism=2", "ulysses_shards=4", sharded),
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["ulysses_shards=4", "ici_data_parallelism=1", "ici_fsdp_parallelism=1"], {(1, 2, 4, False), (1, 2, 4, True)}),
+        (["attention=ring", "ici_data_parallelism=2"], {(2, 4, 1, False), (2, 4, 1, True)}),
+        (["guidance_scale=1", "ulysses_shards=8"], {(1, 1, 8, False), (1, 1, 8, True)}),
+        (["guidance_mode=two_pass", "ulysses_shards=8"], {(1, 1, 8, False), (1, 1, 8, True)}),
+        (["ici_fsdp_parallelism=8", "ici_data_parallelism=1"], {(1, 1, 1, False)}),
+        (["ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[embed, null]]"], {(1, 1, 8, False)}),
+        (["ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[embed, context]]"], {(1, 1, 8, True)}),
+    ],
+)
+def test_what_is_given_stays(words, expected):
+    assert names(found(*words)[0]) == expected
+
+
+def test_rules_that_are_given_stay_beside_the_planned_one():
+    legal, _ = found("ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[mlp, null]]")
+    (word,) = {word for split in legal for word in split.overrides if word.startswith("logical")}
+    assert word == "logical_axis_rules=[[embed,[fsdp,context]],[mlp,null]]"
+
+
+def test_keys_that_are_gathered_are_named_so():
+    legal, _ = found("attention=flash", "ici_data_parallelism=1")
+    assert {split.name for split in legal} == {"context 8, keys gathered"}
+
+
+def test_several_videos_may_lie_side_by_side():
+    legal, _ = found("prompt=[a, b]")
+    assert {split.data for split in legal} == {1, 2, 4}
+
+
+def test_a_refused_split_has_the_sentence_of_the_run():
+    legal, refused = found(heads=12, page="wan2.1_t2v_1.3b")
+    assert {split.ulysses for split in legal} == {1, 2, 4}
+    assert [each.name for each in refused] == ["ring 1 x ulysses 8"]
+    assert "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4" in refused[0].reason
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["attention=ulysses"],
+            "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4, with attention=ulysses_ring.",
+        ),
+        (["ici_context_parallelism=3"], "but there are 8"),
+        (["dcn_context_parallelism=2"], "dcn parallelism context 2 needs"),
+    ],
+)
+def test_where_nothing_is_legal_it_says_why(words, sentence):
+    with pytest.raises(UserError) as error:
+        found("ici_data_parallelism=1", *words, heads=12, page="wan2.1_t2v_1.3b")
+    assert sentence in str(error.value)
