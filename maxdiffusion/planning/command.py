@@ -43,8 +43,9 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
     plan = dataclasses.replace(plan, command=_command(words, plan))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
-        content = picture.svg(plan)
-        if file.suffix.lower() == ".json":
+        if file.suffix.lower() == ".svg":
+            content = picture.svg(plan)
+        else:
             content = json.dumps(report.as_json(plan, cfg.price_per_chip_hour), indent=1) + "\n"
         with atomic_path(file, cfg.overwrite) as path:
             path.write_text(content, encoding="utf-8")
