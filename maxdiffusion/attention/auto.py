@@ -84,9 +84,9 @@ def cost(plan: AttentionPlan, data: int, work: Work) -> Cost:
     block = shard * plan.ulysses
     queries = keys = block
     if "block_q" in TAKEN[plan.kernel]:
-        fit = flash_blocks if plan.kernel == "flash" else blocks
-        sizes = fit(work.device_kind, block, block, plan.options)
-        queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.kv))
+        own = plan.kernel == "flash"  # which skips what is padding in a block of keys
+        sizes = (flash_blocks if own else blocks)(work.device_kind, block, block, plan.options)
+        queries, keys = (-(-block // size) * size for size in (sizes.q, sizes.compute if own else sizes.kv))
     values = examples * shard * heads * work.head_dim
     hop = 4 * examples * (heads // plan.ulysses) * queries * keys * work.head_dim / machine.attention
     hops = plan.ring - 1

@@ -41,7 +41,7 @@ def tokamax_splash(
     """As `jax_splash`, with tokamax' kernel.
 
     Its base-2 exponentials, its own default, are off unless asked for: it scales q by log2(e) in q's dtype, which in
-    bf16 rounds q a second time (8.7e-3 off over 514 keys, without it 4.4e-3).
+    bf16 rounds q a second time (8.7e-3 off over 514 keys, without it 4.4e-3). That costs 5 % on v6e by static count.
     """
     return _run(_tokamax_kernel, q, k, v, valid, options)
 

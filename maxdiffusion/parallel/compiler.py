@@ -37,18 +37,25 @@ def jit(
     static_argnums: int | tuple[int, ...] = (),
     donate_argnums: int | tuple[int, ...] = (),
     out_shardings: Any = None,
+    tpu_level: int | None = None,
 ) -> Any:
     """`jax.jit` of a function that asks for the current placement: each has its own programs, with its options.
 
     jax's cache, keyed by the function and the mesh, would not see that the rules have changed. Arguments that a program
-    does not use are arguments all the same: they stay in memory, and the compiler's figures count them.
+    does not use are arguments all the same: they stay in memory, and the compiler's figures count them. `tpu_level` is
+    XLA's optimization level, in its own numbers: O0 is 9, O1 19; None leaves it to XLA.
     """
-    return _jit(current(), function, static_argnums, donate_argnums, out_shardings)
+    return _jit(current(), function, static_argnums, donate_argnums, out_shardings, tpu_level)
 
 
 @functools.lru_cache(maxsize=32)
-def _jit(placement: Placement | None, function: Callable[..., Any], static: Any, donate: Any, out: Any) -> Any:
+def _jit(
+    placement: Placement | None, function: Callable[..., Any], static: Any, donate: Any, out: Any, level: int | None
+) -> Any:
     del placement
+    options: dict[str, Any] = compiler_options()
+    if options and level is not None:
+        options["optimization_level"] = level
 
     @functools.wraps(function)
     def own(*args: Any) -> Any:
@@ -60,5 +67,5 @@ def _jit(placement: Placement | None, function: Callable[..., Any], static: Any,
         donate_argnums=donate,
         out_shardings=out,
         keep_unused=True,
-        compiler_options=compiler_options() or None,
+        compiler_options=options or None,
     )

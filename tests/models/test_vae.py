@@ -155,6 +155,10 @@ def test_convolutions_of_all_platforms_agree(channels, size):
     x = jnp.asarray(rng.standard_normal((2, 5, 4, 6, channels), np.float32))
     kernel = jnp.asarray(rng.standard_normal((*size, channels, 7), np.float32))
     assert relative_error(jax.jit(conv._conv3d_cpu)(x, kernel), jax.jit(conv._conv3d_xla)(x, kernel)) < 1e-5
+    rounded = [y.astype(jnp.bfloat16).astype(jnp.float32) for y in (x, kernel)]  # so are a TPU's operands
+    want = jax.jit(conv._conv3d_xla)(*rounded)
+    assert relative_error(jax.jit(conv._conv3d_tpu)(x, kernel), want) < 1e-5
+    assert relative_error(want, jax.jit(conv._conv3d_xla)(x, kernel)) > 1e-4  # else the line above checks less
 
 
 def test_causal_convolution_may_be_cut_anywhere():

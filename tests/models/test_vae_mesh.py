@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.models.vae import VAEConfig, WanVAE, model
+from maxdiffusion.models.vae import VAEConfig, WanVAE, conv, model
+from maxdiffusion.models.vae.blocks import place
 from maxdiffusion.weights.nets import build_abstractly
 from tests.parity import relative_error
 
@@ -33,6 +34,22 @@ def program(name, x, devices):
         x, params = parallel.put(x), jax.tree.map(draw, params)
         compiled = model.program().lower(graph, params, name, None, x).compile()
         return compiled(params, None, x)[0], compiled
+
+
+@pytest.mark.parametrize("width", [16, 13, 3])
+def test_a_tpus_convolution_over_any_width_passes_single_columns(width):
+    """13 columns over 8 devices: six hold two, one holds one and one none; 3 columns: five hold none."""
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal((1, 3, 4, width, 8), np.float32)
+    kernel = rng.standard_normal((3, 3, 3, 8, 8), np.float32)
+    want = jax.jit(conv._conv3d_tpu)(x, kernel)
+    mesh = parallel.make_mesh(parallel.Degrees(context=8), devices=jax.devices()[:8])
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        split = jax.jit(lambda x, kernel: place(conv._conv3d_tpu(place(x), kernel))).lower(x, kernel).compile()
+    assert relative_error(split(x, kernel), want) < 1e-6
+    assert "collective-permute" in split.as_text()
+    if width % 8 == 0:  # else the result, which no program can return in parts, is gathered
+        assert not GATHER.search(split.as_text())
 
 
 def given(name, width):

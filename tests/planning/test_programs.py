@@ -184,15 +184,18 @@ def test_a_run_calls_the_programs_that_are_described(model, compute, tmp_path, m
 
 def test_what_lives_beside_a_program(tmp_path):
     cfg, configs, devices = loaded(tmp_path, "wan2.2-i2v"), nets_of("wan2.2-i2v"), jax.devices()[:4]
-    together = cfg.model_copy(update={"expert_residency": "together"})
-    one, both = (
-        {program.name: program.resident for program in programs(each, configs, devices)} for each in (cfg, together)
+    together = {"expert_residency": "together"}
+    one, both, more, most = (
+        {program.name: program.resident for program in programs(cfg.model_copy(update=keys), configs, devices)}
+        for keys in ({}, together, {"prompt": ("a", "b", "c")}, together | {"prompt": ("a", "b", "c")})
     )
     transformer = build_abstractly(
         builders_of(cfg, startup.lay_out(cfg, configs, devices)[0])["transformer"], configs["transformer"]
     )
     weights = nbytes(nnx.state(transformer))
-    assert both["prepare"] - one["prepare"] == weights and both["decode"] - one["decode"] == weights
+    assert both["prepare"] - one["prepare"] == weights
+    assert both["decode"] == one["decode"]  # no transformer is kept when the only batch is decoded
+    assert more["decode"] - one["decode"] == weights and most["decode"] - one["decode"] == 2 * weights
     assert one["text"] == both["text"] == 0
 
 

@@ -13,10 +13,11 @@ pytestmark = needs_libtpu
 SHARDED = "logical_axis_rules=[[embed,[fsdp,context]]]"
 
 
-def peak(topology, *words, model="14b"):
+def peak(topology, *words, model="14b", page=None):
     """GiB of each program, checked against what the device has."""
-    printed = script(topology, str(ROOT / "configs" / f"wan2.1_t2v_{model}.yml"), *words)
-    print(topology, *words, printed, sep="\n")
+    page = page or ROOT / "configs" / f"wan2.1_t2v_{model}.yml"
+    printed = script(topology, str(page), *words)
+    print(topology, page.relative_to(ROOT), *words, printed, sep="\n")
     found = {name: float(gib) for name, gib in re.findall(r"^(\w+) +([\d.]+) GiB", printed, re.M)}
     assert found and all(gib < slice_of(topology).generation.gib for gib in found.values()), printed
     return found
@@ -78,3 +79,24 @@ MODES = {
 def test_one_block_of_the_14b_model_on_16_devices(topology, size, mode):
     words = ("guidance_scale=1", "ici_data_parallelism=1") if mode != "ulysses" else ()
     peak(topology, f"size={size}", *words, *MODES[mode], "--layers", "1", "--programs", "step")
+
+
+GIVEN = {
+    "_i2v_": ("image=a", "size=1280*720"),
+    "_flf2v_": ("image=a", "last_image=a", "size=1280*720"),
+    "_animate_": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
+    "_480p": ("size=832*480",),
+}
+PAGES = sorted(path.stem for path in (ROOT / "configs").glob("wan2*.yml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(("folder", "topology"), [("v6e-8", "v6e:2x4"), ("v7x-8", "TPU7x:2x2x1")])
+def test_the_step_of_every_page_fits_eight_devices(folder, topology, page):
+    """By the machine's own page where there is one. `-s` prints what the README's table says."""
+    own = ROOT / "configs" / folder / f"{page}.yml"
+    given: dict[str, str] = {}
+    for kind, words in GIVEN.items():
+        given |= {word.split("=")[0]: word for word in words if kind in page}
+    peak(topology, *given.values(), "--programs", "step", page=own if own.exists() else own.parents[1] / own.name)

@@ -15,8 +15,6 @@ from jaxtyping import Array, Float
 #    16 channels 96x96  76 |  51 |  9 |  10      192 channels 48x48 115 | 128 | 70 | 158
 #    32 channels 48x48 101 | 114 | 17 |  35      384 channels 24x24 102 | 129 | 93 | 150
 # Width or height unfolded into matmuls, im2col, banded kernels, Winograd F(2,3): slower than the better of the two.
-# On a TPU the 3-D convolution is the fast one; bf16, 480p, read from the compiler's cycle estimates for v6e, TFLOP/s of
-# fold | sum | XLA 3-D: 96 channels 31 | 32 | 62, 192 channels 60 | 63 | 112, 384 channels 131 | 172 | 196.
 _FOLD_BELOW = 32
 
 
@@ -30,6 +28,32 @@ def _conv3d_xla(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(
         padded, kernel, (1, 1, 1), ((0, 0), _same(kh), _same(kw)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
     )
+
+
+def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The same from a convolution over frames and rows with the columns as its batch; products of bf16, sums in fp32.
+
+    A TPU's convolution wants its batch in the second innermost dimension. Given a single video it makes itself one, of
+    strips of the picture, with pads and transposes around that cost several times the products. Columns lie there
+    already; the three that a column sees become channels, which fill a matrix unit better. Where devices share the
+    width, shifts by one column are all that passes between them. Rounding to bf16 is what a TPU does with fp32 operands
+    anyway, unless told otherwise; here it comes before the copies.
+    """
+    kt, kh, kw, c, o = kernel.shape
+    seen = jnp.concatenate([_shifted(padded.astype(jnp.bfloat16), kw // 2 - tap) for tap in range(kw)], axis=-1)
+    return lax.conv_general_dilated(
+        seen,
+        kernel.reshape(1, kt, kh, kw * c, o).astype(jnp.bfloat16),
+        (1, 1, 1),
+        ((0, 0), (0, 0), _same(kh)),
+        dimension_numbers=lax.ConvDimensionNumbers((3, 4, 0, 1, 2), (4, 3, 0, 1, 2), (3, 4, 0, 1, 2)),
+        preferred_element_type=jnp.float32,
+    ).astype(padded.dtype)
+
+
+def _shifted(x: jax.Array, columns: int) -> jax.Array:
+    """The video moved right by so many columns (left, if negative); zeros come in, the columns that leave are lost."""
+    return lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * 3, (columns, -columns, 0), (0, 0, 0)])
 
 
 def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -72,7 +96,7 @@ def causal_conv3d(
     if cache is None:
         cache = jnp.zeros((b, past, h, w, c), x.dtype)
     padded = jnp.concatenate([cache, x], axis=1)
-    out = lax.platform_dependent(padded, kernel.astype(x.dtype), cpu=_conv3d_cpu, default=_conv3d_xla)
+    out = lax.platform_dependent(padded, kernel.astype(x.dtype), cpu=_conv3d_cpu, tpu=_conv3d_tpu, default=_conv3d_xla)
     return (out.astype(jnp.float32) + bias).astype(x.dtype), padded[:, f:]
 
 
