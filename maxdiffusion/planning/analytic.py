@@ -25,10 +25,10 @@ from maxdiffusion.planning.results import Program, Seconds, Split, Stage
 from maxdiffusion.weights.nets import build_abstractly, builders_of
 
 GIB = 2**30
-_RANGE = (0.7, 1.5)  # of modelled seconds
-_EFFICIENCY = 0.8  # of peak, of matrix products
-_ALIVE = 14  # activations that are in memory at once, of tokens x model dim
-_PASSES = 60  # over such activations in a layer
+_RANGE = (0.8, 1.4)  # of modelled seconds
+_EFFICIENCY = 0.75  # of peak, of matrix products
+_ALIVE = 17  # activations that are in memory at once, of tokens x model dim
+_PASSES = 200  # over such activations in a layer
 _VAE_ALIVE = 1500  # bytes in memory for a pixel of a chunk of 4 frames, of a VAE in fp32
 _VAE_WORK = 3.5e6  # FLOP for a pixel of a frame
 _TEXT = 512  # tokens of a prompt
