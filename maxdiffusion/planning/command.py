@@ -112,6 +112,8 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
         compilation.run()
         refused += tuple(compilation.refused)
         notes += compilation.notes()
+    if tpu is None:
+        notes.append("seconds are modelled, by rough figures of such devices: their compiler counts no cycles")
     if not rows:
         raise UserError(refused[-1].reason)
     ranked = tuple(sorted(rows.values(), key=rank))
