@@ -29,6 +29,7 @@ _RANGE = (0.8, 1.4)  # of modelled seconds
 _EFFICIENCY = 0.75  # of peak, of matrix products
 _ALIVE = 17  # activations that are in memory at once, of tokens x model dim
 _PASSES = 200  # over such activations in a layer
+_LAYOUTS = 5  # what layouts and merges take of the attention's rule
 _VAE_ALIVE = 1500  # bytes in memory for a pixel of a chunk of 4 frames, of a VAE in fp32
 _VAE_WORK = 3.5e6  # FLOP for a pixel of a frame
 _TEXT = 512  # tokens of a prompt
@@ -162,7 +163,7 @@ class Model:
         once = _seconds(
             attention=self.layers * cost.compute,
             linear=products / (_EFFICIENCY * self.peak),
-            other=self.layers * (cost.passes + _PASSES * nbytes / self.machine.memory),
+            other=self.layers * (_LAYOUTS * cost.passes + _PASSES * nbytes / self.machine.memory),
             exposed=self.layers * (cost.exchange + cost.rotation) + self.gathering("transformer", split),
         )
         gib = self.transformers(split) + _ALIVE * nbytes / GIB
