@@ -59,11 +59,11 @@ def make(cfg: Config) -> Plan:
     Raises:
       UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
     """
-    assert cfg.plan
     missing = [key for key in ("image", "last_image") if key in checks.required(cfg) and not getattr(cfg, key)]
     cfg = cfg.model_copy(update=dict.fromkeys(missing, ("of any content",)))  # of which nothing is read
     deadline = time.monotonic() + 60 * cfg.plan_minutes
-    tpu = slice_named(cfg.plan or "")
+    assert cfg.plan
+    tpu = slice_named(cfg.plan)
     configs = official.configs_of(cfg)
     store = Cache(cfg.jax_cache_dir)
     asked = cache.asked(cfg, configs, identity(tpu))
