@@ -30,8 +30,8 @@ _EFFICIENCY = 0.75  # of peak, of matrix products
 _ALIVE = 17  # activations that are in memory at once, of tokens x model dim
 _PASSES = 200  # over such activations in a layer
 _LAYOUTS = 5  # what layouts and merges take of the attention's rule
-_VAE_ALIVE = 1500  # bytes in memory for a pixel of a chunk of 4 frames, of a VAE in fp32
-_VAE_WORK = 3.5e6  # FLOP for a pixel of a frame
+_VAE_ALIVE = 5300  # bytes in memory for a pixel of a chunk of 4 frames
+_VAE_WORK = 0.13  # FLOP for a pixel of a frame and a byte of weights, at 0.3 of peak
 _TEXT = 512  # tokens of a prompt
 
 
@@ -172,8 +172,9 @@ class Model:
 
     def _decode(self, split: Split) -> Program:
         pixels = self.batch * self.pixels / split.context
+        work = _VAE_WORK * self.nbytes["vae"] * pixels
         gib = self.nbytes["vae"] / GIB + _VAE_ALIVE * 4 * pixels / self.frames / GIB
-        return Program("decode", self.units(split.data), gib, _seconds(linear=_VAE_WORK * pixels / (0.3 * self.peak)))
+        return Program("decode", self.units(split.data), gib, _seconds(linear=work / (0.3 * self.peak)))
 
     def branches(self, split: Split) -> int:
         """How many share a batch: both where a device has but one of them, or where `guidance_mode` says so."""
