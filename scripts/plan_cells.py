@@ -11,6 +11,7 @@ of any other they are modelled; a compiled cell of the table is kept where now i
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -21,7 +22,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from maxdiffusion import config, variants  # noqa: E402
 from maxdiffusion.attention import cells  # noqa: E402
-from maxdiffusion.errors import UserError  # noqa: E402
 from maxdiffusion.planning import analytic, command  # noqa: E402
 from maxdiffusion.planning.chips import slice_of  # noqa: E402
 from maxdiffusion.runtime import log  # noqa: E402
@@ -32,20 +32,23 @@ SLICES += ["v5p-16", "v5p-32", "v5p-64"]  # of them a number counts two for each
 PAGES = sorted(page.stem for page in (ROOT / "configs").glob("wan2*.yml"))
 
 
-def cell_of(cfg: config.Config) -> tuple[cells.Place, cells.Cell]:
+def place_of(cfg: config.Config) -> cells.Place:
+    tpu, configs = slice_of(cfg.plan or ""), official.configs_of(cfg)
+    work = analytic.work_of(cfg, configs, tpu.generation.kind, "tpu")
+    heads = configs["transformer"].num_attention_heads
+    return cells.Place(work.device_kind, tpu.devices, heads, work.head_dim, work.tokens, work.branches)
+
+
+def cell_of(cfg: config.Config) -> cells.Cell:
     """What a plan says of every (data, ulysses); of placements of weights the fastest that fits, where one does."""
     plan = command.make(cfg)
     source = "compiled"
     if not all(row.known for row in plan.rows):
         plan, source = command.make(cfg.model_copy(update={"plan_minutes": 1e-6, "jax_cache_dir": ""})), "modelled"
-    slice_, configs = slice_of(cfg.plan or ""), official.configs_of(cfg)
-    work = analytic.work_of(cfg, configs, slice_.generation.kind, "tpu")
-    heads = configs["transformer"].num_attention_heads
-    place = cells.Place(work.device_kind, slice_.devices, heads, work.head_dim, work.tokens, work.branches)
     seconds: dict[tuple[int, int], float] = {}
     for row in plan.rows:  # the best first
         seconds.setdefault((row.split.data, row.split.ulysses), row.seconds.total)
-    return place, cells.Cell(source, seconds)
+    return cells.Cell(source, seconds)
 
 
 def main() -> None:
@@ -57,24 +60,22 @@ def main() -> None:
     args = parser.parse_args()
     log.setup("info" if args.minutes else "warning")
     table = dict(cells.table())
+    made = set()
     for page in args.pages:
-        spec = variants.get(config.load([str(ROOT / "configs" / f"{page}.yml"), "plan=v6e-8"]).model_name)
-        for width, height in spec.sizes:
-            for name in args.slices:
-                words = [f"size={width}*{height}", f"plan={name}", f"plan_minutes={max(args.minutes, 1e-6)}"]
-                cfg = config.load([str(ROOT / "configs" / f"{page}.yml"), *words, f"jax_cache_dir={args.cache}"])
-                try:
-                    place, cell = cell_of(cfg)
-                except UserError as error:
-                    print(f"{page} {width}x{height} {name}: {error}", file=sys.stderr)
-                    continue
-                if cell.source == "compiled" or place not in table:
-                    table[place] = cell
-                best = min(cell.seconds, key=lambda key: cell.seconds[key])
-                print(
-                    f"{page} {width}x{height} on {slice_of(name).topology}: data {best[0]}, ulysses {best[1]}",
-                    flush=True,
-                )
+        path = str(ROOT / "configs" / f"{page}.yml")
+        spec = variants.get(config.load([path, "plan=v6e-8"]).model_name)
+        for (width, height), name in itertools.product(spec.sizes, args.slices):
+            words = [f"size={width}*{height}", f"plan={name}", f"plan_minutes={max(args.minutes, 1e-6)}"]
+            cfg = config.load([path, *words, f"jax_cache_dir={args.cache}"])
+            place = place_of(cfg)
+            if place in made:  # of another page, or of the picture turned
+                continue
+            made.add(place)
+            cell = cell_of(cfg)
+            if cell.source == "compiled" or place not in table or table[place].source == "modelled":
+                table[place] = cell
+            best = min(cell.seconds, key=lambda key: cell.seconds[key])
+            print(f"{page} {width}x{height} {name}: data {best[0]}, ulysses {best[1]}, {cell.source}", flush=True)
     cells.FILE.write_text(cells.dump(table), encoding="utf-8")
     print(f"{len(table)} cells, {sum(cell.source == 'compiled' for cell in table.values())} of them compiled")
 

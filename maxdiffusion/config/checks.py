@@ -138,7 +138,7 @@ _REPLACING = ("background_video", "mask_video")
 
 
 def _control(cfg: Config, spec: WanSpec) -> None:
-    takes, needs = _CONTROL.get(spec.model_type, ((), ()))
+    takes, _ = _CONTROL.get(spec.model_type, ((), ()))
     images = {key: [getattr(video, key) for video in examples(cfg)] for key in ("image", "last_image")}
     given = [key for key in schema.group("control") if not _is_default(cfg, key)]
     given += [key for key, values in images.items() if any(values)]
@@ -155,10 +155,16 @@ def _control(cfg: Config, spec: WanSpec) -> None:
             raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
     if cfg.decode_latents or cfg.plan:
         return
-    for key in (*needs, *(_REPLACING if cfg.mode == "replace" else ())):
+    for key in required(cfg):
         if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
             raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
+
+
+def required(cfg: Config) -> tuple[str, ...]:
+    """The keys of images and videos that its task cannot do without."""
+    _, needs = _CONTROL.get(cfg.model_type, ((), ()))
+    return (*needs, *(_REPLACING if cfg.mode == "replace" else ()))
 
 
 def _experts(cfg: Config, spec: WanSpec) -> None:

@@ -25,12 +25,13 @@ from maxdiffusion.planning.results import Program, Seconds, Split, Stage
 from maxdiffusion.weights.nets import build_abstractly, builders_of
 
 GIB = 2**30
-_RANGE = (0.7, 1.5)  # of modelled seconds
-_EFFICIENCY = 0.8  # of peak, of matrix products
-_ALIVE = 14  # activations that are in memory at once, of tokens x model dim
-_PASSES = 60  # over such activations in a layer
-_VAE_ALIVE = 1500  # bytes in memory for a pixel of a chunk of 4 frames, of a VAE in fp32
-_VAE_WORK = 3.5e6  # FLOP for a pixel of a frame
+_RANGE = (0.8, 1.4)  # of modelled seconds
+_EFFICIENCY = 0.75  # of peak, of matrix products
+_ALIVE = 17  # activations that are in memory at once, of tokens x model dim
+_PASSES = 200  # over such activations in a layer
+_LAYOUTS = 5  # what layouts and merges take of the attention's rule
+_VAE_ALIVE = 5300  # bytes in memory for a pixel of a chunk of 4 frames
+_VAE_WORK = 0.13  # FLOP for a pixel of a frame and a byte of weights, at 0.3 of peak
 _TEXT = 512  # tokens of a prompt
 
 
@@ -162,7 +163,7 @@ class Model:
         once = _seconds(
             attention=self.layers * cost.compute,
             linear=products / (_EFFICIENCY * self.peak),
-            other=self.layers * (cost.passes + _PASSES * nbytes / self.machine.memory),
+            other=self.layers * (_LAYOUTS * cost.passes + _PASSES * nbytes / self.machine.memory),
             exposed=self.layers * (cost.exchange + cost.rotation) + self.gathering("transformer", split),
         )
         gib = self.transformers(split) + _ALIVE * nbytes / GIB
@@ -171,8 +172,9 @@ class Model:
 
     def _decode(self, split: Split) -> Program:
         pixels = self.batch * self.pixels / split.context
+        work = _VAE_WORK * self.nbytes["vae"] * pixels
         gib = self.nbytes["vae"] / GIB + _VAE_ALIVE * 4 * pixels / self.frames / GIB
-        return Program("decode", self.units(split.data), gib, _seconds(linear=_VAE_WORK * pixels / (0.3 * self.peak)))
+        return Program("decode", self.units(split.data), gib, _seconds(linear=work / (0.3 * self.peak)))
 
     def branches(self, split: Split) -> int:
         """How many share a batch: both where a device has but one of them, or where `guidance_mode` says so."""

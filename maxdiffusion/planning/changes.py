@@ -38,15 +38,16 @@ def nearest(
     missed = {name: stage.gib - modelled[name].gib for name, stage in base.stages.items()}
 
     def needs(changed: Config, devices: int) -> tuple[float, tuple[str, ...]]:
+        """GiB and overrides of the fastest split that fits; where none does, of the nearest."""
         other = Model.of(changed, configs, sizes, kind, platform)
-        found, _ = splits(changed, heads, devices, platform)
-        return min(
-            (
-                max(stage.gib + missed[name] for name, stage in other.stages(split, attention, plan.gib).items()),
-                split.overrides,
-            )
-            for split, attention in found.items()
-        )
+        tried = []
+        for split, attention in splits(changed, heads, devices, platform)[0].items():
+            stages = other.stages(split, attention, plan.gib)
+            gib = max(stage.gib + missed[name] for name, stage in stages.items())
+            seconds = sum(stage.seconds.total for stage in stages.values())
+            tried.append((max(gib, plan.gib), seconds, gib, split.overrides))
+        *_, gib, overrides = min(tried)
+        return gib, overrides
 
     found = []
     for options in _options(cfg, target):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxdiffusion.config import Config
+from maxdiffusion.config import Config, checks
 from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning import cache, picture, report
@@ -43,8 +43,9 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
     plan = dataclasses.replace(plan, command=_command(words, plan))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
-        content = picture.svg(plan)
-        if file.suffix.lower() == ".json":
+        if file.suffix.lower() == ".svg":
+            content = picture.svg(plan)
+        else:
             content = json.dumps(report.as_json(plan, cfg.price_per_chip_hour), indent=1) + "\n"
         with atomic_path(file, cfg.overwrite) as path:
             path.write_text(content, encoding="utf-8")
@@ -58,8 +59,10 @@ def make(cfg: Config) -> Plan:
     Raises:
       UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
     """
-    assert cfg.plan
+    missing = [key for key in ("image", "last_image") if key in checks.required(cfg) and not getattr(cfg, key)]
+    cfg = cfg.model_copy(update=dict.fromkeys(missing, ("of any content",)))  # of which nothing is read
     deadline = time.monotonic() + 60 * cfg.plan_minutes
+    assert cfg.plan
     tpu = slice_named(cfg.plan)
     configs = official.configs_of(cfg)
     store = Cache(cfg.jax_cache_dir)
@@ -111,6 +114,8 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
         compilation.run()
         refused += tuple(compilation.refused)
         notes += compilation.notes()
+    if tpu is None:
+        notes.append("seconds are modelled, by rough figures of such devices: their compiler counts no cycles")
     if not rows:
         raise UserError(refused[-1].reason)
     ranked = tuple(sorted(rows.values(), key=rank))

@@ -38,6 +38,7 @@ class Compilation:
     ) -> None:
         """`rows` is changed in place; `job` makes a job of a config and a stage."""
         self.cfg, self.rows, self.model, self.pool, self.gib, self.job = cfg, rows, model, pool, gib, job
+        self.modelled = {split: dict(row.stages) for split, row in rows.items()}
         self.refused: list[Refused] = []
         self.left: set[Key] = set()
         self.done: set[Key] = set()
@@ -120,9 +121,9 @@ class Compilation:
     def _take(self, key: Key, stage: Stage) -> None:
         self.done.add(key)
         for split, row in self.rows.items():
-            stages = row.stages
             if self._key(key[0], split) == key:
-                stages[key[0]] = stage if stage.seconds.total else analytic.timed(stage, stages[key[0]])
+                timed = stage.seconds.total or not stage.programs
+                row.stages[key[0]] = stage if timed else analytic.timed(stage, self.modelled[split][key[0]])
 
     def _derive(self) -> None:
         """What differs in its weights alone from what was compiled."""

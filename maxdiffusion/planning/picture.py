@@ -8,6 +8,8 @@ from html import escape
 from maxdiffusion.planning.report import clock, source, weights
 from maxdiffusion.planning.results import Plan, Row
 
+Number = float | int
+
 _COLOURS = {"attention": "#4878a8", "linear": "#6aa56a", "other": "#c9a94f", "exposed": "#c0504d"}
 _STAGES = {"text": "#b8a8d0", "denoise": "#7f6fa8", "decode": "#4d3f78"}
 _NAMES, _TIME, _MEMORY, _GAP = 300, 420, 300, 90  # widths
@@ -38,7 +40,7 @@ def svg(plan: Plan) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _bars(row: Row, y: float, per_second: float, memory: float, per_gib: float, best: bool) -> Iterator[str]:
+def _bars(row: Row, y: Number, per_second: Number, memory: Number, per_gib: Number, best: bool) -> Iterator[str]:
     weight = 'font-weight="bold"' if best else "" if row.fits else 'fill="#999"'
     yield _text(12, y + 11, f"{row.split.name}", weight)
     yield _text(
@@ -62,20 +64,20 @@ def _bars(row: Row, y: float, per_second: float, memory: float, per_gib: float, 
     yield _text(memory + per_gib * peak + 6, y + 15, f"{peak:.1f}; {clock(row.seconds.total)} in all", weight)
 
 
-def _legend(x: float, colours: dict[str, str]) -> Iterator[str]:
+def _legend(x: Number, colours: dict[str, str]) -> Iterator[str]:
     for index, (name, colour) in enumerate(colours.items()):
         yield _bar(x + 90 * index, 58, 11, 11, colour, name)
         yield _text(x + 90 * index + 16, 68, name)
 
 
-def _bar(x: float, y: float, width: float, height: float, colour: str, title: str) -> str:
+def _bar(x: Number, y: Number, width: Number, height: Number, colour: str, title: str) -> str:
     size = f'x="{x:.1f}" y="{y}" width="{max(width, 0):.1f}" height="{height}"'
     return f'<rect {size} fill="{colour}"><title>{escape(title)}</title></rect>'
 
 
-def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+def _line(x1: Number, x2: Number, y1: Number, y2: Number, attributes: str) -> str:
     return f'<line x1="{x1:.1f}" x2="{x2:.1f}" y1="{y1}" y2="{y2}" {attributes}/>'
 
 
-def _text(x: float, y: float, words: str, attributes: str = "") -> str:
+def _text(x: Number, y: Number, words: str, attributes: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y}" {attributes}>{escape(words)}</text>'

@@ -34,7 +34,7 @@ class Job(pydantic.BaseModel):
 
     Attributes:
       config: a `Config`, as JSON.
-      stage: of `results.STAGES`.
+      stage: text, denoise or decode.
       slice: the name of a TPU slice; None is this machine's own devices.
       gib: memory of a device, in GiB.
     """

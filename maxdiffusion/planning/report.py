@@ -87,7 +87,7 @@ def _summary(plan: Plan, price: float | None) -> str:
     lines += [
         f"recommended  {best.split.name}, weights {weights(best)} ({source(best)})",
         f"  {command(plan, best)}",
-        f"  predicted  {step.total:.2f} s a step ({step.low:.2f} to {step.high:.2f}); the whole run "
+        f"  predicted  {number(step.total)} s a step ({number(step.low)} to {number(step.high)}); the whole run "
         f"{clock(seconds.total)} ({clock(seconds.low)} to {clock(seconds.high)}), "
         f"{plan.chips * seconds.total:,.0f} chip-seconds"
         + ("" if price is None else f", {plan.chips * seconds.total / 3600 * price:,.2f} at {price:g} a chip-hour"),
@@ -96,6 +96,11 @@ def _summary(plan: Plan, price: float | None) -> str:
         + ")",
     ]
     return "\n".join(lines)
+
+
+def number(seconds: float) -> str:
+    """Two decimals, of less than 0.1 two digits."""
+    return f"{seconds:.2f}" if seconds >= 0.1 or not seconds else f"{seconds:.2g}"
 
 
 def clock(seconds: float) -> str:
@@ -115,9 +120,9 @@ def _table(plan: Plan) -> str:
             [
                 row.split.name,
                 weights(row),
-                f"{step.total:.2f}",
-                f"{step.low:.2f}-{step.high:.2f}",
-                *(f"{getattr(step, part):.2f}" for part in PARTS),
+                number(step.total),
+                f"{number(step.low)}-{number(step.high)}",
+                *(number(getattr(step, part)) for part in PARTS),
                 *(f"{stage.gib:.1f}" for stage in row.stages.values()),
                 "yes" if row.fits else "NO",
                 clock(row.seconds.total),
@@ -151,4 +156,4 @@ def _item(note: str) -> str:
 
 def _seconds(seconds: Seconds) -> dict[str, float]:
     parts = {part: getattr(seconds, part) for part in (*PARTS, "total", "low", "high")}
-    return {name: round(value, 4) for name, value in parts.items()}
+    return {name: float(f"{value:.4g}") for name, value in parts.items()}

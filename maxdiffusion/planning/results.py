@@ -7,8 +7,6 @@ from typing import Literal
 
 import pydantic
 
-STAGES = ("text", "denoise", "decode")
-
 # Where figures come from: the compiler; a compiled split that differs in its weights alone; arithmetic.
 Source = Literal["compiled", "derived", "modelled"]
 

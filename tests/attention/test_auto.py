@@ -82,7 +82,7 @@ def test_a_rotation_counts_where_no_kernel_hides_it():
 def test_the_choice_is_told_with_the_runners_up_and_what_is_illegal(caplog):
     found, refused = candidates(heads=12, platform="tpu")
     with caplog.at_level(logging.INFO):
-        assert auto.choose(found, refused, auto.Work(32_760, 128, 2, "TPU7x", "tpu")) == (2, 2)
+        assert auto.choose(found, refused, auto.Work(32_761, 128, 2, "TPU7x", "tpu")) == (2, 2)
     lines = caplog.text.splitlines()
     assert "the guidance pair over data 2, ring 2 x ulysses 2, modelled" in lines[0] and "compute" in lines[0]
     assert sum("rather than" in line for line in lines) == len(found) - 1

@@ -7,9 +7,13 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import jax
 import pytest
 
-from maxdiffusion import cli
+from maxdiffusion import cli, config, variants
+from maxdiffusion.planning import command
+from maxdiffusion.planning.programs import programs
+from maxdiffusion.weights import official
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -102,9 +106,25 @@ def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeyp
     assert "recommended" in said and "compiled)" not in said
 
 
+@pytest.mark.parametrize("page", sorted(CONFIGS.glob("wan2*.yml")), ids=lambda page: page.stem)
+def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
+    """What a worker would compile, by its config as a job has it: nothing is missing that the networks take."""
+    jobs = []
+    monkeypatch.setattr("maxdiffusion.planning.pool.Pool.do", lambda pool, job: jobs.append(job))
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
+    command.make(config.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
+    cfg = config.Config.model_validate(jobs[0].config)
+    found = list(programs(cfg, official.configs_of(cfg), jax.devices()[:8]))
+    names = {program.name for program in found}
+    assert names >= {"text", "prepare", "step", "decode"}
+    assert ("image" in names) == ("image_encoder" in variants.get(cfg.model_name).nets)
+    next(program for program in found if program.name == "prepare").lowered  # noqa: B018
+
+
 def test_where_nothing_fits_the_nearest_changes_are_named(capsys, monkeypatch):
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
-    words = ["jax_cache_dir=", "plan=v5e-1", "log_level=error"]
+    words = ["jax_cache_dir=", "plan=v5e-4", "log_level=error"]
     assert cli.command([str(CONFIGS / "wan2.2_t2v_a14b.yml"), *words]) == 0
     said = capsys.readouterr().out
-    assert "NOTHING FITS: the nearest split" in said and "plan=v5e-" in said
+    assert "NOTHING FITS: the nearest split" in said
+    assert "expert_residency=in_turn ici" in said and "plan=v5e-8 ici" in said and "num_frames=" in said

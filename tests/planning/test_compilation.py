@@ -116,6 +116,10 @@ def test_the_recommended_split_is_compiled_even_where_it_was_derived():
 
 
 def test_what_the_compiler_refuses_is_no_row():
-    made = compilation(Desk(lambda cfg, stage: Answer(refused="odd.") if cfg.ulysses_shards == 8 else stage_of(stage)))
+    def answers(cfg, stage):
+        refused = stage == "denoise" and cfg.ulysses_shards == 8
+        return Answer(refused="odd.") if refused else stage_of(stage)
+
+    made = compilation(Desk(answers))
     assert 8 not in {split.ulysses for split in made.rows if not split.sharded}
     assert [(each.name, each.reason) for each in made.refused] == [("ring 1 x ulysses 8", "odd.")]
