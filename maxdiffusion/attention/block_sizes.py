@@ -60,9 +60,11 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
 # The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
 # 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a round with a bound | with a
 # running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
-#     v6e    4736/6400/256  540, 558 | 519        TPU7x  9472/4864/256  680, 698 | 628
-#     v5p    4736/3840/256  417, 428 | 395        v5e    4736/3840/256  179, 183 | 168
-# Many queries make rounds longer, after which the matrix unit idles; many keys cost only memory.
+#     v6e    4736/6400/256  523, 540 | 509        TPU7x  9472/4864/256  671, 689 | 610
+#     v5p    4736/3840/256  414, 425 | 390        v5e    4736/3840/256  178, 182 | 167
+# V transposed by XLA, not here, made that 3 % more on v6e, at the price of 3.5 ms of copies a layer of the 14B model.
+# Many queries make rounds longer, after which the matrix unit idles; many keys cost only memory. Compiling takes 25 to
+# 30 s, for TPU7x 70 (one core).
 FLASH: Mapping[str, Blocks] = MappingProxyType(
     {
         "TPU v6 lite": Blocks(4736, 8192, 256),

@@ -38,10 +38,10 @@ class Cycles:
 
 FLASH: Mapping[str, Cycles] = MappingProxyType(
     {
-        "v5e": Cycles(914.0, 274.4, 298.8, 108.6, 128),
-        "v6e": Cycles(659.0, 102.4, 110.2, 72.5, 256),
-        "v5p": Cycles(1107.0, 274.4, 297.2, 95.2, 128),
-        "TPU7x": Cycles(960.0, 105.7, 117.6, 55.3, 256),
+        "v5e": Cycles(907.0, 276.0, 301.2, 95.1, 128),
+        "v6e": Cycles(652.0, 105.9, 112.3, 61.3, 256),
+        "v5p": Cycles(1102.0, 276.1, 301.3, 95.2, 128),
+        "TPU7x": Cycles(972.0, 107.2, 121.0, 55.4, 256),
     }
 )
 FP32 = 6  # passes of a product
