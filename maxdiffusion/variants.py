@@ -209,6 +209,18 @@ _WAN22_ANIMATE = dataclasses.replace(
     transformer_class="WanAnimateTransformer3DModel",
 )
 
+_TINY: dict[str, Any] = {
+    "sizes": ((96, 96),),
+    "num_inference_steps": 12,
+    "flow_shift": 3.0,
+    "guidance_scale": 2.0,
+    "height": 96,
+    "width": 96,
+    "num_frames": 17,
+    "fps": 8,
+    "negative_prompt": "",
+}
+
 _14B = Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16)
 _14B_IMAGE = dataclasses.replace(_14B, in_channels=36)
 
@@ -287,19 +299,20 @@ _ROWS = (
         dims=_14B_IMAGE,
     ),
     _WAN22_ANIMATE,
-    dataclasses.replace(
+    dataclasses.replace(  # the miniatures, in models/wan_tiny and models/wan_tiny_i2v
         _WAN21_T2V,
-        name="wan-tiny-t2v",  # the miniature in models/wan_tiny
+        name="wan-tiny-t2v",
         dims=Dims(num_layers=6, num_attention_heads=8, attention_head_dim=16, in_channels=8),
-        sizes=((96, 96),),
-        num_inference_steps=12,
-        flow_shift=3.0,
-        guidance_scale=2.0,
-        height=96,
-        width=96,
-        num_frames=17,
-        fps=8,
-        negative_prompt="",
+        **_TINY,
+    ),
+    dataclasses.replace(
+        _WAN22_I2V,
+        name="wan-tiny-i2v",
+        dims=Dims(num_layers=6, num_attention_heads=8, attention_head_dim=16, in_channels=20),
+        guidance_scale_2=None,
+        boundary_ratio=None,
+        nets=_WAN21_T2V.nets,  # one expert
+        **_TINY,
     ),
 )
 

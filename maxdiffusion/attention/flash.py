@@ -41,9 +41,9 @@ def flash(
     k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
     q, k, v = (pad_to_multiple(x, 3, LANES) for x in (q, k, v))
     valid = validity(batch, keys, k.shape[1], valid)
-    q, k = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3)
-    k, v, mean = harmless(k, v.transpose(0, 2, 3, 1), valid)
-    bound, looseness = bounds(q, k, mean)
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    k, v = harmless(k, v, valid)
+    bound, looseness = bounds(q, k)
     out, lse = flash_attention(
         q,
         k,
@@ -63,30 +63,23 @@ def flash(
 
 
 def harmless(
-    k: Float[Array, "b n k d"], v: Float[Array, "b n d k"], valid: Bool[Array, "b k"] | None
-) -> tuple[Float[Array, "b n k d"], Float[Array, "b n d k"], Float[Array, "b n d"]]:
-    """The keys that do not count at the mean of the others, whose logits the largest exceeds, and their values 0.
-
-    The third result is that mean, fp32; 0 where no key counts.
-    """
-    wide = k.astype(jnp.float32)
+    k: Float[Array, "b n k d"], v: Float[Array, "b n k d"], valid: Bool[Array, "b k"] | None
+) -> tuple[Float[Array, "b n k d"], Float[Array, "b n k d"]]:
+    """In place of keys that do not count the first that does, whose logits the largest is no less than; values of 0."""
     if valid is None:
-        return k, v, wide.mean(axis=2)
-    seen = valid[:, None, :, None]
-    mean = jnp.where(seen, wide, 0).sum(axis=2) / jnp.maximum(seen.sum(axis=2), 1)
-    k = jnp.where(seen, k, mean[:, :, None].astype(k.dtype))
-    return k, jnp.where(valid[:, None, None], v, 0), mean
+        return k, v
+    seen, first = valid[:, None, :, None], valid.argmax(axis=1)[:, None, None, None]
+    return jnp.where(seen, k, jnp.take_along_axis(k, first, axis=2)), jnp.where(seen, v, 0)
 
 
-def bounds(
-    q: Float[Array, "b n s d"], k: Float[Array, "b n k d"], mean: Float[Array, "b n d"]
-) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
+def bounds(q: Float[Array, "b n s d"], k: Float[Array, "b n k d"]) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
     """What no logit of a row exceeds, and by how much at most it exceeds the largest one in any row of a head; fp32.
 
-    With m the mean of the keys that count, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the
-    largest logit is no less than the mean one, q m.
+    With m the mean of the keys, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the largest
+    logit is no less than the mean one, q m.
     """
     q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+    mean = k.mean(axis=2)
     spread = jnp.sqrt(((k - mean[:, :, None]) ** 2).sum(axis=3).max(axis=2))
     reach = jnp.sqrt((q**2).sum(axis=3)) * spread[:, :, None]
     return (q * mean[:, :, None]).sum(axis=3) + reach, reach.max(axis=2)

@@ -30,7 +30,7 @@ LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that
 def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
-    v: Float[Array, "b n d k"],
+    v: Float[Array, "b n k d"],
     bound: Float[Array, "b n s"],
     sound: Bool[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
@@ -50,7 +50,7 @@ def flash_attention(
     Args:
       q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
       k: keys.
-      v: values, transposed.
+      v: values.
       bound: fp32, no less than any logit of the row, but for rounding.
       sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
         work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
@@ -74,14 +74,13 @@ def flash_attention(
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
-    of_values = pl.BlockSpec((1, 1, dim, block_kv), lambda b, h, i, j, *_: (b, h, 0, j))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, compute=compute, span=span, masked=valid is not None),
         name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, tokens // block_q, keys // block_kv),
-            in_specs=[of_queries, of_keys, of_values, of_rows, *weights],
+            in_specs=[of_queries, of_keys, of_keys, of_rows, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
@@ -141,7 +140,7 @@ def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
-        dim = v_ref.shape[2]
+        dim = v_ref.shape[3]
         total = acc_ref[dim : dim + 1]
         some = total > 0
         safe = jnp.where(some, total, 1.0)
@@ -202,7 +201,7 @@ class _Tiles:
         """V^T, and below it rows whose product with P is its sum over the keys that count."""
         shape = (ONES, self.compute)
         ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
-        return jnp.concatenate([self.v[0, 0, :, keys], ones])
+        return jnp.concatenate([self.v[0, 0, keys, :].T, ones])
 
     def _logits(self, keys: Any, strip: slice) -> jax.Array:
         return self._product(self.k[0, 0, keys, :], self.q[0, 0, strip, :], ((1,), (1,)))

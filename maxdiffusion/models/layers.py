@@ -116,8 +116,11 @@ class RMSNorm(nnx.Module):
         self.scale = parameter(rngs, nnx.initializers.ones, (features,), (None,), jnp.float32)
 
     def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... e"]:
-        x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.eps) * self.scale[...]
+        return x.astype(jnp.float32) * self.factor(x) * self.scale[...]
+
+    def factor(self, x: Float[Array, "... e"]) -> Float[Array, "... 1"]:
+        """1 / sqrt(mean(x^2) + eps)."""
+        return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + self.eps)
 
 
 def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:

@@ -38,7 +38,7 @@ FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 _FP8_VALUES = {name: np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for name, kind in FP8.items()}
 
 # Device kind -> layout of stacked bf16 matrices. Arrays of a TPU7x come in tiles of 8 rows, its programs compute with
-# tiles of 16: each step of the 14B model would begin with a copy of all weights, 25.8 GiB.
+# tiles of 16: each step of the 14B model would begin with a copy of all weights, 22 GiB.
 MATRICES = {"TPU7x": Layout((0, 1, 2), ((16, 128), (2, 1)))}
 
 _STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters

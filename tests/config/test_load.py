@@ -206,9 +206,10 @@ def test_golden_configs(
 ) -> None:
     shutil.copytree(CONFIGS, place / "configs")
     checkpoint("models/wan_tiny", "wan-tiny-t2v")
+    checkpoint("models/wan_tiny_i2v", "wan-tiny-i2v", out_channels=8)
     Image.new("RGB", (1000, 800)).save("a.png")
     keys = {
-        "_i2v_": ("image",),
+        "_i2v": ("image",),
         "_flf2v_": ("image", "last_image"),
         "_animate_": ("image", "pose_video", "face_video"),
     }
@@ -218,9 +219,10 @@ def test_golden_configs(
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
 
 
-def test_the_bundled_checkpoint_is_the_variant_of_its_config(place: Path) -> None:
-    cfg = config.load([str(CONFIGS / "wan_tiny.yml")])
-    assert cfg.pretrained_model_name_or_path == str(CONFIGS.parent / "models" / "wan_tiny")
+@pytest.mark.parametrize("name", ["wan_tiny", "wan_tiny_i2v"])
+def test_the_bundled_checkpoints_are_the_variants_of_their_configs(place: Path, name: str) -> None:
+    cfg = config.load([str(CONFIGS / f"{name}.yml")])
+    assert cfg.pretrained_model_name_or_path == str(CONFIGS.parent / "models" / name)
     content = json.loads((Path(cfg.pretrained_model_name_or_path) / "transformer" / "config.json").read_text())
     spec = variants.get(cfg.model_name)
     assert variants.identify(content) is spec and spec.dims == variants.Dims.of(content)
