@@ -68,7 +68,7 @@ class Model:
       mode: `guidance_mode`.
       batched: whether both branches of guidance share a batch on one device.
       segments: parts of a video that are made one after another.
-      pixels: of a part, all frames.
+      pixels: of a part, all frames, as the VAE's convolutions see them.
       frames: of a part.
       steps: to denoise a part.
       prompts: that are encoded.
@@ -95,7 +95,8 @@ class Model:
     @classmethod
     def of(cls, cfg: Config, configs: Mapping[str, Any], nbytes: Mapping[str, int], kind: str, platform: str) -> Model:
         """Of a run on devices of that kind, for the largest of its videos."""
-        cut, network, videos, rows = parts.of(cfg), configs["transformer"], examples(cfg), cfg.per_device_batch_size
+        cut, network, vae = parts.of(cfg), configs["transformer"], configs["vae"]
+        videos, rows = examples(cfg), cfg.per_device_batch_size
         work = work_of(cfg, configs, kind, platform)
         both = 2 * rows * work.tokens <= BATCHED_TOKENS
         return cls(
@@ -112,7 +113,7 @@ class Model:
             mode=cfg.guidance_mode,
             batched=cfg.guidance_mode == "batched" or (cfg.guidance_mode == "auto" and both),
             segments=len(cut.starts),
-            pixels=cut.length * max(video.height * video.width for video in videos),
+            pixels=cut.length * max(video.height * video.width for video in videos) // (vae.patch_size or 1) ** 2,
             frames=cut.length,
             steps=cfg.num_inference_steps,
             prompts=len({text for video in videos for text in (video.prompt, video.negative_prompt)[: work.branches]}),
