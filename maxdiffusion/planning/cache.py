@@ -79,7 +79,7 @@ def asked(cfg: Config, configs: Any, devices: object) -> str:
     videos = [(each.width, each.height, bool(each.image), bool(each.last_image)) for each in examples(cfg)]
     prompts = {prompt for each in examples(cfg) for prompt in (each.prompt, each.negative_prompt)}
     files = sorted(_ROOT.rglob("*.py"))
-    follows = (keys, cfg.plan_minutes, sorted(videos), len(prompts), configs, devices)
+    follows = (keys, sorted(videos), len(prompts), configs, devices)
     return digest("plan", follows, _versions(), *map(_content, files))
 
 

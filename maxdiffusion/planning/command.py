@@ -69,8 +69,9 @@ def make(cfg: Config) -> Plan:
     asked = cache.asked(cfg, configs, identity(tpu))
     plan = store.read(asked, from_json)
     if plan is None:
-        plan = _make(cfg, configs, tpu, deadline)
-        store.write(asked, to_json(plan))
+        plan, whole = _make(cfg, configs, tpu, deadline)
+        if whole:  # else the next ask goes on
+            store.write(asked, to_json(plan))
     return plan
 
 
@@ -84,7 +85,8 @@ def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
 # ---- making one
 
 
-def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> Plan:
+def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
+    """The plan, and whether all was compiled that was to be."""
     pool = Pool(compile_only(tpu.topology) if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
     target = devices_of(tpu, pool)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
@@ -100,7 +102,7 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
         split: Row(split, model.steps * model.units(split.data), model.stages(split, plan, target.gib))
         for split, plan in found.items()
     }
-    notes = []
+    notes, whole = [], True
     if not paths.reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")
     if tpu and not libtpu():
@@ -112,6 +114,7 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
         job = functools.partial(Job, slice=tpu.topology if tpu else None, gib=target.gib)
         compilation = Compilation(cfg, rows, model, pool, target.gib, job)
         compilation.run()
+        whole = not compilation.left
         refused += tuple(compilation.refused)
         notes += compilation.notes()
     if tpu is None:
@@ -120,7 +123,9 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
         raise UserError(refused[-1].reason)
     ranked = tuple(sorted(rows.values(), key=rank))
     plan = Plan((), _run(cfg), str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
-    return plan if plan.best else dataclasses.replace(plan, changes=nearest(cfg, configs, sizes, target, plan))
+    if not plan.best:
+        plan = dataclasses.replace(plan, changes=nearest(cfg, configs, sizes, target, plan))
+    return plan, whole
 
 
 def _run(cfg: Config) -> str:

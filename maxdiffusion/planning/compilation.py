@@ -65,7 +65,7 @@ class Compilation:
         if self.left:
             found.append(
                 f"plan_minutes={self.cfg.plan_minutes:g} ended before {len(self.left)} of {len(self.left | self.done)} "
-                "compilations; run again with more to have them, too: what is compiled is kept"
+                "compilations; run again to have them, too: what is compiled is kept"
             )
         sources = {stage.source for row in self.rows.values() for stage in row.stages.values()}
         if "derived" in sources:

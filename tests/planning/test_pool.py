@@ -67,10 +67,11 @@ def test_no_more_workers_than_memory_allows(monkeypatch):
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from maxdiffusion.planning.pool import Pool
 from maxdiffusion.planning.pool import Job
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background inherits that it is ignored
 pool = Pool({}, time.monotonic() + 600)
 pool._command = (sys.executable, "-c", sys.argv[1])
 try:
@@ -96,10 +97,13 @@ def test_nothing_outlives_the_parent(how, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PARENT, textwrap.dedent(CHILD)]
     parent = subprocess.Popen(command, env=environment, start_new_session=True)
-    wait(lambda: list(tmp_path.glob("plan-*/begun")))
-    (pid, *_) = [int(file.read_text()) for file in tmp_path.glob("plan-*/begun") if file.read_text()]
-    parent.send_signal(how)
-    assert parent.wait(30) == (130 if how is signal.SIGINT else -how)
+    try:
+        wait(lambda: list(tmp_path.glob("plan-*/begun")))
+        (pid, *_) = [int(file.read_text()) for file in tmp_path.glob("plan-*/begun") if file.read_text()]
+        parent.send_signal(how)
+        assert parent.wait(30) == (130 if how is signal.SIGINT else -how)
+    finally:
+        parent.kill()
     wait(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
     wait(lambda: not list(tmp_path.iterdir()))
 
