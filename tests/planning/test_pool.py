@@ -71,7 +71,7 @@ import signal, sys, time
 from maxdiffusion.planning.pool import Pool
 from maxdiffusion.planning.pool import Job
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in a shell's background inherits that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in its background
 pool = Pool({}, time.monotonic() + 600)
 pool._command = (sys.executable, "-c", sys.argv[1])
 try:
