@@ -24,7 +24,7 @@ LANES = 128
 STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
-LOWEST = -1e30  # added to the logits of keys that do not count; finite, so that differences of two are no NaN
+LOWEST = -1e30  # the maximum before the first key; finite, so that differences of two are no NaN
 
 
 def flash_attention(
