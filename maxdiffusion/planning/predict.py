@@ -77,7 +77,10 @@ def predict(schedule: Schedule, generation: Generation, *, taken: float = 1.0) -
 
 
 class _Clock:
-    """Runs through a schedule; a device computes in order, its links carry one collective after another."""
+    """Runs through a schedule; a device computes in order, its links carry one collective after another.
+
+    What the cores of a chip exchange does not take its links.
+    """
 
     def __init__(self, generation: Generation, machine: Machine, taken: float) -> None:
         self.generation, self.machine, self.taken = generation, machine, taken
@@ -85,17 +88,17 @@ class _Clock:
 
     def time(self, steps: Sequence[Step]) -> Parts:
         parts = Parts()
-        free = 0.0  # when the links are
+        free = {True: 0.0, False: 0.0}  # when the links are, and what joins the cores of a chip
         begun: dict[str, tuple[float, float]] = {}  # duration, end
         for step in steps:
             match step:
                 case Collective():
-                    duration = seconds(step, self.machine)
-                    free = max(free, parts.total) + duration
+                    duration, leaves = seconds(step, self.machine), _chips(step, self.machine) > 1
+                    end = free[leaves] = max(free[leaves], parts.total) + duration
                     if step.key:
-                        begun[step.key] = duration, free
+                        begun[step.key] = duration, end
                     else:
-                        parts += Parts(exposed=free - parts.total)
+                        parts += Parts(exposed=end - parts.total)
                 case Done():
                     duration, end = begun.pop(step.key)
                     waits = max(0.0, end - parts.total)
@@ -133,5 +136,8 @@ _MODELS: dict[str, tuple[int, Callable[[int, int, int, Machine], float]]] = {
 def seconds(collective: Collective, machine: Machine) -> float:
     """Modelled time of a collective within a slice, were it alone."""
     times, model = _MODELS[collective.kind]
-    chips = len({number // machine.cores for number in collective.group})
-    return times * model(collective.size, len(collective.group), chips, machine)
+    return times * model(collective.size, len(collective.group), _chips(collective, machine), machine)
+
+
+def _chips(collective: Collective, machine: Machine) -> int:
+    return len({number // machine.cores for number in collective.group})

@@ -36,6 +36,13 @@ def test_two_collectives_share_the_links():
     assert found == Parts(other=1.0, exposed=1.0, hidden=1.0)
 
 
+def test_cores_of_a_chip_do_not_wait_for_its_links():
+    rotation = Collective("collective-permute", 10**9, (0, 2), "rotation")
+    exchange = Collective("all-to-all", 10**6, (0, 1))
+    found = predict(Schedule((rotation, exchange), 0), GENERATIONS["TPU7x"]).parts
+    assert found.exposed == pytest.approx(links.all_to_all(10**6, 2, 1, GENERATIONS["TPU7x"].machine))
+
+
 def test_a_conditional_is_taken_as_often_as_told():
     choice = Choice(((Work("a", False, SECOND),), ()))
     assert parts(Loop(40, (choice,))).other == 40
