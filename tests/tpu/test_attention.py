@@ -62,4 +62,5 @@ def test_the_longest_sequence_compiles_on_every_generation(topology, scheme):
     """With the blocks that are chosen for it."""
     devices = 4 if topology.startswith("v5p") else 8
     events = compiled(topology, scheme, "flash", 75_600, ulysses=devices if scheme == "ulysses" else 1)
-    assert events == {"ulysses": "aaaKa", "local": "GGK"}[scheme]
+    gathers = "" if topology.startswith("TPU7x") else "GG"  # that one's SparseCores gather, in calls of their own
+    assert events == {"ulysses": "aaaKa", "local": f"{gathers}K"}[scheme]
