@@ -54,9 +54,10 @@ def gib(nbytes: int) -> str:
 
 def predicted(compiled: Any, topology: str) -> str:
     """Time of a call, and its parts."""
-    found = predict(read(compiled), slice_of(topology).generation)
-    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in dataclasses.asdict(found.parts).items())
-    return f"predicted {found.low:.3f} to {found.high:.3f} s: {parts}"
+    parts = dataclasses.asdict(predict(read(compiled), slice_of(topology).generation).seconds)
+    low, high = parts.pop("low"), parts.pop("high")
+    shown = ", ".join(f"{name} {seconds:.3f}" for name, seconds in parts.items())
+    return f"predicted {low:.3f} to {high:.3f} s: {shown}"
 
 
 def topology_devices(topology: str) -> list[Any]:

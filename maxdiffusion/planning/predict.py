@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from maxdiffusion.planning import links
 from maxdiffusion.planning.chips import Generation, Machine
 from maxdiffusion.planning.kernels import cycles
+from maxdiffusion.planning.results import Seconds
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Step, Work
 
 # What TPUs took, relative to the same count of the programs of others: 0.973 to 1.013 for guided steps of the 14B model
@@ -18,41 +19,15 @@ SLOW_LINKS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """Seconds. All but `hidden` add up; that is collectives' time which other work covers."""
-
-    kernels: float = 0.0
-    linear: float = 0.0
-    other: float = 0.0
-    exposed: float = 0.0
-    hidden: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.kernels + self.linear + self.other + self.exposed
-
-    def __add__(self, more: Parts) -> Parts:
-        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(more), strict=True)
-        return Parts(*(a + b for a, b in pairs))
-
-    def __mul__(self, times: int | float) -> Parts:
-        return Parts(*(times * part for part in dataclasses.astuple(self)))
-
-
-@dataclasses.dataclass(frozen=True)
 class Prediction:
     """Of one call of a program.
 
     Attributes:
-      parts: seconds, as published figures of links and static counts give them.
-      low: the least that is to be expected, by `CALIBRATION`.
-      high: the most.
+      seconds: as published figures of links and static counts give them, the range by `CALIBRATION`.
       uncounted: Pallas kernels whose time is not known and not in it.
     """
 
-    parts: Parts
-    low: float
-    high: float
+    seconds: Seconds
     uncounted: tuple[str, ...] = ()
 
 
@@ -73,7 +48,8 @@ def predict(schedule: Schedule, generation: Generation, *, taken: float = 1.0) -
     )
     parts = fast.time(schedule.steps)
     slow = _Clock(generation, machine, taken).time(schedule.steps)
-    return Prediction(parts, CALIBRATION[0] * parts.total, CALIBRATION[1] * slow.total, tuple(sorted(fast.uncounted)))
+    low, high = CALIBRATION[0] * parts.total, CALIBRATION[1] * slow.total
+    return Prediction(dataclasses.replace(parts, low=low, high=high), tuple(sorted(fast.uncounted)))
 
 
 class _Clock:
@@ -86,8 +62,8 @@ class _Clock:
         self.generation, self.machine, self.taken = generation, machine, taken
         self.uncounted: set[str] = set()
 
-    def time(self, steps: Sequence[Step]) -> Parts:
-        parts = Parts()
+    def time(self, steps: Sequence[Step]) -> Seconds:
+        parts = Seconds()
         free = {True: 0.0, False: 0.0}  # when the links are, and what joins the cores of a chip
         begun: dict[str, tuple[float, float]] = {}  # duration, end
         for step in steps:
@@ -98,25 +74,25 @@ class _Clock:
                     if step.key:
                         begun[step.key] = duration, end
                     else:
-                        parts += Parts(exposed=end - parts.total)
+                        parts += Seconds(exposed=end - parts.total)
                 case Done():
                     duration, end = begun.pop(step.key)
                     waits = max(0.0, end - parts.total)
-                    parts += Parts(exposed=waits, hidden=max(0.0, duration - waits))
+                    parts += Seconds(exposed=waits, hidden=max(0.0, duration - waits))
                 case _:
                     parts += self._work(step)
         return parts
 
-    def _work(self, step: Work | Kernel | Loop | Choice) -> Parts:
+    def _work(self, step: Work | Kernel | Loop | Choice) -> Seconds:
         hertz = 1e9 * self.generation.ghz
         match step:
             case Work():
-                return Parts(**{"linear" if step.linear else "other": step.cycles / hertz})
+                return Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
             case Kernel():
                 count = cycles(step, self.generation)
                 if count is None:
                     self.uncounted.add(step.name)
-                return Parts(kernels=(count or 0.0) / hertz)
+                return Seconds(attention=(count or 0.0) / hertz)
             case Loop():
                 return self.time(step.body) * step.times
             case Choice():

@@ -119,11 +119,10 @@ def _compile(program: Lowered, tpu: Slice | None, taken: float) -> Compiled:
     if tpu is None:
         return Compiled(gib=gib)
     found = predict.predict(schedule.read(compiled), tpu.generation, taken=taken)
-    parts, fault = found.parts, ""
+    fault = ""
     if found.uncounted:
         fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
-    seconds = Seconds(parts.kernels, parts.linear, parts.other, parts.exposed, parts.hidden, found.low, found.high)
-    return Compiled(gib=gib, seconds=seconds, fault=fault)
+    return Compiled(gib=gib, seconds=found.seconds, fault=fault)
 
 
 def _needed(message: str) -> float | None:
