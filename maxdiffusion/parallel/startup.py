@@ -16,6 +16,7 @@ from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
+from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
@@ -31,12 +32,22 @@ def lay_out(
     Raises:
       UserError: as `place`, or a size is not one of the transformer's.
     """
-    spec, cut, network = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"]
-    f, h, w = spec.latent_grid(cut.length, cfg.height, cfg.width)
-    sizes = {spec.latent_grid(cut.length, video.height, video.width)[1:] for video in examples(cfg)}
-    tokens = max(math.prod(network.grid(cut.leading + f, *size)) for size in sizes)
+    cut, network = parts.of(cfg), configs["transformer"]
+    f, h, w = variants.get(cfg.model_name).latent_grid(cut.length, cfg.height, cfg.width)
+    tokens = most_tokens(cfg, network)
     plan, placement = place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
     return plan, placement, (cut.latent_frames(f), h, w, configs["vae"].z_dim)
+
+
+def most_tokens(cfg: Config, network: DiTConfig) -> int:
+    """Of what is denoised at once of the largest video.
+
+    Raises:
+      UserError: a size is not one of the transformer's.
+    """
+    spec, cut = variants.get(cfg.model_name), parts.of(cfg)
+    grids = {spec.latent_grid(cut.length, video.height, video.width) for video in examples(cfg)}
+    return max(math.prod(network.grid(cut.leading + f, h, w)) for f, h, w in grids)
 
 
 def place(

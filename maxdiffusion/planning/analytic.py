@@ -7,18 +7,17 @@ activations, with the factors below, which were fitted to compiled programs of t
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
-from maxdiffusion import variants
 from maxdiffusion.attention import auto
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise.guidance import BATCHED_TOKENS
+from maxdiffusion.parallel import startup
 from maxdiffusion.planning import links, programs
 from maxdiffusion.planning.chips import KINDS
 from maxdiffusion.planning.results import Program, Seconds, Split, Stage
@@ -43,9 +42,8 @@ def nbytes(cfg: Config, configs: Mapping[str, Any]) -> dict[str, int]:
 
 def work_of(cfg: Config, configs: Mapping[str, Any], kind: str, platform: str) -> auto.Work:
     """One layer's self-attention for the largest of a run's videos."""
-    spec, cut, network = variants.get(cfg.model_name), parts.of(cfg), configs["transformer"]
-    grids = [spec.latent_grid(cut.length, video.height, video.width) for video in examples(cfg)]
-    tokens = max(math.prod(network.grid(cut.leading + f, h, w)) for f, h, w in grids)
+    network = configs["transformer"]
+    tokens = startup.most_tokens(cfg, network)
     branches = 2 if max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1 else 1
     return auto.Work(tokens, network.attention_head_dim, branches, kind, platform)
 
