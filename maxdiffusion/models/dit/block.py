@@ -56,8 +56,10 @@ class KeyValue(nnx.Module):
         return x.reshape(*x.shape[:2], self.heads, -1)
 
     def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
-        """fp32. Split before the product, and not after, which copies less: two layers of the 14B model on v6e-8, with
-        data 2 x ulysses 4 `scripts/tpu_memory.py` predicts 0.048 s for all but products and kernels, instead of 0.054.
+        """fp32. Split before the product, and not after, which copies less.
+
+        Of two layers of the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.048 s for all
+        but products and kernels, instead of 0.054.
         """
         heads = self.split_heads(x).astype(jnp.float32)
         return heads * norm.factor(x)[..., None] * norm.scale[...].reshape(heads.shape[2:])
