@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from maxdiffusion.attention.kernels import Local
 from maxdiffusion.parallel import axes
@@ -46,9 +46,22 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     return attend
 
 
-def _gather_tokens(x: jax.Array) -> jax.Array:
-    return jax.lax.all_to_all(x, axes.ULYSSES, split_axis=2, concat_axis=1, tiled=True)
+# Both exchanges have one part for each device as the first axis, and heads before tokens, as kernels take them: on a TPU
+# what is sent and what arrives is then a run of whole tiles, and only the side that has all tokens copies them, once.
 
 
-def _gather_heads(x: jax.Array) -> jax.Array:
-    return jax.lax.all_to_all(x, axes.ULYSSES, split_axis=1, concat_axis=2, tiled=True)
+def _gather_tokens(x: Shaped[Array, "b s n *d"]) -> Shaped[Array, "b all_s own_n *d"]:
+    x = x.swapaxes(1, 2)
+    parts = jnp.moveaxis(x.reshape(x.shape[0], jax.lax.axis_size(axes.ULYSSES), -1, *x.shape[2:]), 1, 0)
+    return jnp.concatenate(list(_exchange(parts)), axis=2).swapaxes(1, 2)
+
+
+def _gather_heads(x: Shaped[Array, "b all_s own_n *d"]) -> Shaped[Array, "b s n *d"]:
+    parts = jnp.stack(jnp.split(x.swapaxes(1, 2), jax.lax.axis_size(axes.ULYSSES), axis=2))
+    parts = jnp.moveaxis(_exchange(parts), 0, 1)
+    return parts.reshape(parts.shape[0], -1, *parts.shape[3:]).swapaxes(1, 2)
+
+
+def _exchange(parts: Shaped[Array, "ulysses ..."]) -> Shaped[Array, "ulysses ..."]:
+    """Part i goes to device i; the results are in the order of the devices that they came from."""
+    return jax.lax.all_to_all(parts, axes.ULYSSES, split_axis=0, concat_axis=0)

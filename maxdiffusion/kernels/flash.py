@@ -56,7 +56,8 @@ def flash_attention(
         work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
       valid: the keys that count. The sum leaves out the others, but not maximum and output: their values must be 0, and
         their logits no larger than the row's largest. Of a block, what follows its last such key is skipped.
-      block_q: queries that a grid step holds; divides s and is a multiple of 128, as d is.
+      block_q: queries that a grid step holds, a multiple of 128, as d is. The last step's may reach beyond s: no query
+        sees another.
       block_kv: keys that a grid step holds; divides k.
       compute: keys that one product takes, a multiple of 128.
       span: keys that a round of the loop takes, unrolled, a multiple of compute; a rest takes rounds of `compute`.
@@ -79,7 +80,7 @@ def flash_attention(
         name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
-            grid=(batch, heads, tokens // block_q, keys // block_kv),
+            grid=(batch, heads, pl.cdiv(tokens, block_q), keys // block_kv),
             in_specs=[of_queries, of_keys, of_keys, of_rows, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[

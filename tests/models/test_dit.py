@@ -15,7 +15,7 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, rope
+from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, heads, rope
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -192,3 +192,11 @@ def test_both_ways_to_swap_the_channels_of_a_pair_agree_to_the_bit():
     swapped = rope._swap_by_flip(x)
     np.testing.assert_array_equal(swapped, np.asarray(x)[..., [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]])
     np.testing.assert_array_equal(rope._swap_by_product(x), swapped)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_heads_by_slices_are_those_of_a_reshape(shards):
+    x = jnp.arange(2 * 3 * 24.0).reshape(2, 3, 24)
+    split = heads.split_by_slices(x, 6, shards)
+    assert jnp.array_equal(split, x.reshape(2, 3, 6, 4)) and jnp.array_equal(split, heads.split(x, 6))
+    assert jnp.array_equal(heads.join_by_slices(split, shards), x) and jnp.array_equal(heads.join(split), x)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
+from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotate
 from maxdiffusion.models.layers import MLP, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
@@ -52,24 +53,17 @@ class KeyValue(nnx.Module):
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.norm_k = RMSNorm(config.dim, config.eps, rngs=rngs)
 
-    def split_heads(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
-        return x.reshape(*x.shape[:2], self.heads, -1)
-
     def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
-        """fp32. Split before the product, and not after, which copies less.
-
-        Of two layers of the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.048 s for all
-        but products and kernels, instead of 0.054.
-        """
-        heads = self.split_heads(x).astype(jnp.float32)
-        return heads * norm.factor(x)[..., None] * norm.scale[...].reshape(heads.shape[2:])
+        """fp32."""
+        split = heads.split(x, self.heads).astype(jnp.float32)
+        return split * norm.factor(x)[..., None] * norm.scale[...].reshape(split.shape[2:])
 
     def key(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
         """fp32, normed."""
         return self.normed(self.norm_k, self.to_k(x))
 
     def value(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
-        return self.split_heads(self.to_v(x))
+        return heads.split(self.to_v(x), self.heads)
 
 
 class Attention(KeyValue):
@@ -87,7 +81,7 @@ class Attention(KeyValue):
         return self.normed(self.norm_q, self.to_q(x))
 
     def output(self, x: Float[Array, "b s n d"]) -> Float[Array, "b s e"]:
-        return self.to_out(x.reshape(*x.shape[:2], -1))
+        return self.to_out(heads.join(x))
 
 
 class Block(nnx.Module):
