@@ -46,8 +46,8 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     return attend
 
 
-# Both exchanges have one part for each device as the first axis, and heads before tokens, as kernels take them: on a TPU
-# what is sent and what arrives is then a run of whole tiles, and only the side that has all tokens copies them, once.
+# Both exchanges have one part for each device as the first axis, and heads before tokens, as kernels take them: on a
+# TPU what is sent and what arrives is then a run of whole tiles; only the side that has all tokens copies them, once.
 
 
 def _gather_tokens(x: Shaped[Array, "b s n *d"]) -> Shaped[Array, "b all_s own_n *d"]:
