@@ -37,10 +37,8 @@ def flash(
 
     # The kernel's exponentials are to base 2. In bf16 this rounds q once more.
     q = (q.astype(jnp.float32) * (math.log2(math.e) * dim**-0.5)).astype(q.dtype)
-    k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
-    q, k, v = (pad_to_multiple(x, 3, LANES) for x in (q, k, v))
-    valid = validity(batch, keys, k.shape[1], valid)
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    valid = validity(batch, keys, keys + -keys % sizes.kv, valid)
     k, v = harmless(k, v, valid)
     q, k, v = jax.lax.optimization_barrier((q, k, v))  # else they are made once for the bounds, once for the kernel
     bound, looseness = bounds(q, k)
@@ -63,13 +61,15 @@ def flash(
 
 
 def harmless(
-    k: Float[Array, "b n k d"], v: Float[Array, "b n k d"], valid: Bool[Array, "b k"] | None
-) -> tuple[Float[Array, "b n k d"], Float[Array, "b n k d"]]:
+    k: Float[Array, "b n k d"], v: Float[Array, "b n k d"], valid: Bool[Array, "b padded_k"] | None
+) -> tuple[Float[Array, "b n padded_k d"], Float[Array, "b n padded_k d"]]:
     """In place of keys that do not count the first that does, whose logits the largest is no less than; values of 0."""
     if valid is None:
         return k, v
     seen, first = valid[:, None, :, None], valid.argmax(axis=1)[:, None, None, None]
-    return jnp.where(seen, k, jnp.take_along_axis(k, first, axis=2)), jnp.where(seen, v, 0)
+    instead = jnp.take_along_axis(k, first, axis=2)  # not of the padded keys, which would then be made apart
+    padded_k, padded_v = (jnp.pad(x, ((0, 0), (0, 0), (0, valid.shape[1] - x.shape[2]), (0, 0))) for x in (k, v))
+    return jnp.where(seen, padded_k, instead), jnp.where(seen, padded_v, 0)
 
 
 def bounds(q: Float[Array, "b n s d"], k: Float[Array, "b n k d"]) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
