@@ -22,8 +22,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from maxdiffusion import config, variants  # noqa: E402
 from maxdiffusion.attention import cells  # noqa: E402
+from maxdiffusion.hardware.chips import slice_of  # noqa: E402
 from maxdiffusion.planning import analytic, command  # noqa: E402
-from maxdiffusion.planning.chips import slice_of  # noqa: E402
 from maxdiffusion.runtime import log  # noqa: E402
 from maxdiffusion.weights import official  # noqa: E402
 

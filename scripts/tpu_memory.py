@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from maxdiffusion.planning.chips import compile_only, slice_of
+from maxdiffusion.hardware.chips import compile_only, slice_of
 from maxdiffusion.planning.predict import predict
 from maxdiffusion.planning.schedule import read
 

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from maxdiffusion.planning.chips import GENERATIONS, compile_only, slice_of  # noqa: E402
+from maxdiffusion.hardware.chips import GENERATIONS, compile_only, slice_of  # noqa: E402
 
 # The smallest slice of a whole host of each generation.
 SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}

@@ -10,7 +10,7 @@ Seconds of one layer's self-attention, for both branches of guidance:
   rotation  a device's k and v over the link to the next ring shard
   all-to-all  of a device's share of q, k, v or the output
 
-Figures of devices and the time of collectives are those of `planning.chips` and `planning.links`: public ones and
+Figures of devices and the time of collectives are those of `hardware.chips` and `hardware.links`: public ones and
 static counts of kernels, nothing was timed; all of this is modelled.
 Left out, as it is the same for every split or small: linear layers, cross-attention, overlap by chunks; and that the
 VAE, which splits width over the context axis, has half the devices where the guidance pair takes the data axis.
@@ -28,8 +28,8 @@ from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.options import TAKEN
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning import links
-from maxdiffusion.planning.chips import GENERATIONS, KINDS, Machine
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import GENERATIONS, KINDS, Machine
 
 log = logging.getLogger(__name__)
 

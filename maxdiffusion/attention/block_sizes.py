@@ -73,7 +73,7 @@ FLASH: Mapping[str, Blocks] = MappingProxyType(
     }
 )
 FLASH_ELSEWHERE = Blocks(4736, 4096, 256)
-STRIP = 256
+STRIP = 256  # queries that one product takes: the width of the matrix unit
 UNROLLED = 96 * STRIP * 256  # queries times keys; more takes long to compile
 FLASH_FP32 = Blocks(1024, 1024, 256)  # six passes for each product, which are unrolled
 
@@ -81,7 +81,7 @@ FLASH_FP32 = Blocks(1024, 1024, 256)  # six passes for each product, which are u
 def flash_blocks(
     device_kind: str, tokens: int, keys: int, options: KernelOptions = DEFAULT, *, fp32: bool = False
 ) -> Blocks:
-    """The block sizes of `kernels.flash` for one device's tokens and keys; both are to be padded to multiples of them.
+    """The block sizes of `kernels.flash` for one device's tokens and keys; the keys are to be padded to a multiple.
 
     Queries lie along lanes there, so that all are multiples of 128. A size that `options` gives is taken as it is,
     except that none is longer than the tokens or keys at hand.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention.block_sizes import flash_blocks, span
+from maxdiffusion.attention.block_sizes import STRIP, flash_blocks, span
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
 from maxdiffusion.kernels.flash import flash_attention
@@ -53,6 +53,7 @@ def flash(
         block_kv=sizes.kv,
         compute=sizes.compute,
         span=span(sizes),
+        strip=STRIP,
         vmem_limit=VMEM_LIMIT if options.vmem_limit_kib is None else options.vmem_limit_kib * 1024,
         interpret=device.platform != "tpu",
     )

@@ -21,7 +21,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
-STRIP = 256  # queries that one product takes: the width of the matrix unit
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
 LOWEST = -1e30  # the maximum before the first key; finite, so that differences of two are no NaN
@@ -39,6 +38,7 @@ def flash_attention(
     block_kv: int,
     compute: int,
     span: int,
+    strip: int,
     vmem_limit: int | None = None,
     interpret: bool = False,
 ) -> tuple[Float[Array, "b n s d"], Float[Array, "b n s"]]:
@@ -61,6 +61,7 @@ def flash_attention(
       block_kv: keys that a grid step holds; divides k.
       compute: keys that one product takes, a multiple of 128.
       span: keys that a round of the loop takes, unrolled, a multiple of compute; a rest takes rounds of `compute`.
+      strip: queries that one product takes: the width of the matrix unit.
       vmem_limit: bytes of vector memory; the compiler's default where None.
       interpret: without a TPU.
     """
@@ -76,7 +77,7 @@ def flash_attention(
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, compute=compute, span=span, masked=valid is not None),
+        functools.partial(_kernel, compute=compute, span=span, strip=strip, masked=valid is not None),
         name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
@@ -86,7 +87,7 @@ def flash_attention(
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
-                pltpu.VMEM((AHEAD, compute, STRIP), jnp.float32),
+                pltpu.VMEM((AHEAD, compute, strip), jnp.float32),
             ],
         ),
         out_shape=[
@@ -107,7 +108,7 @@ def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "
     return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
 
 
-def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
+def _kernel(*refs: Any, compute: int, span: int, strip: int, masked: bool) -> None:
     """One block of queries with one of keys.
 
     refs: sound, [counts], q, k, v, bound, [valid], out, lse, sums of outputs, maxima, logits under way.
@@ -124,7 +125,7 @@ def _kernel(*refs: Any, compute: int, span: int, masked: bool) -> None:
         top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
 
     keys_ref = valid_ref[0] if masked else None
-    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute)
+    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute, strip)
 
     def add(parts: int, first: Any) -> None:
         pl.when(sound)(lambda: tiles.add(first, parts, running=False))
@@ -165,6 +166,7 @@ class _Tiles:
     top: Any
     waiting: Any
     compute: int
+    strip: int
 
     def begin(self) -> None:
         """The logits of the first tiles."""
@@ -193,7 +195,7 @@ class _Tiles:
         """(keys, strip of queries) of a part's tiles."""
         keys = pl.ds(pl.multiple_of(part * self.compute, LANES), self.compute)
         size = self.q.shape[2]
-        return [(keys, slice(start, min(start + STRIP, size))) for start in range(0, size, STRIP)]
+        return [(keys, slice(start, min(start + self.strip, size))) for start in range(0, size, self.strip)]
 
     def _wait(self, slot: int, s: jax.Array) -> None:
         self.waiting[slot, :, : s.shape[1]] = s

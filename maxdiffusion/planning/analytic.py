@@ -17,9 +17,10 @@ from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise.guidance import BATCHED_TOKENS
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import KINDS
 from maxdiffusion.parallel import startup
-from maxdiffusion.planning import links, programs
-from maxdiffusion.planning.chips import KINDS
+from maxdiffusion.planning import programs
 from maxdiffusion.planning.results import Program, Seconds, Split, Stage
 from maxdiffusion.weights.nets import build_abstractly, builders_of
 

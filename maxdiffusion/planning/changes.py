@@ -9,8 +9,8 @@ from typing import Any
 from maxdiffusion import variants
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.hardware.chips import slice_of
 from maxdiffusion.planning.analytic import Model
-from maxdiffusion.planning.chips import slice_of
 from maxdiffusion.planning.results import Change, Plan
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.planning.target import Target

@@ -15,9 +15,9 @@ from typing import Any
 from maxdiffusion.config import Config, checks
 from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
+from maxdiffusion.hardware.chips import Slice, compile_only
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.chips import Slice, compile_only
 from maxdiffusion.planning.pool import Job, Pool, libtpu
 from maxdiffusion.planning.results import Plan, Row, from_json, to_json
 from maxdiffusion.planning.target import devices_of, identity, slice_named

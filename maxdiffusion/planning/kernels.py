@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from maxdiffusion.planning.chips import Generation
+from maxdiffusion.hardware.chips import Generation
 from maxdiffusion.planning.schedule import Kernel
 
 

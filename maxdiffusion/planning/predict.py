@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from maxdiffusion.planning import links
-from maxdiffusion.planning.chips import Generation, Machine
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import Generation, Machine
 from maxdiffusion.planning.kernels import cycles
 from maxdiffusion.planning.results import Seconds
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Step, Work

@@ -8,7 +8,7 @@ import platform
 import urllib.request
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning.chips import Slice, slice_of
+from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning.pool import Pool
 
 

@@ -22,9 +22,9 @@ import pydantic
 
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, predict, schedule
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.chips import Slice, slice_of
 from maxdiffusion.planning.pool import Answer, Job
 from maxdiffusion.planning.programs import Lowered, programs
 from maxdiffusion.planning.results import Program, Seconds, Stage

@@ -9,7 +9,7 @@ from maxdiffusion.attention import auto, cells
 from maxdiffusion.attention.cells import Cell, Place
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
-from maxdiffusion.planning.chips import GENERATIONS
+from maxdiffusion.hardware.chips import GENERATIONS
 
 V6E = "TPU v6 lite"
 PLACE = Place(V6E, 8, 40, 128, 1234, 2)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from maxdiffusion import config
+from maxdiffusion.hardware.chips import slice_of
 from maxdiffusion.planning import analytic
-from maxdiffusion.planning.chips import slice_of
 from maxdiffusion.planning.compilation import Compilation, rank
 from maxdiffusion.planning.pool import Answer, Job, Pool
 from maxdiffusion.planning.results import Program, Row, Seconds, Stage

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from maxdiffusion.planning import kernels, links
-from maxdiffusion.planning.chips import GENERATIONS
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import GENERATIONS
+from maxdiffusion.planning import kernels
 from maxdiffusion.planning.predict import predict
 from maxdiffusion.planning.results import Seconds
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Work

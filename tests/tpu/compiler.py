@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion.planning.chips import compile_only
+from maxdiffusion.hardware.chips import compile_only
 
 ROOT = Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from maxdiffusion.planning.chips import slice_of
+from maxdiffusion.hardware.chips import slice_of
 from tests.tpu.compiler import ROOT, needs_libtpu, script
 
 pytestmark = needs_libtpu

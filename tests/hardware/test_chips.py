@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning import links
-from maxdiffusion.planning.chips import GENERATIONS, compile_only, slice_of
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import GENERATIONS, compile_only, slice_of
 
 
 @pytest.mark.parametrize(

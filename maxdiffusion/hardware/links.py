@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from maxdiffusion.planning.chips import Machine
+from maxdiffusion.hardware.chips import Machine
 
 
 def all_to_all(size: int, devices: int, chips: int, machine: Machine) -> float:
