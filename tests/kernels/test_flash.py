@@ -48,7 +48,7 @@ def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span,
     keys, values = harmless(jnp.asarray(k), jnp.asarray(v), mask)
     bound, looseness = bounds(jnp.asarray(q), keys)
     assert looseness.max() < LOOSEST
-    sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span}
+    sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span, "strip": 256}
     run = functools.partial(flash_attention, **sizes, interpret=True)
     out, lse = jax.jit(run)(q, keys, values, bound, jnp.full((2, 1), not running), mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
@@ -63,7 +63,7 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     bad_k, bad_v = (np.where(valid[:, None, :, None], x, np.nan) for x in (k, v))
     keys, values = harmless(jnp.asarray(bad_k), jnp.asarray(bad_v), jnp.asarray(valid))
     bound, sound = bounds(jnp.asarray(q), keys)[0], jnp.array([[True], [False]])
-    sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128}
+    sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     run = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))
     out, lse = run(q, keys, values, bound, sound, jnp.asarray(valid))
     want, _ = reference(q, k, v, valid)
