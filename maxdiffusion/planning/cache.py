@@ -24,7 +24,10 @@ T = TypeVar("T")
 _ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
 # Of this folder, what reads compiled programs.
-_READERS = ("schedule.py", "predict.py", "kernels.py", "links.py", "chips.py", "worker.py")
+_READERS = (
+    *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "kernels.py", "worker.py")),
+    *(_ROOT / "hardware" / name for name in ("links.py", "chips.py")),
+)
 # Groups of keys from which no program follows.
 _IDLE = ("prompt", "verify", "plan", "output", "hosts")
 _IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
@@ -85,8 +88,7 @@ def asked(cfg: Config, configs: Any, devices: object) -> str:
 
 def program(text: str, options: Mapping[str, Any], devices: str) -> str:
     """The digest of a program, what it is compiled for and with, and what reads the result."""
-    files = [_ROOT / "planning" / name for name in _READERS]
-    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, files))
+    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, _READERS))
 
 
 def _content(file: Path) -> tuple[str, bytes]:
