@@ -107,10 +107,13 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
 
 
 def _format(leaf: nnx.Variable[Any], sharding: Sharding) -> Sharding | Format:
-    """The sharding, with the layout in which the devices compute with stacked matrices in bf16 where it is another."""
+    """The sharding, with the layout in which the devices compute with stacked matrices in bf16 where it is another.
+
+    Not of arrays that are split: there XLA puts its own in its place, which jax refuses.
+    """
     devices: Any = sharding.device_set
     (kind,) = {device.device_kind for device in devices}
-    if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3:
+    if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 and sharding.is_fully_replicated:
         return Format(MATRICES[kind], sharding)
     return sharding
 

@@ -23,7 +23,7 @@ def peak(topology, *words, model="14b", page=None):
     return found
 
 
-@pytest.mark.parametrize("topology", ["v6e:2x4", pytest.param("TPU7x:2x2x1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
 def test_weights_over_the_context_are_gathered_layer_by_layer(topology, tmp_path):
     """A small picture and dense attention, so that the program compiles in seconds."""
     hlo = tmp_path / "step.txt"
