@@ -15,10 +15,10 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     of the heads, and `valid` reaches it as it is. The output travels in the dtype of q.
 
     The heads go in `chunks` groups, each with an all-to-all of its own for q, k, v and the output. Those of the next
-    group lie beside the kernel of this one, between two barriers: without them XLA starts all of them before the first
-    kernel, or each one only after it. Read off the schedule for v6e (libtpu 0.0.42.1, 5 chunks, U8,
-    xla_tpu_enable_async_all_to_all=true): every kernel but the last has one all-to-all beside it, 4 of 20, because this
-    compiler keeps no more than one in flight.
+    group may lie beside the kernel of this one, between two barriers: without them XLA starts all of them before the
+    first kernel, or each one only after it. How many do is the compiler's choice: of the schedule for v6e (libtpu
+    0.0.42.1, 5 chunks, U8, xla_tpu_enable_async_all_to_all=true) 2 of 20, of the others those of the first group lie
+    beside projections, as they do without chunks. It keeps no more than one in flight.
     """
 
     def attend(

@@ -23,12 +23,11 @@ def peak(topology, *words, model="14b", page=None):
     return found
 
 
-@pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
-def test_weights_over_the_context_are_gathered_layer_by_layer(topology, tmp_path):
+def test_weights_over_the_context_are_gathered_layer_by_layer(tmp_path):
     """A small picture and dense attention, so that the program compiles in seconds."""
     hlo = tmp_path / "step.txt"
     words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", SHARDED)
-    peak(topology, *words, "--layers", "3", "--programs", "step", "--hlo", str(hlo), model="1.3b")
+    peak("v6e:2x4", *words, "--layers", "3", "--programs", "step", "--hlo", str(hlo), model="1.3b")
     bodies = [part for part in hlo.read_text().split("\n\n") if "while/body" in part]
     loop = max(bodies, key=len)
     gathered = re.findall(r"= bf16\[([\d,]+)\]\S* all-gather\(", loop)
@@ -39,11 +38,12 @@ def test_weights_over_the_context_are_gathered_layer_by_layer(topology, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("rules", "most"), [((), 0.6), ((SHARDED,), 0.3)], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
-def test_no_step_begins_with_a_copy_of_the_weights(topology):
+def test_no_step_begins_with_a_copy_of_the_weights(topology, rules, most):
     """0.55 GiB of weights; what the tokens of a small picture need beside them is next to nothing."""
-    words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", "--layers", "6")
-    assert peak(topology, *words, "--programs", "step", model="1.3b")["step"] < 0.6
+    words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", *rules, "--layers", "6")
+    assert peak(topology, *words, "--programs", "step", model="1.3b")["step"] < most
 
 
 @pytest.mark.slow
