@@ -56,6 +56,11 @@ class Lowered:
         return self.lower()
 
 
+def taken(configs: Mapping[str, Any]) -> float:
+    """The share of the transformer's layers after which its side does something, which a step decides as it loops."""
+    return len(configs["transformer"].side_layers) / configs["transformer"].num_layers
+
+
 def programs(cfg: Config, configs: Mapping[str, Any], devices: parallel.Devices) -> Iterator[Lowered]:
     """All programs of a run, in the order in which they first run; nothing is lowered before it is asked for.
 

@@ -26,7 +26,7 @@ from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, predict, schedule
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Answer, Job
-from maxdiffusion.planning.programs import Lowered, programs
+from maxdiffusion.planning.programs import Lowered, programs, taken
 from maxdiffusion.planning.results import Program, Seconds, Stage
 from maxdiffusion.runtime import compile_cache
 from maxdiffusion.weights.official import configs_of
@@ -82,8 +82,6 @@ def _do(job: Job) -> Answer:
     compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
     tpu = slice_of(job.slice) if job.slice else None
     configs = configs_of(cfg)
-    side = getattr(configs["transformer"], "side", None)
-    taken = len(getattr(side, "vace_layers", ())) / configs["transformer"].num_layers
     store = Cache(cfg.jax_cache_dir)
     made: list[Program] = []
     faults: list[str] = []
@@ -94,7 +92,7 @@ def _do(job: Job) -> Answer:
         begun = time.monotonic()
         compiled = store.read(name, Compiled.model_validate_json)
         if compiled is None:
-            compiled = _compile(each, tpu, taken)
+            compiled = _compile(each, tpu, taken(configs))
             store.write(name, compiled.model_dump_json().encode())
         if compiled.refused:
             return Answer(refused=f"The compiler refuses the program {each.name}: {compiled.refused}")
@@ -105,7 +103,7 @@ def _do(job: Job) -> Answer:
     return Answer(stage=Stage("compiled", tuple(made), fits, "; ".join(faults)))
 
 
-def _compile(program: Lowered, tpu: Slice | None, taken: float) -> Compiled:
+def _compile(program: Lowered, tpu: Slice | None, share: float) -> Compiled:
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -118,7 +116,7 @@ def _compile(program: Lowered, tpu: Slice | None, taken: float) -> Compiled:
     gib = memory.peak_memory_in_bytes / GIB
     if tpu is None:
         return Compiled(gib=gib)
-    found = predict.predict(schedule.read(compiled), tpu.generation, taken=taken)
+    found = predict.predict(schedule.read(compiled), tpu.generation, taken=share)
     fault = ""
     if found.uncounted:
         fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"

@@ -97,7 +97,7 @@ class Animate(nnx.Module):
     ):
         del plan  # attention to a few keys of the token's own frame is none of its modes
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
-        self.layers = tuple(range(0, config.num_layers, animate.inject_face_latents_blocks))
+        self.layers = config.side_layers
         self.patch = config.patch_size
         channels = animate.latent_channels * math.prod(config.patch_size)
         self.pose_patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)

@@ -99,6 +99,17 @@ class DiTConfig:
             )
 
     @property
+    def side_layers(self) -> tuple[int, ...]:
+        """The layers after which the side adds something: a hint of a VACE, the motion of a face."""
+        match self.side:
+            case VACEConfig(vace_layers=layers):
+                return layers
+            case AnimateConfig(inject_face_latents_blocks=every):
+                return tuple(range(0, self.num_layers, every))
+            case None:
+                return ()
+
+    @property
     def dim(self) -> int:
         """Model dim: heads x head dim."""
         return self.num_attention_heads * self.attention_head_dim

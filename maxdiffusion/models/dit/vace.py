@@ -70,7 +70,7 @@ class VACE(nnx.Module):
         dtype: DTypeLike,
     ):
         common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
-        self.layers = vace.vace_layers
+        self.layers = config.side_layers
         self.patch = config.patch_size
         channels = vace.vace_in_channels * math.prod(config.patch_size)
         self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
