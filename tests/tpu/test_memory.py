@@ -38,10 +38,10 @@ def test_weights_over_the_context_are_gathered_layer_by_layer(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rules", "most"), [((), 0.6), ((SHARDED,), 0.3)], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(("rules", "most"), [((), 0.7), ((SHARDED,), 0.3)], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
 def test_no_step_begins_with_a_copy_of_the_weights(topology, rules, most):
-    """0.55 GiB of weights; what the tokens of a small picture need beside them is next to nothing."""
+    """0.63 GiB of weights; what the tokens of a small picture need beside them is next to nothing."""
     words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", *rules, "--layers", "6")
     assert peak(topology, *words, "--programs", "step", model="1.3b")["step"] < most
 
