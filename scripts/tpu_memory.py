@@ -19,13 +19,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.hardware.chips import compile_only, slice_of
 from maxdiffusion.planning.predict import predict
 from maxdiffusion.planning.schedule import read
+
+if TYPE_CHECKING:
+    from maxdiffusion.planning.programs import Lowered
 
 PROGRAMS = ("image", "encode", "text", "prepare", "step", "decode")
 
@@ -38,12 +41,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument("--hlo", type=Path, help="write the scheduled program here (of several: the last)")
     args = parser.parse_intermixed_args(argv)
-    for name, seconds, resident, share, compiled in compile_all(args.topology, args.config, args.programs, args.layers):
+    for program, seconds, compiled in compile_all(args.topology, args.config, args.programs, args.layers):
         memory = compiled.memory_analysis()
-        print(f"{name:<8} {gib(memory.peak_memory_in_bytes + resident)} GiB per device at its peak, arguments"
+        peak = memory.peak_memory_in_bytes + program.resident
+        print(f"{program.name:<8} {gib(peak)} GiB per device at its peak, arguments"
               f" {gib(memory.argument_size_in_bytes)}, temporaries {gib(memory.temp_size_in_bytes)}, resident"
-              f" {gib(resident)}; compiled in {seconds:.0f} s", flush=True)  # fmt: skip
-        print(f"{'':<8} {predicted(compiled, args.topology, share)}", flush=True)
+              f" {gib(program.resident)}; compiled in {seconds:.0f} s", flush=True)  # fmt: skip
+        print(f"{'':<8} {predicted(compiled, args.topology, program.taken)}", flush=True)
         if args.hlo:
             args.hlo.write_text(compiled.as_text())
 
@@ -52,9 +56,9 @@ def gib(nbytes: int) -> str:
     return f"{nbytes / 2**30:6.2f}"
 
 
-def predicted(compiled: Any, topology: str, share: float) -> str:
+def predicted(compiled: Any, topology: str, taken: float) -> str:
     """Time of a call, and its parts."""
-    parts = dataclasses.asdict(predict(read(compiled), slice_of(topology).generation, taken=share).seconds)
+    parts = dataclasses.asdict(predict(read(compiled), slice_of(topology).generation, taken=taken).seconds)
     low, high = parts.pop("low"), parts.pop("high")
     shown = ", ".join(f"{name} {seconds:.3f}" for name, seconds in parts.items())
     return f"predicted {low:.3f} to {high:.3f} s: {shown}"
@@ -68,11 +72,11 @@ def topology_devices(topology: str) -> list[Any]:
 
 def compile_all(
     topology: str, words: list[str], names: tuple[str, ...], layers: int | None
-) -> Iterator[tuple[str, float, int, float, Any]]:
-    """(program, seconds, bytes resident beside it, `taken`, jax.stages.Compiled) of each program of these names."""
+) -> Iterator[tuple[Lowered, float, Any]]:
+    """(program, seconds, jax.stages.Compiled) of each program of these names."""
     devices = topology_devices(topology)
     from maxdiffusion import config
-    from maxdiffusion.planning.programs import programs, shallow, taken
+    from maxdiffusion.planning.programs import programs, shallow
     from maxdiffusion.weights import official
 
     cfg = config.load([*words, "prompt=a cat", "jax_cache_dir="])
@@ -81,7 +85,7 @@ def compile_all(
         if program.name in names:
             lowered, start = program.lowered, time.perf_counter()
             compiled = lowered.compile()
-            yield program.name, time.perf_counter() - start, program.resident, taken(configs), compiled
+            yield program, time.perf_counter() - start, compiled
 
 
 if __name__ == "__main__":

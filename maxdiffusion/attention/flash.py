@@ -69,7 +69,7 @@ def harmless(
         return k, v
     seen, first = valid[:, None, :, None], valid.argmax(axis=1)[:, None, None, None]
     instead = jnp.take_along_axis(k, first, axis=2)  # not of the padded keys, which would then be made apart
-    padded_k, padded_v = (jnp.pad(x, ((0, 0), (0, 0), (0, valid.shape[1] - x.shape[2]), (0, 0))) for x in (k, v))
+    padded_k, padded_v = (pad_to_multiple(x, 2, valid.shape[1]) for x in (k, v))
     return jnp.where(seen, padded_k, instead), jnp.where(seen, padded_v, 0)
 
 

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
-# Of this folder, what reads compiled programs.
+# What reads compiled programs.
 _READERS = (
     *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "kernels.py", "worker.py")),
     *(_ROOT / "hardware" / name for name in ("links.py", "chips.py")),

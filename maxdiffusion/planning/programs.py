@@ -40,6 +40,8 @@ class Lowered:
       times: how often the run calls it; with loop=scan a call is all steps of a segment.
       resident: bytes per device of what is in memory beside its arguments.
       options: the compiler's.
+      taken: the share of the transformer's layers after which its side does something, which a step decides in its
+        loop.
       lower: makes `lowered`.
     """
 
@@ -48,17 +50,13 @@ class Lowered:
     times: int
     resident: int
     options: Mapping[str, str | bool]
+    taken: float
     lower: Callable[[], jax.stages.Lowered]
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
         """Its `compile()` takes the `options` by itself, as the run's does."""
         return self.lower()
-
-
-def taken(configs: Mapping[str, Any]) -> float:
-    """The share of the transformer's layers after which its side does something, which a step decides as it loops."""
-    return len(configs["transformer"].side_layers) / configs["transformer"].num_layers
 
 
 def programs(cfg: Config, configs: Mapping[str, Any], devices: parallel.Devices) -> Iterator[Lowered]:
@@ -132,7 +130,9 @@ class _Run:
             with parallel.use(self.placement):
                 return lower()
 
-        return Lowered(stage, name, times, resident, self.options, under_placement)
+        network = self.configs["transformer"]
+        taken = len(network.side_layers) / network.num_layers
+        return Lowered(stage, name, times, resident, self.options, taken, under_placement)
 
     def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         with parallel.use(self.placement):

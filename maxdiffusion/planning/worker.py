@@ -26,7 +26,7 @@ from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, predict, schedule
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Answer, Job
-from maxdiffusion.planning.programs import Lowered, programs, taken
+from maxdiffusion.planning.programs import Lowered, programs
 from maxdiffusion.planning.results import Program, Seconds, Stage
 from maxdiffusion.runtime import compile_cache
 from maxdiffusion.weights.official import configs_of
@@ -92,7 +92,7 @@ def _do(job: Job) -> Answer:
         begun = time.monotonic()
         compiled = store.read(name, Compiled.model_validate_json)
         if compiled is None:
-            compiled = _compile(each, tpu, taken(configs))
+            compiled = _compile(each, tpu)
             store.write(name, compiled.model_dump_json().encode())
         if compiled.refused:
             return Answer(refused=f"The compiler refuses the program {each.name}: {compiled.refused}")
@@ -103,7 +103,7 @@ def _do(job: Job) -> Answer:
     return Answer(stage=Stage("compiled", tuple(made), fits, "; ".join(faults)))
 
 
-def _compile(program: Lowered, tpu: Slice | None, share: float) -> Compiled:
+def _compile(program: Lowered, tpu: Slice | None) -> Compiled:
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -116,7 +116,7 @@ def _compile(program: Lowered, tpu: Slice | None, share: float) -> Compiled:
     gib = memory.peak_memory_in_bytes / GIB
     if tpu is None:
         return Compiled(gib=gib)
-    found = predict.predict(schedule.read(compiled), tpu.generation, taken=share)
+    found = predict.predict(schedule.read(compiled), tpu.generation, taken=program.taken)
     fault = ""
     if found.uncounted:
         fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
