@@ -50,7 +50,7 @@ def is_original(tensors: Mapping[str, TensorInfo]) -> bool:
 
 
 def renamed(tensors: Mapping[str, TensorInfo], table: Table) -> Iterator[tuple[str, TensorInfo]]:
-    """(new name, tensor) of each; a tensor of two modules becomes two."""
+    """(new name, tensor) of each; a tensor of several modules becomes as many."""
     rows = [(_pattern(module), targets) for module, targets in table.items()]
     for name, tensor in tensors.items():
         for pattern, targets in rows:

@@ -50,7 +50,7 @@ NETS = (
         ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
         CLIPVisionConfig.from_json,
         clip.RULES,
-        {},
+        original.CLIP,
         clip.IGNORED,
     ),
     NetSpec("transformer", "WanTransformer3DModel", DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED),

@@ -41,20 +41,21 @@ END = r"(?P<end>\.[a-z]+)?"
 
 
 @functools.cache
-def _backwards(rows: tuple[tuple[str, str | tuple[str, str]], ...]) -> list[tuple[re.Pattern, str, bool]]:
+def _backwards(rows: tuple[tuple[str, str | tuple[str, ...]], ...]) -> list[tuple[re.Pattern, str, int]]:
     return [
-        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(half)) + END), theirs, half != ours)
+        (re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[0-9]+)", re.escape(part)) + END), theirs, len(parts))
         for theirs, ours in rows
-        for half in ((ours,) if isinstance(ours, str) else ours)
+        for parts in [(ours,) if isinstance(ours, str) else ours]
+        for part in parts
     ]
 
 
-def original_name(name: str, table: Mapping[str, str | tuple[str, str]]) -> tuple[str, bool]:
-    """The table read backwards, by code of its own: the original name and whether it holds two tensors."""
+def original_name(name: str, table: Mapping[str, str | tuple[str, ...]]) -> tuple[str, int]:
+    """The table read backwards, by code of its own: the original name and how many tensors it holds."""
     hits = {}
-    for pattern, theirs, halved in _backwards(tuple(table.items())):
+    for pattern, theirs, parts in _backwards(tuple(table.items())):
         if hit := pattern.fullmatch(name):
             numbers = hit.groupdict()
-            hits[theirs.format(**numbers) + (numbers["end"] or "")] = halved
+            hits[theirs.format(**numbers) + (numbers["end"] or "")] = parts
     assert len(hits) <= 1, f"{name} has several original names: {hits}"
-    return next(iter(hits.items()), (name, False))
+    return next(iter(hits.items()), (name, 1))

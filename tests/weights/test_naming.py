@@ -26,12 +26,13 @@ TRANSFORMERS = sorted(path.name.removesuffix(".json.gz") for path in MANIFESTS.g
 TABLES = {
     **dict.fromkeys(TRANSFORMERS, original.DIT),
     "umt5-xxl-encoder": original.UMT5,
+    "clip-vit-h-14": original.CLIP,
     "wan2.1-vae": original.VAE21,
     "wan2.2-vae": original.VAE22,
 }
 UNIONS = {"wan2.1-vae": original.VAE, "wan2.2-vae": original.VAE}  # what is read with
-# diffusers' single-file loader has no position embedding of two images, no text encoder and no 2.2 VAE.
-UNKNOWN_TO_THE_REFERENCE = ("wan2.1-flf2v-14b", "umt5-xxl-encoder", "wan2.2-vae")
+# diffusers' single-file loader has no position embedding of two images, no encoders of text and image, no 2.2 VAE.
+UNKNOWN_TO_THE_REFERENCE = ("wan2.1-flf2v-14b", "umt5-xxl-encoder", "clip-vit-h-14", "wan2.2-vae")
 # The same in both namings: (module or tensor) of all nets.
 SHARED = r"(vace_|pose_)?patch_embedding\..*|face_encoder\.(norm\d|out_proj|padding_tokens).*"
 
@@ -51,13 +52,13 @@ def infos(shapes, dtype="F32"):
 
 
 def to_original(shapes, table):
-    """The halves of one tensor are joined."""
+    """The parts of one tensor are joined."""
     result = {}
     for name, shape in shapes.items():
-        theirs, halved = original_name(name, table)
+        theirs, parts = original_name(name, table)
         assert theirs != name or re.fullmatch(SHARED, name), f"{name} has no original name"
-        if halved:
-            shape = (2 * shape[0], *shape[1:])
+        if parts > 1:
+            shape = (parts * shape[0], *shape[1:])
             assert result.get(theirs, shape) == shape
         else:
             assert theirs not in result

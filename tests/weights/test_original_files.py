@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import transformers
 from safetensors.numpy import load_file
 
 from maxdiffusion import config
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import dimensions, loader, mapping, specs
+from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
+from maxdiffusion.weights.checkpoint import read_header
 from maxdiffusion.weights.nets import build_abstractly, builders
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
@@ -79,6 +81,38 @@ def test_both_namings_give_the_same_parameters(checkpoint, tmp_path, net, kind):
     write(tmp_path / "original.safetensors", renamed(arrays, TABLES[net], prefix))
     want = load(checkpoint, net, {net: tmp_path / "diffusers.safetensors"}, jnp.bfloat16)
     same(load(checkpoint, net, {net: tmp_path / "original.safetensors"}, jnp.bfloat16), want)
+
+
+def test_both_namings_of_the_image_encoder_give_the_same_parameters(tmp_path):
+    """The original file joins q, k and v, has the singleton axes of its modules, and holds the rest of the CLIP."""
+    raw = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, patch_size=14)
+    tower = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**raw, image_size=28, hidden_act="gelu"))
+    stored = {name.removeprefix("vision_model."): array.numpy() for name, array in tower.state_dict().items()}
+    write(tmp_path / "diffusers.safetensors", stored)
+    joined = {}
+    for name, array in stored.items():
+        joined.setdefault(original_name(name, original.CLIP)[0], []).append((name, array))
+    order = {f"{part}_proj": i for i, part in enumerate("qkv")}
+    theirs = {}
+    for name, parts in joined.items():
+        assert len(parts) == (3 if ".to_qkv." in name else 1)
+        parts.sort(key=lambda part: order.get(part[0].split(".")[-2], 0))
+        theirs[name] = np.concatenate([array for _, array in parts])
+    for name in ("visual.cls_embedding", "visual.pos_embedding"):
+        theirs[name] = theirs[name].reshape(1, -1, raw["hidden_size"])
+    rest = {"visual.head": (24, 8), "textual.token_embedding.weight": (9, 4), "log_scale": ()}
+    write(tmp_path / "original.safetensors", theirs | {name: np.zeros(shape, "f4") for name, shape in rest.items()})
+
+    net = next(net for net in specs.NETS if net.folder == "image_encoder")
+    module = abstract(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
+    loaded = []
+    for file in ("diffusers", "original"):
+        tensors = naming.normalised(read_header(tmp_path / f"{file}.safetensors")[0], net.original)
+        assert naming.is_original(tensors) == (file == "original")
+        pieces = mapping.match(tensors, net.rules, module, what=file, ignored=net.ignored)
+        params = mapping.parameters(loader.materialize(module, pieces))
+        loaded.append({path: np.asarray(param.get_value()) for path, param in params.items()})
+    same(*loaded)
 
 
 def test_the_file_wins_over_the_folder_whose_weights_are_not_needed(checkpoint, tmp_path):

@@ -9,9 +9,9 @@ _LINEARS = {f"self_attn.{name}": f"self_attn.{name}" for name in ("q_proj", "k_p
 _LINEARS |= {"mlp.fc1": "mlp.linear_1", "mlp.fc2": "mlp.linear_2"}
 
 _RULES = (
-    Rule("embeddings.class_embedding", "class_embedding"),
+    Rule("embeddings.class_embedding", "class_embedding", reshape=True),
     Rule("embeddings.patch_embedding.weight", "patch_embedding.kernel", Transform.CONV2D, reshape=True),
-    Rule("embeddings.position_embedding.weight", "position_embedding"),
+    Rule("embeddings.position_embedding.weight", "position_embedding", reshape=True),
     Rule("pre_layrnorm.weight", "pre_norm.scale"),  # sic
     Rule("pre_layrnorm.bias", "pre_norm.bias"),
     *(
@@ -32,4 +32,5 @@ IGNORED = (
     r"(vision_model\.)?post_layernorm\.(weight|bias)",
     r"(vision_model\.)?embeddings\.position_ids",
     r"visual_projection\.weight",
+    r"log_scale|textual\..*",  # the rest of the whole CLIP, in files of the original naming
 )

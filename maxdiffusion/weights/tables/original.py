@@ -1,15 +1,15 @@
 """Names of the official WAN repositories and of community files -> those of the diffusers layout, module by module.
 
 What a module's parameter is called (`weight`, `bias`, `gamma`) is the same in both. `{i}` and `{j}` stand for numbers.
-A target of two modules halves the rows. Facts: github.com/Wan-Video/Wan2.1 and Wan2.2 (wan/modules), and the
-reference's `scripts/convert_wan_to_diffusers.py`.
+A target of several modules splits the rows evenly. Facts: github.com/Wan-Video/Wan2.1 and Wan2.2 (wan/modules), and
+the reference's `scripts/convert_wan_to_diffusers.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-Table = Mapping[str, str | tuple[str, str]]
+Table = Mapping[str, str | tuple[str, ...]]
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
 _BLOCK = {
@@ -82,6 +82,28 @@ UMT5: Table = {
     "blocks.{i}.ffn.fc1": f"{_LAYER}.1.DenseReluDense.wi_1",
     "blocks.{i}.ffn.fc2": f"{_LAYER}.1.DenseReluDense.wo",
     "norm": "encoder.final_layer_norm",
+}
+
+_TOWER = "encoder.layers.{i}"
+
+CLIP: Table = {
+    "visual.cls_embedding": "embeddings.class_embedding",
+    "visual.patch_embedding": "embeddings.patch_embedding",
+    "visual.pos_embedding": "embeddings.position_embedding.weight",
+    "visual.pre_norm": "pre_layrnorm",
+    **{
+        f"visual.transformer.{{i}}.{theirs}": f"{_TOWER}.{name}"
+        for theirs, name in {
+            "norm1": "layer_norm1",
+            "attn.proj": "self_attn.out_proj",
+            "norm2": "layer_norm2",
+            "mlp.0": "mlp.fc1",
+            "mlp.2": "mlp.fc2",
+        }.items()
+    },
+    "visual.transformer.{i}.attn.to_qkv": tuple(f"{_TOWER}.self_attn.{name}_proj" for name in "qkv"),
+    "visual.post_norm": "post_layernorm",
+    "visual.head": "visual_projection.weight",
 }
 
 
