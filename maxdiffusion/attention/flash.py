@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float
 from maxdiffusion.attention.block_sizes import STRIP, flash_blocks, span
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
-from maxdiffusion.kernels.flash import flash_attention
 from maxdiffusion.parallel import current
 
 # Looseness of a bound up to which its kernel is exact: a sum is then at least 2^-88, and what underflows in it, 2^-126
@@ -29,6 +28,8 @@ def flash(
     options: KernelOptions = DEFAULT,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
     """As `dense`, but the output is rounded to q's dtype once, in the kernel; forward only."""
+    from maxdiffusion.kernels.flash import flash_attention  # Pallas takes a third of a second to import
+
     batch, tokens, _, dim = q.shape
     keys = k.shape[1]
     placement = current()
