@@ -47,11 +47,11 @@ def run(cfg: Config) -> None:
     faults, memory = [], []
     for name in pipeline.specs:
         try:
-            abstract, _ = nets.matched(pipeline, name, build[name])
+            described, _ = nets.matched(pipeline, name, build[name])
         except UserError as error:
             faults.append(str(error))
         else:
-            params = mapping.parameters(abstract).values()
+            params = mapping.parameters(described).values()
             memory.append(f"{name} {_size(sum(math.prod(p.shape) * p.dtype.itemsize for p in params))}")
     print(f"in memory, in the configured dtypes: {', '.join(memory)}")
     if faults:

@@ -54,11 +54,6 @@ def official(**changes: Any) -> VAEConfig:
     return VAEConfig(latents_mean=(0.0,) * z, latents_std=(1.0,) * z, **changes)
 
 
-def abstract(config: VAEConfig, dtype: str = "float32") -> WanVAE:
-    with nnx.use_eager_sharding(False):
-        return nnx.eval_shape(lambda: WanVAE(config, rngs=nnx.Rngs(0), weights_dtype=dtype, dtype=dtype))
-
-
 def bench_conv(args: argparse.Namespace) -> None:
     import torch
 
@@ -99,7 +94,7 @@ def bench_decode(args: argparse.Namespace) -> None:
     def weight(leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(rng.standard_normal(leaf.shape, np.float32) / np.sqrt(max(1, np.prod(leaf.shape[:-1]))))
 
-    graph, state = nnx.split(abstract(config))
+    graph, state = nnx.split(WanVAE(config))
     vae = nnx.merge(graph, jax.tree.map(weight, state))
     z = jnp.asarray(
         rng.standard_normal((1, (args.frames - 1) // 4 + 1, args.size // 8, args.size // 8, config.z_dim), np.float32)
@@ -129,7 +124,7 @@ def bench_decode(args: argparse.Namespace) -> None:
 
 
 def bench_memory(args: argparse.Namespace) -> None:
-    graph, state = nnx.split(abstract(official(), args.dtype))
+    graph, state = nnx.split(WanVAE(official(), weights_dtype=args.dtype, dtype=args.dtype))
     for height, width in ((480, 832), (720, 1280)):
         z = jax.ShapeDtypeStruct((1, 1, height // 8, width // 8, 16), jnp.float32)
         _, cache = jax.eval_shape(lambda s, z: model._run(graph, s, "decode", None, z), state, z)

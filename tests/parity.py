@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -24,12 +26,12 @@ def match(rules: Sequence[Rule], name: str) -> tuple[Rule, str, int | None]:
 
 
 def paths(module: nnx.Module) -> dict[str, nnx.Variable]:
-    """Dotted path -> parameter, for every parameter of a concrete or abstract module."""
+    """Dotted path -> parameter, for every parameter of a loaded or described module."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module, nnx.Param))}
 
 
 def load_state_dict(module: nnx.Module, rules: Sequence[Rule], state_dict: Mapping) -> nnx.Module:
-    """Returns `module` with every parameter set; it may come from `nnx.eval_shape`. Strict both ways.
+    """Returns `module`, as it was built, with every parameter set. Strict both ways.
 
     Raises:
       KeyError: a tensor without a rule, a parameter or a slot of one without a tensor.
@@ -62,6 +64,18 @@ def load_state_dict(module: nnx.Module, rules: Sequence[Rule], state_dict: Mappi
     flat = [(path, params[".".join(map(str, path))]) for path, _ in nnx.to_flat_state(nnx.state(module, nnx.Param))]
     nnx.update(module, nnx.from_flat_state(flat))
     return module
+
+
+def drawn(module: nnx.Module, seed: int = 0) -> nnx.Module:
+    """A copy of `module`, as it was built, with numbers for every parameter; activations stay of order one."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf):
+        scale = math.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else 0.1
+        return jnp.asarray((leaf.ndim == 1) + scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    graph, state = nnx.split(module)
+    return nnx.merge(graph, jax.tree.map(draw, state))
 
 
 def relative_error(ours, reference) -> float:

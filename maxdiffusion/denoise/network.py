@@ -15,7 +15,7 @@ Predict = Callable[[jax.Array, jax.Array, Any], jax.Array]
 
 
 def split(module: nnx.Module) -> tuple[Network, Any]:
-    """An nnx module as a pure function and its parameters, which may be concrete or abstract.
+    """An nnx module as a pure function and its parameters, which may be loaded or described.
 
     The parameters are then arguments of the compiled program, not constants in it. Two experts of one architecture
     share the function.

@@ -21,11 +21,13 @@ Axes = tuple[str | None, ...]
 M = TypeVar("M", bound=nnx.Module)
 
 
-def parameter(
-    rngs: nnx.Rngs, init: Callable[..., jax.Array], shape: tuple[int, ...], logical: Axes, dtype: DTypeLike
-) -> nnx.Param:
-    """A parameter that carries its logical axes, one name or None for each dimension; the loader places it."""
-    return nnx.Param(init(rngs.params(), shape, dtype), out_sharding=logical, eager_sharding=False)
+def parameter(shape: tuple[int, ...], dtype: DTypeLike, *logical: str | None) -> nnx.Param:
+    """A parameter, described: nets are built without numbers, which the loader places from a checkpoint.
+
+    `logical` names the axis of each dimension, or None; without any the parameter is whole on every device.
+    """
+    described = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return nnx.Param(described, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
 
 
 class Linear(nnx.Module):
@@ -37,21 +39,16 @@ class Linear(nnx.Module):
         out_features: int,
         logical: Axes,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
         use_bias: bool = True,
     ):
         self.dtype = dtype
         self.logical = logical
-        self.kernel = parameter(
-            rngs, nnx.initializers.lecun_normal(), (in_features, out_features), logical, weights_dtype
-        )
+        self.kernel = parameter((in_features, out_features), weights_dtype, *logical)
         # Vectors over the model dim are replicated: gathering them would cost more latency than they take memory.
         bias_axis = None if logical[1] == axes.EMBED else logical[1]
-        self.bias = (
-            parameter(rngs, nnx.initializers.zeros, (out_features,), (bias_axis,), weights_dtype) if use_bias else None
-        )
+        self.bias = parameter((out_features,), weights_dtype, bias_axis) if use_bias else None
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         kernel = gathered(self.kernel[...], *self.logical).astype(self.dtype)
@@ -77,12 +74,11 @@ class MLP(nnx.Module):
         out_features: int,
         activation: Callable[[jax.Array], jax.Array],
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
         self.activation = activation
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), **common)
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), **common)
 
@@ -106,10 +102,10 @@ def layer_norm(x: Float[Array, "... e"], eps: float) -> Float[Array, "... e"]:
 class LayerNorm(nnx.Module):
     """LayerNorm with gain and bias, both fp32; fp32 out."""
 
-    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, eps: float):
         self.eps = eps
-        self.scale = parameter(rngs, nnx.initializers.ones, (features,), (None,), jnp.float32)
-        self.bias = parameter(rngs, nnx.initializers.zeros, (features,), (None,), jnp.float32)
+        self.scale = parameter((features,), jnp.float32)
+        self.bias = parameter((features,), jnp.float32)
 
     def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... e"]:
         return layer_norm(x, self.eps) * self.scale[...] + self.bias[...]
@@ -118,9 +114,9 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * scale (Zhang and Sennrich, 2019); the gain is fp32; fp32 out."""
 
-    def __init__(self, features: int, eps: float, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, eps: float):
         self.eps = eps
-        self.scale = parameter(rngs, nnx.initializers.ones, (features,), (None,), jnp.float32)
+        self.scale = parameter((features,), jnp.float32)
 
     def __call__(self, x: Float[Array, "... e"]) -> Float[Array, "... e"]:
         return x.astype(jnp.float32) * self.factor(x) * self.scale[...]
@@ -130,10 +126,14 @@ class RMSNorm(nnx.Module):
         return jax.lax.rsqrt(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True) + self.eps)
 
 
-def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
+def stack(make: Callable[[], M], layers: int) -> M:
     """One module whose every parameter carries a leading axis of `layers`, named by `axes.LAYERS`."""
-    make_stacked = nnx.vmap(make, in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
-    return nnx.split_rngs(splits=layers)(make_stacked)(rngs)
+    graph, state = nnx.split(make())
+
+    def stacked(one: nnx.Param) -> nnx.Param:
+        return parameter((layers, *one.shape), one.dtype, axes.LAYERS, *one.get_metadata("out_sharding"))
+
+    return nnx.merge(graph, jax.tree.map(stacked, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Param)))
 
 
 def scan(

@@ -22,7 +22,7 @@ from maxdiffusion.hardware.chips import KINDS
 from maxdiffusion.parallel import startup
 from maxdiffusion.planning import programs
 from maxdiffusion.planning.results import Program, Seconds, Split, Stage
-from maxdiffusion.weights.nets import build_abstractly, builders_of
+from maxdiffusion.weights.nets import builders_of
 
 GIB = 2**30
 _RANGE = (0.8, 1.4)  # of modelled seconds
@@ -38,7 +38,7 @@ _TEXT = 512  # tokens of a prompt
 def nbytes(cfg: Config, configs: Mapping[str, Any]) -> dict[str, int]:
     """Bytes of each net's weights."""
     build = builders_of(cfg, AttentionPlan())
-    return {name: programs.nbytes(nnx.state(build_abstractly(build[name], config))) for name, config in configs.items()}
+    return {name: programs.nbytes(nnx.state(build[name](config))) for name, config in configs.items()}
 
 
 def work_of(cfg: Config, configs: Mapping[str, Any], kind: str, platform: str) -> auto.Work:

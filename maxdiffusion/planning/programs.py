@@ -25,7 +25,7 @@ from maxdiffusion.models.dit import Context
 from maxdiffusion.models.dit.config import VACEConfig
 from maxdiffusion.parallel import axes, startup
 from maxdiffusion.weights.loader import placed
-from maxdiffusion.weights.nets import build_abstractly, builders_of
+from maxdiffusion.weights.nets import builders_of
 
 Stage = Literal["text", "denoise", "decode"]
 
@@ -120,7 +120,7 @@ class _Run:
 
     def net(self, name: str) -> Any:
         if name not in self.nets:
-            self.nets[name] = placed(build_abstractly(self.build[name], self.configs[name]), self.placement)
+            self.nets[name] = placed(self.build[name](self.configs[name]), self.placement)
         return self.nets[name]
 
     def make(

@@ -50,16 +50,16 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def materialize(
-    abstract: Module,
+    described: Module,
     pieces: Pieces,
     placement: Placement | None = None,
     on_tensor: Callable[[int], object] = lambda nbytes: None,
 ) -> Module:
-    """A copy of `abstract` whose parameters hold the checkpoint's weights, each on its devices.
+    """A copy of `described` whose parameters hold the checkpoint's weights, each on its devices.
 
     Args:
-      abstract: the net, built under `nnx.eval_shape`; each parameter gives its shape and dtype and, as metadata, the
-        logical axes that decide its sharding. It stays abstract, so that it can be loaded again.
+      described: the net; each parameter gives its shape and dtype and, as metadata, the logical axes that decide its
+        sharding. It stays as it is, so that it can be loaded again.
       pieces: what `mapping.match` found for it.
       placement: None puts everything on jax's default device.
       on_tensor: called with the number of bytes of each tensor once it is read.
@@ -74,22 +74,22 @@ def materialize(
         array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
         return jax.device_put(array, _format(leaf, sharding))
 
-    return _map(fill, abstract)
+    return _map(fill, described)
 
 
-def placed(abstract: Module, placement: Placement | None) -> Module:
-    """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
+def placed(described: Module, placement: Placement | None) -> Module:
+    """A copy of `described` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
 
     def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
         sharding = _sharding(name, leaf, placement)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_format(leaf, sharding))
 
-    return _map(place, abstract)
+    return _map(place, described)
 
 
-def _map(make: Callable[[str, nnx.Variable[Any]], object], abstract: Module) -> Module:
-    """A copy of `abstract` with a new value for each parameter, made from its dotted name and description."""
-    graph, state = nnx.split(abstract)
+def _map(make: Callable[[str, nnx.Variable[Any]], object], described: Module) -> Module:
+    """A copy of `described` with a new value for each parameter, made from its dotted name and description."""
+    graph, state = nnx.split(described)
     leaves = [(path, leaf.replace(make(".".join(map(str, path)), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 

@@ -36,7 +36,7 @@ Pieces = Mapping[str, Sequence[Piece]]  # parameter path -> its pieces, in the o
 
 
 def parameters(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """Every variable of `module`, abstract or not, by its dotted path."""
+    """Every variable of `module`, described or loaded, by its dotted path."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 
@@ -53,7 +53,7 @@ def match(
     Args:
       tensors: the checkpoint's headers, by name.
       rules: the net's name table.
-      module: the net, built under `nnx.eval_shape`; it gives the shapes and the number of stacked layers.
+      module: the net, described; it gives the shapes and the number of stacked layers.
       what: the checkpoint's folder, for the message.
       ignored: regular expressions of the names that the net knowingly does not use.
 

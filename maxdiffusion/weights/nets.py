@@ -12,7 +12,6 @@ import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -26,7 +25,7 @@ from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.specs import Pipeline
 
-Build = Callable[[Any], nnx.Module]  # the net's config -> the net
+Build = Callable[[Any], nnx.Module]  # the net's config -> the net, described: shapes in place of arrays
 
 
 def builders(
@@ -50,22 +49,11 @@ def builders(
         "dtype": text_encoder_dtype or dtype,
     }
     return {
-        "text_encoder": lambda config: UMT5Encoder(config, rngs=nnx.Rngs(0), **text),
-        "image_encoder": lambda config: CLIPVision(config, rngs=nnx.Rngs(0), **text),
-        **dict.fromkeys(
-            ("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, rngs=nnx.Rngs(0), **half)
-        ),
-        "vae": lambda config: WanVAE(config, rngs=_OneKey(0), weights_dtype=vae_dtype, dtype=vae_dtype),
+        "text_encoder": lambda config: UMT5Encoder(config, **text),
+        "image_encoder": lambda config: CLIPVision(config, **text),
+        **dict.fromkeys(("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, **half)),
+        "vae": lambda config: WanVAE(config, weights_dtype=vae_dtype, dtype=vae_dtype),
     }
-
-
-class _OneKey(nnx.Rngs):
-    """The same key for every parameter: an abstract net draws no numbers, and what nnx spends on counting keys within a
-    trace grows with their square (0.7 of the 1.1 s that the VAE's 194 parameters took).
-    """
-
-    def params(self) -> jax.Array:
-        return jax.random.key(0)
 
 
 def builders_of(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
@@ -80,34 +68,28 @@ def builders_of(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
     )
 
 
-def build_abstractly(build: Build, config: Any) -> nnx.Module:
-    """The net with shapes in place of arrays: nothing is allocated or placed."""
-    with nnx.use_eager_sharding(False):
-        return nnx.eval_shape(lambda: build(config))
-
-
 def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Pieces]:
-    """One net, built abstractly, and the tensors that fill it.
+    """One net, described, and the tensors that fill it.
 
     Raises:
       UserError: weights and config do not fit; it names every tensor and parameter concerned.
     """
-    abstract, spec, what = build_abstractly(build, pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
+    described, spec, what = build(pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
     pieces = mapping.match(
-        pipeline.files.tensors[name], spec.rules, abstract, what=str(what[name]), ignored=spec.ignored
+        pipeline.files.tensors[name], spec.rules, described, what=str(what[name]), ignored=spec.ignored
     )
-    return abstract, pieces
+    return described, pieces
 
 
 class Nets:
     """Nothing loaded is kept here: a module that `load` returned and that was dropped is freed by the next `load`."""
 
     def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
-        """Builds every net abstractly and matches its parameters with the checkpoint; reads no weight.
+        """Describes every net and matches its parameters with the checkpoint; reads no weight.
 
         Args:
           pipeline: from `open_pipeline`.
-          build: for each folder of the pipeline, its config -> the net; called under `nnx.eval_shape`.
+          build: for each folder of the pipeline, its config -> the net.
           placement: where the parameters will live; None is jax's default device.
 
         Raises:
@@ -129,5 +111,5 @@ class Nets:
         """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
         # flax's flattened states are cyclic (0.12.8): a net that was dropped holds its arrays until a collection.
         gc.collect()
-        abstract, pieces = self._nets[name]
-        return loader.materialize(abstract, pieces, self._placement, on_tensor)
+        described, pieces = self._nets[name]
+        return loader.materialize(described, pieces, self._placement, on_tensor)

@@ -54,7 +54,7 @@ def reference_model():
 def ours():
     config = DiTConfig.from_json(dict(reference_model().config) | {"_class_name": "WanAnimateTransformer3DModel"})
     common = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
-    model = nnx.eval_shape(lambda: WanTransformer(config, AttentionPlan(), rngs=nnx.Rngs(0), **common))
+    model = WanTransformer(config, AttentionPlan(), **common)
     return load_state_dict(model, table.RULES, reference_model().state_dict())
 
 

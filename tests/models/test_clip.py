@@ -27,11 +27,8 @@ TINY = {
 }
 
 
-def abstract(raw, dtype=jnp.float32, **kwargs):
-    config = CLIPVisionConfig.from_json(raw)
-    make = lambda: CLIPVision(config, rngs=nnx.Rngs(0), weights_dtype=dtype, dtype=dtype, **kwargs)  # noqa: E731
-    with nnx.use_eager_sharding(False):
-        return nnx.eval_shape(make)
+def tower(raw, dtype=jnp.float32, **kwargs):
+    return CLIPVision(CLIPVisionConfig.from_json(raw), weights_dtype=dtype, dtype=dtype, **kwargs)
 
 
 def kept(state_dict):
@@ -50,7 +47,7 @@ def test_hidden_states_match_the_reference(prefix, scan_layers):
     with torch.no_grad():
         theirs = reference(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True).hidden_states[-2]
     state_dict = {prefix + name: tensor for name, tensor in kept(reference.state_dict()).items()}
-    ours = load_state_dict(abstract(TINY, scan_layers=scan_layers), table.RULES, state_dict)
+    ours = load_state_dict(tower(TINY, scan_layers=scan_layers), table.RULES, state_dict)
     hidden = nnx.jit(lambda model, x: model(x))(ours, jnp.asarray(pixels))
     assert hidden.shape == (2, 5, 48) and hidden.dtype == jnp.float32
     assert relative_error(hidden, theirs.numpy()) < 1e-5

@@ -15,7 +15,6 @@ from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.loader import placed
-from maxdiffusion.weights.nets import build_abstractly
 
 CONFIG = DiTConfig(
     num_layers=3,
@@ -38,11 +37,8 @@ def compiled(degrees, *, ulysses=1, rules=()):
     place = parallel.Placement(mesh, parallel.rules_for(rules))
     name = "ulysses_ring" if context > 1 else "dot_product"
     plan = AttentionPlan.parse(name, heads=8, context=context, ulysses_shards=ulysses, tensor=tensor)
-
-    def build(config):
-        return WanTransformer(config, plan, rngs=nnx.Rngs(0), weights_dtype=jnp.bfloat16, dtype=jnp.float32)
-
-    graph, params = nnx.split(placed(build_abstractly(build, CONFIG), place))
+    model = WanTransformer(CONFIG, plan, weights_dtype=jnp.bfloat16, dtype=jnp.float32)
+    graph, params = nnx.split(placed(model, place))
 
     def array(*shape):
         batch = place.dividing(axes.BATCH, shape[0])

@@ -13,7 +13,6 @@ from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.models.vae import VAEConfig, WanVAE, conv, model
 from maxdiffusion.models.vae.blocks import place
-from maxdiffusion.weights.nets import build_abstractly
 from tests.parity import relative_error
 
 CONFIG = VAEConfig(latents_mean=(0.1,) * 4, latents_std=(0.9,) * 4, base_dim=8, z_dim=4, num_res_blocks=1)
@@ -23,7 +22,7 @@ GATHER = re.compile(r" = \(?\w+\[([\d,]+)\].*? (?:all-gather|all-to-all|all-redu
 def program(name, x, devices):
     """Two latent frames in one program, the VAE's parameters drawn anew (the same ones): the result, the program."""
     mesh = parallel.make_mesh(parallel.Degrees(context=devices), devices=jax.devices()[:devices])
-    graph, params = nnx.split(build_abstractly(lambda config: WanVAE(config, rngs=nnx.Rngs(0)), CONFIG))
+    graph, params = nnx.split(WanVAE(CONFIG))
     rng = np.random.default_rng(0)
 
     def draw(leaf):

@@ -30,7 +30,7 @@ from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official, specs
 from maxdiffusion.weights.loader import placed
-from maxdiffusion.weights.nets import Nets, build_abstractly, builders_of
+from maxdiffusion.weights.nets import Nets, builders_of
 
 ROOT = Path(__file__).parents[2]
 FRAMES, SIDE, FACE = 9, 32, 16
@@ -93,7 +93,7 @@ class Zeros(Nets):
 
     def __init__(self, configs, build, placement):
         self.configs = configs
-        self.described = {name: placed(build_abstractly(build[name], configs[name]), placement) for name in configs}
+        self.described = {name: placed(build[name](configs[name]), placement) for name in configs}
         self.folder = ROOT / "models" / "wan_tiny"
 
     def nbytes_on_disk(self, name):
@@ -189,9 +189,8 @@ def test_what_lives_beside_a_program(tmp_path):
         {program.name: program.resident for program in programs(cfg.model_copy(update=keys), configs, devices)}
         for keys in ({}, together, {"prompt": ("a", "b", "c")}, together | {"prompt": ("a", "b", "c")})
     )
-    transformer = build_abstractly(
-        builders_of(cfg, startup.lay_out(cfg, configs, devices)[0])["transformer"], configs["transformer"]
-    )
+    build = builders_of(cfg, startup.lay_out(cfg, configs, devices)[0])
+    transformer = build["transformer"](configs["transformer"])
     weights = nbytes(nnx.state(transformer))
     assert both["prepare"] - one["prepare"] == weights
     assert both["decode"] == one["decode"]  # no transformer is kept when the only batch is decoded

@@ -37,9 +37,16 @@ def test_weights_over_the_context_are_gathered_layer_by_layer(tmp_path):
     assert sum(weights.values()) <= 10 and not re.search(r" (all-reduce|collective-permute)(-start)?\(", loop)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("rules", "most"), [((), 0.7), ((SHARDED,), 0.3)], ids=["replicated", "sharded"])
-@pytest.mark.parametrize("topology", ["v6e:2x4", "TPU7x:2x2x1"])
+@pytest.mark.parametrize(
+    ("topology", "rules", "most"),
+    [
+        pytest.param("v6e:2x4", (), 0.7, marks=pytest.mark.slow),
+        pytest.param("v6e:2x4", (SHARDED,), 0.3, marks=pytest.mark.slow),
+        pytest.param("TPU7x:2x2x1", (), 0.7, marks=pytest.mark.slow),
+        ("TPU7x:2x2x1", (SHARDED,), 0.3),
+    ],
+    ids=["v6e replicated", "v6e sharded", "TPU7x replicated", "TPU7x sharded"],
+)
 def test_no_step_begins_with_a_copy_of_the_weights(topology, rules, most):
     """0.63 GiB of weights; what the tokens of a small picture need beside them is next to nothing."""
     words = ("size=256*256", "num_frames=5", "guidance_scale=1", "attention=dot_product", *rules, "--layers", "6")

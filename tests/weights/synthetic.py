@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from maxdiffusion.models.layers import parameter, stack
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.rule import Rule, Transform
 
@@ -32,12 +33,11 @@ class Leaf(nnx.Module):
 
     def __init__(self, **params: tuple[tuple[int, ...], tuple[str | None, ...], jnp.dtype]):
         for name, (shape, names, dtype) in params.items():
-            setattr(self, name, nnx.Param(jnp.zeros(shape, dtype), out_sharding=names))
+            setattr(self, name, parameter(shape, dtype, *names))
 
 
 class Block(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs, dtype: jnp.dtype):
-        del rngs
+    def __init__(self, dtype: jnp.dtype):
         self.ffn = Leaf(kernel=((EMBED, MLP), (axes.EMBED, axes.MLP), dtype), bias=((MLP,), (axes.MLP,), dtype))
         self.norm = Leaf(scale=((EMBED,), (None,), jnp.float32))
 
@@ -48,14 +48,8 @@ class Net(nnx.Module):
         self.patch = Leaf(
             kernel=((1, 2, 2, 4, EMBED), (None, None, None, None, axes.EMBED), dtype), bias=((EMBED,), (None,), dtype)
         )
-        make = nnx.vmap(lambda rngs: Block(rngs, dtype), transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
-        self.blocks = make(nnx.Rngs(0).split(layers))
+        self.blocks = stack(lambda: Block(dtype), layers)
         self.heads = nnx.List([Leaf(kernel=((EMBED, 8), (axes.EMBED, None), dtype)) for _ in range(2)])
-
-
-def abstract(**options) -> Net:
-    with nnx.use_eager_sharding(False):
-        return nnx.eval_shape(lambda: Net(**options))
 
 
 def tensors(seed: int = 0, dtype: np.dtype | type = np.float32) -> dict[str, np.ndarray]:

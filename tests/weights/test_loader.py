@@ -42,7 +42,7 @@ def test_values_dtypes_and_progress(tmp_path, shards, stored_as, loaded_as):
     stored = synthetic.tensors(dtype=stored_as)
     synthetic.write_net(tmp_path, stored, shards)
     read = []
-    got = values(load(tmp_path, synthetic.abstract(dtype=loaded_as), on_tensor=read.append))
+    got = values(load(tmp_path, synthetic.Net(dtype=loaded_as), on_tensor=read.append))
     want = synthetic.expected(stored)
     assert got.keys() == want.keys()
     for name, array in got.items():
@@ -59,7 +59,7 @@ def test_every_shard_holds_its_part(tmp_path, monkeypatch, fsdp, tensor, strip):
     stored = synthetic.tensors()
     synthetic.write_net(tmp_path, stored)
     placement = mesh_placement(fsdp, tensor)
-    got = values(load(tmp_path, synthetic.abstract(), placement))
+    got = values(load(tmp_path, synthetic.Net(), placement))
     for name, want in synthetic.expected(stored).items():
         for shard in got[name].addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), want[shard.index], err_msg=name)
@@ -75,7 +75,7 @@ def test_a_bucket_gives_each_shard_its_rows(bucket, monkeypatch, request_bytes):
     monkeypatch.setattr(loader._strips, "__defaults__", (None, 1))
     stored, there = synthetic.tensors(), paths.parse("gs://bucket/net")
     synthetic.write_net(bucket.root / "bucket" / "net", stored, 3)
-    got = values(load(there, synthetic.abstract(), mesh_placement(4, 2)))
+    got = values(load(there, synthetic.Net(), mesh_placement(4, 2)))
     for name, want in synthetic.expected(stored).items():
         np.testing.assert_array_equal(np.asarray(got[name]), want, err_msg=name)
     assert bucket.most_at_once > 1
@@ -90,10 +90,10 @@ def test_a_bucket_that_stops_answering_is_one_sentence(bucket, monkeypatch, faul
 
     monkeypatch.setattr(Bucket, "cat_file", fail)
     with pytest.raises(UserError, match=r"gs://bucket/net/.* cannot be read \((no answer|HTTP 403)\)"):
-        load(paths.parse("gs://bucket/net"), synthetic.abstract())
+        load(paths.parse("gs://bucket/net"), synthetic.Net())
     monkeypatch.setattr(Bucket, "cat_file", lambda *args, **kwargs: b"")
     with pytest.raises(UserError, match="ends within"):
-        load(paths.parse("gs://bucket/net"), synthetic.abstract())
+        load(paths.parse("gs://bucket/net"), synthetic.Net())
 
 
 @pytest.mark.parametrize("place", ["here", "gs://bucket/net"])
@@ -102,7 +102,7 @@ def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, place):
     stored = synthetic.tensors()
     folder = tmp_path if place == "here" else bucket.root / "bucket" / "net"
     synthetic.write_net(folder, stored)
-    net, placement = synthetic.abstract(), mesh_placement(4, 2)
+    net, placement = synthetic.Net(), mesh_placement(4, 2)
     folder = folder if place == "here" else paths.parse(place)
     pieces = mapping.match(read_tensors(folder), synthetic.RULES, net, what="")
     for name in ("blocks.ffn.kernel", "blocks.norm.scale"):
@@ -119,15 +119,15 @@ def test_stacked_bf16_matrices_have_the_layout_of_their_kind_of_device(tmp_path,
     monkeypatch.setattr(loader, "MATRICES", {jax.devices()[0].device_kind: Layout((0, 2, 1))})
     stored = synthetic.tensors()
     synthetic.write_net(tmp_path, stored)
-    got = values(load(tmp_path, synthetic.abstract(dtype=jnp.bfloat16), place()))
-    abstract = values(loader.placed(synthetic.abstract(dtype=jnp.bfloat16), place()))
+    got = values(load(tmp_path, synthetic.Net(dtype=jnp.bfloat16), place()))
+    described = values(loader.placed(synthetic.Net(dtype=jnp.bfloat16), place()))
     turned = set()
     for name, want in synthetic.expected(stored).items():
         whole = want.ndim == 3 and got[name].dtype == jnp.bfloat16 and got[name].sharding.is_fully_replicated
         order = (0, 2, 1) if whole else tuple(range(want.ndim))
         turned |= {name} if whole else set()
         assert got[name].format.layout.major_to_minor == order, name
-        assert not whole or abstract[name].format.layout.major_to_minor == order, name
+        assert not whole or described[name].format.layout.major_to_minor == order, name
         np.testing.assert_array_equal(np.asarray(got[name]), want.astype(got[name].dtype), err_msg=name)
     assert ("blocks.ffn.kernel" in turned) == (place() is None)
     compiled = jax.jit(lambda kernel: kernel * 2).lower(got["blocks.ffn.kernel"]).compile()
@@ -143,9 +143,9 @@ def test_a_host_reads_only_the_rows_of_its_devices(tmp_path):
     np.testing.assert_array_equal(np.concatenate([strip for _, strip in strips]), stored["w"][4:12])
 
 
-def test_the_abstract_net_can_be_loaded_twice(tmp_path):
+def test_the_described_net_can_be_loaded_twice(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors())
-    net = synthetic.abstract()
+    net = synthetic.Net()
     first, second = load(tmp_path, net), load(tmp_path, net)
     assert isinstance(mapping.parameters(net)["patch.bias"].get_value(), jax.ShapeDtypeStruct)
     first.patch.bias.set_value(first.patch.bias.get_value() + 1)
@@ -156,7 +156,7 @@ def test_donating_one_copy_leaves_the_others_alone(tmp_path):
     """On the CPU the replicas of one parameter alias one host buffer, which nobody may then write to."""
     stored = synthetic.tensors()
     synthetic.write_net(tmp_path, stored)
-    kernel = load(tmp_path, synthetic.abstract(), mesh_placement(1, 1)).blocks.ffn.kernel.get_value()
+    kernel = load(tmp_path, synthetic.Net(), mesh_placement(1, 1)).blocks.ffn.kernel.get_value()
     first, second = (shard.data for shard in kernel.addressable_shards[:2])
     assert first.unsafe_buffer_pointer() == second.unsafe_buffer_pointer()
     jax.block_until_ready(jax.jit(lambda x: x * 0, donate_argnums=0)(first))
@@ -169,24 +169,24 @@ def test_a_tensor_stored_under_both_names_must_agree(tmp_path, same):
     stored["encoder.embed_tokens.weight"] = stored["shared.weight"] + (0 if same else np.float32(1e-3))
     synthetic.write_net(tmp_path, stored)
     if same:
-        net = load(tmp_path, synthetic.abstract())
+        net = load(tmp_path, synthetic.Net())
         np.testing.assert_array_equal(np.asarray(net.embed.embedding.get_value()), stored["shared.weight"])
     else:
         with pytest.raises(UserError, match=r"shared\.weight.*encoder\.embed_tokens\.weight.*differ"):
-            load(tmp_path, synthetic.abstract())
+            load(tmp_path, synthetic.Net())
 
 
 def test_either_name_will_do(tmp_path):
     stored = synthetic.tensors()
     stored["encoder.embed_tokens.weight"] = stored.pop("shared.weight")
     synthetic.write_net(tmp_path, stored)
-    net = load(tmp_path, synthetic.abstract())
+    net = load(tmp_path, synthetic.Net())
     np.testing.assert_array_equal(np.asarray(net.embed.embedding.get_value()), stored["encoder.embed_tokens.weight"])
 
 
 def test_a_file_cut_after_the_check(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors())
-    net = synthetic.abstract()
+    net = synthetic.Net()
     headers = read_tensors(tmp_path)
     pieces = mapping.match(headers, synthetic.RULES, net, what="")
     file = next(iter(headers.values())).file
@@ -200,7 +200,7 @@ def test_a_file_cut_after_the_check(tmp_path):
 
 def test_axes_and_shape_must_agree(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors())
-    net = synthetic.abstract()
+    net = synthetic.Net()
     net.patch.bias.set_metadata(out_sharding=("embed", "mlp"))
     with pytest.raises(ValueError, match=r"patch\.bias"):
         load(tmp_path, net, mesh_placement(1, 1))

@@ -14,7 +14,7 @@ from . import synthetic
 def error(tmp_path, stored, net=None, rules=synthetic.RULES):
     synthetic.write_net(tmp_path, stored)
     with pytest.raises(UserError) as caught:
-        match(read_tensors(tmp_path), rules, net or synthetic.abstract(), what=str(tmp_path))
+        match(read_tensors(tmp_path), rules, net or synthetic.Net(), what=str(tmp_path))
     message = str(caught.value)
     assert str(tmp_path) in message and "\n" not in message
     return message
@@ -22,7 +22,7 @@ def error(tmp_path, stored, net=None, rules=synthetic.RULES):
 
 def test_every_slot_finds_its_tensor(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors(), shards=3)
-    pieces = match(read_tensors(tmp_path), synthetic.RULES, synthetic.abstract(), what="")
+    pieces = match(read_tensors(tmp_path), synthetic.RULES, synthetic.Net(), what="")
     assert {target: [(p.layer, p.tensor.name) for p in found] for target, found in pieces.items()} == {
         "embed.embedding": [(None, "shared.weight")],
         "patch.kernel": [(None, "patch.weight")],
@@ -48,7 +48,7 @@ def test_all_that_is_missing_and_all_that_is_left_over(tmp_path):
 
 @pytest.mark.parametrize(("layers", "message"), [(4, "3 missing from"), (2, "3 not a part of the model")])
 def test_another_number_of_layers(tmp_path, layers, message):
-    text = error(tmp_path, synthetic.tensors(), synthetic.abstract(layers=layers))
+    text = error(tmp_path, synthetic.tensors(), synthetic.Net(layers=layers))
     layer = max(2, layers - 1)
     assert message in text and f"blocks.{layer}.ffn.weight" in text
 
@@ -81,7 +81,7 @@ def test_a_parameter_that_no_rule_names(tmp_path):
 def test_what_is_ignored_is_said(tmp_path):
     stored = synthetic.tensors() | {f"blocks.{i}.norm_added_q.weight": np.zeros(1, np.float32) for i in range(3)}
     synthetic.write_net(tmp_path, stored)
-    tensors, net = read_tensors(tmp_path), synthetic.abstract()
+    tensors, net = read_tensors(tmp_path), synthetic.Net()
     with pytest.raises(UserError, match=re.escape("blocks.{0-2}.norm_added_q.weight")):
         match(tensors, synthetic.RULES, net, what="")
     match(tensors, synthetic.RULES, net, what="", ignored=[r"blocks\.\d+\.norm_added_q\.weight"])
@@ -93,7 +93,7 @@ def test_what_is_ignored_is_said(tmp_path):
 def test_an_ambiguous_table_is_our_mistake(tmp_path, extra):
     synthetic.write_net(tmp_path, synthetic.tensors())
     with pytest.raises(ValueError, match="two rules"):
-        match(read_tensors(tmp_path), (*synthetic.RULES, extra), synthetic.abstract(), what="")
+        match(read_tensors(tmp_path), (*synthetic.RULES, extra), synthetic.Net(), what="")
 
 
 def test_a_fold_of_axes_keeps_the_number_of_elements(tmp_path):
@@ -102,7 +102,7 @@ def test_a_fold_of_axes_keeps_the_number_of_elements(tmp_path):
     stored = synthetic.tensors()
     stored["p"] = stored.pop("patch.bias").reshape(4, 2, 2)
     synthetic.write_net(tmp_path, stored)
-    assert match(read_tensors(tmp_path), rules, synthetic.abstract(), what="")["patch.bias"][0].shape == (16,)
+    assert match(read_tensors(tmp_path), rules, synthetic.Net(), what="")["patch.bias"][0].shape == (16,)
     assert Transform.LINEAR.value == (1, 0)
 
 

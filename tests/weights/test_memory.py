@@ -14,20 +14,20 @@ import json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from flax import nnx
+from maxdiffusion.models.layers import parameter
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.checkpoint import read_tensors
 from maxdiffusion.weights.rule import Rule, Transform
 
 class Net(nnx.Module):
     def __init__(self):
-        self.stack = nnx.Param(jnp.zeros((4, 2048, 2048), sys.argv[2]), out_sharding=(None, None, None))
-        self.whole = nnx.Param(jnp.zeros((2048, 4096), sys.argv[2]), out_sharding=(None, None))
+        self.stack = parameter((4, 2048, 2048), sys.argv[2])
+        self.whole = parameter((2048, 4096), sys.argv[2])
 
 def memory(key):
     return int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-with nnx.use_eager_sharding(False):
-    net = nnx.eval_shape(Net)
+net = Net()
 rules = (Rule("stack.{layer}", "stack", Transform.LINEAR), Rule("whole", "whole", Transform.LINEAR))
 pieces = mapping.match(read_tensors(Path(sys.argv[1])), rules, net, what="")
 jax.block_until_ready(jnp.zeros(3))

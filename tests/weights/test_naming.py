@@ -17,7 +17,7 @@ from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
 from maxdiffusion.weights.checkpoint import TensorInfo, read_header
-from maxdiffusion.weights.nets import build_abstractly, builders
+from maxdiffusion.weights.nets import builders
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
 
@@ -107,8 +107,8 @@ def test_an_original_file_alone_builds_and_fills_its_transformer(name):
     variants.check(spec, raw)
     net = next(net for net in specs.nets_of(spec) if net.folder == "transformer")
     build = builders(AttentionPlan(), weights_dtype="bfloat16", dtype="bfloat16")["transformer"]
-    abstract = build_abstractly(build, net.parse(raw))
-    pieces = mapping.match(tensors, net.rules, abstract, what=name, ignored=net.ignored)
+    described = build(net.parse(raw))
+    pieces = mapping.match(tensors, net.rules, described, what=name, ignored=net.ignored)
     assert sum(map(len, pieces.values())) == len(manifest(name))
 
 

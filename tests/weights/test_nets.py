@@ -25,7 +25,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.variants import get
 from maxdiffusion.weights import mapping, official, specs
 from maxdiffusion.weights.checkpoint import TensorInfo
-from maxdiffusion.weights.nets import Nets, build_abstractly, builders
+from maxdiffusion.weights.nets import Nets, builders
 from tests import parity
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def stored_in(folder):
 def test_every_parameter_is_what_the_parity_tests_fill_in(whole, checkpoint, name):
     """Those copy a state dict by code of their own; with it each net computes what the reference does."""
     pipeline = specs.open_pipeline(checkpoint)
-    net = build_abstractly(build(jnp.float32)[name], pipeline.configs[name])
+    net = build(jnp.float32)[name](pipeline.configs[name])
     want = parity.load_state_dict(net, pipeline.specs[name].rules, stored_in(checkpoint / name))
     want = {path: param.get_value() for path, param in mapping.parameters(want).items()}
     got = {path: param.get_value() for path, param in mapping.parameters(whole.load(name)).items()}
@@ -171,10 +171,10 @@ def test_official_checkpoints_map_whole(manifest):
     """Names and shapes of the official files; no weight is allocated."""
     variant, name = OFFICIAL[manifest]
     spec = next(spec for spec in specs.NETS if spec.folder == name)
-    abstract = build_abstractly(build(jnp.bfloat16)[name], official.configs(get(variant))[name])
+    described = build(jnp.bfloat16)[name](official.configs(get(variant))[name])
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
     tensors = {key: TensorInfo(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
-    pieces = mapping.match(tensors, spec.rules, abstract, what=manifest, ignored=spec.ignored)
+    pieces = mapping.match(tensors, spec.rules, described, what=manifest, ignored=spec.ignored)
     used = [tensor.name for found in pieces.values() for piece in found for tensor in (piece.tensor, *piece.copies)]
     unused = [key for key in shapes if any(re.fullmatch(pattern, key) for pattern in spec.ignored)]
     assert sorted(used + unused) == sorted(shapes)

@@ -18,7 +18,7 @@ from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
 from maxdiffusion.weights.checkpoint import read_header
-from maxdiffusion.weights.nets import build_abstractly, builders
+from maxdiffusion.weights.nets import builders
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
 
@@ -43,15 +43,15 @@ def renamed(arrays, table, prefix=""):
 
 
 @functools.cache
-def abstract(net, dtype, config):
+def described(net, dtype, config):
     build = builders(AttentionPlan(), weights_dtype=dtype, dtype=dtype, vae_dtype=dtype)
-    return build_abstractly(build[net], config)
+    return build[net](config)
 
 
 def load(folder, net, files=None, dtype=jnp.float32):
-    """What `Nets` does for one of its nets; the same abstract one for all tests."""
+    """What `Nets` does for one of its nets; the same described one for all tests."""
     pipeline = specs.open_pipeline(folder, files=files)
-    module, spec = abstract(net, dtype, pipeline.configs[net]), pipeline.specs[net]
+    module, spec = described(net, dtype, pipeline.configs[net]), pipeline.specs[net]
     what = str(pipeline.files.paths[net])
     pieces = mapping.match(pipeline.files.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
     loaded = loader.materialize(module, pieces)
@@ -104,7 +104,7 @@ def test_both_namings_of_the_image_encoder_give_the_same_parameters(tmp_path):
     write(tmp_path / "original.safetensors", theirs | {name: np.zeros(shape, "f4") for name, shape in rest.items()})
 
     net = next(net for net in specs.NETS if net.folder == "image_encoder")
-    module = abstract(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
+    module = described(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
     loaded = []
     for file in ("diffusers", "original"):
         tensors = naming.normalised(read_header(tmp_path / f"{file}.safetensors")[0], net.original)

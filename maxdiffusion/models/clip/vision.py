@@ -40,9 +40,9 @@ def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b
 class Attention(nnx.Module):
     """Self-attention among the patches of an image."""
 
-    def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: CLIPVisionConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.heads, dim = config.num_attention_heads, config.hidden_size
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.q_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
         self.k_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
         self.v_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
@@ -60,12 +60,12 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """Pre-norm attention and feed-forward; the residual stream is fp32."""
 
-    def __init__(self, config: CLIPVisionConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: CLIPVisionConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         dim, gelu = config.hidden_size, functools.partial(jax.nn.gelu, approximate=False)
-        self.layer_norm1 = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
+        self.layer_norm1 = LayerNorm(dim, config.layer_norm_eps)
         self.self_attn = Attention(config, **common)
-        self.layer_norm2 = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
+        self.layer_norm2 = LayerNorm(dim, config.layer_norm_eps)
         self.mlp = MLP(dim, config.intermediate_size, dim, gelu, **common)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
@@ -80,7 +80,6 @@ class CLIPVision(nnx.Module):
         self,
         config: CLIPVisionConfig,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
         scan_layers: bool = True,
@@ -88,14 +87,12 @@ class CLIPVision(nnx.Module):
         self.config = config
         self.unroll = not scan_layers
         common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        dim, normal = config.hidden_size, nnx.initializers.normal(0.02)
-        self.class_embedding = parameter(rngs, normal, (dim,), (None,), jnp.float32)
-        self.patch_embedding = Linear(
-            3 * config.patch_size**2, dim, (None, axes.EMBED), rngs=rngs, use_bias=False, **common
-        )
-        self.position_embedding = parameter(rngs, normal, (config.tokens, dim), (None, None), jnp.float32)
-        self.pre_norm = LayerNorm(dim, config.layer_norm_eps, rngs=rngs)
-        self.layers = stack(lambda rngs: Layer(config, rngs=rngs, **common), config.num_hidden_layers, rngs)
+        dim = config.hidden_size
+        self.class_embedding = parameter((dim,), jnp.float32)
+        self.patch_embedding = Linear(3 * config.patch_size**2, dim, (None, axes.EMBED), use_bias=False, **common)
+        self.position_embedding = parameter((config.tokens, dim), jnp.float32)
+        self.pre_norm = LayerNorm(dim, config.layer_norm_eps)
+        self.layers = stack(lambda: Layer(config, **common), config.num_hidden_layers)
 
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b k e"]:
         """What enters the last layer, fp32: the class token, then the patches; `pixels` come from `preprocess`."""

@@ -44,15 +44,15 @@ class FaceAdapter(nnx.Module):
     frames, where the text has 512) are keys, and those of other frames are masked.
     """
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.heads, self.eps, self.dtype = config.num_attention_heads, config.eps, dtype
         self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
-        self.norm_q = RMSNorm(config.attention_head_dim, config.eps, rngs=rngs)
-        self.norm_k = RMSNorm(config.attention_head_dim, config.eps, rngs=rngs)
+        self.norm_q = RMSNorm(config.attention_head_dim, config.eps)
+        self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:2], self.heads, -1)
@@ -91,12 +91,11 @@ class Animate(nnx.Module):
         animate: AnimateConfig,
         plan: AttentionPlan,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
         del plan  # attention to a few keys of the token's own frame is none of its modes
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.layers = config.side_layers
         self.patch = config.patch_size
         channels = animate.latent_channels * math.prod(config.patch_size)
@@ -104,9 +103,8 @@ class Animate(nnx.Module):
         self.motion_encoder = MotionEncoder(animate, **common)
         self.face_encoder = FaceEncoder(animate, config.dim, **common)
         self.adapters = stack(
-            lambda rngs: FaceAdapter(config, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            lambda: FaceAdapter(config, weights_dtype=weights_dtype, dtype=dtype),
             len(self.layers),
-            rngs,
         )
 
     def prepare(self, text: Float[Array, "b k e"], performance: Performance) -> PreparedPerformance:

@@ -46,12 +46,12 @@ def by_token(vectors: Float[Array, "b t e"], given: Any) -> Float[Array, "b s e"
 class KeyValue(nnx.Module):
     """What is attended to; RMSNorm of k over the whole inner dim, before the heads are split."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.heads = config.num_attention_heads
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.norm_k = RMSNorm(config.dim, config.eps, rngs=rngs)
+        self.norm_k = RMSNorm(config.dim, config.eps)
 
     def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
         """fp32."""
@@ -69,12 +69,12 @@ class KeyValue(nnx.Module):
 class Attention(KeyValue):
     """All projections of one attention; q is normed as k is."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         super().__init__(config, **common)
         self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
         self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
-        self.norm_q = RMSNorm(config.dim, config.eps, rngs=rngs)
+        self.norm_q = RMSNorm(config.dim, config.eps)
 
     def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
         """fp32, normed."""
@@ -92,22 +92,19 @@ class Block(nnx.Module):
         config: DiTConfig,
         plan: AttentionPlan,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
         self.plan = plan
         self.dtype = dtype
         self.eps = config.eps
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.attn1 = Attention(config, **common)
         self.attn2 = Attention(config, **common)
         self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, **common)])
-        self.norm2 = LayerNorm(config.dim, config.eps, rngs=rngs)
+        self.norm2 = LayerNorm(config.dim, config.eps)
         self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, **common)
-        self.scale_shift_table = parameter(
-            rngs, nnx.initializers.normal(config.dim**-0.5), (6, config.dim), (None, None), jnp.float32
-        )
+        self.scale_shift_table = parameter((6, config.dim), jnp.float32)
 
     def sources(self, *tokens: Float[Array, "b _ e"]) -> tuple[tuple[Float[Array, "b k n d"], ...], ...]:
         """Keys and values of the text's and then the image's tokens, in the activation dtype.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +42,6 @@ class ScaledConv2d(nnx.Module):
         out_channels: int,
         size: int,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         padding: int = 0,
         down: bool = False,
@@ -51,10 +49,8 @@ class ScaledConv2d(nnx.Module):
     ):
         self.padding, self.down, self.size = padding, down, size
         shape = (size, size, in_channels, out_channels)
-        self.kernel = parameter(rngs, nnx.initializers.normal(1.0), shape, (None,) * 4, weights_dtype)
-        self.bias = nnx.data(
-            parameter(rngs, nnx.initializers.zeros, (out_channels,), (None,), weights_dtype) if activate else None
-        )
+        self.kernel = parameter(shape, weights_dtype)
+        self.bias = nnx.data(parameter((out_channels,), weights_dtype) if activate else None)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         if self.down:
@@ -73,10 +69,12 @@ class ScaledConv2d(nnx.Module):
 class ScaledResidual(nnx.Module):
     """Two convolutions beside one, halving height and width."""
 
-    def __init__(self, in_channels: int, out_channels: int, **kwargs: Any):
-        self.conv1 = ScaledConv2d(in_channels, in_channels, 3, padding=1, **kwargs)
-        self.conv2 = ScaledConv2d(in_channels, out_channels, 3, down=True, **kwargs)
-        self.conv_skip = ScaledConv2d(in_channels, out_channels, 1, down=True, activate=False, **kwargs)
+    def __init__(self, in_channels: int, out_channels: int, *, weights_dtype: DTypeLike):
+        self.conv1 = ScaledConv2d(in_channels, in_channels, 3, padding=1, weights_dtype=weights_dtype)
+        self.conv2 = ScaledConv2d(in_channels, out_channels, 3, down=True, weights_dtype=weights_dtype)
+        self.conv_skip = ScaledConv2d(
+            in_channels, out_channels, 1, down=True, activate=False, weights_dtype=weights_dtype
+        )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         return (self.conv2(self.conv1(x)) + self.conv_skip(x)) / math.sqrt(2)
@@ -85,25 +83,23 @@ class ScaledResidual(nnx.Module):
 class MotionEncoder(nnx.Module):
     """A face to one vector of its motion: coefficients, of an orthonormal basis that is learnt."""
 
-    def __init__(self, config: AnimateConfig, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        kwargs: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
+    def __init__(self, config: AnimateConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.size, self.dtype, self.batch = config.motion_encoder_size, dtype, config.motion_encoder_batch_size
         channels = config.channels()
-        self.conv_in = ScaledConv2d(3, channels[0], 1, **kwargs)
-        self.res_blocks = nnx.List([ScaledResidual(c, o, **kwargs) for c, o in itertools.pairwise(channels)])
+        self.conv_in = ScaledConv2d(3, channels[0], 1, weights_dtype=weights_dtype)
+        self.res_blocks = nnx.List(
+            [ScaledResidual(c, o, weights_dtype=weights_dtype) for c, o in itertools.pairwise(channels)]
+        )
         style = config.motion_style_dim
-        self.conv_out = ScaledConv2d(channels[-1], style, 4, activate=False, **kwargs)
+        self.conv_out = ScaledConv2d(channels[-1], style, 4, activate=False, weights_dtype=weights_dtype)
         widths = [style] * config.MOTION_LAYERS + [config.motion_dim]
         self.motion_network = nnx.List(
-            [Linear(a, b, (axes.EMBED, None), dtype=dtype, **kwargs) for a, b in itertools.pairwise(widths)]
+            [
+                Linear(a, b, (axes.EMBED, None), dtype=dtype, weights_dtype=weights_dtype)
+                for a, b in itertools.pairwise(widths)
+            ]
         )
-        self.basis = parameter(
-            rngs,
-            nnx.initializers.normal(1.0),
-            (config.motion_encoder_dim, config.motion_dim),
-            (None, None),
-            jnp.float32,
-        )
+        self.basis = parameter((config.motion_encoder_dim, config.motion_dim), jnp.float32)
 
     def __call__(self, faces: Float[Array, "b f h w 3"]) -> Float[Array, "b f c"]:
         """`faces` in [-1, 1], of the encoder's own size; a few frames at a time."""
@@ -129,14 +125,10 @@ class MotionEncoder(nnx.Module):
 class CausalConv1d(nnx.Module):
     """A convolution over the present and the past, of which what lies before the start equals the first entry."""
 
-    def __init__(
-        self, size: int, in_channels: int, out_channels: int, stride: int, *, rngs: nnx.Rngs, weights_dtype: DTypeLike
-    ):
+    def __init__(self, size: int, in_channels: int, out_channels: int, stride: int, *, weights_dtype: DTypeLike):
         self.stride = stride
-        self.kernel = parameter(
-            rngs, nnx.initializers.lecun_normal(), (size, in_channels, out_channels), (None,) * 3, weights_dtype
-        )
-        self.bias = parameter(rngs, nnx.initializers.zeros, (out_channels,), (None,), weights_dtype)
+        self.kernel = parameter((size, in_channels, out_channels), weights_dtype)
+        self.bias = parameter((out_channels,), weights_dtype)
 
     def __call__(self, x: Float[Array, "b f c"]) -> Float[Array, "b f2 o"]:
         x = jnp.pad(x, ((0, 0), (self.kernel.shape[0] - 1, 0), (0, 0)), mode="edge")
@@ -151,14 +143,15 @@ class FaceEncoder(nnx.Module):
 
     SIZE, EPS = 3, 1e-6
 
-    def __init__(self, config: AnimateConfig, dim: int, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        kwargs: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
+    def __init__(self, config: AnimateConfig, dim: int, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         hidden, self.heads, self.dtype = config.face_encoder_hidden_dim, config.face_encoder_num_heads, dtype
-        self.conv1_local = CausalConv1d(self.SIZE, config.motion_encoder_dim, hidden * self.heads, 1, **kwargs)
-        self.conv2 = CausalConv1d(self.SIZE, hidden, hidden, 2, **kwargs)
-        self.conv3 = CausalConv1d(self.SIZE, hidden, hidden, 2, **kwargs)
-        self.out_proj = Linear(hidden, dim, (None, axes.EMBED), dtype=dtype, **kwargs)
-        self.padding_tokens = parameter(rngs, nnx.initializers.zeros, (dim,), (None,), weights_dtype)
+        self.conv1_local = CausalConv1d(
+            self.SIZE, config.motion_encoder_dim, hidden * self.heads, 1, weights_dtype=weights_dtype
+        )
+        self.conv2 = CausalConv1d(self.SIZE, hidden, hidden, 2, weights_dtype=weights_dtype)
+        self.conv3 = CausalConv1d(self.SIZE, hidden, hidden, 2, weights_dtype=weights_dtype)
+        self.out_proj = Linear(hidden, dim, (None, axes.EMBED), dtype=dtype, weights_dtype=weights_dtype)
+        self.padding_tokens = parameter((dim,), weights_dtype)
 
     def __call__(self, motion: Float[Array, "b f c"]) -> Float[Array, "b f4 tokens e"]:
         """Tokens of every fourth frame, the first included; a learnt one follows those of the encoder's heads."""

@@ -55,16 +55,12 @@ class ImageEmbedder(nnx.Module):
 
     EPS = 1e-5  # whatever the transformer's own is
 
-    def __init__(self, in_features: int, out_features: int, positions: int | None, *, rngs: nnx.Rngs):
-        fp32: dict[str, Any] = {"rngs": rngs, "weights_dtype": jnp.float32, "dtype": jnp.float32}
-        self.pos_embed = nnx.data(
-            None
-            if positions is None
-            else parameter(rngs, nnx.initializers.zeros, (positions, in_features), (None, None), jnp.float32)
-        )
-        self.norm1 = LayerNorm(in_features, self.EPS, rngs=rngs)
+    def __init__(self, in_features: int, out_features: int, positions: int | None):
+        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
+        self.pos_embed = nnx.data(None if positions is None else parameter((positions, in_features), jnp.float32))
+        self.norm1 = LayerNorm(in_features, self.EPS)
         self.ff = MLP(in_features, in_features, out_features, functools.partial(jax.nn.gelu, approximate=False), **fp32)
-        self.norm2 = LayerNorm(out_features, self.EPS, rngs=rngs)
+        self.norm2 = LayerNorm(out_features, self.EPS)
 
     def __call__(self, x: Float[Array, "b k e_image"]) -> Float[Array, "b k e"]:
         x = x if self.pos_embed is None else x + self.pos_embed[...]
@@ -74,16 +70,14 @@ class ImageEmbedder(nnx.Module):
 class ConditionEmbedder(nnx.Module):
     """Embeds timestep, text and image; parameters and arithmetic in fp32."""
 
-    def __init__(self, config: DiTConfig, *, rngs: nnx.Rngs):
-        fp32: dict[str, Any] = {"rngs": rngs, "weights_dtype": jnp.float32, "dtype": jnp.float32}
+    def __init__(self, config: DiTConfig):
+        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
         self.freq_dim = config.freq_dim
         self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, **fp32)
         self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), **fp32)
         self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, **fp32)
         self.image_embedder = nnx.data(
-            None
-            if config.image_dim is None
-            else ImageEmbedder(config.image_dim, config.dim, config.pos_embed_seq_len, rngs=rngs)
+            None if config.image_dim is None else ImageEmbedder(config.image_dim, config.dim, config.pos_embed_seq_len)
         )
 
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
@@ -105,7 +99,6 @@ class WanTransformer(nnx.Module):
         config: DiTConfig,
         plan: AttentionPlan,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
         scan_layers: bool = True,
@@ -113,21 +106,18 @@ class WanTransformer(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.unroll = not scan_layers
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
         self.side = make_side(config, plan, **common, dtype=dtype)
         self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
-        self.condition_embedder = ConditionEmbedder(config, rngs=rngs)
+        self.condition_embedder = ConditionEmbedder(config)
         self.blocks = stack(
-            lambda rngs: Block(config, plan, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            lambda: Block(config, plan, weights_dtype=weights_dtype, dtype=dtype),
             config.num_layers,
-            rngs,
         )
         # The head computes in fp32: its output is the velocity, and it is small beside a block.
         self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), **common, dtype=jnp.float32)
-        self.scale_shift_table = parameter(
-            rngs, nnx.initializers.normal(config.dim**-0.5), (2, config.dim), (None, None), jnp.float32
-        )
+        self.scale_shift_table = parameter((2, config.dim), jnp.float32)
 
     def prepare(self, context: Context) -> PreparedContext:
         """Embeds text and image and projects every layer's keys and values, once for all steps.

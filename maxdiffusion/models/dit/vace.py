@@ -42,10 +42,8 @@ class ControlBlock(nnx.Module):
     Reference: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformerBlock`.
     """
 
-    def __init__(
-        self, config: DiTConfig, plan: AttentionPlan, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike
-    ):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.block = Block(config, plan, **common)
         self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
 
@@ -65,20 +63,18 @@ class VACE(nnx.Module):
         vace: VACEConfig,
         plan: AttentionPlan,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
     ):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         self.layers = config.side_layers
         self.patch = config.patch_size
         channels = vace.vace_in_channels * math.prod(config.patch_size)
         self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
         self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
         self.blocks = stack(
-            lambda rngs: ControlBlock(config, plan, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype),
+            lambda: ControlBlock(config, plan, weights_dtype=weights_dtype, dtype=dtype),
             len(vace.vace_layers),
-            rngs,
         )
 
     def prepare(self, text: Float[Array, "b k e"], control: Control) -> PreparedControl:

@@ -35,10 +35,8 @@ def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 class Embedding(nnx.Module):
     """Rows of a table; table (rows, features)."""
 
-    def __init__(
-        self, rows: int, features: int, logical: tuple[str | None, ...], *, rngs: nnx.Rngs, weights_dtype: DTypeLike
-    ):
-        self.embedding = parameter(rngs, nnx.initializers.normal(1.0), (rows, features), logical, weights_dtype)
+    def __init__(self, rows: int, features: int, logical: tuple[str | None, ...], *, weights_dtype: DTypeLike):
+        self.embedding = parameter((rows, features), weights_dtype, *logical)
 
     def __call__(self, index: Int[Array, " ..."]) -> Float[Array, "... features"]:
         """fp32 out."""
@@ -48,10 +46,10 @@ class Embedding(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention without 1/sqrt(d), with a bias by relative position."""
 
-    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.config = config
         inner = config.num_heads * config.d_kv
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype, "use_bias": False}
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "use_bias": False}
         self.q = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
         self.k = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
         self.v = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
@@ -60,7 +58,6 @@ class Attention(nnx.Module):
             config.relative_attention_num_buckets,
             config.num_heads,
             (None, axes.HEADS),
-            rngs=rngs,
             weights_dtype=weights_dtype,
         )
 
@@ -84,14 +81,14 @@ class FeedForward(nnx.Module):
     transformers 5 does the same, and in bf16 keeps `wo` in bf16.
     """
 
-    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         given: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         wide: dict[str, Any] = {
             name: jnp.float32 if jnp.dtype(value) == jnp.float16 else value for name, value in given.items()
         }
-        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), rngs=rngs, use_bias=False, **given)
-        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), rngs=rngs, use_bias=False, **given)
-        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), rngs=rngs, use_bias=False, **wide)
+        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), use_bias=False, **given)
+        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), use_bias=False, **given)
+        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), use_bias=False, **wide)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
         gate = gelu_tanh(self.wi_0(x).astype(jnp.float32))
@@ -101,11 +98,11 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward; the residual stream is fp32."""
 
-    def __init__(self, config: UMT5Config, *, rngs: nnx.Rngs, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"rngs": rngs, "weights_dtype": weights_dtype, "dtype": dtype}
-        self.attention_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+        self.attention_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.attention = Attention(config, **common)
-        self.feed_forward_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+        self.feed_forward_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.feed_forward = FeedForward(config, **common)
 
     def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
@@ -120,7 +117,6 @@ class UMT5Encoder(nnx.Module):
         self,
         config: UMT5Config,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: DTypeLike,
         dtype: DTypeLike,
         scan_layers: bool = True,
@@ -128,12 +124,10 @@ class UMT5Encoder(nnx.Module):
         self.config = config
         self.unroll = not scan_layers
         self.shared = Embedding(
-            config.vocab_size, config.d_model, (axes.VOCAB, axes.EMBED), rngs=rngs, weights_dtype=weights_dtype
+            config.vocab_size, config.d_model, (axes.VOCAB, axes.EMBED), weights_dtype=weights_dtype
         )
-        self.block = stack(
-            lambda rngs: Block(config, rngs=rngs, weights_dtype=weights_dtype, dtype=dtype), config.num_layers, rngs
-        )
-        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon, rngs=rngs)
+        self.block = stack(lambda: Block(config, weights_dtype=weights_dtype, dtype=dtype), config.num_layers)
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def __call__(self, token_ids: Int[Array, "b k"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
         """The last hidden state, fp32. Tokens that are not valid are attended by none; their own rows mean nothing."""

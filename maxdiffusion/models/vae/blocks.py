@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from maxdiffusion.models.layers import parameter
 from maxdiffusion.models.vae.conv import causal_conv3d, conv2d, doubled_conv2d
 from maxdiffusion.parallel import axes, shard
 
@@ -43,8 +44,8 @@ def chain(blocks: Iterable[Any], x: Video, cache: Cache) -> tuple[Float[Array, "
 class RMSNorm(nnx.Module):
     """x / max(|x|, 1e-12) * sqrt(c) * scale over the channels, in fp32 (reference: WanRMS_norm)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs):
-        self.scale = _param(nnx.initializers.ones_init(), rngs, (dim,), jnp.float32)
+    def __init__(self, dim: int):
+        self.scale = parameter((dim,), jnp.float32)
 
     def __call__(self, x: Video) -> Video:
         wide = x.astype(jnp.float32)
@@ -55,8 +56,8 @@ class RMSNorm(nnx.Module):
 class CausalConv3d(nnx.Module):
     """A causal convolution; its cache is the frames before the chunk (reference: WanCausalConv3d)."""
 
-    def __init__(self, size: tuple[int, int, int], c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.kernel, self.bias = _affine((*size, c, o), rngs, weights_dtype)
+    def __init__(self, size: tuple[int, int, int], c: int, o: int, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((*size, c, o), weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b f h w o"], Cache]:
         return causal_conv3d(x, self.kernel[...], self.bias[...], cache)
@@ -65,15 +66,15 @@ class CausalConv3d(nnx.Module):
 class Conv2d(nnx.Module):
     """The parameters of a 3x3 convolution of each frame by itself."""
 
-    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.kernel, self.bias = _affine((3, 3, c, o), rngs, weights_dtype)
+    def __init__(self, c: int, o: int, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((3, 3, c, o), weights_dtype)
 
 
 class Pointwise(nnx.Module):
     """A linear map of the channels (reference: convolutions of size 1)."""
 
-    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.kernel, self.bias = _affine((c, o), rngs, weights_dtype)
+    def __init__(self, c: int, o: int, weights_dtype: Dtype):
+        self.kernel, self.bias = _affine((c, o), weights_dtype)
 
     def __call__(self, x: Video) -> Float[Array, "b f h w o"]:
         y = jnp.einsum("bfhwc,co->bfhwo", x, self.kernel[...].astype(x.dtype), preferred_element_type=jnp.float32)
@@ -83,12 +84,12 @@ class Pointwise(nnx.Module):
 class ResidualBlock(nnx.Module):
     """Twice norm, SiLU, convolution, around a shortcut (reference: WanResidualBlock)."""
 
-    def __init__(self, c: int, o: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.norm1 = RMSNorm(c, rngs=rngs)
-        self.conv1 = CausalConv3d((3, 3, 3), c, o, rngs=rngs, weights_dtype=weights_dtype)
-        self.norm2 = RMSNorm(o, rngs=rngs)
-        self.conv2 = CausalConv3d((3, 3, 3), o, o, rngs=rngs, weights_dtype=weights_dtype)
-        self.conv_shortcut = nnx.data(None if c == o else Pointwise(c, o, rngs=rngs, weights_dtype=weights_dtype))
+    def __init__(self, c: int, o: int, weights_dtype: Dtype):
+        self.norm1 = RMSNorm(c)
+        self.conv1 = CausalConv3d((3, 3, 3), c, o, weights_dtype)
+        self.norm2 = RMSNorm(o)
+        self.conv2 = CausalConv3d((3, 3, 3), o, o, weights_dtype)
+        self.conv_shortcut = nnx.data(None if c == o else Pointwise(c, o, weights_dtype))
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b f h w o"], Cache]:
         first, second = (None, None) if cache is None else cache
@@ -101,10 +102,10 @@ class ResidualBlock(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Single-head self-attention among the pixels of each frame (reference: WanAttentionBlock)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.norm = RMSNorm(dim, rngs=rngs)
-        self.to_qkv = Pointwise(dim, 3 * dim, rngs=rngs, weights_dtype=weights_dtype)
-        self.proj = Pointwise(dim, dim, rngs=rngs, weights_dtype=weights_dtype)
+    def __init__(self, dim: int, weights_dtype: Dtype):
+        self.norm = RMSNorm(dim)
+        self.to_qkv = Pointwise(dim, 3 * dim, weights_dtype)
+        self.proj = Pointwise(dim, dim, weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
         del cache
@@ -128,11 +129,9 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width, and with `temporal` the frames after the first of a video (reference: WanResample)."""
 
-    def __init__(self, dim: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.resample = Conv2d(dim, dim, rngs=rngs, weights_dtype=weights_dtype)
-        self.time_conv = nnx.data(
-            CausalConv3d((3, 1, 1), dim, dim, rngs=rngs, weights_dtype=weights_dtype) if temporal else None
-        )
+    def __init__(self, dim: int, temporal: bool, weights_dtype: Dtype):
+        self.resample = Conv2d(dim, dim, weights_dtype)
+        self.time_conv = nnx.data(CausalConv3d((3, 1, 1), dim, dim, weights_dtype) if temporal else None)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo h//2 w//2 c"], Cache]:
         x = conv2d(x, self.resample.kernel[...], self.resample.bias[...], stride=2, padding=(0, 1))
@@ -149,11 +148,9 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles height and width, and with `temporal` the frames after the first of a video (reference: WanResample)."""
 
-    def __init__(self, dim: int, out: int, temporal: bool, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.resample = Conv2d(dim, out, rngs=rngs, weights_dtype=weights_dtype)
-        self.time_conv = nnx.data(
-            CausalConv3d((3, 1, 1), dim, 2 * dim, rngs=rngs, weights_dtype=weights_dtype) if temporal else None
-        )
+    def __init__(self, dim: int, out: int, temporal: bool, weights_dtype: Dtype):
+        self.resample = Conv2d(dim, out, weights_dtype)
+        self.time_conv = nnx.data(CausalConv3d((3, 1, 1), dim, 2 * dim, weights_dtype) if temporal else None)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo 2*h 2*w o"], Cache]:
         cache_after: Cache = ()
@@ -175,9 +172,9 @@ class Upsample(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual, attention, residual (reference: WanMidBlock)."""
 
-    def __init__(self, dim: int, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        self.resnets = nnx.List([ResidualBlock(dim, dim, rngs=rngs, weights_dtype=weights_dtype) for _ in range(2)])
-        self.attentions = nnx.List([AttentionBlock(dim, rngs=rngs, weights_dtype=weights_dtype)])
+    def __init__(self, dim: int, weights_dtype: Dtype):
+        self.resnets = nnx.List([ResidualBlock(dim, dim, weights_dtype) for _ in range(2)])
+        self.attentions = nnx.List([AttentionBlock(dim, weights_dtype)])
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Video, Cache]:
         return chain((self.resnets[0], self.attentions[0], self.resnets[1]), x, cache)
@@ -186,14 +183,9 @@ class MidBlock(nnx.Module):
 class UpBlock(nnx.Module):
     """Residual blocks, then a doubling unless it is the last one (reference: WanUpBlock)."""
 
-    def __init__(
-        self, c: int, o: int, num_res_blocks: int, up: Upsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
-    ):
+    def __init__(self, c: int, o: int, num_res_blocks: int, up: Upsample | None, weights_dtype: Dtype):
         self.resnets = nnx.List(
-            [
-                ResidualBlock(c if i == 0 else o, o, rngs=rngs, weights_dtype=weights_dtype)
-                for i in range(num_res_blocks + 1)
-            ]
+            [ResidualBlock(c if i == 0 else o, o, weights_dtype) for i in range(num_res_blocks + 1)]
         )
         self.upsamplers = nnx.List([] if up is None else [up])
 
@@ -204,15 +196,8 @@ class UpBlock(nnx.Module):
 class ResidualDownBlock(nnx.Module):
     """Residual blocks and a halving, within a shortcut that averages (reference: WanResidualDownBlock)."""
 
-    def __init__(
-        self, c: int, o: int, num_res_blocks: int, down: Downsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
-    ):
-        self.resnets = nnx.List(
-            [
-                ResidualBlock(c if i == 0 else o, o, rngs=rngs, weights_dtype=weights_dtype)
-                for i in range(num_res_blocks)
-            ]
-        )
+    def __init__(self, c: int, o: int, num_res_blocks: int, down: Downsample | None, weights_dtype: Dtype):
+        self.resnets = nnx.List([ResidualBlock(c if i == 0 else o, o, weights_dtype) for i in range(num_res_blocks)])
         self.downsampler = nnx.data(down)
         self.factors = _factors(down)
 
@@ -225,10 +210,8 @@ class ResidualDownBlock(nnx.Module):
 class ResidualUpBlock(UpBlock):
     """Residual blocks and a doubling, within a shortcut that repeats (reference: WanResidualUpBlock)."""
 
-    def __init__(
-        self, c: int, o: int, num_res_blocks: int, up: Upsample | None, *, rngs: nnx.Rngs, weights_dtype: Dtype
-    ):
-        super().__init__(c, o, num_res_blocks, up, rngs=rngs, weights_dtype=weights_dtype)
+    def __init__(self, c: int, o: int, num_res_blocks: int, up: Upsample | None, weights_dtype: Dtype):
+        super().__init__(c, o, num_res_blocks, up, weights_dtype)
         self.factors = _factors(up)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
@@ -264,13 +247,6 @@ def repeated(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo
     return x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, f * t, h * s, w * s, out)
 
 
-def _param(init: Any, rngs: nnx.Rngs, shape: tuple[int, ...], dtype: Dtype) -> nnx.Param:
-    """A replicated parameter: the whole VAE has 127 million, less than one layer of the 14B transformer."""
-    return nnx.Param(nnx.with_partitioning(init, (None,) * len(shape))(rngs.params(), shape, dtype))
-
-
-def _affine(shape: tuple[int, ...], rngs: nnx.Rngs, dtype: Dtype) -> tuple[nnx.Param, nnx.Param]:
-    """A kernel (.., c, o) and a bias (o,)."""
-    return _param(nnx.initializers.lecun_normal(), rngs, shape, dtype), _param(
-        nnx.initializers.zeros_init(), rngs, shape[-1:], dtype
-    )
+def _affine(shape: tuple[int, ...], dtype: Dtype) -> tuple[nnx.Param, nnx.Param]:
+    """A kernel (.., c, o) and a bias (o,), whole on every device: the VAE is smaller than a layer of the 14B model."""
+    return parameter(shape, dtype), parameter(shape[-1:], dtype)

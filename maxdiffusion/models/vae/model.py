@@ -43,22 +43,21 @@ _CHUNK_BYTES = 128 * 2**20
 class Encoder(nnx.Module):
     """Pixels to the moments of the latents (reference: WanEncoder3d)."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
+    def __init__(self, config: VAEConfig, weights_dtype: Dtype):
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d((3, 3, 3), config.channels, dims[0], **kwargs)
+        self.conv_in = CausalConv3d((3, 3, 3), config.channels, dims[0], weights_dtype)
         blocks: list[nnx.Module] = []
         for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), config.temperal_downsample):
-            down = None if temporal is None else Downsample(o, temporal, **kwargs)
+            down = None if temporal is None else Downsample(o, temporal, weights_dtype)
             if config.is_residual:
-                blocks.append(ResidualDownBlock(c, o, config.num_res_blocks, down, **kwargs))
+                blocks.append(ResidualDownBlock(c, o, config.num_res_blocks, down, weights_dtype))
             else:
-                blocks += [ResidualBlock(c if j == 0 else o, o, **kwargs) for j in range(config.num_res_blocks)]
+                blocks += [ResidualBlock(c if j == 0 else o, o, weights_dtype) for j in range(config.num_res_blocks)]
                 blocks += [] if down is None else [down]
         self.down_blocks = nnx.List(blocks)
-        self.mid_block = MidBlock(dims[-1], **kwargs)
-        self.norm_out = RMSNorm(dims[-1], rngs=rngs)
-        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 2 * config.z_dim, **kwargs)
+        self.mid_block = MidBlock(dims[-1], weights_dtype)
+        self.norm_out = RMSNorm(dims[-1])
+        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 2 * config.z_dim, weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
         start, body, end = (None, None, None) if cache is None else cache
@@ -71,20 +70,19 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to pixels (reference: WanDecoder3d)."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, weights_dtype: Dtype):
-        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
+    def __init__(self, config: VAEConfig, weights_dtype: Dtype):
         dims = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
-        self.conv_in = CausalConv3d((3, 3, 3), config.z_dim, dims[0], **kwargs)
-        self.mid_block = MidBlock(dims[0], **kwargs)
+        self.conv_in = CausalConv3d((3, 3, 3), config.z_dim, dims[0], weights_dtype)
+        self.mid_block = MidBlock(dims[0], weights_dtype)
         # WAN 2.1 halves the channels where it doubles the pixels, 2.2 in the block after.
         block, halved = (ResidualUpBlock, 1) if config.is_residual else (UpBlock, 2)
         blocks: list[UpBlock] = []
         for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), reversed(config.temperal_downsample)):
-            up = None if temporal is None else Upsample(o, o // halved, temporal, **kwargs)
-            blocks.append(block(c if not blocks else c // halved, o, config.num_res_blocks, up, **kwargs))
+            up = None if temporal is None else Upsample(o, o // halved, temporal, weights_dtype)
+            blocks.append(block(c if not blocks else c // halved, o, config.num_res_blocks, up, weights_dtype))
         self.up_blocks = nnx.List(blocks)
-        self.norm_out = RMSNorm(dims[-1], rngs=rngs)
-        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], config.channels, **kwargs)
+        self.norm_out = RMSNorm(dims[-1])
+        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], config.channels, weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
         start, body, end = (None, None, None) if cache is None else cache
@@ -106,17 +104,15 @@ class WanVAE(nnx.Module):
         self,
         config: VAEConfig,
         *,
-        rngs: nnx.Rngs,
         weights_dtype: Dtype = jnp.float32,
         dtype: Dtype = jnp.float32,
     ):
-        kwargs = {"rngs": rngs, "weights_dtype": weights_dtype}
         self.config = config
         self.dtype = jnp.dtype(dtype)
-        self.encoder = Encoder(config, **kwargs)
-        self.quant_conv = Pointwise(2 * config.z_dim, 2 * config.z_dim, **kwargs)
-        self.post_quant_conv = Pointwise(config.z_dim, config.z_dim, **kwargs)
-        self.decoder = Decoder(config, **kwargs)
+        self.encoder = Encoder(config, weights_dtype)
+        self.quant_conv = Pointwise(2 * config.z_dim, 2 * config.z_dim, weights_dtype)
+        self.post_quant_conv = Pointwise(config.z_dim, config.z_dim, weights_dtype)
+        self.decoder = Decoder(config, weights_dtype)
 
     def encode(self, video: Video, *, chunk: int | None = None) -> Latents:
         """Normalised latents (mu - mean) / std, float32, of a video in [-1, 1] with 3 channels.
