@@ -93,10 +93,15 @@ def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
 
 
 def layer_norm(x: Float[Array, "... e"], eps: float) -> Float[Array, "... e"]:
-    """LayerNorm without gain and bias; fp32 out."""
+    """LayerNorm without gain and bias; fp32 out.
+
+    The variance is E[x^2] - E[x]^2, so that both sums are of one pass over x: off by some 2^-22 (1 + E[x]^2 / var) of
+    it, with a mean of ten deviations 1e-5. Of two layers of the 14B model on v6e-8, data 2 x ulysses 4,
+    `scripts/tpu_memory.py` predicts 0.024 s for what is neither product nor attention, with a pass for each 0.027.
+    """
     x = x.astype(jnp.float32)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    mean, square = (jnp.mean(y, axis=-1, keepdims=True) for y in (x, jnp.square(x)))
+    return (x - mean) * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0.0) + eps)
 
 
 class LayerNorm(nnx.Module):
