@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from maxdiffusion.conditioning import images
 from maxdiffusion.config import Config, Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch
+from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.weights.nets import Nets
 
 CFG = Config.model_construct()
 
@@ -35,6 +38,15 @@ def test_videos_of_other_sizes_have_their_own_image(tmp_path):
     wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
     assert [value.shape for value in images.read_fitted(CFG, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
     assert images.read_fitted(CFG, [Example("a", "", 0, 32, 16)]) is None
+
+
+def test_a_first_frame_is_given_where_there_is_an_image(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 16)).save(tmp_path / "a.png")
+    videos = [Example("a", "", 0, 32, 16), video(tmp_path / "a.png")]
+    monkeypatch.setattr(Stages, "load", lambda *args: SimpleNamespace(encode=lambda x: x[:, :, ::8, ::8]))
+    fitted = images.read_fitted(CFG, videos)
+    without, given = images.encode_first(CFG, object.__new__(Nets), Stages("off"), videos, fitted)
+    assert without.first is None and given.first.shape == (1, 2, 4, 3)
 
 
 def test_a_url_is_fetched_once(tmp_path, monkeypatch):
