@@ -25,7 +25,7 @@ def open_image(location: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(download(location)) if "://" in location else location) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give an image file.") from None
     except UserError:
@@ -35,6 +35,19 @@ def open_image(location: str) -> Image.Image:
 
 
 @functools.lru_cache(maxsize=64)
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits per channel; alpha is dropped, as the reference does.
+
+    Raises:
+      ValueError: its pixels are numbers of 32 bits, of which none is known to be white.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would cut all above 255
+        image = image.convert("I").point(lambda value: value / 257)
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits, of which none is known to be white")
+    return image.convert("RGB")
+
+
 def download(url: str) -> bytes:
     """What an http(s) URL gives, fetched once in a process.
 

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import download
+from maxdiffusion.media.fetch import as_rgb, download
 
 _IMAGE_DESCRIPTION = 0x010E
 
@@ -42,14 +42,14 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
             files = sorted(path.glob("*.png"))[:limit]
             if not files:
                 raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
-            return _stacked(path, (np.asarray(Image.open(file).convert("RGB")) for file in files))
+            return _stacked(path, (np.asarray(as_rgb(Image.open(file))) for file in files))
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
         if path.suffix == ".npy":
             return _array(path)[:limit]
         with Image.open(path) as animation:
             frames = itertools.islice(ImageSequence.Iterator(animation), limit)
-            return _stacked(path, (np.asarray(frame.convert("RGB")) for frame in frames))
+            return _stacked(path, (np.asarray(as_rgb(frame)) for frame in frames))
     except UnidentifiedImageError:
         if path.is_dir():
             raise UserError(f"{path} has a frame that is no image; write the frames again.") from None

@@ -79,3 +79,16 @@ def test_an_image_is_turned_as_its_camera_noted(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert fetch.open_image(str(tmp_path / "a.jpg")).size == (4, 6)
+
+
+def test_an_image_of_16_bits_keeps_its_greys(tmp_path):
+    """Pillow alone makes all but the darkest of them white."""
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(fetch.open_image(str(tmp_path / "a.png")))[0].tolist() == [[0] * 3, [100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_an_image_without_a_known_white_is_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff is no image that can be read \(its pixels are numbers of 32 bits"):
+        fetch.open_image(str(tmp_path / "a.tiff"))

@@ -51,6 +51,12 @@ def test_a_video_without_a_picture_is_one_sentence(tmp_path):
     assert frames_per_second(path) is None
 
 
+def test_frames_of_16_bits_keep_their_greys(tmp_path):
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "frames" / "0.png")
+    assert read_video(tmp_path / "frames")[0, 0, :, 0].tolist() == [0, 100, 255]
+
+
 def test_frames_of_different_sizes_are_refused(tmp_path):
     for i, side in enumerate((8, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
