@@ -85,7 +85,7 @@ def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", str(path)]
     count = [] if limit is None else ["-frames:v", str(limit)]
     done = subprocess.run(
-        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-"],
+        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"],
         capture_output=True,
         stdin=subprocess.DEVNULL,
     )

@@ -57,6 +57,14 @@ def test_frames_of_16_bits_keep_their_greys(tmp_path):
     assert read_video(tmp_path / "frames")[0, 0, :, 0].tolist() == [0, 100, 255]
 
 
+def test_a_video_of_10_bits_is_read(tmp_path):
+    path = tmp_path / "clip.mkv"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "color=gray:s=32x16:d=1:r=4"]
+    subprocess.run([*command, "-c:v", "ffv1", "-pix_fmt", "yuv420p10le", str(path)], check=True)
+    frames = read_video(path)
+    assert frames.shape == (4, 16, 32, 3) and abs(frames.astype(int) - 128).max() <= 2
+
+
 def test_frames_of_different_sizes_are_refused(tmp_path):
     for i, side in enumerate((8, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
