@@ -39,7 +39,7 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     path = Path(path)
     try:
         if path.is_dir():
-            files = sorted(path.glob("*.png"))[:limit]
+            files = sorted(path.glob("*.png"), key=_in_order)[:limit]
             if not files:
                 raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
             return _stacked(path, (np.asarray(as_rgb(Image.open(file))) for file in files))
@@ -61,6 +61,11 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
 
 
 def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
+def _in_order(frame: Path) -> list[str | int]:
+    """Sorts by the numbers in a name: frame 2 comes before frame 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.name)]
+
+
     frames = list(frames)
     if len(sizes := {frame.shape for frame in frames}) > 1:
         raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")

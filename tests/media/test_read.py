@@ -51,6 +51,13 @@ def test_a_video_without_a_picture_is_one_sentence(tmp_path):
     assert frames_per_second(path) is None
 
 
+def test_frames_follow_their_numbers(tmp_path):
+    for i in range(9, 12):
+        Image.new("L", (8, 8), i).save(tmp_path / f"frame_{i}.png")
+    assert [int(frame.max()) for frame in read_video(tmp_path)] == [9, 10, 11]
+    assert [int(frame.max()) for frame in read_video(tmp_path, 2)] == [9, 10]
+
+
 def test_frames_of_16_bits_keep_their_greys(tmp_path):
     (tmp_path / "frames").mkdir()
     Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "frames" / "0.png")
