@@ -87,7 +87,7 @@ def _array(path: Path) -> np.ndarray:
 def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
     """Every frame that is stored, once, as a stream of PPM images (which carry their size)."""
     # Not imageio_ffmpeg.read_frames: it forks in Python, which jax warns of.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", f"file:{path}"]
     count = [] if limit is None else ["-frames:v", str(limit)]
     done = subprocess.run(
         [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"],
@@ -107,7 +107,7 @@ def frames_per_second(path: Path | str) -> float | None:
     """As the file says; None where it does not, or lies elsewhere."""
     if "://" in str(path):
         return None
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", f"file:{path}"]
     told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
     found = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", told)
     return float(found[1]) if found else None
@@ -123,7 +123,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             comment = image.getexif().get(_IMAGE_DESCRIPTION) or image.info.get("comment") or image.info.get("Comment")
             comment = comment.decode() if isinstance(comment, bytes) else comment
     except UnidentifiedImageError:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-"]
         text = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.decode()
         found = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
         comment = re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None

@@ -1,4 +1,5 @@
 import subprocess
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import frames_per_second, read_video
+from maxdiffusion.media.read import frames_per_second, read_metadata, read_video
 from maxdiffusion.media.write import FORMATS, write
 
 FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 48, 3)).copy()
@@ -70,6 +71,14 @@ def test_a_video_of_10_bits_is_read(tmp_path):
     subprocess.run([*command, "-c:v", "ffv1", "-pix_fmt", "yuv420p10le", str(path)], check=True)
     frames = read_video(path)
     assert frames.shape == (4, 16, 32, 3) and abs(frames.astype(int) - 128).max() <= 2
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(FRAMES, Path("12:30.mp4"), 12, "mp4", {"prompt": "a"})
+    assert len(read_video("12:30.mp4")) == 10
+    assert frames_per_second("12:30.mp4") == 12
+    assert read_metadata(Path("12:30.mp4"))["prompt"] == "a"
 
 
 def test_frames_of_different_sizes_are_refused(tmp_path):
