@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import io
 import math
 import urllib.request
@@ -34,7 +35,6 @@ def open_image(location: str) -> Image.Image:
         raise UserError(f"{location} is no image that can be read ({error}); give another file.") from None
 
 
-@functools.lru_cache(maxsize=64)
 def as_rgb(image: Image.Image) -> Image.Image:
     """In 8 bits per channel; alpha is dropped, as the reference does.
 
@@ -48,6 +48,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+@functools.lru_cache(maxsize=64)
 def download(url: str) -> bytes:
     """What an http(s) URL gives, fetched once in a process.
 
@@ -60,7 +61,7 @@ def download(url: str) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "maxdiffusion"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.read()
-    except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError, timeouts are OSErrors
         raise UserError(f"{url} cannot be fetched ({error}); download the file and give its path.") from None
 
 

@@ -29,8 +29,9 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     Raises UserError where `path` is missing, none of these, or has frames of different sizes.
     """
     if "://" in str(path):
+        content = download(str(path))
         with tempfile.NamedTemporaryFile(suffix=Path(urllib.parse.urlsplit(str(path)).path).suffix) as copy:
-            copy.write(download(str(path)))
+            copy.write(content)
             copy.flush()
             try:
                 return read_video(Path(copy.name), limit)
@@ -60,12 +61,12 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
         raise UserError(f"{path} cannot be read ({error}); give another file.") from None
 
 
-def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
 def _in_order(frame: Path) -> list[str | int]:
     """Sorts by the numbers in a name: frame 2 comes before frame 10."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.name)]
 
 
+def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
     frames = list(frames)
     if len(sizes := {frame.shape for frame in frames}) > 1:
         raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")

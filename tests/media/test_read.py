@@ -81,6 +81,12 @@ def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
     assert read_metadata(Path("12:30.mp4"))["prompt"] == "a"
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1/a b.mp4", "http://[half/a.mp4", "file:///a.mp4"])
+def test_what_is_no_url_is_one_sentence(url):
+    with pytest.raises(UserError, match="http"):
+        read_video(url)
+
+
 def test_frames_of_different_sizes_are_refused(tmp_path):
     for i, side in enumerate((8, 16)):
         Image.new("RGB", (side, side)).save(tmp_path / f"{i}.png")
