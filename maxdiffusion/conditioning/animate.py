@@ -61,7 +61,7 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """
     frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     pose = inputs.video("pose_video", str(cfg.pose_video), frames, *size)
-    face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE)
+    face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
         background = inputs.video("background_video", str(cfg.background_video), frames, *size)

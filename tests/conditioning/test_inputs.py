@@ -67,6 +67,11 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
         conditioning.read(cfg, others)
 
 
+def test_a_face_is_square_whatever_the_size(tmp_path):
+    with pytest.raises(UserError, match=r"which 512 wide x 512 high would distort; crop it\.$"):
+        inputs.video("face_video", clip(tmp_path, "clip", 1, 64, 96), 1, 512, 512, sized=False)
+
+
 def test_a_size_follows_the_video(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-vace-1.3b\nprompt: a cat\n")
     cfg = config.load([str(tmp_path / "run.yml"), f"video={clip(tmp_path, 'tall', 1, 160, 96)}", "num_frames=1"])
