@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import reach
+from maxdiffusion.runtime.paths import expanded, reach
 
 KEYS = ("prompt", "negative_prompt", "seed", "image", "last_image", "size", "width", "height", "output")
 
@@ -93,7 +93,7 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
             raise UserError(f"{where} gives {key}={value!r}, which is no {'integer' if kind is int else 'text'}.")
         if key == "seed" and not 0 <= int(value) < 2**32:
             raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
-        yield key, value
+        yield key, expanded(str(value), f"{where}: {key}") if key in ("image", "last_image") else value
 
 
 def _name(given: str, ending: str, where: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from maxdiffusion import config
 from maxdiffusion.config.examples import Example, alone, examples
@@ -113,6 +114,16 @@ def test_a_path_of_the_yaml_file_is_relative_to_it(place):
     (place / "sub" / "p.jsonl").write_text("{}\n")
     (place / "sub" / "page.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\nprompts: ./p.jsonl\n")
     assert config.load(["sub/page.yml"]).prompts == str(place / "sub" / "p.jsonl")
+
+
+def test_a_path_of_a_line_is_expanded_as_any_other(load, place, monkeypatch):
+    monkeypatch.setenv("SHOTS", "/shots")
+    Image.new("RGB", (16, 16)).save(place / "a.png")
+    words = ("model_name=wan2.1-i2v-14b-480p", "image=a.png")
+    cfg = load('{"image": "~/b.png"}\n{"image": "$SHOTS/c.png", "seed": 1}\n{"seed": 2}', *words)
+    assert [video.image for video in examples(cfg)] == ["/home/someone/b.png", "/shots/c.png", "a.png"]
+    with pytest.raises(UserError, match=r"line 1: image is \$NOWHERE/c\.png and uses \$NOWHERE, which is not set"):
+        load('{"image": "$NOWHERE/c.png"}', *words)
 
 
 JSON = st.recursive(
