@@ -45,6 +45,10 @@ def test_a_line_is_reproduced_without_the_file(load):
     assert examples(cat) == (Example("a cat", cfg.negative_prompt[0], 3, 832, 480),)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(load):
+    assert load(b'\xef\xbb\xbf{"seed": 3}\r\n').prompts == "p.jsonl"
+
+
 def test_no_prompt_of_the_config_is_needed(place):
     (place / "bare.yml").write_text("model_name: wan2.1-t2v-1.3b\n")
     (place / "p.jsonl").write_text('{"prompt": "a dog"}\n{"seed": 1}\n')
@@ -78,6 +82,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"prompt": null}', "which is no text"),
         ('{"output": "a/b"}', "line 1 gives output='a/b', which names no file"),
         ('{"output": ".mp4"}', "which names no file"),
+        ('{"output": "\\ud800"}', "which names no file"),
         ('{"output": "..", "seed": 2}', "which names no file"),
         ('{"output": "a"}\n{"seed": 4}\n{"output": "A.mp4"}', "line 3 and line 1 would both be written as 'A'"),
         ('{"seed": 4}\n{"seed": 4}', "line 2 and line 1 would both be written as 'a-cat-seed4-832x480x81'"),
