@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # The groups of keys that a video follows from, and not how or where it is made. Its line is in the Example.
 _GROUPS = {"model", "video", "sampling", "control", "dtypes"}
-_KEYS = {key for key, group, _, _ in schema.rows() if group in _GROUPS} - {"width", "height"} | {"output_format"}
+_HOW = {"inspect", "guidance_mode", "loop", "expert_residency"}  # what a run that met too little memory may change
+_KEYS = {key for key, group, _, _ in schema.rows() if group in _GROUPS} - {"width", "height"} - _HOW | {"output_format"}
 
 
 def remaining(cfg: Config, videos: Sequence[Example]) -> tuple[Example, ...]:

@@ -89,6 +89,7 @@ def test_other_words_or_settings_are_another_video(load):
     assert left(load("num_inference_steps=3", "overwrite=true")) == ["one", "two"]
     # Where and how it runs, and the other lines, do not change a video.
     assert left(load("progress=off", "attention=ring", lines=[LINES[1], LINES[0]])) == ["two"]
+    assert left(load("guidance_mode=two_pass", "loop=scan")) == ["two"]
 
 
 def test_a_foreign_file_is_not_overwritten(load):
