@@ -293,7 +293,7 @@ def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
         return
     entry = given[spec.shaped_by].value if spec.shaped_by in given else []
     shape = entry if isinstance(entry, str) else next(iter(entry), None)
-    if shape is None:
+    if not shape:
         if auto is not None:
             raise UserError(f"size=auto ({auto.origin}) takes the proportions of {spec.shaped_by}, which is not given.")
         return

@@ -93,7 +93,9 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
             raise UserError(f"{where} gives {key}={value!r}, which is no {'integer' if kind is int else 'text'}.")
         if key == "seed" and not 0 <= int(value) < 2**32:
             raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
-        yield key, expanded(str(value), f"{where}: {key}") if key in ("image", "last_image") else value
+        if key in ("image", "last_image"):
+            value = expanded(str(value), f"{where}: {key}") or None
+        yield key, value
 
 
 def _name(given: str, ending: str, where: str) -> str:

@@ -121,12 +121,14 @@ def test_a_path_of_the_yaml_file_is_relative_to_it(place):
     assert config.load(["sub/page.yml"]).prompts == str(place / "sub" / "p.jsonl")
 
 
-def test_a_path_of_a_line_is_expanded_as_any_other(load, place, monkeypatch):
+def test_an_image_of_a_line_is_expanded_as_any_other_and_none_if_empty(load, place, monkeypatch):
     monkeypatch.setenv("SHOTS", "/shots")
     Image.new("RGB", (16, 16)).save(place / "a.png")
     words = ("model_name=wan2.1-i2v-14b-480p", "image=a.png")
     cfg = load('{"image": "~/b.png"}\n{"image": "$SHOTS/c.png", "seed": 1}\n{"seed": 2}', *words)
     assert [video.image for video in examples(cfg)] == ["/home/someone/b.png", "/shots/c.png", "a.png"]
+    cfg = load('{"seed": 1}\n{"image": "", "seed": 2}', "model_name=wan2.2-ti2v-5b", "image=a.png")
+    assert [video.image for video in examples(cfg)] == ["a.png", None]
     with pytest.raises(UserError, match=r"line 1: image is \$NOWHERE/c\.png and uses \$NOWHERE, which is not set"):
         load('{"image": "$NOWHERE/c.png"}', *words)
 
