@@ -79,14 +79,15 @@ def _digest(cfg: Config, video: Example) -> str:
 
 def _done(cfg: Config, video: Example, row: Mapping[str, Any]) -> bool:
     path = video_path(cfg, video)
-    exists, ours = path.exists(), row.get("line") == _digest(cfg, video)
-    if exists and ours:
-        return row.get("bytes") == _nbytes(path)
-    if exists and not cfg.overwrite:
-        what = "another line or other settings" if row else "another run"
-        raise UserError(
-            f"{path} exists already and came of {what}; name another output, remove it, or write overwrite=true."
-        )
+    if row.get("line") == _digest(cfg, video):
+        return path.exists() and row.get("bytes") == _nbytes(path)
+    stem = parse(cfg.output_dir) / cfg.run_name / _name(video)
+    for other in (path, *(naming.sibling(stem, suffix) for suffix in (naming.RECORD, naming.LATENTS))):
+        if other.exists() and not cfg.overwrite:
+            what = "another line or other settings" if row else "another run"
+            raise UserError(
+                f"{other} exists already and came of {what}; name another output, remove it, or write overwrite=true."
+            )
     return False
 
 

@@ -101,6 +101,18 @@ def test_a_foreign_file_is_not_overwritten(load):
         left(cfg)
 
 
+@pytest.mark.parametrize("ending", ["latents.safetensors", "json"])
+def test_nor_is_what_lies_beside_another_video(load, ending):
+    """A run that was killed while it decoded left its latents; a video in another format has its record."""
+    cfg = load("output_format=gif")
+    path = manifest.video_path(cfg, examples(cfg)[0]).with_suffix(f".{ending}")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"one\.{ending} exists already and came of another run"):
+        left(cfg)
+    assert left(load("output_format=gif", "overwrite=true")) == ["one", "two"]
+
+
 def test_a_damaged_manifest(load):
     cfg = load()
     make(cfg, 0)
