@@ -6,6 +6,7 @@ Reference: `diffusers.WanAnimatePipeline`.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from maxdiffusion.conditioning.described import Described, Grid, full
 from maxdiffusion.conditioning.images import read_originals
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example
+from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.models.dit import Frames
 from maxdiffusion.models.dit.animate import Performance
@@ -29,6 +31,8 @@ from maxdiffusion.models.vae import WanVAE
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
+
+log = logging.getLogger(__name__)
 
 PERFORMANCE = "performance"
 FACE = 512  # pixels of the official checkpoint's faces; any other square will do
@@ -57,17 +61,26 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video` name.
 
     Raises:
-      UserError: see `inputs.one_size`, `inputs.video` and `open_image`.
+      UserError: an image is too narrow; see also `inputs.one_size`, `inputs.video` and `open_image`.
     """
     frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     pose = inputs.video("pose_video", str(cfg.pose_video), frames, *size)
-    face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE)
+    face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
         background = inputs.video("background_video", str(cfg.background_video), frames, *size)
         mask = inputs.video("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
         background, mask = background[:frames], mask[:frames]
-    return Inputs(read_originals(cfg, videos) or {}, pose[:frames], face[:frames], background, mask)
+    characters = read_originals(cfg, videos) or {}
+    for at, image in characters.items():
+        (own_height, own_width, _), (h, w) = image.shape, inside(image, *size)
+        if not min(h, w):
+            raise UserError(
+                f"image={at} is {own_width} wide x {own_height} high, of which nothing is left within {size[1]} x "
+                f"{size[0]}; give an image that is not as narrow."
+            )
+        log.info("image %s: %d x %d pixels, made %d x %d on black", at, own_width, own_height, w, h)
+    return Inputs(characters, pose[:frames], face[:frames], background, mask)
 
 
 def encode(
@@ -136,16 +149,18 @@ def to_grey(frames: UInt8[np.ndarray, "f h1 w1 3"], height: int, width: int) -> 
     return np.stack([np.asarray(image.convert("L"), np.float32) for image in images]) / np.float32(255)
 
 
+def inside(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> tuple[int, int]:
+    """Height and width of an image as large as it fits, proportions kept."""
+    h, w = image.shape[:2]
+    return (h * width // w, width) if width / height < w / h else (height, w * height // h)
+
+
 def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """The image as large as it fits, its proportions kept, in the middle of black.
 
     Reference: `WanAnimateImageProcessor`, which asks for bilinear resizing, but whose base class sets Lanczos again.
     """
-    h, w = image.shape[:2]
-    if width / height < w / h:
-        h, w = h * width // w, width
-    else:
-        h, w = height, w * height // h
+    h, w = inside(image, height, width)
     canvas = Image.new("RGB", (width, height))
     resized = Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS)
     canvas.paste(resized, (width // 2 - w // 2, height // 2 - h // 2))

@@ -36,7 +36,7 @@ class Kind(NamedTuple):
       encode: (cfg, nets, stages, videos, what was read) -> for each video its part of the conditioning, a pytree
         without the batch axis.
       field: of `Context`, to which that part belongs.
-      describe: (cfg, videos of one size, the nets' configs, latent frames, height and width of a part) -> what the
+      describe: (cfg, videos of one shape, the nets' configs, latent frames, height and width of a part) -> what the
         videos are given in the end, in shapes; nothing where `read` finds nothing.
     """
 
@@ -81,7 +81,7 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
 
 
 def describe(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """All that videos of one size are conditioned on beside the text, as `encode` would make it."""
+    """All that videos of one shape are conditioned on beside the text, as `encode` would make it."""
     found = [KINDS[name].describe(cfg, videos, configs, grid) for name in variants.get(cfg.model_name).conditions]
     return Described(
         {name: value for each in found for name, value in each.fields.items()},

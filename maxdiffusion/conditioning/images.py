@@ -99,11 +99,12 @@ def channels_described(cfg: Config, videos: Sequence[Example], configs: Mapping[
 
 
 def encode_first(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
-    """The first latent frame of each video."""
+    """The first latent frame of each video that has an image."""
     vae = stages.load(nets, "vae")
     with stages("image"):
         latents = {at: vae.encode(parallel.put(image[None, None]))[0] for at, image in given.items()}
-        return jax.block_until_ready([Frames(first=latents[_fitted(video)[0]]) for video in videos])
+        shown = [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in videos]
+        return jax.block_until_ready(shown)
 
 
 def first_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:

@@ -36,10 +36,19 @@ def one_size(cfg: Config, videos: Sequence[Example]) -> tuple[int, int]:
     return cfg.height, cfg.width
 
 
-def video(key: str, path: str, frames: int, height: int, width: int, like: tuple[str, Frames] | None = None) -> Frames:
+def video(
+    key: str,
+    path: str,
+    frames: int,
+    height: int,
+    width: int,
+    like: tuple[str, Frames] | None = None,
+    sized: bool = True,
+) -> Frames:
     """The first `frames` frames of the file that `key` names, in their own size, and one more if there is one.
 
-    Logs what is used of it. `like` is another key and its frames, of the same size and length.
+    Logs what is used of it. `like` is another key and its frames, of the same size and length; `sized` says whether
+    height and width are those of the config.
 
     Raises:
       UserError: it cannot be read, has too few frames, is not as long or large as `like`, or would lose its proportions
@@ -62,8 +71,8 @@ def video(key: str, path: str, frames: int, height: int, width: int, like: tuple
         scale = min(height / h, width / w)
         near = "*".join(str(max(int(side * scale) // STEP * STEP, STEP)) for side in (w, h))
         raise UserError(
-            f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it, or "
-            f"write size={near}."
+            f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it"
+            + (f", or write size={near}." if sized else ".")
         )
     fps = frames_per_second(path)
     used = f"the first {frames} frames" if count > frames else f"all {frames} frames"

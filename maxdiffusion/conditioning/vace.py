@@ -5,6 +5,7 @@ Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maxdiffusion import parallel
+from maxdiffusion import parallel, variants
 from maxdiffusion.conditioning import inputs
 from maxdiffusion.conditioning.described import Described, Grid, full
 from maxdiffusion.config import Config
@@ -26,6 +27,8 @@ from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.vae import WanVAE
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
+
+log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -40,7 +43,7 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
 
     Raises:
-      UserError: see `inputs.one_size`, `inputs.video` and `open_image`.
+      UserError: an image is too small or narrow; see also `inputs.one_size`, `inputs.video` and `open_image`.
     """
     frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
     shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
@@ -51,7 +54,29 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
         if cfg.mask:
             white = inputs.video("mask", cfg.mask, frames, *size, ("video", video))
             mask = (to_float(white[:frames], *size) + 1) / 2
-    return Inputs(shown, mask, tuple(np.asarray(open_image(path)) for path in cfg.reference_images))
+    step = variants.get(cfg.model_name).vae_stride[1]
+    return Inputs(shown, mask, tuple(_reference(path, *size, step) for path in cfg.reference_images))
+
+
+def _reference(path: str, height: int, width: int, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
+    image = np.asarray(open_image(path))
+    (own_height, own_width, _), (_, (h, w)) = image.shape, _sizes(image, height, width, step)
+    if not min(h, w):
+        raise UserError(
+            f"reference_images={path} is {own_width} wide x {own_height} high, of which nothing is left in multiples "
+            f"of {step} within {width} x {height}; give an image that is not as small or narrow."
+        )
+    log.info("reference image %s: %d x %d pixels, made %d x %d on white", path, own_width, own_height, w, h)
+    return image
+
+
+def _sizes(
+    image: UInt8[np.ndarray, "_ _ 3"], height: int, width: int, step: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image in multiples of `step`, and of those as large as they fit, proportions kept."""
+    h, w = (side - side % step for side in image.shape[:2])
+    scale = min(height / max(h, 1), width / max(w, 1))
+    return (h, w), (int(h * scale), int(w * scale))
 
 
 def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Inputs) -> list[Control]:
@@ -84,10 +109,8 @@ def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any]
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:
     """The image, scaled to multiples of `step`, then as large as it fits in the middle of white, proportions kept."""
-    (own,) = to_float(image[None], *(side - side % step for side in image.shape[:2]))
-    scale = min(height / own.shape[0], width / own.shape[1])
-    h, w = int(own.shape[0] * scale), int(own.shape[1] * scale)
-    resized = jax.image.resize(jnp.asarray(own), (h, w, 3), "bilinear", antialias=False)
+    own, (h, w) = _sizes(image, height, width, step)
+    resized = jax.image.resize(jnp.asarray(to_float(image[None], *own)[0]), (h, w, 3), "bilinear", antialias=False)
     top, left = (height - h) // 2, (width - w) // 2
     return jnp.ones((height, width, 3)).at[top : top + h, left : left + w].set(resized)
 

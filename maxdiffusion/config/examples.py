@@ -25,6 +25,11 @@ class Example:
     image: str | None = None
     last_image: str | None = None
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and the number of images: what is alike in videos that one program makes."""
+        return self.height, self.width, sum(image is not None for image in (self.image, self.last_image))
+
 
 def examples(cfg: Config) -> tuple[Example, ...]:
     """One Example per video: lists have equal lengths, and a list of one serves all; no prompt is an empty one.

@@ -293,7 +293,7 @@ def _apply_auto_size(given: _Layer, spec: variants.WanSpec) -> None:
         return
     entry = given[spec.shaped_by].value if spec.shaped_by in given else []
     shape = entry if isinstance(entry, str) else next(iter(entry), None)
-    if shape is None:
+    if not shape:
         if auto is not None:
             raise UserError(f"size=auto ({auto.origin}) takes the proportions of {spec.shaped_by}, which is not given.")
         return
@@ -327,14 +327,9 @@ def _expand_paths(given: _Layer, yaml_folder: paths.AnyPath) -> None:
 
 
 def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
-    if not isinstance(given, str) or given.startswith(("http://", "https://")):
+    if not isinstance(given, str):
         return given
-    path = os.path.expanduser(os.path.expandvars(given))
-    if "\0" in path:
-        raise UserError(f"{key} ({origin}) contains a NUL character, which no path can; remove it.")
-    unset = re.search(r"\$(\w+|\{\w+\})", path)
-    if unset:
-        raise UserError(f"{key}={given} uses {unset[0]}, which is not set in the environment; set it first.")
+    path = paths.expanded(given, f"{key} ({origin})")
     if relative_to is not None and path.startswith(("./", "../")):
         whole = relative_to / path
         path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())

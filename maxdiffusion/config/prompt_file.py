@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import reach
+from maxdiffusion.runtime.paths import expanded, reach
 
 KEYS = ("prompt", "negative_prompt", "seed", "image", "last_image", "size", "width", "height", "output")
 
@@ -32,7 +32,7 @@ def read(
         value that cannot be meant, or names the output of another. It says the line's number.
     """
     try:
-        text = reach(path).read_text(encoding="utf-8")
+        text = reach(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"prompts={path} cannot be read ({error.strerror or error}); give a file of JSON lines."
@@ -93,12 +93,14 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
             raise UserError(f"{where} gives {key}={value!r}, which is no {'integer' if kind is int else 'text'}.")
         if key == "seed" and not 0 <= int(value) < 2**32:
             raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
+        if key in ("image", "last_image"):
+            value = expanded(str(value), f"{where}: {key}") or None
         yield key, value
 
 
 def _name(given: str, ending: str, where: str) -> str:
     name = given[: -len(ending) - 1] if given.lower().endswith(f".{ending}") else given
-    if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 120:
+    if not name or name.startswith(".") or re.search(r"[/\\\x00-\x1f\ud800-\udfff]", name) or len(name.encode()) > 120:
         raise UserError(
             f"{where} gives output={given!r}, which names no file below output_dir/run_name; write a name without "
             "slashes, of at most 120 bytes."

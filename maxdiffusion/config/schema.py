@@ -33,6 +33,10 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _empty_is_no_tuple(value: Any) -> Any:
+    return () if value == "" else _as_tuple(value)
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -54,6 +58,7 @@ def _one_folder(value: str) -> str:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
@@ -133,10 +138,10 @@ class Config(BaseModel):
     seed: Seeds = _key(
         "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
     )
-    image: Texts = _key(
+    image: Images = _key(
         "prompt", (), "path or URL of what to start from (I2V, FLF2V, TI2V); one for all or one for each"
     )
-    last_image: Texts = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
+    last_image: Images = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
 
     # ---- video
     height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
@@ -150,7 +155,7 @@ class Config(BaseModel):
     )
     strength: float = _key("control", 0.8, "part of the way from noise that `video` is changed on (T2V)", gt=0, le=1)
     mask: OptionalStr = _key("control", None, "as many frames, white where `video` is made anew (VACE)")
-    reference_images: Texts = _key("control", (), "images of what is to appear (VACE)")
+    reference_images: Images = _key("control", (), "images of what is to appear (VACE)")
     conditioning_scale: Numbers = _key(
         "control", 1.0, "of VACE's hints; a list has one for each of its layers", validate_default=True
     )

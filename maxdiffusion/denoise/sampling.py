@@ -53,7 +53,7 @@ def sample(
 
     Args:
       cfg: the run.
-      videos: what to make; those of one size share their batches and their program.
+      videos: what to make; those of one shape share their batches and their program.
       nets: what to load from.
       shape: f h w c of one video's latents, of the size that `cfg` says.
       given: the noise of every video; None draws it from each video's seed.
@@ -88,11 +88,11 @@ def sample(
             x = noise(seeds, whole) if given is None else parallel.put(given[rows], axes.BATCH)
             x = x[:, part * size[0] : (part + 1) * size[0]]
             x = conditions.start(batch, x, float(recipe.schedule.sigmas[0]))
-        program = programs.get((len(rows), *size))
+        program = programs.get((len(rows), *batch[0].shape))
         if program is None:
             denoiser = recipe.denoiser(cfg, network, network_config, len(rows), size)
             with stages("compile"):
-                program = programs[len(rows), *size] = denoiser.compile(params, x, contexts)
+                program = programs[len(rows), *batch[0].shape] = denoiser.compile(params, x, contexts)
         state = states.pop(unit) if unit in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
             states[unit] = _run(program, params, contexts, state, segment, advance, stages, watch)
@@ -151,9 +151,9 @@ def batched(cfg: Config, videos: Sequence[Example]) -> Iterator[tuple[list[int],
 
 
 def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int], int]]:
-    """Of one size each, and a short last one filled up."""
-    for size in dict.fromkeys((video.height, video.width) for video in videos):
-        rows = [row for row, video in enumerate(videos) if (video.height, video.width) == size]
+    """Of one shape each, and a short last one filled up."""
+    for shape in dict.fromkeys(video.shape for video in videos):
+        rows = [row for row, video in enumerate(videos) if video.shape == shape]
         step = min(len(rows), limit)
         for first in range(0, len(rows), step):
             batch = rows[first : first + step]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import io
 import math
 import urllib.request
@@ -25,13 +26,26 @@ def open_image(location: str) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(download(location)) if "://" in location else location) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give an image file.") from None
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds for a damaged file
         raise UserError(f"{location} is no image that can be read ({error}); give another file.") from None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits per channel; alpha is dropped, as the reference does.
+
+    Raises:
+      ValueError: its pixels are numbers of 32 bits, of which none is known to be white.
+    """
+    if image.mode.startswith("I;16"):  # Pillow would cut all above 255
+        image = image.convert("I").point(lambda value: value / 257)
+    elif image.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits, of which none is known to be white")
+    return image.convert("RGB")
 
 
 @functools.lru_cache(maxsize=64)
@@ -47,7 +61,7 @@ def download(url: str) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "maxdiffusion"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             return answer.read()
-    except OSError as error:  # URLError, HTTPError and timeouts are OSErrors
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError, HTTPError, timeouts are OSErrors
         raise UserError(f"{url} cannot be fetched ({error}); download the file and give its path.") from None
 
 

@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # The groups of keys that a video follows from, and not how or where it is made. Its line is in the Example.
 _GROUPS = {"model", "video", "sampling", "control", "dtypes"}
-_KEYS = {key for key, group, _, _ in schema.rows() if group in _GROUPS} - {"width", "height"} | {"output_format"}
+_HOW = {"inspect", "guidance_mode", "loop", "expert_residency"}  # what a run that met too little memory may change
+_KEYS = {key for key, group, _, _ in schema.rows() if group in _GROUPS} - {"width", "height"} - _HOW | {"output_format"}
 
 
 def remaining(cfg: Config, videos: Sequence[Example]) -> tuple[Example, ...]:
@@ -78,14 +79,15 @@ def _digest(cfg: Config, video: Example) -> str:
 
 def _done(cfg: Config, video: Example, row: Mapping[str, Any]) -> bool:
     path = video_path(cfg, video)
-    exists, ours = path.exists(), row.get("line") == _digest(cfg, video)
-    if exists and ours:
-        return row.get("bytes") == _nbytes(path)
-    if exists and not cfg.overwrite:
-        what = "another line or other settings" if row else "another run"
-        raise UserError(
-            f"{path} exists already and came of {what}; name another output, remove it, or write overwrite=true."
-        )
+    if row.get("line") == _digest(cfg, video):
+        return path.exists() and row.get("bytes") == _nbytes(path)
+    stem = parse(cfg.output_dir) / cfg.run_name / _name(video)
+    for other in (path, *(naming.sibling(stem, suffix) for suffix in (naming.RECORD, naming.LATENTS))):
+        if other.exists() and not cfg.overwrite:
+            what = "another line or other settings" if row else "another run"
+            raise UserError(
+                f"{other} exists already and came of {what}; name another output, remove it, or write overwrite=true."
+            )
     return False
 
 

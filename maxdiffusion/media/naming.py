@@ -16,6 +16,8 @@ from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import claim, explain
 from maxdiffusion.runtime.paths import AnyPath
 
+RECORD, LATENTS = ".json", ".latents.safetensors"  # beside a video
+
 # With seed, size, counter and the longest suffix a name stays below 143 bytes, the shortest limit in use (eCryptfs).
 _SLUG_BYTES = 60
 

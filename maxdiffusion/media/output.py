@@ -22,8 +22,6 @@ from maxdiffusion.weights.latents_io import save_latents
 
 log = logging.getLogger(__name__)
 
-RECORD, LATENTS = ".json", ".latents.safetensors"
-
 
 class Output:
     """Where the videos of one batch go; made by `reserved`. Of several processes the first writes, for all of them."""
@@ -43,7 +41,7 @@ class Output:
 
     def _save_latents(self, latents: np.ndarray) -> None:
         for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
-            save_latents(naming.sibling(stem, LATENTS), one[None], self._told(example), self._overwrite)
+            save_latents(naming.sibling(stem, naming.LATENTS), one[None], self._told(example), self._overwrite)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encodes each video in turn and returns their paths; `advance` is told of each."""
@@ -64,7 +62,7 @@ class Output:
     def _record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
         for stem, path, example in zip(self._stems, self.paths, self._examples, strict=True):
             write_sidecar(
-                naming.sibling(stem, RECORD),
+                naming.sibling(stem, naming.RECORD),
                 config=(alone(self._cfg, example) if self._cfg.prompts else self._cfg).to_json(),
                 seed=example.seed,
                 versions=versions,
@@ -95,14 +93,14 @@ def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
 
 def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[AnyPath]:
     if cfg.prompts is not None:
-        suffixes = (FORMATS[cfg.output_format].suffix, RECORD, LATENTS)
+        suffixes = (FORMATS[cfg.output_format].suffix, naming.RECORD, naming.LATENTS)
         finals = [manifest.video_path(cfg, example) for example in examples]
         stems = [hold.enter_context(naming.reserve_file(final, suffixes, overwrite=True)) for final in finals]
         manifest.begin(cfg, examples)
         return stems
     if cfg.save_file is None:
         return [hold.enter_context(_named_by_prompt(cfg, example)) for example in examples]
-    besides = (RECORD,) if cfg.decode_latents else (RECORD, LATENTS)
+    besides = (naming.RECORD,) if cfg.decode_latents else (naming.RECORD, naming.LATENTS)
     suffixes = (FORMATS[cfg.output_format].suffix, *besides)
     return [hold.enter_context(naming.reserve_file(parse(cfg.save_file), suffixes, cfg.overwrite))]
 

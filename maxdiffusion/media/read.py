@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import download
+from maxdiffusion.media.fetch import as_rgb, download
 
 _IMAGE_DESCRIPTION = 0x010E
 
@@ -29,8 +29,9 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     Raises UserError where `path` is missing, none of these, or has frames of different sizes.
     """
     if "://" in str(path):
+        content = download(str(path))
         with tempfile.NamedTemporaryFile(suffix=Path(urllib.parse.urlsplit(str(path)).path).suffix) as copy:
-            copy.write(download(str(path)))
+            copy.write(content)
             copy.flush()
             try:
                 return read_video(Path(copy.name), limit)
@@ -39,17 +40,17 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     path = Path(path)
     try:
         if path.is_dir():
-            files = sorted(path.glob("*.png"))[:limit]
+            files = sorted(path.glob("*.png"), key=_in_order)[:limit]
             if not files:
                 raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
-            return _stacked(path, (np.asarray(Image.open(file).convert("RGB")) for file in files))
+            return _stacked(path, (np.asarray(as_rgb(Image.open(file))) for file in files))
         if not path.is_file():
             raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
         if path.suffix == ".npy":
             return _array(path)[:limit]
         with Image.open(path) as animation:
             frames = itertools.islice(ImageSequence.Iterator(animation), limit)
-            return _stacked(path, (np.asarray(frame.convert("RGB")) for frame in frames))
+            return _stacked(path, (np.asarray(as_rgb(frame)) for frame in frames))
     except UnidentifiedImageError:
         if path.is_dir():
             raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
@@ -58,6 +59,11 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
         raise
     except Exception as error:  # PIL raises many kinds for a damaged file
         raise UserError(f"{path} cannot be read ({error}); give another file.") from None
+
+
+def _in_order(frame: Path) -> list[str | int]:
+    """Sorts by the numbers in a name: frame 2 comes before frame 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.name)]
 
 
 def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -82,10 +88,10 @@ def _array(path: Path) -> np.ndarray:
 def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
     """Every frame that is stored, once, as a stream of PPM images (which carry their size)."""
     # Not imageio_ffmpeg.read_frames: it forks in Python, which jax warns of.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", f"file:{path}"]
     count = [] if limit is None else ["-frames:v", str(limit)]
     done = subprocess.run(
-        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-"],
+        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"],
         capture_output=True,
         stdin=subprocess.DEVNULL,
     )
@@ -102,7 +108,7 @@ def frames_per_second(path: Path | str) -> float | None:
     """As the file says; None where it does not, or lies elsewhere."""
     if "://" in str(path):
         return None
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", f"file:{path}"]
     told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
     found = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", told)
     return float(found[1]) if found else None
@@ -118,7 +124,7 @@ def read_metadata(path: Path) -> dict[str, str]:
             comment = image.getexif().get(_IMAGE_DESCRIPTION) or image.info.get("comment") or image.info.get("Comment")
             comment = comment.decode() if isinstance(comment, bytes) else comment
     except UnidentifiedImageError:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-f", "ffmetadata", "-"]
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-"]
         text = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.decode()
         found = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
         comment = re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None

@@ -90,9 +90,9 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
     command += ["-framerate", str(fps), "-i", "pipe:0"]
-    command += ["-f", "ffmetadata", "-i", str(notes), "-map", "0:v", "-map_metadata", "1"]
+    command += ["-f", "ffmetadata", "-i", f"file:{notes}", "-map", "0:v", "-map_metadata", "1"]
     command += ["-vf", _TO_BT709, "-c:v", "libx264", "-preset", "medium", "-crf", "17"]
-    command += ["-movflags", "+faststart", "-f", "mp4", str(path)]
+    command += ["-movflags", "+faststart", "-f", "mp4", f"file:{path}"]
     # Its own process group: Ctrl-C reaches us alone, and we end it.
     ffmpeg = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0

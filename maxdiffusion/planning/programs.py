@@ -113,9 +113,9 @@ class _Run:
         with parallel.use(placement):
             self.options = parallel.compiler_options()
             batches = [([self.videos[row] for row in rows], real) for rows, real in sampling.batched(cfg, self.videos)]
-        self.by_size: dict[tuple[int, int], list[tuple[list[Example], int]]] = {}
+        self.by_shape: dict[tuple[int, int, int], list[tuple[list[Example], int]]] = {}
         for batch, real in batches:
-            self.by_size.setdefault((batch[0].height, batch[0].width), []).append((batch, real))
+            self.by_shape.setdefault(batch[0].shape, []).append((batch, real))
         self.several, self.units = len(batches) > 1, len(batches) * len(self.parts.starts)
 
     def net(self, name: str) -> Any:
@@ -138,10 +138,10 @@ class _Run:
         with parallel.use(self.placement):
             return parallel.like(shape, dtype, *logical)
 
-    def describe(self, size: tuple[int, int]) -> conditioning.Described:
-        """What videos of that height and width are conditioned on beside the text."""
-        videos = [video for video in self.videos if (video.height, video.width) == size]
-        grid = variants.get(self.cfg.model_name).latent_grid(self.parts.length, *size)
+    def describe(self, shape: tuple[int, int, int]) -> conditioning.Described:
+        """What videos of that `Example.shape` are conditioned on beside the text."""
+        videos = [video for video in self.videos if video.shape == shape]
+        grid = variants.get(self.cfg.model_name).latent_grid(self.parts.length, *shape[:2])
         return conditioning.describe(self.cfg, videos, self.configs, grid)
 
     def experts(self, running: int) -> int:
@@ -162,8 +162,8 @@ class _Run:
             yield self.make(stage, name, times * calls, resident + nbytes(x), lower)
 
     def conditioning(self) -> Iterator[Lowered]:
-        for size in self.by_size:
-            described = self.describe(size)
+        for shape in self.by_shape:
+            described = self.describe(shape)
             if described.images:
                 side = self.configs["image_encoder"].image_size
                 net = nnx.split(self.net("image_encoder"))
@@ -181,8 +181,8 @@ class _Run:
         yield self.make("text", "text", len(set(prompts)), 0, functools.partial(_lower, text.program, *net, *tokens))
 
     def denoising(self) -> Iterator[Lowered]:
-        for size, batches in self.by_size.items():
-            fields = self.describe(size).fields
+        for shape, batches in self.by_shape.items():
+            fields = self.describe(shape).fields
             for rows, count in collections.Counter(len(batch) for batch, _ in batches).items():
                 yield from self.batch(batches[0][0][0], fields, rows, count * len(self.parts.starts))
 
@@ -225,7 +225,7 @@ class _Run:
 
     def decoding(self) -> Iterator[Lowered]:
         channels = self.configs["vae"].z_dim
-        for batches in self.by_size.values():
+        for batches in self.by_shape.values():
             frames, *size, _ = sampling.part_shape(self.cfg, batches[0][0][0], channels)
             resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
             calls = collections.Counter(real for _, real in batches for _ in self.parts.starts)

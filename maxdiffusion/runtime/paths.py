@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import re
 import secrets
 import tempfile
 from collections import deque
@@ -47,6 +49,30 @@ def parse(text: str) -> AnyPath:
         what = f"pip install 'maxdiffusion[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
         raise UserError(f"{text} needs a package that is not installed: {what}") from None
     return UPath(text)
+
+
+def expanded(text: str, what: str) -> str:
+    """A path with its ~ and $VARIABLES replaced; a URL as it is.
+
+    Raises:
+      UserError: a NUL, a variable that is not set, or a place that this machine may not or cannot have. It begins with
+        `what`.
+    """
+    if text.startswith(("http://", "https://")):
+        return text
+    path = os.path.expanduser(os.path.expandvars(text))
+    if "\0" in path:
+        raise UserError(f"{what} contains a NUL character, which no path can; remove it.")
+    if unset := re.search(r"\$(\w+|\{\w+\})", path):
+        raise UserError(f"{what} is {text} and uses {unset[0]}, which is not set in the environment; set it first.")
+    try:
+        if "://" not in path:
+            Path(path).exists()
+    except OSError as error:  # a folder that is closed, a name that is too long
+        raise UserError(
+            f"{what} is {path:.80}, which cannot be written or read ({error.strerror}); give another path."
+        ) from None
+    return path
 
 
 def reach(text: str) -> AnyPath:

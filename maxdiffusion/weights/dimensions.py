@@ -36,21 +36,27 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
       what: the file, for the message.
 
     Raises:
-      UserError: a tensor that every WAN transformer has is absent.
+      UserError: a tensor that every WAN transformer has is absent, or has another number of axes.
     """
     embedder = "condition_embedder"
 
-    def shape(name: str) -> tuple[int, ...]:
+    def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in shapes:
             raise UserError(
                 f"{what} has no tensor {name} under that name or its original one, so it is no WAN transformer; "
                 "give the file of one."
             )
+        if len(shapes[name]) != axes:
+            raise UserError(
+                f"{what} stores {name} with shape {list(shapes[name])}, which has {axes} axes in a WAN transformer; "
+                "give a file in bf16, fp16, fp32 or fp8."
+            )
         return shapes[name]
 
-    dim, channels, *patch = shape("patch_embedding.weight")
+    dim, channels, *patch = shape("patch_embedding.weight", 5)
     head = base.get("attention_head_dim", HEAD_DIM)
-    image = shapes.get(f"{embedder}.image_embedder.norm1.weight", (None,))[0]
+    norm, positions = f"{embedder}.image_embedder.norm1.weight", f"{embedder}.image_embedder.pos_embed"
+    image = shape(norm, 1)[0] if norm in shapes else None
     config = {
         "_class_name": "WanTransformer3DModel",
         "num_layers": _count(shapes, "blocks"),
@@ -64,18 +70,18 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
         "freq_dim": shape(f"{embedder}.time_embedder.linear_1.weight")[1],
         "image_dim": image,
         "added_kv_proj_dim": dim if image else None,
-        "pos_embed_seq_len": shapes.get(f"{embedder}.image_embedder.pos_embed", (0, None))[1],
+        "pos_embed_seq_len": shape(positions, 3)[1] if positions in shapes else None,
     }
     if count := _count(shapes, "vace_blocks"):
         config |= {
             "_class_name": "WanVACETransformer3DModel",
-            "vace_layers": list(range(0, config["num_layers"], config["num_layers"] // count)),
-            "vace_in_channels": shape("vace_patch_embedding.weight")[1],
+            "vace_layers": list(range(0, config["num_layers"], config["num_layers"] // count or 1)),
+            "vace_in_channels": shape("vace_patch_embedding.weight", 5)[1],
         }
     if "pose_patch_embedding.weight" in shapes:
         config |= {
             "_class_name": "WanAnimateTransformer3DModel",
-            "latent_channels": shape("pose_patch_embedding.weight")[1],
+            "latent_channels": shape("pose_patch_embedding.weight", 5)[1],
         }
     return {**base, **config}
 

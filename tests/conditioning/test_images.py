@@ -2,6 +2,7 @@
 
 import http.server
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from maxdiffusion.conditioning import images
 from maxdiffusion.config import Config, Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch
+from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.weights.nets import Nets
 
 CFG = Config.model_construct()
 
@@ -35,6 +38,15 @@ def test_videos_of_other_sizes_have_their_own_image(tmp_path):
     wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
     assert [value.shape for value in images.read_fitted(CFG, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
     assert images.read_fitted(CFG, [Example("a", "", 0, 32, 16)]) is None
+
+
+def test_a_first_frame_is_given_where_there_is_an_image(tmp_path, monkeypatch):
+    Image.new("RGB", (32, 16)).save(tmp_path / "a.png")
+    videos = [Example("a", "", 0, 32, 16), video(tmp_path / "a.png")]
+    monkeypatch.setattr(Stages, "load", lambda *args: SimpleNamespace(encode=lambda x: x[:, :, ::8, ::8]))
+    fitted = images.read_fitted(CFG, videos)
+    without, given = images.encode_first(CFG, object.__new__(Nets), Stages("off"), videos, fitted)
+    assert without.first is None and given.first.shape == (1, 2, 4, 3)
 
 
 def test_a_url_is_fetched_once(tmp_path, monkeypatch):
@@ -67,3 +79,16 @@ def test_an_image_is_turned_as_its_camera_noted(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
     assert fetch.open_image(str(tmp_path / "a.jpg")).size == (4, 6)
+
+
+def test_an_image_of_16_bits_keeps_its_greys(tmp_path):
+    """Pillow alone makes all but the darkest of them white."""
+    Image.fromarray(np.array([[0, 257 * 100, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert np.asarray(fetch.open_image(str(tmp_path / "a.png")))[0].tolist() == [[0] * 3, [100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_an_image_without_a_known_white_is_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff is no image that can be read \(its pixels are numbers of 32 bits"):
+        fetch.open_image(str(tmp_path / "a.tiff"))

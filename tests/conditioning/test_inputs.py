@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maxdiffusion import conditioning, config
 from maxdiffusion.conditioning import inputs
@@ -65,6 +66,28 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
     others = [dataclasses.replace(example, width=64) for example in examples(cfg)]
     with pytest.raises(UserError, match="a line of 64 x 64 pixels"):
         conditioning.read(cfg, others)
+
+
+def test_a_face_is_square_whatever_the_size(tmp_path):
+    with pytest.raises(UserError, match=r"which 512 wide x 512 high would distort; crop it\.$"):
+        inputs.video("face_video", clip(tmp_path, "clip", 1, 64, 96), 1, 512, 512, sized=False)
+
+
+@pytest.mark.parametrize(("model", "key"), [("wan2.1-vace-1.3b", "reference_images"), ("wan2.2-animate-14b", "image")])
+def test_what_becomes_of_a_whole_image_is_logged_and_nothing_refused(tmp_path, caplog, model, key):
+    face = clip(tmp_path, "face", 5, 32, 32)
+    words = [f"pose_video={clip(tmp_path, 'pose', 5, 64, 96)}", f"face_video={face}"] if key == "image" else []
+    (tmp_path / "run.yml").write_text(f"model_name: {model}\nprompt: a cat\nsize: 96*64\nnum_frames: 5\n")
+    for name, size in (("tall", (33, 66)), ("line", (2, 600))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    tall, line = (
+        config.load([str(tmp_path / "run.yml"), *words, f"{key}={tmp_path}/{name}.png"]) for name in ("tall", "line")
+    )
+    with caplog.at_level(logging.INFO, "maxdiffusion"):
+        conditioning.read(tall, examples(tall))
+    assert f"tall.png: 33 x 66 pixels, made 32 x 64 on {'black' if key == 'image' else 'white'}" in caplog.text
+    with pytest.raises(UserError, match=rf"{key}=.*line\.png is 2 wide x 600 high, of which nothing is left"):
+        conditioning.read(line, examples(line))
 
 
 def test_a_size_follows_the_video(tmp_path):

@@ -176,6 +176,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["output_dir=/proc/results"], "cannot be written"),
     (["output_dir="], "should have at least 1 character"),
     (["output_dir=" + "x" * 300], "cannot be written"),
+    (["video=" + "x" * 300], "cannot be written or read (File name too long); give another path"),
+    (["save_file=" + "x" * 300 + ".mp4"], "File name too long"),
+    (["transformer_file=" + "x" * 300], "File name too long"),
+    (["ckpt_dir=" + "x" * 300], "File name too long"),
     (["run_name=../elsewhere"], "should be the name of one folder, without slashes"),
     (["run_name=.."], "should be the name of one folder"),
 ]

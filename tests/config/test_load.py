@@ -327,6 +327,14 @@ def test_the_command_line_decides_between_auto_and_a_size(place: Path) -> None:
     assert config.load(["fixed.yml"]).image == (str(place / "a.png"),)
 
 
+def test_an_empty_image_is_none(place: Path) -> None:
+    picture(64, 64)
+    (place / "page.yml").write_text("model_name: wan2.2-ti2v-5b\nprompt: x\nimage: ./a.png\n")
+    assert config.load(["page.yml"]).width != 1280
+    cfg = config.load(["page.yml", "image="])
+    assert (cfg.image, cfg.width, cfg.height, examples(cfg)[0].image) == ((), 1280, 704, None)
+
+
 def test_guidance_of_two_experts(place: Path) -> None:
     words = ["base.yml", "model_name=wan2.2-t2v-a14b"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from maxdiffusion import config
 from maxdiffusion.config.examples import Example, alone, examples
@@ -44,6 +45,10 @@ def test_a_line_is_reproduced_without_the_file(load):
     assert examples(cat) == (Example("a cat", cfg.negative_prompt[0], 3, 832, 480),)
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(load):
+    assert load(b'\xef\xbb\xbf{"seed": 3}\r\n').prompts == "p.jsonl"
+
+
 def test_no_prompt_of_the_config_is_needed(place):
     (place / "bare.yml").write_text("model_name: wan2.1-t2v-1.3b\n")
     (place / "p.jsonl").write_text('{"prompt": "a dog"}\n{"seed": 1}\n')
@@ -77,6 +82,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"prompt": null}', "which is no text"),
         ('{"output": "a/b"}', "line 1 gives output='a/b', which names no file"),
         ('{"output": ".mp4"}', "which names no file"),
+        ('{"output": "\\ud800"}', "which names no file"),
         ('{"output": "..", "seed": 2}', "which names no file"),
         ('{"output": "a"}\n{"seed": 4}\n{"output": "A.mp4"}', "line 3 and line 1 would both be written as 'A'"),
         ('{"seed": 4}\n{"seed": 4}', "line 2 and line 1 would both be written as 'a-cat-seed4-832x480x81'"),
@@ -113,6 +119,18 @@ def test_a_path_of_the_yaml_file_is_relative_to_it(place):
     (place / "sub" / "p.jsonl").write_text("{}\n")
     (place / "sub" / "page.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\nprompts: ./p.jsonl\n")
     assert config.load(["sub/page.yml"]).prompts == str(place / "sub" / "p.jsonl")
+
+
+def test_an_image_of_a_line_is_expanded_as_any_other_and_none_if_empty(load, place, monkeypatch):
+    monkeypatch.setenv("SHOTS", "/shots")
+    Image.new("RGB", (16, 16)).save(place / "a.png")
+    words = ("model_name=wan2.1-i2v-14b-480p", "image=a.png")
+    cfg = load('{"image": "~/b.png"}\n{"image": "$SHOTS/c.png", "seed": 1}\n{"seed": 2}', *words)
+    assert [video.image for video in examples(cfg)] == ["/home/someone/b.png", "/shots/c.png", "a.png"]
+    cfg = load('{"seed": 1}\n{"image": "", "seed": 2}', "model_name=wan2.2-ti2v-5b", "image=a.png")
+    assert [video.image for video in examples(cfg)] == ["a.png", None]
+    with pytest.raises(UserError, match=r"line 1: image is \$NOWHERE/c\.png and uses \$NOWHERE, which is not set"):
+        load('{"image": "$NOWHERE/c.png"}', *words)
 
 
 JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""How the videos of a run are put into batches: of one size each."""
+"""How the videos of a run are put into batches: of one size and number of images each."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.sampling import _batches
 
-SIZES = st.sampled_from([(16, 16), (32, 16), (16, 32)])
+SHAPES = st.sampled_from([(16, 16, None), (32, 16, None), (16, 32, None), (16, 16, "a.png")])
 
 
-@given(st.lists(SIZES, min_size=1, max_size=12), st.integers(1, 5))
-def test_every_video_is_in_one_batch_of_its_size(sizes, limit):
-    videos = [Example("", "", seed, width, height) for seed, (width, height) in enumerate(sizes)]
+@given(st.lists(SHAPES, min_size=1, max_size=12), st.integers(1, 5))
+def test_every_video_is_in_one_batch_of_its_shape(sizes, limit):
+    videos = [Example("", "", seed, width, height, image=image) for seed, (width, height, image) in enumerate(sizes)]
     made, shapes = [], set()
     for rows, count in _batches(videos, limit):
         assert 1 <= count <= len(rows) <= limit
@@ -20,5 +20,5 @@ def test_every_video_is_in_one_batch_of_its_size(sizes, limit):
         shapes.add((size, len(rows)))
         made += rows[:count]
     assert sorted(made) == list(range(len(videos)))
-    assert len(shapes) == len(set(sizes))  # one program for each size
+    assert len(shapes) == len(set(sizes))  # one program for each shape
     assert [row for row in made if sizes[row] == sizes[0]] == [i for i, size in enumerate(sizes) if size == sizes[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -204,6 +205,20 @@ def test_two_experts_from_images(tmp_path, images):
 @pytest.mark.parametrize("images", [0, 1])
 def test_timesteps_by_token(tmp_path, images):
     case(tmp_path, "wan2.2-ti2v", 2, images)
+
+
+@pytest.mark.slow
+def test_lines_with_and_without_an_image(tmp_path):
+    """Each line's video is the one that it would be alone."""
+    *_, words = prepare(tmp_path, "wan2.2-ti2v", 1, 1)
+    words = [word for word in words if not word.startswith(("image=", "initial_latents=", "output_dir="))]
+    lines = [{"output": "text"}, {"output": "image", "image": str(tmp_path / "00.png")}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    together = [*words, f"output_dir={tmp_path}/together", "per_device_batch_size=2"]
+    both = generate_wan.run(config.load([*together, f"prompts={tmp_path}/p.jsonl"]))
+    for path, given in zip(both, ([], [f"image={tmp_path}/00.png"]), strict=True):
+        (lone,) = generate_wan.run(config.load([*words, f"output_dir={tmp_path}/lone", *given]))
+        assert psnr(np.load(path), np.load(lone)) > 60
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_other_words_or_settings_are_another_video(load):
     assert left(load("num_inference_steps=3", "overwrite=true")) == ["one", "two"]
     # Where and how it runs, and the other lines, do not change a video.
     assert left(load("progress=off", "attention=ring", lines=[LINES[1], LINES[0]])) == ["two"]
+    assert left(load("guidance_mode=two_pass", "loop=scan")) == ["two"]
 
 
 def test_a_foreign_file_is_not_overwritten(load):
@@ -98,6 +99,18 @@ def test_a_foreign_file_is_not_overwritten(load):
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"one\.mp4 exists already and came of another run"):
         left(cfg)
+
+
+@pytest.mark.parametrize("ending", ["latents.safetensors", "json"])
+def test_nor_is_what_lies_beside_another_video(load, ending):
+    """A run that was killed while it decoded left its latents; a video in another format has its record."""
+    cfg = load("output_format=gif")
+    path = manifest.video_path(cfg, examples(cfg)[0]).with_suffix(f".{ending}")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(UserError, match=rf"one\.{ending} exists already and came of another run"):
+        left(cfg)
+    assert left(load("output_format=gif", "overwrite=true")) == ["one", "two"]
 
 
 def test_a_damaged_manifest(load):

@@ -188,6 +188,19 @@ def test_a_file_of_another_net(checkpoint, tmp_path):
         dimensions.read_config(tmp_path / "vae.safetensors", {})
 
 
+@pytest.mark.parametrize("name", ["patch_embedding.weight", "proj_out.weight", "blocks.0.ffn.net.0.proj.weight"])
+def test_a_tensor_of_another_rank_is_one_sentence(checkpoint, name):
+    shapes = {key: array.shape for key, array in stored_in(checkpoint / "transformer").items()}
+    with pytest.raises(UserError, match=rf"x stores {name} with shape \[7\], which has \d axes"):
+        dimensions.transformer_config(shapes | {name: (7,)}, {}, "x")
+
+
+def test_a_part_of_a_vace_file_leaves_its_faults_to_the_match(checkpoint):
+    shapes = {key: array.shape for key, array in stored_in(checkpoint / "transformer").items()}
+    shapes |= {"vace_blocks.9.norm.weight": (1,), "vace_patch_embedding.weight": (8, 8, 1, 2, 2)}
+    assert len(dimensions.transformer_config(shapes, {}, "x")["vace_layers"]) < 9
+
+
 # ---- the config
 
 
