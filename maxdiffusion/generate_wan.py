@@ -48,8 +48,7 @@ def run(cfg: Config) -> list[AnyPath]:
         vae = functools.cache(lambda: stages.load(nets, "vae"))  # once latents are saved, after the last transformer
         decode = lambda part: vae().decode_chunks(parallel.put(part, axes.BATCH))  # noqa: E731
         for made, latents in batches:
-            with output.reserved(cfg, made) as files:
-                files.save_latents(latents)
+            with output.reserved(cfg, made, latents) as files:
                 vae()
                 with stages("decode", cfg.num_frames, "frames") as advance:
                     chunks = parts.of(cfg).decode(decode, latents)

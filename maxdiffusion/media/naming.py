@@ -111,7 +111,7 @@ def reserve_file(final: AnyPath, suffixes: Sequence[str], overwrite: bool = Fals
             raise explain(final, error) from error
         if held is None:
             raise UserError(
-                f"another run is making {final} at this moment; choose another save_file or wait"
+                f"another run is making {final} at this moment; choose another name or wait"
                 + ("" if isinstance(final, Path) else f", or delete {_hold_of(stem)} if that run was killed")
             )
         for path in (final, *(sibling(stem, suffix) for suffix in suffixes[1:])):

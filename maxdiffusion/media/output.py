@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example, alone
+from maxdiffusion.errors import UserError
 from maxdiffusion.media import manifest, naming
 from maxdiffusion.media.sidecar import write_sidecar
 from maxdiffusion.media.write import FORMATS, write
@@ -30,18 +31,8 @@ class Output:
         self._cfg = cfg
         self._examples = examples
         self._stems = stems
-        self._overwrite = cfg.overwrite or cfg.prompts is not None  # the manifest told that they are ours
+        self._overwrite = _overwrites(cfg)
         self.paths = [naming.sibling(stem, FORMATS[cfg.output_format].suffix) for stem in stems]
-
-    def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
-        """One `<stem>.latents.safetensors` for each video, before the VAE runs: what a later failure cannot lose."""
-        if self._cfg.decode_latents:  # they lie in the file that was given
-            return
-        distributed.first(lambda: self._save_latents(latents))
-
-    def _save_latents(self, latents: np.ndarray) -> None:
-        for stem, one, example in zip(self._stems, latents, self._examples, strict=True):
-            save_latents(naming.sibling(stem, naming.LATENTS), one[None], self._told(example), self._overwrite)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encodes each video in turn and returns their paths; `advance` is told of each."""
@@ -51,7 +42,7 @@ class Output:
     def _write(self, clips: np.ndarray, advance: Advance) -> None:
         cfg = self._cfg
         for path, clip, example in zip(self.paths, clips, self._examples, strict=True):
-            write(clip, path, cfg.fps, cfg.output_format, self._told(example), self._overwrite)
+            write(clip, path, cfg.fps, cfg.output_format, _told(cfg, example), self._overwrite)
             advance(1)
             log.info("wrote %s", path)
 
@@ -73,29 +64,76 @@ class Output:
         if self._cfg.prompts:
             manifest.finish(self._cfg, self._examples)
 
-    def _told(self, example: Example) -> dict[str, str]:
-        told = {"seed": str(example.seed)}
-        return {"prompt": example.prompt, **told} if self._cfg.save_prompt_in_metadata else told
-
 
 @contextlib.contextmanager
-def reserved(cfg: Config, examples: Sequence[Example]) -> Iterator[Output]:
+def reserved(cfg: Config, examples: Sequence[Example], latents: Float[np.ndarray, "b f h w c"]) -> Iterator[Output]:
     """Holds a name for each video: `save_file` or that of a prompt file's line to the letter, or a readable one below
-    output_dir/run_name.
+    output_dir/run_name. Saves `<stem>.latents.safetensors` of each at once: what a later failure cannot lose.
 
     Raises:
-      UserError: a named file exists and `overwrite` is false, or the folder cannot be written.
+      UserError: the folder cannot be written, or a named file has come meanwhile or is made by another run; the latents
+        then lie under a free name beside it.
     """
+
+    def hold_and_save() -> list[str]:
+        try:
+            with contextlib.ExitStack() as attempt:
+                stems = _hold(cfg, examples, attempt)
+                hold.push(attempt.pop_all())
+        except UserError as error:
+            raise UserError(f"{error}{_elsewhere(cfg, examples, latents)}") from None
+        _save(cfg, examples, latents, stems)
+        return list(map(str, stems))
+
     with contextlib.ExitStack() as hold:
-        stems = distributed.first(lambda: [str(stem) for stem in _hold(cfg, examples, hold)])
+        stems = distributed.first(hold_and_save)
         yield Output(cfg, examples, [parse(stem) for stem in stems])
+
+
+def _save(cfg: Config, examples: Sequence[Example], latents: np.ndarray, stems: Sequence[AnyPath]) -> None:
+    if cfg.decode_latents:  # they lie in the file that was given
+        return
+    for stem, one, example in zip(stems, latents, examples, strict=True):
+        save_latents(naming.sibling(stem, naming.LATENTS), one[None], _told(cfg, example), _overwrites(cfg))
+
+
+def _elsewhere(cfg: Config, examples: Sequence[Example], latents: np.ndarray) -> str:
+    """Saves latents whose videos' own names cannot be had; where they are, for the message."""
+    if cfg.decode_latents:
+        return ""
+    with contextlib.ExitStack() as hold:
+        try:
+            own = FORMATS[cfg.output_format].suffix
+            free = [naming.reserve(one.parent, one.name[: len(one.name) - len(own)]) for one in _named(cfg, examples)]
+            stems = [hold.enter_context(one) for one in free]
+            _save(cfg, examples, latents, stems)
+        except UserError:  # the first one says it all
+            return ""
+        kept = ", ".join(str(naming.sibling(stem, naming.LATENTS)) for stem in stems)
+    return f"; what was denoised is kept: decode_latents={kept} makes the video of it"
+
+
+def _told(cfg: Config, example: Example) -> dict[str, str]:
+    told = {"seed": str(example.seed)}
+    return {"prompt": example.prompt, **told} if cfg.save_prompt_in_metadata else told
+
+
+def _overwrites(cfg: Config) -> bool:
+    return cfg.overwrite or cfg.prompts is not None  # the manifest told that they are ours
+
+
+def _named(cfg: Config, examples: Sequence[Example]) -> list[AnyPath]:
+    """The files that the user named."""
+    if cfg.prompts is not None:
+        return [manifest.video_path(cfg, example) for example in examples]
+    return [] if cfg.save_file is None else [parse(cfg.save_file)]
 
 
 def _hold(cfg: Config, examples: Sequence[Example], hold: contextlib.ExitStack) -> list[AnyPath]:
     if cfg.prompts is not None:
         suffixes = (FORMATS[cfg.output_format].suffix, naming.RECORD, naming.LATENTS)
-        finals = [manifest.video_path(cfg, example) for example in examples]
-        stems = [hold.enter_context(naming.reserve_file(final, suffixes, overwrite=True)) for final in finals]
+        named = _named(cfg, examples)
+        stems = [hold.enter_context(naming.reserve_file(final, suffixes, overwrite=True)) for final in named]
         manifest.begin(cfg, examples)
         return stems
     if cfg.save_file is None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maxdiffusion import config
@@ -12,6 +13,8 @@ from maxdiffusion.media import manifest, output
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LINES = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two", "size": "64*96"}]
+
+LATENTS = np.zeros((1, 5, 12, 12, 8), np.float32)
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def load(tmp_path):
 def make(cfg, number, kill=None):
     """Stands for a run of one line: its files in their order, up to where it is killed."""
     video = examples(cfg)[number]
-    with output.reserved(cfg, [video]) as files:
+    with output.reserved(cfg, [video], LATENTS) as files:
         assert files.paths == [manifest.video_path(cfg, video)]
         if kill != "denoise":
             files.paths[0].write_bytes(b"video" * (number + 1))
