@@ -167,15 +167,11 @@ def _bound(q_ref: Any, mean_ref: Any, radius: jax.Array, rows: jax.Array, top_re
 
     The largest logit of a row is no less than the mean one, q mean.
     """
-    along = (((1,), (1,)), ((), ()))
 
     def some(number: jax.Array, loosest: jax.Array) -> jax.Array:
         first = pl.multiple_of(number * LANES, LANES)
         q = q_ref[0, 0, pl.ds(first, LANES), :].astype(jnp.float32)
-        middle, square = (
-            jax.lax.dot_general(a, b, along, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
-            for a, b in ((mean_ref[0, 0], q), (jnp.ones_like(mean_ref[0, 0]), q * q))
-        )
+        middle, square = ((q * other).T.sum(axis=0, keepdims=True) for other in (mean_ref[0, 0], q))
         reach = jnp.sqrt(square) * radius
         top_ref[:, pl.ds(first, LANES)] = middle + reach
         real = first + jax.lax.broadcasted_iota(jnp.int32, reach.shape, 1) < rows
