@@ -13,9 +13,6 @@ from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
 from maxdiffusion.parallel import current
 
-# Looseness of a bound up to which its kernel is exact: a sum is then at least 2^-88, and what underflows in it, 2^-126
-# for each of at most 2^17 keys, is less than 2^-20 of it.
-LOOSEST = 88.0
 VMEM_LIMIT = 60 << 20  # bytes; TPU7x has 64 MiB, the others 128
 
 
@@ -41,14 +38,12 @@ def flash(
     q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
     valid = validity(batch, keys, keys + -keys % sizes.kv, valid)
     k, v = harmless(k, v, valid)
-    q, k, v = jax.lax.optimization_barrier((q, k, v))  # else they are made once for the bounds, once for the kernel
-    bound, looseness = bounds(q, k)
+    k = jax.lax.optimization_barrier(k)  # else they are made twice for their extent and once for the kernel
     out, lse = flash_attention(
         q,
         k,
         v,
-        bound,
-        looseness < LOOSEST,
+        *extent(k),
         valid,
         block_q=sizes.q,
         block_kv=sizes.kv,
@@ -74,14 +69,8 @@ def harmless(
     return jnp.where(seen, padded_k, instead), jnp.where(seen, padded_v, 0)
 
 
-def bounds(q: Float[Array, "b n s d"], k: Float[Array, "b n k d"]) -> tuple[Float[Array, "b n s"], Float[Array, "b n"]]:
-    """What no logit of a row exceeds, and by how much at most it exceeds the largest one in any row of a head; fp32.
-
-    With m the mean of the keys, q k = q m + q (k - m) <= q m + |q| max |k - m| (Cauchy and Schwarz), and the largest
-    logit is no less than the mean one, q m.
-    """
-    q, k = q.astype(jnp.float32), k.astype(jnp.float32)
+def extent(k: Float[Array, "b n k d"]) -> tuple[Float[Array, "b n d"], Float[Array, "b n"]]:
+    """The mean of the keys and how far from it the farthest is, fp32."""
+    k = k.astype(jnp.float32)
     mean = k.mean(axis=2)
-    spread = jnp.sqrt(((k - mean[:, :, None]) ** 2).sum(axis=3).max(axis=2))
-    reach = jnp.sqrt((q**2).sum(axis=3)) * spread[:, :, None]
-    return (q * mean[:, :, None]).sum(axis=3) + reach, reach.max(axis=2)
+    return mean, jnp.sqrt(((k - mean[:, :, None]) ** 2).sum(axis=3).max(axis=2))

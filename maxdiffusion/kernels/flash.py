@@ -24,14 +24,17 @@ LANES = 128
 ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
 AHEAD = 5  # tiles of logits that are under way while one is exponentiated
 LOWEST = -1e30  # the maximum before the first key; finite, so that differences of two are no NaN
+# Looseness of a bound up to which its sums are exact: they are then at least 2^-88, and what underflows in one, 2^-126
+# for each of at most 2^17 keys, is less than 2^-20 of it.
+LOOSEST = 88.0
 
 
 def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
     v: Float[Array, "b n k d"],
-    bound: Float[Array, "b n s"],
-    sound: Bool[Array, "b n"],
+    mean: Float[Array, "b n d"],
+    radius: Float[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
     *,
     block_q: int,
@@ -51,9 +54,10 @@ def flash_attention(
       q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
       k: keys.
       v: values.
-      bound: fp32, no less than any logit of the row, but for rounding.
-      sound: the heads in which the bound takes the place of a running maximum, which spares the vector unit much of its
-        work. A row's largest logit must be near enough to it (within 88) that the sum does not underflow.
+      mean: fp32, of the keys, or any other point amid them.
+      radius: fp32, how far from it the farthest key is. No logit of a query exceeds q mean + |q| radius (Cauchy and
+        Schwarz). In a block of queries none of which has |q| radius above `LOOSEST` that bound takes the place of a
+        running maximum, which spares the vector unit much of its work.
       valid: the keys that count. The sum leaves out the others, but not maximum and output: their values must be 0, and
         their logits no larger than the row's largest. Of a block, what follows its last such key is skipped.
       block_q: queries that a grid step holds, a multiple of 128, as d is. The last step's may reach beyond s: no query
@@ -67,8 +71,8 @@ def flash_attention(
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
-    prefetched = [sound.astype(jnp.int32)]
-    inputs, weights = [q, k, v, bound[:, :, None]], []
+    prefetched = [radius]
+    inputs, weights = [q, k, v, mean[:, :, None]], []
     if valid is not None:
         prefetched.append(_counts(valid, block_kv, compute))
         inputs.append(valid.astype(v.dtype)[:, None])
@@ -76,18 +80,20 @@ def flash_attention(
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
+    of_mean = pl.BlockSpec((1, 1, 1, dim), lambda b, h, i, j, *_: (b, h, 0, 0))
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, compute=compute, span=span, strip=strip, masked=valid is not None),
+        functools.partial(_kernel, tokens=tokens, compute=compute, span=span, strip=strip, masked=valid is not None),
         name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, pl.cdiv(tokens, block_q), keys // block_kv),
-            in_specs=[of_queries, of_keys, of_keys, of_rows, *weights],
+            in_specs=[of_queries, of_keys, of_keys, of_mean, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
                 pltpu.VMEM((AHEAD, compute, strip), jnp.float32),
+                pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         out_shape=[
@@ -108,22 +114,28 @@ def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "
     return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
 
 
-def _kernel(*refs: Any, compute: int, span: int, strip: int, masked: bool) -> None:
+def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked: bool) -> None:
     """One block of queries with one of keys.
 
-    refs: sound, [counts], q, k, v, bound, [valid], out, lse, sums of outputs, maxima, logits under way.
+    refs: radius, [counts], q, k, v, mean, [valid], out, lse, sums of outputs, maxima, logits under way, sound.
     """
-    sound_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, bound_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref = arrays
-    example, head, step = pl.program_id(0), pl.program_id(1), pl.program_id(3)
-    sound = sound_ref[example, head] == 1
+    radius_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
+    q_ref, k_ref, v_ref, mean_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref, sound_ref = arrays
+    example, head, block, step = (pl.program_id(axis) for axis in range(4))
     count = counts_ref[example, step] if masked else k_ref.shape[2] // compute
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
-        top_ref[...] = jnp.where(sound, bound_ref[0, 0], LOWEST)
+        rows = tokens - block * q_ref.shape[2]
+        looseness = _bound(q_ref, mean_ref, radius_ref[example, head], rows, top_ref)
+        sound_ref[0] = (looseness < LOOSEST).astype(jnp.int32)
 
+        @pl.when(looseness >= LOOSEST)
+        def _() -> None:
+            top_ref[...] = jnp.full_like(top_ref, LOWEST)
+
+    sound = sound_ref[0] == 1
     keys_ref = valid_ref[0] if masked else None
     tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute, strip)
 
@@ -148,6 +160,24 @@ def _kernel(*refs: Any, compute: int, span: int, strip: int, masked: bool) -> No
         safe = jnp.where(some, total, 1.0)
         out_ref[0, 0] = (acc_ref[:dim] / safe).T.astype(out_ref.dtype)
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
+
+
+def _bound(q_ref: Any, mean_ref: Any, radius: jax.Array, rows: jax.Array, top_ref: Any) -> jax.Array:
+    """Writes what no logit of a row exceeds; returns by how much at most it exceeds the largest one of the `rows`.
+
+    The largest logit of a row is no less than the mean one, q mean.
+    """
+
+    def some(number: jax.Array, loosest: jax.Array) -> jax.Array:
+        first = pl.multiple_of(number * LANES, LANES)
+        q = q_ref[0, 0, pl.ds(first, LANES), :].astype(jnp.float32)
+        middle, square = ((q * other).T.sum(axis=0, keepdims=True) for other in (mean_ref[0, 0], q))
+        reach = jnp.sqrt(square) * radius
+        top_ref[:, pl.ds(first, LANES)] = middle + reach
+        real = first + jax.lax.broadcasted_iota(jnp.int32, reach.shape, 1) < rows
+        return jnp.maximum(loosest, jnp.where(real, reach, 0.0))
+
+    return jax.lax.fori_loop(0, q_ref.shape[2] // LANES, some, jnp.zeros((1, LANES), jnp.float32)).max()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,10 +38,10 @@ class Cycles:
 
 FLASH: Mapping[str, Cycles] = MappingProxyType(
     {
-        "v5e": Cycles(907.0, 276.0, 301.2, 95.1, 128),
-        "v6e": Cycles(652.0, 105.9, 112.3, 61.3, 256),
-        "v5p": Cycles(1102.0, 276.1, 301.3, 95.2, 128),
-        "TPU7x": Cycles(972.0, 107.2, 121.0, 55.4, 256),
+        "v5e": Cycles(924.0, 276.1, 301.2, 126.0, 128),
+        "v6e": Cycles(669.0, 105.9, 112.4, 88.8, 256),
+        "v5p": Cycles(992.0, 276.1, 301.4, 129.7, 128),
+        "TPU7x": Cycles(819.0, 107.2, 121.0, 72.1, 256),
     }
 )
 FP32 = 6  # passes of a product
@@ -55,7 +55,7 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
     Args:
       kernel: one of `kernels.flash`, whose name tells its blocks, or with splash in its name.
       generation: what it runs on.
-      running: whether the maximum is a running one in all heads, instead of in none.
+      running: whether the maximum is a running one everywhere, instead of nowhere.
     """
     arrays = [array for array in kernel.operands if len(array[1]) >= 3 and array[1][-1] % 64 == 0]
     if len(arrays) < 3:
@@ -70,5 +70,6 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
     cost = FLASH[generation.name]
     tiles = -(-block_q // cost.width) * cost.width * block_kv / TILE**2
     step = cost.start + tiles * (cost.running if running else cost.bound)
-    total = rows // block_q * (keys // block_kv * step + cost.once * block_q / TILE)
+    blocks_q = math.prod(q[:-2]) * math.ceil(q[-2] / block_q)
+    total = blocks_q * (keys // block_kv * step + cost.once * block_q / TILE)
     return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores

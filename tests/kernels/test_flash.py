@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from maxdiffusion.attention.dense import dense
-from maxdiffusion.attention.flash import LOOSEST, bounds, flash, harmless
-from maxdiffusion.kernels.flash import flash_attention
+from maxdiffusion.attention.flash import extent, flash, harmless
+from maxdiffusion.kernels.flash import LOOSEST, flash_attention
 
 S, K, D = 384, 640, 128
 
@@ -36,6 +36,11 @@ def reference(q, k, v, valid):
     return np.einsum("bnsk,bnkd->bnsd", weights, v), lse
 
 
+def looseness(q, radius):
+    """By how much the bound of a row may exceed its largest logit."""
+    return np.linalg.norm(np.asarray(q), axis=-1) * np.asarray(radius)[..., None]
+
+
 # Blocks that hold several strips and parts with a rest, one of each, and everything at once.
 @pytest.mark.parametrize(
     ("block_q", "block_kv", "compute", "span"), [(384, 640, 128, 384), (128, 640, 128, 128), (128, 128, 128, 128)]
@@ -46,11 +51,12 @@ def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span,
     q, k, v, valid = case
     mask = jnp.asarray(valid) if masked else None
     keys, values = harmless(jnp.asarray(k), jnp.asarray(v), mask)
-    bound, looseness = bounds(jnp.asarray(q), keys)
-    assert looseness.max() < LOOSEST
+    mean, radius = extent(keys)
+    assert looseness(q, radius).max() < LOOSEST
+    radius = jnp.full_like(radius, jnp.inf) if running else radius
     sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span, "strip": 256}
     run = functools.partial(flash_attention, **sizes, interpret=True)
-    out, lse = jax.jit(run)(q, keys, values, bound, jnp.full((2, 1), not running), mask)
+    out, lse = jax.jit(run)(q, keys, values, mean, radius, mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
     assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
     assert np.abs(lse - want_lse).max() < 5e-6
@@ -62,10 +68,10 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     valid[1] = False
     bad_k, bad_v = (np.where(valid[:, None, :, None], x, np.nan) for x in (k, v))
     keys, values = harmless(jnp.asarray(bad_k), jnp.asarray(bad_v), jnp.asarray(valid))
-    bound, sound = bounds(jnp.asarray(q), keys)[0], jnp.array([[True], [False]])
+    mean, radius = extent(keys)
     sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     run = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))
-    out, lse = run(q, keys, values, bound, sound, jnp.asarray(valid))
+    out, lse = run(q, keys, values, mean, radius.at[1].set(jnp.inf), jnp.asarray(valid))
     want, _ = reference(q, k, v, valid)
     assert np.abs(out[0] - want[0]).max() < 2e-6 * np.abs(want).max()
     assert not out[1].any() and (lse[1] == -jnp.inf).all()
@@ -77,10 +83,10 @@ def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
     k = k + np.float32(shift)
     logits = np.where(valid[:, None, None], np.einsum("bnsd,bnkd->bnsk", q, k), -np.inf)
     keys, _ = harmless(jnp.asarray(k), jnp.zeros((2, 1, K, D)), jnp.asarray(valid))
-    bound, looseness = bounds(jnp.asarray(q), keys)
-    over = np.asarray(bound) - logits.max(axis=-1)
-    assert over.min() > -1e-3 and (over.max(axis=-1) <= np.asarray(looseness) + 1e-3).all()
-    assert looseness.max() < 30  # the mean of the keys does not count
+    mean, radius = map(np.asarray, extent(keys))
+    over = (q * mean[:, :, None]).sum(axis=-1) + looseness(q, radius) - logits.max(axis=-1)
+    assert over.min() > -1e-3 and (over <= looseness(q, radius) + 1e-3).all()
+    assert looseness(q, radius).max() < 30  # the mean of the keys does not count
 
 
 def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
@@ -90,8 +96,27 @@ def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
     q = q.at[:, :, 1].multiply(60)
     valid = jnp.arange(150)[None] < 140
     keys, _ = harmless(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), valid)
-    looseness = bounds(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, keys)[1]
-    assert looseness[0, 0] < LOOSEST < looseness[0, 1]
+    loose = looseness(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, extent(keys)[1]).max(axis=-1)
+    assert loose[0, 0] < LOOSEST < loose[0, 1]
     (out, lse), (want, want_lse) = flash(q, k, v, valid), dense(q, k, v, valid)
     assert jnp.abs(out - want).max() < 1e-5 * jnp.abs(want).max()
     assert jnp.abs(lse - want_lse).max() < 1e-6 * jnp.abs(want_lse).max()
+
+
+@pytest.mark.parametrize("tokens", [384, 333])
+def test_each_block_of_queries_decides_for_itself(case, tokens):
+    """The second block has a row whose logits are hundreds apart; the last one may reach beyond the queries."""
+    q, k, v, valid = case
+    q = q[:, :, :tokens].copy()
+    q[:, :, 200] *= 300
+    keys, values = harmless(jnp.asarray(k), jnp.asarray(v), jnp.asarray(valid))
+    mean, radius = extent(keys)
+    loose = looseness(q, radius).max(axis=1)
+    assert loose[:, 200].min() > LOOSEST > np.delete(loose, 200, axis=1).max()
+    sizes = {"block_q": 128, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
+    out, lse = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))(
+        q, keys, values, mean, radius, jnp.asarray(valid)
+    )
+    want, want_lse = reference(q, k, v, valid)
+    assert np.abs(out - want).max() < 5e-6 * np.abs(want).max()
+    assert np.abs(lse - want_lse).max() < 1e-6 * np.abs(want_lse).max()
