@@ -12,10 +12,10 @@ from maxdiffusion.errors import UserError
 C = TypeVar("C")
 
 
-def _fits(value: object, hint: Any) -> bool:
+def _fits(value: Any, hint: Any, *, listed: bool = False) -> bool:
     """Whether a JSON value is of the annotated type: int, float, bool, str, X | None, tuple[X, ...] or tuple[X, X].
 
-    Numbers are positive; in a list of any length, which holds indices, they may be 0.
+    Numbers are positive; in a list of any length an integer, which is an index, may be 0, and others have any sign.
     """
     if get_origin(hint) is types.UnionType:
         return any(_fits(value, option) for option in get_args(hint))
@@ -24,12 +24,11 @@ def _fits(value: object, hint: Any) -> bool:
         if not isinstance(value, list | tuple):
             return False
         if items[-1] is Ellipsis:
-            return all(item is not False and (item == 0 or _fits(item, items[0])) for item in value)
+            return all(_fits(item, items[0], listed=True) for item in value)
         return len(value) == len(items) and all(map(_fits, value, items))
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+    if hint in (int, float):
+        number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+        return number and (value > 0 or (listed and (value == 0 or hint is float)))
     return isinstance(value, hint)
 
 

@@ -227,7 +227,10 @@ def test_config_of_the_official_checkpoint():
     [
         ({"patch_size": 2, "in_channels": 3}, "make it 12"),
         ({"attn_scales": [0.5]}, "attn_scales"),
-        ({"z_dims": 4}, "does not know"),
+        ({"z_dims": 4}, "not supported: z_dims"),
+        ({"base_dim": "x"}, "base_dim='x', which is no int"),
+        ({"z_dim": None}, "z_dim=None, which is no int"),
+        ({"temperal_downsample": [0, 1, 1]}, "temperal_downsample"),
         ({"z_dim": 5}, "needs 5"),
         ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "positive"),
         ({"temperal_downsample": [True, True]}, "needs 3 entries"),

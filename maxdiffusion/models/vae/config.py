@@ -7,12 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.models import checkpoint_config
 
-# Keys of AutoencoderKLWan's config.json that this network supports with one value only.
-_FIXED: Mapping[str, tuple[Any, str]] = {
-    "attn_scales": ((), "attention outside of the middle block is used by no released checkpoint"),
-    "dropout": (0.0, "this VAE runs without dropout"),
-}
 # Keys that only repeat what the others say.
 _DERIVED = {
     "scale_factor_temporal": "temporal_factor",
@@ -86,34 +82,12 @@ class VAEConfig:
         """Parses the dictionary of a diffusers `vae/config.json`.
 
         Raises:
-          UserError: an unknown key, a value this network cannot run, or values that contradict each other.
+          UserError: a missing, unsupported or mistyped key, or values that contradict each other.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {}
-        for key, given in config.items():
-            value = tuple(given) if isinstance(given, list) else given
-            if key.startswith("_"):  # _class_name, _diffusers_version
-                continue
-            if key in names:
-                values[key] = value
-            elif key in _FIXED:
-                legal, why = _FIXED[key]
-                if value != legal:
-                    raise UserError(
-                        f"The VAE's config gives {key}={value}, but {why}; the only legal value is {legal}."
-                    )
-            elif key not in _DERIVED:
-                raise UserError(
-                    f"The VAE's config has the key {key!r}, which this network does not know; "
-                    f"it knows {', '.join(sorted([*names, *_FIXED, *_DERIVED]))}."
-                )
-        missing = {"latents_mean", "latents_std"} - values.keys()
-        if missing:
-            raise UserError(
-                f"The VAE's config lacks {' and '.join(sorted(missing))}, without which latents cannot be normalised; "
-                "take config.json from the checkpoint's vae folder."
-            )
-        parsed = cls(**values)
+        only: dict[str, tuple[Any, ...]] = {"attn_scales": ([], ()), "dropout": (0.0,)}
+        parsed = checkpoint_config.parse(
+            cls, {key: value for key, value in config.items() if key not in _DERIVED}, net="VAE", only=only
+        )
         for key, derived in _DERIVED.items():
             if config.get(key) not in (None, getattr(parsed, derived)):
                 raise UserError(
