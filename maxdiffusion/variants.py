@@ -13,7 +13,8 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 
-# The negative prompt of the official repositories (`sample_neg_prompt`, the same for all of WAN 2.1 and 2.2).
+# The negative prompt of the official repositories (`sample_neg_prompt`). WAN 2.1 alone says more where it starts from
+# images: no shaking camera, and between two images no cut.
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
@@ -130,6 +131,7 @@ _WAN21_I2V = dataclasses.replace(
     model_type="I2V",
     num_inference_steps=40,
     flow_shift=3.0,
+    negative_prompt="镜头晃动，" + NEGATIVE_PROMPT,
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
@@ -142,6 +144,7 @@ _WAN21_FLF2V = dataclasses.replace(
     model_type="FLF2V",
     num_inference_steps=50,
     flow_shift=16.0,
+    negative_prompt="镜头切换，" + _WAN21_I2V.negative_prompt,
     sizes=_720P,
     height=720,
     width=1280,

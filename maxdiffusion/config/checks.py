@@ -159,6 +159,8 @@ def _control(cfg: Config, spec: WanSpec) -> None:
         if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
             raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
+    if any(images["last_image"]) and cfg.num_frames == 1:
+        raise UserError(f"A video of num_frames=1 cannot end with another image; write num_frames={spec.num_frames}.")
 
 
 def required(cfg: Config) -> tuple[str, ...]:

@@ -252,6 +252,15 @@ def test_the_negative_prompt_is_the_official_one(place: Path) -> None:
     assert len(negative) == 137
 
 
+def test_wan21_alone_keeps_more_away_where_it_starts_from_images() -> None:
+    """Shaking, and between two images cuts: `sample_neg_prompt` of the official i2v_14B and flf2v_14B."""
+    more = {"wan2.1-i2v": "镜头晃动，", "wan2.1-flf2v": "镜头切换，镜头晃动，"}
+    for spec in variants.VARIANTS.values():
+        if spec.negative_prompt:  # the miniatures have none
+            kind = f"{spec.family}-{spec.model_type.lower()}"
+            assert spec.negative_prompt == more.get(kind, "") + variants.NEGATIVE_PROMPT
+
+
 def test_variant_rows_are_consistent() -> None:
     for spec in variants.VARIANTS.values():
         assert (spec.width, spec.height) in spec.sizes
