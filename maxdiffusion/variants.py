@@ -60,8 +60,8 @@ class WanSpec:
 
     `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
     `nets` the folders of its checkpoint, `shaped_by` the key whose image or video gives `size=auto` its proportions.
-    `sizes` are the official (width, height). Strides are (frames, height, width). From `num_inference_steps` on, the
-    fields carry the names of the config keys whose defaults they are.
+    `sizes` are the official (width, height), `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames,
+    height, width). From `num_inference_steps` on, fields carry the names of the config keys whose defaults they are.
     """
 
     name: str
@@ -78,6 +78,7 @@ class WanSpec:
     num_frames: int
     fps: int
     negative_prompt: str
+    flow_shift_480p: float | None = None
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     conditions: tuple[str, ...] = ()
@@ -130,7 +131,7 @@ _WAN21_I2V = dataclasses.replace(
     name="wan2.1-i2v",
     model_type="I2V",
     num_inference_steps=40,
-    flow_shift=3.0,
+    flow_shift_480p=3.0,
     negative_prompt="镜头晃动，" + NEGATIVE_PROMPT,
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
@@ -144,6 +145,7 @@ _WAN21_FLF2V = dataclasses.replace(
     model_type="FLF2V",
     num_inference_steps=50,
     flow_shift=16.0,
+    flow_shift_480p=None,
     negative_prompt="镜头切换，" + _WAN21_I2V.negative_prompt,
     sizes=_720P,
     height=720,
@@ -272,7 +274,6 @@ _ROWS = (
         hub_id="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
         dims=_14B_IMAGE,
         sizes=_720P,
-        flow_shift=5.0,
         height=720,
         width=1280,
     ),

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -436,6 +437,8 @@ def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, 
     origin = f"variant {spec.name}"
     result = {key: (getattr(spec, key), origin) for key in _FROM_VARIANT if getattr(spec, key) is not None}
     result["run_name"] = (spec.name, origin)
+    if spec.flow_shift_480p is not None and _pixels(spec, given) <= 832 * 480:
+        result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
     if spec.guidance_scale_2 is not None and "guidance_scale" in given:  # as both references read one scale
         result["guidance_scale_2"] = (given["guidance_scale"].value, "guidance_scale")
     if "pretrained_model_name_or_path" not in given:
@@ -452,6 +455,15 @@ def _defaults(spec: variants.WanSpec, given: _Layer) -> Mapping[str, tuple[Any, 
     if extension:
         result["output_format"] = (extension, "save_file")
     return result
+
+
+def _pixels(spec: variants.WanSpec, given: _Layer) -> float:
+    """Of a frame; of sides that are no numbers, which the schema will refuse, infinitely many."""
+    sides = (given[side].value if side in given else getattr(spec, side) for side in ("width", "height"))
+    try:
+        return float(math.prod(map(int, sides)))
+    except (TypeError, ValueError):
+        return math.inf
 
 
 # ---- errors

@@ -382,3 +382,23 @@ def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
     cfg = config.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"])
     assert cfg.plan == "v6e-8"
     assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "shift"),
+    [
+        ("wan2.1-i2v-14b-480p", [], 3.0),
+        ("wan2.1-i2v-14b-480p", ["size=1280*720"], 5.0),
+        ("wan2.1-i2v-14b-720p", [], 5.0),
+        ("wan2.1-i2v-14b-720p", ["size=480*832"], 3.0),
+        ("wan2.1-i2v-14b-720p", ["size=480*832", "flow_shift=4"], 4.0),
+        ("wan2.1-t2v-14b", ["size=832*480"], 5.0),
+        ("wan2.1-flf2v-14b", ["size=832*480"], 16.0),
+    ],
+)
+def test_the_shift_from_images_follows_the_size(place: Path, model: str, words: list[str], shift: float) -> None:
+    """As the official generate.py has it for its task i2v-14B, whatever the checkpoint."""
+    Image.new("RGB", (1280, 720)).save("a.png")
+    images = {"i2v": ["image=a.png"], "flf2v": ["image=a.png", "last_image=a.png"]}.get(model.split("-")[1], [])
+    cfg = config.load([write(place, f"model_name: {model}\nprompt: a cat\n"), *images, *words])
+    assert cfg.flow_shift == shift
