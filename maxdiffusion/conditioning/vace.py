@@ -132,8 +132,8 @@ def control_latents(
 ) -> Float[Array, "f2 h2 w2 c"]:
     """Channels: latents of what is kept, of what is made anew, then the mask; fp32.
 
-    The references' latents come first on the frame axis, the last of them first of all (as the reference has it), with
-    zeros in the other channels.
+    The references' latents come first on the frame axis, with zeros in the other channels: the last of them first of
+    all, as diffusers has it (the official wan/vace.py keeps their order).
 
     Args:
       vae: the encoder.

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from maxdiffusion.errors import UserError
@@ -49,6 +50,10 @@ def read(
         if not found["prompt"].strip():
             raise UserError(f'{where} has no prompt and the config gives none; write {{"prompt": "a red circle"}}.')
         found["output"] = _name(found["output"], ending, where) if found["output"] else named(found)
+        if found["output"].casefold() == manifest_stem(path).casefold():
+            raise UserError(
+                f"{where} gives output={found['output']!r}, the name of the file of what is done; choose another."
+            )
         other = taken.setdefault(found["output"].casefold(), number)
         if other != number:
             raise UserError(
@@ -59,6 +64,11 @@ def read(
     if not lines:
         raise UserError(f'prompts={path} holds no line; write one JSON object per line, {{"prompt": "a red circle"}}.')
     return lines
+
+
+def manifest_stem(path: str) -> str:
+    """The name, without its suffix, of the file that tells what of the prompt file `path` is done."""
+    return f"{PurePath(path).stem}.manifest"
 
 
 def _object(line: str, where: str) -> list[tuple[str, Any]]:

@@ -11,10 +11,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from maxdiffusion.config import Config, schema
+from maxdiffusion.config import Config, prompt_file, schema
 from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import naming
@@ -81,6 +80,8 @@ def _done(cfg: Config, video: Example, row: Mapping[str, Any]) -> bool:
     path = video_path(cfg, video)
     if row.get("line") == _digest(cfg, video):
         return path.exists() and row.get("bytes") == _nbytes(path)
+    if FORMATS[cfg.output_format].suffix and path.is_dir():
+        raise UserError(f"{path} is a folder, which no video replaces; name another output, or move the folder.")
     stem = parse(cfg.output_dir) / cfg.run_name / _name(video)
     for other in (path, *(naming.sibling(stem, suffix) for suffix in (naming.RECORD, naming.LATENTS))):
         if other.exists() and not cfg.overwrite:
@@ -96,7 +97,7 @@ def _nbytes(path: AnyPath) -> int:
 
 
 def _path(cfg: Config) -> AnyPath:
-    return parse(cfg.output_dir) / cfg.run_name / f"{Path(cfg.prompts or '').stem}.manifest.json"
+    return parse(cfg.output_dir) / cfg.run_name / f"{prompt_file.manifest_stem(cfg.prompts or '')}.json"
 
 
 def _read(cfg: Config) -> dict[str, dict[str, Any]]:

@@ -84,6 +84,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"output": ".mp4"}', "which names no file"),
         ('{"output": "\\ud800"}', "which names no file"),
         ('{"output": "..", "seed": 2}', "which names no file"),
+        ('{"output": "P.manifest"}', "line 1 gives output='P.manifest', the name of the file of what is done"),
         ('{"output": "a"}\n{"seed": 4}\n{"output": "A.mp4"}', "line 3 and line 1 would both be written as 'A'"),
         ('{"seed": 4}\n{"seed": 4}', "line 2 and line 1 would both be written as 'a-cat-seed4-832x480x81'"),
         ('{"height": 500, "output": "tall"}', "the output tall has height=500 is no multiple of 16"),

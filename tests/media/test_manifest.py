@@ -124,3 +124,11 @@ def test_a_damaged_manifest(load):
         path.write_text(text)
         with pytest.raises(UserError, match=rf"p\.manifest\.json {message}"):
             left(cfg)
+
+
+def test_a_folder_in_a_videos_place_is_not_replaced(load):
+    path = manifest.video_path(load(), examples(load())[0])
+    path.mkdir(parents=True)
+    for words in ((), ("overwrite=true",)):
+        with pytest.raises(UserError, match=r"one\.mp4 is a folder, which no video replaces"):
+            left(load(*words))
