@@ -131,8 +131,8 @@ class Config(BaseModel):
     prompts: OptionalStr = _key(
         "prompt",
         None,
-        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, size or width and height, "
-        "output (its name); what is done is skipped when the same command runs again",
+        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or "
+        "width and height, output (its name); what is done is skipped when the same command runs again",
     )
     negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
     seed: Seeds = _key(

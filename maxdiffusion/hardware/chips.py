@@ -76,9 +76,9 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
             Generation(
                 "v5e", "TPU v5 lite", "v5litepod", 1, 1, 15.75, 1.5, 197e12, 197e12, Machine(178e12, 819e9, 50e9)
             ),
-            Generation("v6e", "TPU v6 lite", "v6e", 1, 1, 31.25, 1.75, 918e12, 612e12, Machine(523e12, 1640e9, 100e9)),
+            Generation("v6e", "TPU v6 lite", "v6e", 1, 1, 31.25, 1.75, 918e12, 612e12, Machine(521e12, 1640e9, 100e9)),
             Generation(
-                "v5p", "TPU v5", "v5p", 2, 2, 95.74, 1.75, 459e12, 459e12, Machine(414e12, 2765e9, 100e9, sides=3)
+                "v5p", "TPU v5", "v5p", 2, 2, 95.74, 1.75, 459e12, 459e12, Machine(416e12, 2765e9, 100e9, sides=3)
             ),
             Generation(
                 "TPU7x",
