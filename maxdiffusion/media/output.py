@@ -99,12 +99,12 @@ def _save(cfg: Config, examples: Sequence[Example], latents: np.ndarray, stems: 
 
 def _elsewhere(cfg: Config, examples: Sequence[Example], latents: np.ndarray) -> str:
     """Saves latents whose videos' own names cannot be had; where they are, for the message."""
-    if cfg.decode_latents:
+    named, own = _named(cfg, examples), FORMATS[cfg.output_format].suffix
+    if cfg.decode_latents or not named:  # names made from prompts are free ones already
         return ""
     with contextlib.ExitStack() as hold:
         try:
-            own = FORMATS[cfg.output_format].suffix
-            free = [naming.reserve(one.parent, one.name[: len(one.name) - len(own)]) for one in _named(cfg, examples)]
+            free = [naming.reserve(one.parent, one.name[: len(one.name) - len(own)]) for one in named]
             stems = [hold.enter_context(one) for one in free]
             _save(cfg, examples, latents, stems)
         except UserError:  # the first one says it all

@@ -52,7 +52,8 @@ def test_latents_of_every_line_are_kept_where_one_name_is_held(tmp_path):
         np.testing.assert_array_equal(load_latents(folder / f"{name}.latents.safetensors")[0], one[None])
 
 
-def test_a_folder_that_cannot_be_written_is_said_once(tmp_path):
-    cfg = config.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/folder/a.mp4"])
+@pytest.mark.parametrize("where", ["save_file={}/folder/a.mp4", "output_dir={}/folder"])
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, where):
+    cfg = config.load([PAGE, "prompt=a red circle", where.format(tmp_path)])
     (tmp_path / "folder").write_bytes(b"a file")
     assert "kept" not in refused(cfg, LATENTS[:1])
