@@ -1,4 +1,4 @@
-"""The command: words -> Config -> run, and every outcome as an exit code.
+"""The command: words -> run, and every outcome as an exit code.
 
 0 done, 2 a mistake that the user can mend (one sentence on stderr), 130 interrupted; any other exception is a defect of
 ours and keeps its traceback. jax is imported only once the config is known to be good.
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import maxdiffusion
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.config import help as config_help
 from maxdiffusion.errors import UserError
 
@@ -34,23 +34,23 @@ def main() -> None:
 def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
     try:
-        cfg = config.load(words)
-        if cfg.inspect:  # alone does not wait for jax
+        job = request.load(words)
+        if job.cfg.inspect:  # alone does not wait for jax
             from maxdiffusion import inspection
 
-            inspection.run(cfg)
-        elif cfg.plan:  # neither, where the answer is known
+            inspection.run(job)
+        elif job.cfg.plan:  # neither, where the answer is known
             from maxdiffusion.planning import command as planning
 
-            planning.run(cfg, words)
-        elif cfg.verify:
+            planning.run(job, words)
+        elif job.cfg.verify:
             from maxdiffusion import verify
 
-            verify.run(cfg)
+            verify.run(job)
         else:
             from maxdiffusion import generate_wan
 
-            generate_wan.run(cfg)
+            generate_wan.run(job)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

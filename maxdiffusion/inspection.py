@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping, Sequence
 
 from maxdiffusion import variants
-from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import naming, specs
+from maxdiffusion.request import Job
+from maxdiffusion.request.nets import builders, open_checkpoint
+from maxdiffusion.weights import naming
 from maxdiffusion.weights.checkpoint import TensorInfo
 
 
-def run(cfg: Config) -> None:
+def run(job: Job) -> None:
     """Prints the variant, then each net's naming, dtypes, size and parameters, then what they take in memory.
 
     Nothing is fetched or loaded and no device is touched. The first two need no jax and appear within a second; the
@@ -23,9 +24,7 @@ def run(cfg: Config) -> None:
     Raises:
       UserError: the checkpoint would not load: for each net that does not fit, what is missing and what is foreign.
     """
-    pipeline = specs.open_config(cfg, fetch=False)
-    spec = variants.get(cfg.model_name)
-    variants.check(spec, pipeline.files.configs["transformer"])
+    spec, pipeline = job.spec, open_checkpoint(job.cfg, fetch=False)
     dims = variants.Dims.of(pipeline.files.configs["transformer"])
     print(f"{spec.name} ({spec.model_type}): {dims}\n{pipeline.files.folder}", flush=True)
     rows = [("net", "names", "stored as", "on disk", "parameters", "file")]
@@ -43,7 +42,7 @@ def run(cfg: Config) -> None:
     from maxdiffusion.attention import AttentionPlan
     from maxdiffusion.weights import mapping, nets
 
-    build = nets.builders_of(cfg, AttentionPlan())
+    build = builders(job.cfg, AttentionPlan())
     faults, memory = [], []
     for name in pipeline.specs:
         try:

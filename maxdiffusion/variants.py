@@ -55,18 +55,91 @@ class Dims:
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """What a kind of model does, as data: conditioning, checks, planning and the loader read it.
+
+    Attributes:
+      name: the config's `model_type`.
+      takes: the keys of images, videos and control that it uses.
+      needs: those of them that it cannot do without.
+      conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
+      shaped_by: the key whose image or video gives `size=auto` its proportions.
+      extra_channels: whether the network's input has more channels than its output.
+      two_images: whether image tokens are those of two images.
+      segmented: whether a long video is made in overlapping segments.
+      reference_frames: latent frames that stand before those of each segment, beside those of `reference_images`.
+      pipeline_class: `_class_name` of model_index.json.
+      transformer_class: `_class_name` of transformer/config.json.
+    """
+
+    name: str
+    takes: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    shaped_by: str = "video"
+    extra_channels: bool = False
+    two_images: bool = False
+    segmented: bool = False
+    reference_frames: int = 0
+    pipeline_class: str = "WanPipeline"
+    transformer_class: str = "WanTransformer3DModel"
+
+
+T2V = Task("T2V", takes=("video", "strength"), conditions=("start",))
+I2V = Task(
+    "I2V",
+    takes=("image", "last_image"),
+    needs=("image",),
+    conditions=("image_tokens", "image_channels"),
+    shaped_by="image",
+    extra_channels=True,
+    pipeline_class="WanImageToVideoPipeline",
+)
+I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
+FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
+TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image")
+VACE = Task(
+    "VACE",
+    takes=("video", "mask", "reference_images", "conditioning_scale"),
+    conditions=("control",),
+    pipeline_class="WanVACEPipeline",
+    transformer_class="WanVACETransformer3DModel",
+)
+ANIMATE = Task(
+    "ANIMATE",
+    takes=(
+        "image",
+        "pose_video",
+        "face_video",
+        "mode",
+        "background_video",
+        "mask_video",
+        "segment_frame_length",
+        "prev_segment_conditioning_frames",
+    ),
+    needs=("image", "pose_video", "face_video"),
+    conditions=("image_tokens", "performance"),
+    shaped_by="pose_video",
+    extra_channels=True,
+    segmented=True,
+    reference_frames=1,
+    pipeline_class="WanAnimatePipeline",
+    transformer_class="WanAnimateTransformer3DModel",
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class WanSpec:
     """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
 
-    `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
-    `nets` the folders of its checkpoint, `shaped_by` the key whose image or video gives `size=auto` its proportions.
-    `sizes` are the official (width, height), `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames,
-    height, width). From `num_inference_steps` on, fields carry the names of the config keys whose defaults they are.
+    `dims` None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width,
+    height), `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames, height, width). From
+    `num_inference_steps` on, fields carry the names of the config keys whose defaults they are.
     """
 
     name: str
     family: str
-    model_type: str
+    task: Task
     hub_id: str | None
     dims: Dims | None
     sizes: tuple[tuple[int, int], ...]
@@ -81,13 +154,14 @@ class WanSpec:
     flow_shift_480p: float | None = None
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
-    conditions: tuple[str, ...] = ()
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
-    shaped_by: str = "video"
-    pipeline_class: str = "WanPipeline"
-    transformer_class: str = "WanTransformer3DModel"
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
+
+    @property
+    def model_type(self) -> str:
+        """The task's name, as in the config."""
+        return self.task.name
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent frames, height and width of a video of that many frames and pixels."""
@@ -101,7 +175,7 @@ _720P = ((1280, 720), (720, 1280))
 _WAN21_T2V = WanSpec(
     name="wan2.1-t2v",  # any other size of the architecture
     family="wan2.1",
-    model_type="T2V",
+    task=T2V,
     hub_id=None,
     dims=None,
     sizes=_480P,
@@ -113,36 +187,29 @@ _WAN21_T2V = WanSpec(
     num_frames=81,
     fps=16,
     negative_prompt=NEGATIVE_PROMPT,
-    conditions=("start",),
 )
 
 _WAN21_VACE = dataclasses.replace(
     _WAN21_T2V,
     name="wan2.1-vace",
-    model_type="VACE",
+    task=VACE,
     flow_shift=16.0,
-    conditions=("control",),
-    pipeline_class="WanVACEPipeline",
-    transformer_class="WanVACETransformer3DModel",
 )
 
 _WAN21_I2V = dataclasses.replace(
     _WAN21_T2V,
     name="wan2.1-i2v",
-    model_type="I2V",
+    task=I2V,
     num_inference_steps=40,
     flow_shift_480p=3.0,
     negative_prompt="镜头晃动，" + NEGATIVE_PROMPT,
-    conditions=("image_tokens", "image_channels"),
-    shaped_by="image",
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
-    pipeline_class="WanImageToVideoPipeline",
 )
 
 _WAN21_FLF2V = dataclasses.replace(
     _WAN21_I2V,
     name="wan2.1-flf2v",
-    model_type="FLF2V",
+    task=FLF2V,
     num_inference_steps=50,
     flow_shift=16.0,
     flow_shift_480p=None,
@@ -170,28 +237,23 @@ _WAN22_T2V = dataclasses.replace(
 _WAN22_I2V = dataclasses.replace(
     _WAN22_T2V,
     name="wan2.2-i2v",
-    model_type="I2V",
+    task=I2V_WITHOUT_CLIP,
     flow_shift=5.0,
     guidance_scale=3.5,
     guidance_scale_2=3.5,
     boundary_ratio=0.9,
-    conditions=("image_channels",),
-    shaped_by="image",
-    pipeline_class="WanImageToVideoPipeline",
 )
 
 _WAN22_TI2V = dataclasses.replace(
     _WAN21_T2V,
     name="wan2.2-ti2v",
     family="wan2.2",
-    model_type="TI2V",
+    task=TI2V,
     sizes=((1280, 704), (704, 1280)),
     height=704,
     width=1280,
     num_frames=121,
     fps=24,
-    conditions=("first_frame",),
-    shaped_by="image",
     vae_stride=(4, 16, 16),
 )
 
@@ -199,7 +261,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     _WAN21_T2V,
     name="wan2.2-animate",
     family="wan2.2",
-    model_type="ANIMATE",
+    task=ANIMATE,
     sizes=_720P,
     num_inference_steps=20,
     guidance_scale=1.0,
@@ -207,11 +269,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     width=1280,
     num_frames=77,
     fps=30,
-    conditions=("image_tokens", "performance"),
-    shaped_by="pose_video",
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
-    pipeline_class="WanAnimatePipeline",
-    transformer_class="WanAnimateTransformer3DModel",
 )
 
 _TINY: dict[str, Any] = {
@@ -320,7 +378,7 @@ _ROWS = (
     ),
 )
 
-VARIANTS: Mapping[str, WanSpec] = {spec.name: spec for spec in _ROWS}
+VARIANTS: dict[str, WanSpec] = {spec.name: spec for spec in _ROWS}
 
 
 def get(name: str) -> WanSpec:
@@ -330,7 +388,7 @@ def get(name: str) -> WanSpec:
       UserError: there is none.
     """
     if name not in VARIANTS:
-        raise UserError(f"model_name {name!r} is no variant; choose one of {', '.join(VARIANTS)}.")
+        raise UserError(f"model_name {name!r} is not a variant; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[name]
 
 
@@ -356,14 +414,16 @@ def candidates(model_name: str, model_type: str | None = None) -> tuple[WanSpec,
     return found
 
 
-def matching(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = _ROWS) -> tuple[WanSpec, ...]:
+def matching(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = ()) -> tuple[WanSpec, ...]:
     """The variants to which a transformer/config.json may belong: rows with its dimensions, else those for any size.
+
+    `among` is all by default.
 
     Raises:
       UserError: the dimensions are missing.
     """
     dims = Dims.of(transformer_config)
-    fitting = [spec for spec in among if spec.dims in (dims, None) and _same_kind(spec, transformer_config)]
+    fitting = [spec for spec in among or VARIANTS.values() if spec.dims in (dims, None) and _same_kind(spec, transformer_config)]
     return tuple(spec for spec in fitting if spec.dims) or tuple(fitting)
 
 
@@ -386,7 +446,7 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
     if spec.dims in (dims, None) and _same_kind(spec, transformer_config):
         return
     actual = identify(transformer_config)
-    kind = transformer_config.get("_class_name") or spec.transformer_class
+    kind = transformer_config.get("_class_name") or spec.task.transformer_class
     is_what = f"which is {actual.name}" if actual else "which is none of the variants known here"
     advice = (
         f"write model_name: {actual.name}, or give the checkpoint of {spec.name}"
@@ -398,15 +458,14 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
 
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
     """Whether class, channels and image tokens are those of the model type."""
-    named = transformer_config.get("_class_name", spec.transformer_class)
+    named = transformer_config.get("_class_name", spec.task.transformer_class)
     channels = transformer_config.get("in_channels")
     latents_only = (transformer_config.get("out_channels") or channels) == channels
     image = transformer_config.get("image_dim") is not None
     positions = transformer_config.get("pos_embed_seq_len") is not None  # of two images
-    two_images = spec.model_type == "FLF2V"
     return (
-        named == spec.transformer_class
-        and latents_only == (spec.model_type not in ("I2V", "FLF2V", "ANIMATE"))
+        named == spec.task.transformer_class
+        and latents_only != spec.task.extra_channels
         and image == ("image_encoder" in spec.nets)
-        and (positions == two_images or (two_images and spec.dims is None))
+        and (positions == spec.task.two_images or (spec.task.two_images and spec.dims is None))
     )

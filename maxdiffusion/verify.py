@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
 from maxdiffusion import conditioning, parallel
-from maxdiffusion.config import Config
-from maxdiffusion.config.examples import examples
-from maxdiffusion.config.load import replaced
-from maxdiffusion.denoise import given, sampling
+from maxdiffusion.conditioning import latents
+from maxdiffusion.config import schema
+from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.errors import UserError
-from maxdiffusion.generate_wan import open_nets
-from maxdiffusion.runtime import compile_cache, distributed, log
-from maxdiffusion.runtime.stages import Stages
-
-logger = logging.getLogger(__name__)
+from maxdiffusion.request import Job, on_mesh, session
+from maxdiffusion.runtime import distributed
+from maxdiffusion.sampling import Sampler
 
 # PSNR that two meshes must reach, by the dtype of activations. Measured with the bundled model on 8 virtual devices
 # (`pytest -m "slow or not slow" tests/e2e/test_verify.py -s`): at least 135 dB in float32, 51 in bfloat16.
 TOLERANCES = {"float32": 60.0, "bfloat16": 30.0}
-
-ONE_DEVICE = (
-    "attention=auto",
-    "ulysses_shards=auto",
-    "ulysses_attention_chunks=1",
-    "ring_direction=one_way",
-    "flash_block_sizes=",
-    "use_base2_exp=",
-    "use_experimental_scheduler=",
-    "attention_vmem_limit_kib=",
-    *(f"{level}_{axis}_parallelism=1" for level in ("ici", "dcn") for axis in ("data", "fsdp", "context", "tensor")),
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -56,27 +38,25 @@ class Difference:
         return cls(float(distance.max()), float(distance.max()) / peak, psnr)
 
 
-def run(cfg: Config) -> list[Difference]:
+def run(job: Job) -> list[Difference]:
     """Denoises `verify_steps` steps of the first batch twice, prints the difference per step and returns them.
 
-    Once on the mesh of `cfg` and once on that of `verify_against` (nothing given: on one device), with the same noise.
+    Once on the mesh of the config and once on that of `verify_against` (by default one device), with the same noise.
 
     Raises:
-      UserError: the two differ by more than the tolerance, or are no numbers at all.
+      UserError: the two differ by more than the tolerance, or are not numbers at all.
     """
-    log.setup(cfg.log_level)
-    distributed.start(cfg)
-    logger.info("%s", cfg.describe())
-    compile_cache.enable(cfg.jax_cache_dir)
-    cfg = cfg.model_copy(update={"num_inference_steps": cfg.verify_steps, "loop": "steps"})
+    session.start(job)
+    cfg = job.cfg.model_copy(update={"num_inference_steps": job.cfg.verify_steps, "loop": "steps"})
+    job = dataclasses.replace(job, cfg=cfg)
     if not cfg.verify_against and jax.process_count() > 1:
         raise UserError(
             f"verify=true compares with one device, which only one of {jax.process_count()} hosts has; name a second "
             "mesh of all devices, such as verify_against='[attention=ring, ulysses_shards=1]'."
         )
-    other = replaced(cfg, cfg.verify_against or ONE_DEVICE)
-    ours = list(_latents(cfg, None))
-    theirs = list(_latents(other, None if cfg.verify_against else jax.devices()[:1]))
+    other = on_mesh(job, cfg.verify_against) if cfg.verify_against else _on_one_device(job)
+    ours = _latents(job, None)
+    theirs = _latents(other, None if cfg.verify_against else jax.devices()[:1])
 
     tolerance = TOLERANCES[cfg.activations_dtype] if cfg.verify_psnr is None else cfg.verify_psnr
     found = [Difference.between(a, b) for a, b in zip(ours, theirs, strict=True)]
@@ -94,18 +74,24 @@ def run(cfg: Config) -> list[Difference]:
     return found
 
 
-def _latents(cfg: Config, devices: parallel.Devices | None) -> Iterator[np.ndarray]:
+def _on_one_device(job: Job) -> Job:
+    """The same run with every key of the mesh and of the kernel at what one device takes."""
+    keys = set(schema.group(schema.PARALLELISM)) - {"per_device_batch_size", "logical_axis_rules"}
+    update = {key: 1 if key.endswith("_parallelism") else schema.default(key) for key in keys}
+    return dataclasses.replace(job, cfg=job.cfg.model_copy(update=update))
+
+
+def _latents(job: Job, devices: parallel.Devices | None) -> list[np.ndarray]:
     """The first batch's latents after every step."""
-    stages, videos = Stages(cfg.progress), examples(cfg)
-    with distributed.together():
-        inputs = conditioning.read(cfg, videos)
-        nets, placement, shape = open_nets(cfg, stages, devices)
-        start = given.read(cfg, shape)
-    distributed.agree(cfg, checkpoint=nets.files.digest(), latents=start.digest(), inputs=inputs.digest())
     seen: list[np.ndarray] = []
-    with parallel.use(placement), stages.clock.compilation():
-        batches = sampling.sample(
-            cfg, videos, nets, shape, start.noise, inputs, stages, lambda i, x: seen.append(distributed.fetch(x).copy())
-        )
-        next(iter(batches))
-    yield from seen
+    inputs = conditioning.read(job)
+    with session.opened(job, devices) as s:
+        given = latents.read(s)
+        s.check_agree(inputs=inputs.digest(), latents=given.digest())
+        conditions = conditioning.encode(s, inputs)
+        experts = LoadedExperts(s.load, job.cfg.expert_residency)
+        sampler = Sampler(s, conditions, given.noise, lambda i, x: seen.append(distributed.fetch(x).copy()))
+        for work in sampler.order():
+            if work.batch == 0 and sampler.advance(work, experts) is not None:
+                break
+    return seen

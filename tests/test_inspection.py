@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from maxdiffusion import config, inspection
+from maxdiffusion import inspection, request
 from maxdiffusion.cli import command
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.tables import original
@@ -28,7 +28,7 @@ def copy(tmp_path):
 
 
 def inspect(*words):
-    cfg = config.load([str(TINY), "inspect=true", *words])
+    cfg = request.load([str(TINY), "inspect=true", *words]).cfg
     inspection.run(cfg)
 
 
@@ -89,7 +89,7 @@ def test_the_headers_are_told_before_jax_is_imported():
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name in ('jax', 'numpy', 'torch'): raise Stop(name)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "try: inspection.run(config.load(sys.argv[1:]))\n"
+        "try: inspection.run(request.load(sys.argv[1:]))\n"
         "except Stop as stop: print('stopped at', stop)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(TINY), "inspect=true"], capture_output=True, text=True)

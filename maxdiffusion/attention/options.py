@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 from maxdiffusion.errors import UserError
 
@@ -53,20 +52,6 @@ class KernelOptions:
             raise UserError(f"block_kv_compute={part} does not divide block_kv={whole}; choose {' or '.join(legal)}.")
         if self.vmem_limit_kib is not None and self.vmem_limit_kib < 1:
             raise UserError(f"A VMEM limit of {self.vmem_limit_kib} KiB holds nothing; the default is 16384 or 32768.")
-
-    @classmethod
-    def read(cls, cfg: Any) -> KernelOptions:
-        """The options that a `Config` asks for; its own checks read them too, so that this file does not know it.
-
-        Raises:
-          UserError: as the constructor.
-        """
-        return cls(
-            **cfg.flash_block_sizes,
-            base2_exp=cfg.use_base2_exp,
-            scheduler=cfg.use_experimental_scheduler,
-            vmem_limit_kib=cfg.attention_vmem_limit_kib,
-        )
 
     def check(self, kernel: str) -> None:
         """Whether the kernel, a key of `TAKEN`, takes all that is set.

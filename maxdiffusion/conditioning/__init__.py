@@ -1,8 +1,5 @@
-"""What the network is conditioned on, from the config's words and files."""
+"""What the network is conditioned on, from a run's words and files."""
 
-from __future__ import annotations
+from maxdiffusion.conditioning.encode import Conditioning, Inputs, encode, read, shapes
 
-from maxdiffusion.conditioning.described import Described
-from maxdiffusion.conditioning.encode import PERFORMANCE, START, Conditioning, Inputs, describe, encode, read
-
-__all__ = ["PERFORMANCE", "START", "Conditioning", "Described", "Inputs", "describe", "encode", "read"]
+__all__ = ["Conditioning", "Inputs", "encode", "read", "shapes"]

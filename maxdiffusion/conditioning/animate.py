@@ -1,14 +1,15 @@
-"""What an Animate transformer is conditioned on: a character's image, and the pose and face of someone who acts.
+"""The conditioning of an Animate transformer: a character's image, and the pose and face of an actor.
 
-A long video is made in segments; each but the first repeats the last frames of the one before, which are given to it.
+A long video is made in segments; each but the first starts from the last frames of the one before.
 Reference: `diffusers.WanAnimatePipeline`.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,33 +19,23 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
-from maxdiffusion.conditioning import inputs
-from maxdiffusion.conditioning.described import Described, Grid, full
-from maxdiffusion.conditioning.images import read_originals
-from maxdiffusion.config import Config, parts
-from maxdiffusion.config.examples import Example
+from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.image import read_originals
+from maxdiffusion.conditioning.kind import SEGMENT, Grid, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.models.dit import Frames
 from maxdiffusion.models.dit.animate import Performance
 from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.request import Job, Video
+from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed
-from maxdiffusion.runtime.stages import Stages
-from maxdiffusion.weights.nets import Nets
 
 log = logging.getLogger(__name__)
 
-PERFORMANCE = "performance"
 FACE = 512  # pixels of the official checkpoint's faces; any other square will do
 
 Fields = dict[str, Any]
-# (fields of `Context` so far, latents of the parts made already) -> those of the next part, with and without a face.
-Perform = Callable[[Fields, Sequence[Float[np.ndarray, "b f h w c"]]], tuple[Fields, Fields]]
-
-
-def still(fields: Fields, before: Sequence[np.ndarray]) -> tuple[Fields, Fields]:
-    """Nobody acts: the fields are all there is."""
-    return fields, fields
 
 
 class Inputs(NamedTuple):
@@ -57,21 +48,22 @@ class Inputs(NamedTuple):
     mask: UInt8[np.ndarray, "f _ _ 3"] | None
 
 
-def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
-    """What `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video` name.
+def read(job: Job) -> Inputs:
+    """The contents of `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video`.
 
     Raises:
-      UserError: an image is too narrow; see also `inputs.one_size`, `inputs.video` and `open_image`.
+      UserError: an image is too narrow; see also `control_video` and `open_image`.
     """
-    frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
-    pose = inputs.video("pose_video", str(cfg.pose_video), frames, *size)
-    face = inputs.video("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
+    cfg = job.cfg
+    frames, size = cfg.num_frames, control_video.one_size(job)
+    pose = control_video.read("pose_video", str(cfg.pose_video), frames, *size)
+    face = control_video.read("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
-        background = inputs.video("background_video", str(cfg.background_video), frames, *size)
-        mask = inputs.video("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
+        background = control_video.read("background_video", str(cfg.background_video), frames, *size)
+        mask = control_video.read("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
         background, mask = background[:frames], mask[:frames]
-    characters = read_originals(cfg, videos) or {}
+    characters = read_originals(job) or {}
     for at, image in characters.items():
         (own_height, own_width, _), (h, w) = image.shape, inside(image, *size)
         if not min(h, w):
@@ -83,59 +75,74 @@ def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
     return Inputs(characters, pose[:frames], face[:frames], background, mask)
 
 
-def encode(
-    cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Inputs
-) -> list[Float[Array, "1 h w z"]]:
+def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
     """The latents of each video's character."""
-    vae = stages.load(nets, "vae")
-    with stages("image"):
+    vae, size = s.load("vae"), (s.job.cfg.height, s.job.cfg.width)
+    with s.stages("image"):
         latents = {}
         for at, image in given.characters.items():
-            shown = to_float(on_black(image, cfg.height, cfg.width)[None], cfg.height, cfg.width)
-            latents[at] = jax.block_until_ready(vae.encode(parallel.put(shown[None]))[0])
-    return [latents[str(video.image)] for video in videos]
+            pixels = to_float(on_black(image, *size)[None], *size)
+            latents[at] = jax.block_until_ready(vae.encode(parallel.put(pixels[None]))[0])
+    return [latents[str(video.image)] for video in s.job.videos]
 
 
-def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """See `Kind.describe`. It counts a pose for each video, though those of one batch share it."""
-    (f, h, w), vae, plan = grid, configs["vae"], parts.of(cfg)
+def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
+    """See `Kind.shapes`. It counts a pose for each video, though those of one batch share it."""
+    (f, h, w), vae, cut = grid, configs["vae"], job.segments
     square = configs["transformer"].side.motion_encoder_size
-    shown = Frames(channels=full(1 + f, h, w, vae.temporal_factor + vae.z_dim))
-    performance = Performance(full(f, h, w, vae.z_dim), full(plan.length, square, square, 3))
-    size, characters = (cfg.height, cfg.width), {video.image for video in videos}
-    encoded = Counter({(plan.length, *size): 2 * len(plan.starts) * len(videos)})
-    return Described({"frames": shown, "side": performance}, encoded + Counter({(1, *size): len(characters)}))
+    frames = Frames(channels=fp32(1 + f, h, w, vae.temporal_factor + vae.z_dim))
+    performance = Performance(fp32(f, h, w, vae.z_dim), fp32(cut.length, square, square, 3))
+    size, characters = (job.cfg.height, job.cfg.width), {video.image for video in videos}
+    encoded = Counter({(cut.length, *size): len(cut) * (1 + len(videos))})
+    return Shapes({"frames": frames, "side": performance}, encoded + Counter({(1, *size): len(characters)}))
 
 
-def performer(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Perform:
-    """What is shown in each part; the VAE stays, for the frames that a part hands on to the next."""
-    vae, plan, size = stages.load(nets, "vae"), parts.of(cfg), (cfg.height, cfg.width)
-    square = nets.configs["transformer"].side.motion_encoder_size
+KIND = Kind(read, encode, SEGMENT, shapes)
 
-    def perform(fields: Fields, before: Sequence[np.ndarray]) -> tuple[Fields, Fields]:
-        frames = plan.of(plan.starts[len(before)])
-        characters = fields.pop(PERFORMANCE)
-        shown, unknown = np.zeros((len(frames), *size, 3), np.float32), np.ones((len(frames), *size), np.float32)
+
+class Performer:
+    """Makes the fields of each segment; keeps the VAE, for the frames that a segment hands on to the next."""
+
+    def __init__(self, s: Session, given: Inputs) -> None:
+        """`given` is what `read` found."""
+        self._stages, self._segments, self._given = s.stages, s.job.segments, given
+        self._vae: WanVAE = s.load("vae")
+        self._size = s.job.cfg.height, s.job.cfg.width
+        self._square = s.configs["transformer"].side.motion_encoder_size
+        self._acted = functools.cache(self._act)
+
+    def _act(self, segment: int) -> tuple[jax.Array, jax.Array]:
+        """Latents of the pose, and the face in pixels: the same for every batch and expert."""
+        frames = self._segments.frames_of(self._segments.starts[segment])
+        pose = self._vae.encode(parallel.put(to_float(self._given.pose[frames], *self._size)[None]))
+        face = parallel.put(to_float(self._given.face[frames], self._square, self._square)[None])
+        return pose, face
+
+    def fields(
+        self,
+        characters: Float[Array, "b 1 h w z"],
+        before: Sequence[Float[np.ndarray, "b f h w c"]],
+    ) -> tuple[Fields, Fields]:
+        """Fields of `Context` of the segment after those of `before` (latents), with and without a face."""
+        vae, given, overlap = self._vae, self._given, self._segments.overlap
+        frames = self._segments.frames_of(self._segments.starts[len(before)])
+        shown, unknown = np.zeros((len(frames), *self._size, 3), np.float32), np.ones((len(frames), *self._size), np.float32)
         if given.background is not None and given.mask is not None:
-            shown, unknown = to_float(given.background[frames], *size), to_grey(given.mask[frames], *size)
-        with stages("control"):
-            pose = vae.encode(parallel.put(to_float(given.pose[frames], *size)[None]))
+            shown, unknown = to_float(given.background[frames], *self._size), to_grey(given.mask[frames], *self._size)
+        with self._stages("control"):
             channels = []
             for row, character in enumerate(characters):
                 if before:
-                    shown[: plan.carried] = _last_frames(vae, before[-1][row], plan.carried)
-                channels.append(given_channels(vae, character, shown, unknown, plan.carried if before else 0))
-            face = parallel.put(to_float(given.face[frames], square, square)[None])
-            face, pose = (jnp.broadcast_to(x, (len(characters), *x.shape[1:])) for x in (face, pose))
-            fields |= {"frames": Frames(channels=jnp.stack(channels))}
+                    shown[:overlap] = _last_frames(vae, before[-1][row], overlap)
+                channels.append(given_channels(vae, character, shown, unknown, overlap if before else 0))
+            pose, face = (jnp.broadcast_to(x, (len(characters), *x.shape[1:])) for x in self._acted(len(before)))
+            both = {"frames": Frames(channels=jnp.stack(channels))}
             acting, blank = (Performance(pose, pixels) for pixels in (face, jnp.full_like(face, -1)))
-            return fields | {"side": acting}, fields | {"side": blank}
-
-    return perform
+            return {**both, "side": acting}, {**both, "side": blank}
 
 
 def _last_frames(vae: WanVAE, latents: Float[np.ndarray, "f h w c"], count: int) -> Float[np.ndarray, "count h1 w1 3"]:
-    """The end of what these latents show; chunk by chunk, as a decoder does not start in the middle."""
+    """The last frames of these latents; decoded chunk by chunk, as a causal decoder cannot start in the middle."""
     kept = np.zeros((0, 1, 1, 3), np.float32)
     for chunk in vae.decode_chunks(parallel.put(latents[None])):
         frames = distributed.fetch(chunk)[0]
@@ -180,7 +187,7 @@ def given_channels(
     unknown: Float[np.ndarray, "f h w"],
     known: int,
 ) -> Float[Array, "f2 h2 w2 c"]:
-    """What is concatenated to the latents' channels: which pixels are given, and what they show; fp32.
+    """The further input channels: which pixels are given, then the latents of what they show; fp32.
 
     Args:
       vae: the encoder.

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
 
@@ -86,6 +87,19 @@ def tokenize(
         token_ids[row, : len(ids)] = ids
         valid[row, : len(ids)] = True
     return token_ids, valid
+
+
+def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[Array, "k e"]]:
+    """Each different prompt's text embedding, fp32 (`MAX_LENGTH`, e); the encoder is freed again."""
+    different = list(dict.fromkeys(prompts))
+    with s.stages("text"):
+        tokenizer = load_tokenizer(s.nets.folder / "tokenizer")
+    encoder, embeddings = s.load("text_encoder"), {}
+    with s.stages("text", len(different), "prompts") as advance:
+        for prompt in different:
+            (embeddings[prompt],) = jax.block_until_ready(encode_prompts(encoder, tokenizer, [prompt]))
+            advance(1)
+    return embeddings
 
 
 def _run(graphdef: Any, params: Any, token_ids: jax.Array, valid: jax.Array) -> jax.Array:

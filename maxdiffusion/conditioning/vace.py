@@ -1,4 +1,4 @@
-"""What a VACE transformer is controlled by: a video, a mask of what to make anew, and images of what is to appear.
+"""The control of a VACE transformer: a video, a mask of what to make anew, and reference images.
 
 Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
 """
@@ -15,18 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from maxdiffusion import parallel, variants
-from maxdiffusion.conditioning import inputs
-from maxdiffusion.conditioning.described import Described, Grid, full
-from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example
+from maxdiffusion import parallel
+from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.kind import Grid, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.vae import WanVAE
-from maxdiffusion.runtime.stages import Stages
-from maxdiffusion.weights.nets import Nets
+from maxdiffusion.request import Job, Video
+from maxdiffusion.request.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -39,22 +37,23 @@ class Inputs(NamedTuple):
     references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
 
-def read(cfg: Config, videos: Sequence[Example]) -> Inputs:
-    """What `video`, `mask` and `reference_images` name; without a video or a mask all is made anew.
+def read(job: Job) -> Inputs:
+    """The contents of `video`, `mask` and `reference_images`; without a video or a mask all is made anew.
 
     Raises:
-      UserError: an image is too small or narrow; see also `inputs.one_size`, `inputs.video` and `open_image`.
+      UserError: an image is too small or narrow; see also `control_video` and `open_image`.
     """
-    frames, size = cfg.num_frames, inputs.one_size(cfg, videos)
+    cfg = job.cfg
+    frames, size = cfg.num_frames, control_video.one_size(job)
     shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
     mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
     if cfg.video:
-        video = inputs.video("video", cfg.video, frames, *size)
+        video = control_video.read("video", cfg.video, frames, *size)
         shown = to_float(video[:frames], *size)
         if cfg.mask:
-            white = inputs.video("mask", cfg.mask, frames, *size, ("video", video))
+            white = control_video.read("mask", cfg.mask, frames, *size, ("video", video))
             mask = (to_float(white[:frames], *size) + 1) / 2
-    step = variants.get(cfg.model_name).vae_stride[1]
+    step = job.spec.vae_stride[1]
     return Inputs(shown, mask, tuple(_reference(path, *size, step) for path in cfg.reference_images))
 
 
@@ -79,32 +78,35 @@ def _sizes(
     return (h, w), (int(h * scale), int(w * scale))
 
 
-def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Inputs) -> list[Control]:
+def encode(s: Session, given: Inputs) -> list[Control]:
     """One control for all videos.
 
     Raises:
       UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
     """
-    layers = nets.configs["transformer"].side.vace_layers
+    layers, cfg = s.configs["transformer"].side.vace_layers, s.job.cfg
     if len(cfg.conditioning_scale) not in (1, len(layers)):
         raise UserError(
-            f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer is given "
+            f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer takes "
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
     scale = parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
-    vae = stages.load(nets, "vae")
-    with stages("control"):
+    vae = s.load("vae")
+    with s.stages("control"):
         control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
-    return [control] * len(videos)
+    return [control] * len(s.job.videos)
 
 
-def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """See `Kind.describe`."""
-    (f, h, w), vae, images = grid, configs["vae"], len(cfg.reference_images)
-    latents = full(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
-    control = Control(latents, full(len(configs["transformer"].side.vace_layers)))
-    size = (cfg.height, cfg.width)
-    return Described({"side": control}, Counter({(1, *size): images}) + Counter({(cfg.num_frames, *size): 2}))
+def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
+    """See `Kind.shapes`."""
+    (f, h, w), vae, images = grid, configs["vae"], len(job.cfg.reference_images)
+    latents = fp32(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
+    control = Control(latents, fp32(len(configs["transformer"].side.vace_layers)))
+    size = (job.cfg.height, job.cfg.width)
+    return Shapes({"side": control}, Counter({(1, *size): images}) + Counter({(job.cfg.num_frames, *size): 2}))
+
+
+KIND = Kind(read, encode, "side", shapes)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

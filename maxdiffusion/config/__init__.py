@@ -1,7 +1,6 @@
-"""From a YAML file and key=value words to one frozen Config; imports neither jax nor numpy."""
+"""From a YAML file and key=value words to typed keys; imports neither jax nor numpy and opens no other file."""
 
-from maxdiffusion.config.examples import Example, examples
-from maxdiffusion.config.load import load
+from maxdiffusion.config.parse import parse
 from maxdiffusion.config.schema import Config
 
-__all__ = ["Config", "Example", "examples", "load"]
+__all__ = ["Config", "parse"]

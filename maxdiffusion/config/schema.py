@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -9,23 +10,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-# Names of the official repository. `size` and `ring_size` stand for more than one key and are read in load.py.
-ALIASES: Mapping[str, str] = {
-    "ckpt_dir": "pretrained_model_name_or_path",
-    "frame_num": "num_frames",
-    "sample_steps": "num_inference_steps",
-    "sample_shift": "flow_shift",
-    "sample_solver": "solver",
-    "base_seed": "seed",
-    "ulysses_size": "ulysses_shards",
-}
+# Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
     "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
     "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
-# Official names of values.
-VALUE_ALIASES: Mapping[str, Mapping[str, str]] = {"solver": {"dpm++": "dpmpp_2m"}}
 
 
 def _as_tuple(value: Any) -> Any:
@@ -77,21 +67,58 @@ OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
-_VARIANT = object()
+VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
+
+# Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
+_DECIDE_THE_VIDEO = {"model", "video", "control", "sampling", "dtypes"}
+_DECIDE_THE_PROGRAMS = {*_DECIDE_THE_VIDEO, PARALLELISM, "runtime"}
 
 
-def _key(group: str, default: Any, help: str, **bounds: Any) -> Any:
-    """A field. The default `_VARIANT` is the variant's own, or else follows from other keys when a file is loaded."""
-    extra: dict[str, Any] = {"group": group}
-    if default is _VARIANT:
-        return Field(description=help, json_schema_extra=extra, **bounds)
-    return Field(default, description=help, json_schema_extra=extra, **bounds)
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What a key is besides its type, default, bounds and help.
+
+    Attributes:
+      group: the heading in --help.
+      path: `input` or `output`: ~ and $VARIABLES are expanded; that of an input in a YAML file may be relative to it.
+      is_video: names a video file or a folder of frames.
+      from_variant: the variant's row has a default of this name.
+      needs: the key without which, or the key=value with which alone, this one is used.
+      per_host: may differ between the processes of one run.
+      of_the_video: decides the pixels.
+      of_the_program: decides what is compiled.
+      alias: its name in the official repository.
+      values: the official repository's names of values.
+    """
+
+    group: str
+    path: Literal["", "input", "output"] = ""
+    is_video: bool = False
+    from_variant: bool = False
+    needs: str = ""
+    per_host: bool = False
+    of_the_video: bool = False
+    of_the_program: bool = False
+    alias: str = ""
+    values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+_METADATA = {field.name for field in dataclasses.fields(Key)}
+
+
+def _key(group: str, default: Any, help: str, **more: Any) -> Any:
+    """A field of `Config`: `more` are attributes of its `Key` and pydantic's bounds."""
+    about = {name: more.pop(name) for name in _METADATA & more.keys()}
+    about.setdefault("of_the_video", group in _DECIDE_THE_VIDEO)
+    about.setdefault("of_the_program", group in _DECIDE_THE_PROGRAMS)
+    extra: dict[str, Any] = {"key": Key(group, **about)}
+    return Field(*(() if default is VARIANT else (default,)), description=help, json_schema_extra=extra, **more)
 
 
 class Config(BaseModel):
-    """What one run does: frozen, validated, complete. Made by `maxdiffusion.config.load`.
+    """The keys of one run: typed, frozen, complete. `maxdiffusion.request.load` makes it.
 
-    `origins` tells, for each key that is not at the schema's default, where its value came from.
+    `origins` says where each value that is not the schema's default came from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -100,9 +127,12 @@ class Config(BaseModel):
     # ---- model
     pretrained_model_name_or_path: str = _key(
         "model",
-        _VARIANT,
+        VARIANT,
         "checkpoint in the diffusers layout: a folder, or a hub id such as Wan-AI/Wan2.1-T2V-14B-Diffusers; in a YAML "
         "file a path that starts with ./ or ../ is relative to that file",
+        path="input",
+        alias="ckpt_dir",
+        per_host=True,
         min_length=1,
     )
     revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
@@ -111,19 +141,29 @@ class Config(BaseModel):
         None,
         "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
         "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
+        path="input",
+        per_host=True,
     )
-    transformer_2_file: OptionalStr = _key("model", None, "the same for the low-noise expert, where there are two")
-    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder")
-    image_encoder_file: OptionalStr = _key("model", None, "the same for the image encoder, where there is one")
-    vae_file: OptionalStr = _key("model", None, "the same for the VAE")
+    transformer_2_file: OptionalStr = _key(
+        "model", None, "the same for the low-noise expert, where there are two", path="input", per_host=True
+    )
+    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder", path="input", per_host=True)
+    image_encoder_file: OptionalStr = _key(
+        "model", None, "the same for the image encoder, where there is one", path="input", per_host=True
+    )
+    vae_file: OptionalStr = _key("model", None, "the same for the VAE", path="input", per_host=True)
     inspect: bool = _key(
-        "model", False, "make no video: say what the checkpoint is and whether it would load, from its headers alone"
+        "model",
+        False,
+        "make no video: print what the checkpoint is and whether it would load, from its headers alone",
+        of_the_video=False,
+        of_the_program=False,
     )
     model_name: str = _key(
         "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
     )
     model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
-        "model", _VARIANT, "the task, one that the variant can do: T2V is text to video"
+        "model", VARIANT, "the task, one that the variant can do: T2V is text to video", from_variant=True
     )
 
     # ---- prompt
@@ -133,72 +173,156 @@ class Config(BaseModel):
         None,
         "file of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or "
         "width and height, output (its name); what is done is skipped when the same command runs again",
+        path="input",
+        per_host=True,
     )
-    negative_prompt: Texts = _key("prompt", _VARIANT, "what to keep away from; one for all prompts or one for each")
+    negative_prompt: Texts = _key(
+        "prompt", VARIANT, "what to keep away from; one for all prompts or one for each", from_variant=True
+    )
     seed: Seeds = _key(
-        "prompt", 0, "the noise follows from it alone; a list makes several videos", validate_default=True
+        "prompt",
+        0,
+        "the noise follows from it alone; a list makes several videos",
+        alias="base_seed",
+        validate_default=True,
     )
     image: Images = _key(
-        "prompt", (), "path or URL of what to start from (I2V, FLF2V, TI2V); one for all or one for each"
+        "prompt",
+        (),
+        "path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each",
+        path="input",
+        per_host=True,
     )
-    last_image: Images = _key("prompt", (), "path or URL of what to end with (FLF2V; I2V may)")
+    last_image: Images = _key(
+        "prompt", (), "path or URL of the last frame (FLF2V; I2V optionally)", path="input", per_host=True
+    )
 
     # ---- video
-    height: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
-    width: int = _key("video", _VARIANT, "pixels, a multiple of 16", ge=16, le=8192)
-    num_frames: int = _key("video", _VARIANT, "frames, 4n+1", ge=1, le=4093)  # 1024 rotary positions per axis
-    fps: int = _key("video", _VARIANT, "frames per second of the written video", ge=1, le=240)
+    height: int = _key("video", VARIANT, "pixels, a multiple of 16", from_variant=True, ge=16, le=8192)
+    width: int = _key("video", VARIANT, "pixels, a multiple of 16", from_variant=True, ge=16, le=8192)
+    num_frames: int = _key(  # 1024 rotary positions per axis
+        "video", VARIANT, "frames, 4n+1", from_variant=True, alias="frame_num", ge=1, le=4093
+    )
+    fps: int = _key("video", VARIANT, "frames per second of the written video", from_variant=True, ge=1, le=240)
 
     # ---- control
     video: OptionalStr = _key(
-        "control", None, "video file or folder of frames: what VACE is controlled by, or what T2V changes by `strength`"
+        "control",
+        None,
+        "video file or folder of frames: the control of VACE, or what T2V changes by `strength`",
+        path="input",
+        is_video=True,
+        per_host=True,
     )
-    strength: float = _key("control", 0.8, "part of the way from noise that `video` is changed on (T2V)", gt=0, le=1)
-    mask: OptionalStr = _key("control", None, "as many frames, white where `video` is made anew (VACE)")
-    reference_images: Images = _key("control", (), "images of what is to appear (VACE)")
+    strength: float = _key(
+        "control", 0.8, "part of the noise levels over which `video` is changed (T2V)", needs="video=FILE", gt=0, le=1
+    )
+    mask: OptionalStr = _key(
+        "control",
+        None,
+        "as many frames, white where `video` is made anew (VACE)",
+        needs="video=FILE",
+        path="input",
+        is_video=True,
+        per_host=True,
+    )
+    reference_images: Images = _key("control", (), "images of what is to appear (VACE)", path="input", per_host=True)
     conditioning_scale: Numbers = _key(
         "control", 1.0, "of VACE's hints; a list has one for each of its layers", validate_default=True
     )
-    pose_video: OptionalStr = _key("control", None, "the pose of each frame, drawn (Animate)")
-    face_video: OptionalStr = _key("control", None, "the actor's face in each frame, cut out (Animate)")
+    pose_video: OptionalStr = _key(
+        "control", None, "the pose of each frame, drawn (Animate)", path="input", is_video=True, per_host=True
+    )
+    face_video: OptionalStr = _key(
+        "control", None, "the actor's face in each frame, cut out (Animate)", path="input", is_video=True, per_host=True
+    )
     mode: Literal["animate", "replace"] = _key(
         "control", "animate", "the character acts before its own background, or takes the actor's place (Animate)"
     )
-    background_video: OptionalStr = _key("control", None, "what stays, without the actor (Animate, mode=replace)")
-    mask_video: OptionalStr = _key("control", None, "white where the character stands (Animate, mode=replace)")
-    segment_frame_length: int = _key("control", 77, "frames made at once, 4n+1 (Animate)", ge=1, le=4093)
+    background_video: OptionalStr = _key(
+        "control",
+        None,
+        "the scene without the actor (Animate)",
+        needs="mode=replace",
+        path="input",
+        is_video=True,
+        per_host=True,
+    )
+    mask_video: OptionalStr = _key(
+        "control",
+        None,
+        "white where the character stands (Animate)",
+        needs="mode=replace",
+        path="input",
+        is_video=True,
+        per_host=True,
+    )
+    segment_frame_length: int = _key("control", 77, "frames per segment, 4n+1 (Animate)", ge=1, le=4093)
     prev_segment_conditioning_frames: int = _key(
-        "control", 1, "frames of a segment that the next one repeats, 1 or 5 (Animate)", ge=1, le=4093
+        "control", 1, "last frames of a segment that the next one starts from, 1 or 5 (Animate)", ge=1, le=4093
     )
 
     # ---- sampling
-    num_inference_steps: int = _key("sampling", _VARIANT, "denoise steps", ge=1, le=1000)
+    num_inference_steps: int = _key(
+        "sampling", VARIANT, "denoise steps", from_variant=True, alias="sample_steps", ge=1, le=1000
+    )
     guidance_scale: float = _key(
-        "sampling", _VARIANT, "strength of classifier-free guidance; 1 is none and saves half the time", ge=1, le=100
+        "sampling",
+        VARIANT,
+        "scale of classifier-free guidance; 1 is none and saves half the time",
+        from_variant=True,
+        ge=1,
+        le=100,
     )
     guidance_scale_2: float | None = _key(
         "sampling",
         None,
         "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
+        from_variant=True,
         ge=1,
         le=100,
     )
     boundary_ratio: float | None = _key(
-        "sampling", None, "the high-noise expert denoises the timesteps from this part of 1000 on", ge=0, le=1
+        "sampling",
+        None,
+        "the high-noise expert denoises timesteps of at least 1000 times this",
+        from_variant=True,
+        ge=0,
+        le=1,
     )
     expert_residency: Literal["together", "in_turn"] = _key(
         "sampling",
         "together",
-        "both experts side by side, or one after the other in the memory of one: all videos' high-noise parts first",
+        "both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first",
+        of_the_video=False,
     )
-    flow_shift: float = _key("sampling", _VARIANT, "shift of the noise levels towards more noise", gt=0, le=100)
-    solver: Literal["unipc", "euler", "dpmpp_2m"] = _key("sampling", "unipc", "the sampler")
+    flow_shift: float = _key(
+        "sampling",
+        VARIANT,
+        "shift of the noise levels towards more noise",
+        from_variant=True,
+        alias="sample_shift",
+        gt=0,
+        le=100,
+    )
+    solver: Literal["unipc", "euler", "dpmpp_2m"] = _key(
+        "sampling", "unipc", "the sampler", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
+    )
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key(
-        "sampling", "auto", "both branches of guidance in one batch, or one after the other in less memory"
+        "sampling",
+        "auto",
+        "both branches of guidance in one batch, or one after the other in less memory",
+        of_the_video=False,
     )
-    loop: Literal["steps", "scan"] = _key("sampling", "steps", "one call per step with progress, or one compiled scan")
-    initial_latents: OptionalStr = _key("sampling", None, "safetensors file with the noise to start from (b c f h w)")
-    decode_latents: OptionalStr = _key("sampling", None, "safetensors file of latents: only decode and write them")
+    loop: Literal["steps", "scan"] = _key(
+        "sampling", "steps", "one call per step with progress, or one compiled scan", of_the_video=False
+    )
+    initial_latents: OptionalStr = _key(
+        "sampling", None, "safetensors file with the noise to start from (b c f h w)", path="input", per_host=True
+    )
+    decode_latents: OptionalStr = _key(
+        "sampling", None, "safetensors file of latents: only decode and write them", path="input", per_host=True
+    )
 
     # ---- attention and parallelism
     attention: Literal[
@@ -213,12 +337,17 @@ class Config(BaseModel):
         "tokamax_ring",
         "ulysses",
         "ulysses_ring",
-    ] = _key(PARALLELISM, "auto", "how self-attention is computed and split over the context axis")
+    ] = _key(
+        PARALLELISM,
+        "auto",
+        "how self-attention is computed and split over the context axis; tokamax_* need the package's `tpu` extra",
+    )
     ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
         PARALLELISM,
         -1,
         "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
         "ulysses_ring",
+        alias="ulysses_size",
     )
     ulysses_attention_chunks: int = _key(
         PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
@@ -237,7 +366,7 @@ class Config(BaseModel):
         PARALLELISM, None, "the alternative schedule of a kernel that offers one"
     )
     attention_vmem_limit_kib: OptionalInt = _key(
-        PARALLELISM, None, "KiB of vector memory that a TPU kernel of our own may use"
+        PARALLELISM, None, "KiB of vector memory that this package's TPU kernel may use"
     )
     ici_data_parallelism: Degree | Literal["auto"] = _key(
         PARALLELISM,
@@ -245,11 +374,11 @@ class Config(BaseModel):
         "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
         "too and that is faster, else 1",
     )
-    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are spread")
+    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are sharded")
     ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
     ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
     dcn_data_parallelism: Degree = _key(PARALLELISM, -1, "the same four, over slices")
-    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "slices over which weights are spread")
+    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "slices over which weights are sharded")
     dcn_context_parallelism: Degree = _key(PARALLELISM, 1, "slices over the video tokens")
     dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1, "slices over heads and feed-forward width")
     logical_axis_rules: AxisRules = _key(
@@ -265,26 +394,42 @@ class Config(BaseModel):
 
     # ---- verify
     verify: bool = _key("verify", False, "make no video: compare a few steps on this mesh with those on another")
-    verify_steps: int = _key("verify", 4, "denoise steps that are compared", ge=1, le=1000)
+    verify_steps: int = _key("verify", 4, "denoise steps that are compared", needs="verify=true", ge=1, le=1000)
     verify_against: Texts = _key(
-        "verify", (), "the other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device"
+        "verify",
+        (),
+        "the other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device",
+        needs="verify=true",
     )
     verify_psnr: float | None = _key(
-        "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16"
+        "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16", needs="verify=true"
     )
 
     # ---- plan
     plan: OptionalStr = _key(
         "plan",
         None,
-        "make no video: what fits, what is fastest and why, by compiling for a TPU slice that need not be here: v6e-8, "
-        "v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)",
+        "make no video: print what fits, what is fastest and why, by compiling for a TPU slice that need not be here: "
+        "v6e-8, v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)",
     )
-    plan_file: Texts = _key("plan", (), "the plan as a file, too: .json, or .svg for a picture; a list makes both")
+    plan_file: Texts = _key(
+        "plan",
+        (),
+        "the plan as a file, too: .json, or .svg for a picture; a list makes both",
+        needs="plan=v6e-8",
+        path="output",
+    )
     plan_minutes: float = _key(
-        "plan", 12.0, "to compile for; splits that are left then are shown with modelled figures", gt=0, le=10000
+        "plan",
+        12.0,
+        "to compile for; splits that are left then are shown with modelled figures",
+        needs="plan=v6e-8",
+        gt=0,
+        le=10000,
     )
-    price_per_chip_hour: float | None = _key("plan", None, "what an hour of a chip costs, in any currency", gt=0)
+    price_per_chip_hour: float | None = _key(
+        "plan", None, "price of an hour of a chip, in any currency", needs="plan=v6e-8", gt=0
+    )
 
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
@@ -293,31 +438,65 @@ class Config(BaseModel):
     vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
 
     # ---- output
-    output_dir: str = _key("output", "outputs", "folder for results, relative to the current one", min_length=1)
-    run_name: FolderName = _key("output", _VARIANT, "folder below output_dir; by default the variant's name")
-    save_file: OptionalStr = _key("output", None, "the result's exact path, instead of output_dir/run_name/...")
+    output_dir: str = _key(
+        "output",
+        "outputs",
+        "folder for results, relative to the current one",
+        path="output",
+        per_host=True,
+        min_length=1,
+    )
+    run_name: FolderName = _key("output", VARIANT, "folder below output_dir; by default the variant's name")
+    save_file: OptionalStr = _key(
+        "output", None, "the result's exact path, instead of output_dir/run_name/...", path="output", per_host=True
+    )
     output_format: Format = _key(
-        "output", "mp4", "save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c"
+        "output",
+        "mp4",
+        "save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c",
+        of_the_video=True,
     )
     overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
-    save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name tell the prompt")
+    save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name hold the prompt")
 
     # ---- hosts
     jax_distributed: Literal["auto", "on", "off"] = _key(
-        "hosts", "auto", "one process per host as one run; auto: where the three keys below or a launcher say so"
+        "hosts",
+        "auto",
+        "one process per host as one run; auto: where the three keys below or a launcher say so",
+        per_host=True,
     )
-    coordinator_address: OptionalStr = _key("hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS")
+    coordinator_address: OptionalStr = _key(
+        "hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS", per_host=True
+    )
     num_processes: int | None = _key("hosts", None, "how many processes take part; also JAX_NUM_PROCESSES", ge=1)
-    process_id: int | None = _key("hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", ge=0)
-    initialization_timeout: int = _key("hosts", 300, "seconds to wait for the other processes", ge=1, le=86400)
+    process_id: int | None = _key(
+        "hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", per_host=True, ge=0
+    )
+    initialization_timeout: int = _key(
+        "hosts", 300, "seconds to wait for the other processes", per_host=True, ge=1, le=86400
+    )
 
     # ---- runtime
     scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")
     jax_cache_dir: HomePath = _key(
-        "runtime", "~/.cache/maxdiffusion/xla", "compiled programs are kept here; empty: nowhere"
+        "runtime",
+        "~/.cache/maxdiffusion/xla",
+        "folder of compiled programs, kept between runs; empty: none",
+        path="output",
+        per_host=True,
+        of_the_program=False,
     )
-    progress: Literal["auto", "on", "off"] = _key("runtime", "auto", "progress bars; auto: where output is a terminal")
-    log_level: Literal["debug", "info", "warning", "error"] = _key("runtime", "info", "how much is logged")
+    progress: Literal["auto", "on", "off"] = _key(
+        "runtime",
+        "auto",
+        "progress bars; auto: where output is a terminal",
+        per_host=True,
+        of_the_program=False,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _key(
+        "runtime", "info", "how much is logged", per_host=True, of_the_program=False
+    )
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -337,55 +516,42 @@ class Config(BaseModel):
         return self.model_dump(mode="json")
 
 
-VIDEOS = ("video", "mask", "pose_video", "face_video", "background_video", "mask_video")
-PATHS = (
-    "pretrained_model_name_or_path",
-    "transformer_file",
-    "transformer_2_file",
-    "text_encoder_file",
-    "image_encoder_file",
-    "vae_file",
-    "prompts",
-    "initial_latents",
-    "decode_latents",
-    *VIDEOS,
-    "image",
-    "last_image",
-    "reference_images",
-    "output_dir",
-    "save_file",
-    "plan_file",
-    "jax_cache_dir",
-)
-INPUT_PATHS = PATHS[:-4]
-LISTS = (
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "image",
-    "last_image",
-    "reference_images",
-    "conditioning_scale",
-    "logical_axis_rules",
-    "verify_against",
-    "plan_file",
-)
-MAPPINGS = ("flash_block_sizes",)
+KEYS: Mapping[str, Key] = {
+    name: info.json_schema_extra["key"]  # type: ignore[index, misc]
+    for name, info in Config.model_fields.items()
+}
+ALIASES: Mapping[str, str] = {key.alias: name for name, key in KEYS.items() if key.alias}
+
+
+def default(name: str) -> Any:
+    """The schema's own default of a key; undefined for those that the variant gives."""
+    return Config.model_fields[name].default
+
+
+def is_default(cfg: Config, name: str) -> bool:
+    """Whether a key has the schema's default, of which a list of one is another spelling."""
+    return getattr(cfg, name) in (default(name), (default(name),))
+
+
+def takes_list(name: str) -> bool:
+    """Whether a value in brackets is a list of this key's."""
+    return get_origin(Config.model_fields[name].annotation) is tuple
+
+
+def takes_mapping(name: str) -> bool:
+    """Whether a value in braces is a mapping of this key's."""
+    return get_origin(Config.model_fields[name].annotation) is dict
 
 
 def group(name: str) -> list[str]:
     """The keys of one group."""
-    return [key for key, own, _, _ in rows() if own == name]
+    return [key for key, about in KEYS.items() if about.group == name]
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
-    """(key, group, default as text, help with bounds and aliases) of every key, in the order of the schema."""
-    aliases: dict[str, list[str]] = {}
-    for alias, key in ALIASES.items():
-        aliases.setdefault(key, []).append(alias)
-    for key, info in Config.model_fields.items():
-        extra: Any = info.json_schema_extra
-        default = "" if info.is_required() else _shown(info.default)
+    """(key, group, default as text, help with bounds and alias) of every key, in the order of the schema."""
+    for name, info in Config.model_fields.items():
+        shown = "" if info.is_required() else _shown(info.default)
         text = info.description or ""
         bounds = [
             str(getattr(constraint, side))
@@ -397,9 +563,9 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
         choices = get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
         if choices:
             text += f" [{' '.join(choices)}]"
-        if key in aliases:
-            text += f" (alias {', '.join(aliases[key])})"
-        yield key, extra["group"], default, text
+        if KEYS[name].alias:
+            text += f" (alias {KEYS[name].alias})"
+        yield name, KEYS[name].group, shown, text
 
 
 def _shown(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Several processes, one for each host, as one run: all of them do the same, process 0 alone decides names and writes.
 
-A process that fails in a block that all of them know of (`together`, `first`) fails all of them, each with an
+A process that fails in a block that all of them enter (`fail_together`, `on_process_0`) fails all of them, each with an
 exit code. One that dies at any other point ends the others as soon as jax misses its heartbeat (100 s).
 """
 
@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -20,59 +18,35 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime import log as package_log
-from maxdiffusion.runtime.versions import versions
+from maxdiffusion.runtime.hosts import Hosts
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What may differ between the processes of one run: it says who they are, where things lie there, or what is shown.
-PER_PROCESS = {
-    "coordinator_address",
-    "process_id",
-    "jax_distributed",
-    "initialization_timeout",
-    "pretrained_model_name_or_path",  # the checkpoint's headers are compared instead
-    "transformer_file",
-    "transformer_2_file",
-    "text_encoder_file",
-    "image_encoder_file",
-    "vae_file",
-    "initial_latents",  # its content is
-    "decode_latents",
-    "output_dir",  # only that of process 0 has a meaning
-    "jax_cache_dir",
-    "progress",
-    "log_level",
-}
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process which ends waits for the others to end as well
 
 
-def start(cfg: Config) -> None:
+def start(hosts: Hosts) -> None:
     """Joins the processes of the run, where the config or the launcher's environment says that there are several.
 
     Call it before jax starts its devices. Does nothing where jax.distributed runs already.
 
     Raises:
       UserError: the coordinator cannot be reached in time, the processes do not agree on how many they are, one does
-        not come, or `jax_distributed=on` and nobody says who takes part.
+        not come, or jax_distributed=on and nobody says who takes part.
     """
-    if cfg.jax_distributed == "off" or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() or not hosts.join():
         return
-    address, number, mine = cfg.coordinator_address, cfg.num_processes, cfg.process_id
-    if address is not None and number is not None and mine is not None:
-        _meet(address, number, mine, cfg.initialization_timeout)
-    elif cfg.jax_distributed == "auto" and address is None and not _launched():
-        return
+    if hosts.address is not None and hosts.count is not None and hosts.index is not None:
+        _meet(hosts.address, hosts.count, hosts.index, hosts.timeout)
     try:
         jax.distributed.initialize(
-            address,
-            number,
-            mine,
-            initialization_timeout=cfg.initialization_timeout,
+            hosts.address,
+            hosts.count,
+            hosts.index,
+            initialization_timeout=hosts.timeout,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
     except (ValueError, RuntimeError, OSError) as error:
@@ -80,8 +54,6 @@ def start(cfg: Config) -> None:
             f"jax.distributed cannot start ({error}); give coordinator_address=HOST:PORT num_processes=N process_id=I "
             "on every host, or jax_distributed=off to run on this host alone."
         ) from error
-    if index():
-        package_log.setup("error" if cfg.log_level == "error" else "warning")
     log.info("process %d of %d, %d devices", index(), count(), jax.device_count())
 
 
@@ -93,29 +65,6 @@ def count() -> int:
 def index() -> int:
     """Which of them this one is; 0 writes and shows."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
-
-
-def _launched() -> bool:
-    """Whether a launcher's environment tells of several processes, which jax then finds by itself."""
-    env = os.environ
-    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
-    counts = [env.get("MEGASCALE_NUM_SLICES"), env.get("OMPI_COMM_WORLD_SIZE")]
-    counts += [env.get("SLURM_NTASKS")] if "SLURM_STEP_NODELIST" in env else []
-    return "," in hosts or any(count and count.isdecimal() and int(count) > 1 for count in counts) or _slice_hosts() > 1
-
-
-def _slice_hosts() -> int:
-    """Hosts of the slice that this TPU VM belongs to, by Compute Engine's metadata; 1 where there are none."""
-    if "TPU_ML_PLATFORM" not in os.environ or "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets them: no chips here
-        return 1
-    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
-    url = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
-    try:
-        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        with urllib.request.urlopen(request, timeout=5) as answer:
-            return len(answer.read().split(b","))
-    except OSError:
-        return 1
 
 
 # ---- before jax: it aborts the process, with a stack trace, on all that is refused here
@@ -215,7 +164,7 @@ def _exchange(text: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def fail_together() -> Iterator[None]:
     """A block of each process alone, without devices: if it fails on one of them, it fails on all.
 
     Raises:
@@ -237,34 +186,32 @@ def together() -> Iterator[None]:
             raise UserError(f"process {number} of this run failed: {report}")
 
 
-def first(function: Callable[[], T]) -> T:
+def on_process_0(function: Callable[[], T]) -> T:
     """What `function` returns on process 0, which alone calls it, as JSON types; if it fails, it fails on all."""
     if count() == 1:
         return function()
     result = None
-    with together():
+    with fail_together():
         if index() == 0:
             result = function()
     told = dict(map(json.loads, _exchange(json.dumps([index(), result]))))
     return told[0]
 
 
-def agree(cfg: Config, **facts: str) -> None:
-    """Compares config, versions and `facts` of all processes, before any of them compiles what only fits its own.
+def check_agree(facts: Mapping[str, Any]) -> None:
+    """Compares `facts` (JSON types) of all processes, before any of them compiles what only fits its own.
 
     Raises:
-      UserError: they differ; it names the first keys in which they do.
+      UserError: they differ; it names the first keys in which they do. Or this process is one of a slice's, alone.
     """
     if count() == 1 < jax.process_count():
         raise UserError(
-            f"this host is one of {jax.process_count()} of a slice, and jax_distributed={cfg.jax_distributed} leaves "
-            "the others out; write jax_distributed=on and start the command on every host."
+            f"this host is one of {jax.process_count()} of a slice, and jax_distributed=off leaves the others out; "
+            "write jax_distributed=on and start the command on every host."
         )
     if count() == 1:
         return
-    mine: dict[str, Any] = {key: value for key, value in cfg.to_json().items() if key not in PER_PROCESS}
-    mine |= {f"version of {key}": value for key, value in versions().items()} | facts
-    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([index(), mine]))))
+    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([index(), facts]))))
     differing = [
         f"{key} (process 0: {_short(told[0].get(key))}, process {number}: {_short(other.get(key))})"
         for key in sorted(set().union(*told.values()))

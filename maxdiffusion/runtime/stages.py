@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 from maxdiffusion.runtime import distributed, progress
 from maxdiffusion.runtime.timing import Clock
-from maxdiffusion.weights.nets import Nets
 
 
 class Stages:
@@ -23,8 +21,3 @@ class Stages:
     def __call__(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[progress.Advance]:
         with self.clock.phase(name), self._progress.phase(name, total, unit) as advance:
             yield advance
-
-    def load(self, nets: Nets, name: str) -> Any:
-        """One net, streamed to its devices."""
-        with self("load", nets.nbytes_on_disk(name), "bytes") as advance:
-            return nets.load(name, advance)

@@ -16,7 +16,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.config import Config
 from maxdiffusion.models.clip import CLIPVision
 from maxdiffusion.models.dit import WanTransformer
 from maxdiffusion.models.umt5 import UMT5Encoder
@@ -54,18 +53,6 @@ def builders(
         **dict.fromkeys(("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, **half)),
         "vae": lambda config: WanVAE(config, weights_dtype=vae_dtype, dtype=vae_dtype),
     }
-
-
-def builders_of(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
-    """`builders` with the dtypes that a config asks for."""
-    return builders(
-        plan,
-        weights_dtype=cfg.weights_dtype,
-        dtype=cfg.activations_dtype,
-        text_encoder_dtype=cfg.text_encoder_dtype,
-        vae_dtype=cfg.vae_dtype,
-        scan_layers=cfg.scan_layers,
-    )
 
 
 def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Pieces]:

@@ -7,14 +7,11 @@ means and deviations of latents are numbers, not shapes, and left at 0 and 1.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
-from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import reach
-from maxdiffusion.variants import WanSpec, get
+from maxdiffusion.variants import WanSpec
 from maxdiffusion.weights import specs
 
 _UMT5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
@@ -69,7 +66,7 @@ def configs(spec: WanSpec) -> dict[str, Any]:
         **dataclasses.asdict(spec.dims),
         **_TRANSFORMER,
         **_TRANSFORMERS[spec.name],
-        "_class_name": spec.transformer_class,
+        "_class_name": spec.task.transformer_class,
     }
     raw = {
         "text_encoder": _UMT5_XXL,
@@ -79,14 +76,3 @@ def configs(spec: WanSpec) -> dict[str, Any]:
         "vae": _VAE_21 if transformer["out_channels"] == 16 else _VAE_22,
     }
     return {net.folder: net.parse(raw[net.folder]) for net in specs.nets_of(spec)}
-
-
-def configs_of(cfg: Config) -> Mapping[str, Any]:
-    """Those of a run: its checkpoint's where that is a folder, else the official ones of its variant.
-
-    Raises:
-      UserError: the folder's files are not what `cfg` says, or the variant has no official checkpoint.
-    """
-    if reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
-        return specs.open_config(cfg, fetch=False).configs
-    return configs(get(cfg.model_name))

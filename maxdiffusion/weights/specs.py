@@ -6,16 +6,14 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from maxdiffusion import variants
-from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
-from maxdiffusion.runtime.paths import AnyPath, parse
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
-from maxdiffusion.weights import dimensions, hub, naming
+from maxdiffusion.weights import dimensions, naming
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
@@ -62,7 +60,9 @@ NETS = (
 def nets_of(variant: WanSpec) -> tuple[NetSpec, ...]:
     """The nets that a variant's checkpoint holds."""
     return tuple(
-        dataclasses.replace(net, class_name=variant.transformer_class) if net.folder == "transformer" else net
+        dataclasses.replace(net, class_name=variant.task.transformer_class)
+        if net.folder.startswith("transformer")
+        else net
         for net in NETS
         if net.folder in variant.nets
     )
@@ -98,9 +98,9 @@ def open_pipeline(
         )
     files = files or {}
     for name in files.keys() - {spec.folder for spec in specs}:
-        raise UserError(f"{name}_file={files[name]} has no meaning for a model without {name}; leave it out.")
+        raise UserError(f"{name}_file={files[name]} is not used by a model without {name}; leave it out.")
     read = open_checkpoint(
-        folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.pipeline_class
+        folder, {spec.folder: spec.class_name for spec in specs}, files, pipeline=variant.task.pipeline_class
     )
     raw = dict(read.configs)
     tensors = {spec.folder: naming.normalised(read.tensors[spec.folder], spec.original) for spec in specs}
@@ -110,22 +110,3 @@ def open_pipeline(
     configs = {spec.folder: spec.parse(raw[spec.folder]) for spec in specs}
     checkpoint = dataclasses.replace(read, configs=raw, tensors=tensors)
     return Pipeline({spec.folder: spec for spec in specs}, checkpoint, configs)
-
-
-def open_config(cfg: Config, fetch: bool = True) -> Pipeline:
-    """The checkpoint that a config names, opened; a hub id is fetched first, if it may be.
-
-    Raises:
-      UserError: it cannot be fetched, or whatever `open_pipeline` finds.
-    """
-    given = {
-        "transformer": cfg.transformer_file,
-        "transformer_2": cfg.transformer_2_file,
-        "text_encoder": cfg.text_encoder_file,
-        "image_encoder": cfg.image_encoder_file,
-        "vae": cfg.vae_file,
-    }
-    files = {net: parse(file) for net, file in given.items() if file}
-    unneeded = [f"{net}/*.safetensors*" for net in files]
-    folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
-    return open_pipeline(folder, variants.get(cfg.model_name), files)

@@ -6,7 +6,7 @@ import re
 import jax.numpy as jnp
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.attention.api import _check_mask
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import startup
@@ -103,7 +103,7 @@ def test_refused_before_loading(tmp_path, words, devices, heads, says):
     (tmp_path / "case.yml").write_text(f"model_name: wan2.1-t2v-14b\nprompt: x\noutput_dir: {tmp_path}\n")
     split = re.findall(r"\S+=(?:\{.*?\}|\S+)", words)
     with pytest.raises(UserError) as refusal:
-        cfg = config.load([str(tmp_path / "case.yml"), *split])
+        cfg = request.load([str(tmp_path / "case.yml"), *split]).cfg
         assert devices != WHEN_READ
         startup.place(cfg, heads, 128, 75_600, devices)
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(refusal.value)), refusal.value

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maxdiffusion import conditioning, config
+from maxdiffusion import conditioning, request
 from maxdiffusion.conditioning import inputs
 from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
@@ -58,10 +58,10 @@ def test_sizes_that_differ_by_a_rounding_are_taken(tmp_path, size):
 def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-vace-1.3b\nprompt: a cat\nsize: 96*64\nnum_frames: 5\n")
     video, mask = clip(tmp_path, "video", 5, 64, 96), clip(tmp_path, "mask", 5, 32, 48)
-    cfg = config.load([str(tmp_path / "run.yml"), f"video={video}", f"mask={mask}"])
+    cfg = request.load([str(tmp_path / "run.yml"), f"video={video}", f"mask={mask}"]).cfg
     with pytest.raises(UserError, match=r"mask=.* has 48 x 32 pixels and 5 frames, but video has 96 x 64"):
         conditioning.read(cfg, examples(cfg))
-    cfg = config.load([str(tmp_path / "run.yml"), f"video={video}"])
+    cfg = request.load([str(tmp_path / "run.yml"), f"video={video}"]).cfg
     assert len(conditioning.read(cfg, examples(cfg)).digest()) == 64
     others = [dataclasses.replace(example, width=64) for example in examples(cfg)]
     with pytest.raises(UserError, match="a line of 64 x 64 pixels"):
@@ -81,7 +81,7 @@ def test_what_becomes_of_a_whole_image_is_logged_and_nothing_refused(tmp_path, c
     for name, size in (("tall", (33, 66)), ("line", (2, 600))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
     tall, line = (
-        config.load([str(tmp_path / "run.yml"), *words, f"{key}={tmp_path}/{name}.png"]) for name in ("tall", "line")
+        request.load([str(tmp_path / "run.yml"), *words, f"{key}={tmp_path}/{name}.png"]).cfg for name in ("tall", "line")
     )
     with caplog.at_level(logging.INFO, "maxdiffusion"):
         conditioning.read(tall, examples(tall))
@@ -92,6 +92,6 @@ def test_what_becomes_of_a_whole_image_is_logged_and_nothing_refused(tmp_path, c
 
 def test_a_size_follows_the_video(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-vace-1.3b\nprompt: a cat\n")
-    cfg = config.load([str(tmp_path / "run.yml"), f"video={clip(tmp_path, 'tall', 1, 160, 96)}", "num_frames=1"])
+    cfg = request.load([str(tmp_path / "run.yml"), f"video={clip(tmp_path, 'tall', 1, 160, 96)}", "num_frames=1"]).cfg
     assert (cfg.width, cfg.height) == (480, 816)
     conditioning.read(cfg, examples(cfg))

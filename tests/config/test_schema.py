@@ -7,15 +7,16 @@ from typing import get_args
 import pytest
 
 import maxdiffusion
+from maxdiffusion import variants
 from maxdiffusion.config import Config, help, schema
 
 PACKAGE = Path(maxdiffusion.__file__).parent
-# The config room's own files hold and check the keys; examples.py is what pairs prompts and seeds for the run.
-NO_READERS = {PACKAGE / "config" / name for name in ("schema.py", "load.py", "checks.py", "help.py")}
+# They hold and check the keys.
+NO_READERS = {PACKAGE / name for name in ("config/schema.py", "config/parse.py", "config/help.py", "request/checks.py")}
 
 # Chooses the variant together with model_name when the config is loaded, and has done its work then.
 AT_LOAD = {"model_type"}
-# Read under another spelling than cfg.<key>, which the test cannot see.
+
 
 
 def keys_read(source: str) -> set[str]:
@@ -47,10 +48,31 @@ def test_help_tells_every_name() -> None:
 
 
 def test_names_do_not_collide() -> None:
-    others = set(schema.ALIASES) | set(schema.COMPOUND_ALIASES)
-    assert not others & set(Config.model_fields)
-    assert set(schema.ALIASES.values()) <= set(Config.model_fields)
-    assert set(schema.PATHS) | set(schema.LISTS) <= set(Config.model_fields)
+    others = [key.alias for key in schema.KEYS.values() if key.alias] + list(schema.COMPOUND_ALIASES)
+    assert len({*others, *Config.model_fields}) == len(others) + len(Config.model_fields)
+
+
+def test_what_a_key_is_names_keys_and_values_that_exist() -> None:
+    for name, key in schema.KEYS.items():
+        other, _, example = key.needs.partition("=")
+        assert not other or (other in Config.model_fields and example), name
+        choices = get_args(Config.model_fields[name].annotation)
+        assert set(key.values.values()) <= set(choices), name
+        assert key.is_video <= (key.path == "input"), name
+
+
+def test_the_variants_give_what_the_schema_takes_from_them() -> None:
+    for spec in variants.VARIANTS.values():
+        for name, key in schema.KEYS.items():
+            assert hasattr(spec, name) or not key.from_variant, name
+        control = {*schema.group("control"), "image", "last_image"}
+        assert set(spec.task.needs) <= set(spec.task.takes) <= control
+        assert spec.task.shaped_by in spec.task.takes
+
+
+def test_every_input_may_lie_elsewhere_on_another_host() -> None:
+    """Contents are compared, not names."""
+    assert all(key.per_host for key in schema.KEYS.values() if key.path and not key.needs.startswith("plan"))
 
 
 def test_every_key_has_a_group_and_a_description() -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.config.parts import Parts
 from maxdiffusion.media.write import write
 from maxdiffusion.weights.latents_io import save_latents
@@ -87,7 +87,7 @@ def run(
         "text_encoder_dtype=float32",
         "jax_cache_dir=",
     ]
-    (path,) = generate_wan.run(config.load([str(folder / "run.yml"), *common, *words]))
+    (path,) = generate_wan.run(request.load([str(folder / "run.yml"), *common, *words]))
     return np.load(path)
 
 

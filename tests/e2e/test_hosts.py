@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "wan_tiny.yml")
@@ -77,7 +77,7 @@ def check_the_same_video(tmp_path: Path, *words: str, mesh: Sequence[str] = MESH
     assert "process 0 of 2, 8 devices" in said[0] and "denoise done" in said[0]
     assert "denoise" not in said[1] and "wrote" not in said[1]
     one = ("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1", "log_level=error")
-    alone = generate_wan.run(config.load([*COMMAND[1:], *one, *words, f"output_dir={tmp_path / 'one'}"]))
+    alone = generate_wan.run(request.load([*COMMAND[1:], *one, *words, f"output_dir={tmp_path / 'one'}"]))
     assert {path.name for path in mine.rglob("*.npy")} == {path.name for path in alone}
     assert len([entry for entry in mine.rglob("*") if entry.is_file()]) == 3 * len(alone) and not others.exists()
     for path in alone:
@@ -159,12 +159,12 @@ def test_when_one_dies_the_other_ends(tmp_path, victim, number):
 
 BYTES_READ = """
 import sys
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights import loader
 
-cfg = config.load(sys.argv[1:])
+cfg = request.load(sys.argv[1:]).cfg
 distributed.start(cfg)
 nets, *_ = generate_wan.open_nets(cfg, Stages("off"))
 read = 0

@@ -13,7 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"))
@@ -141,7 +141,7 @@ def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch
     patch(pipeline)
     if "expert_residency=in_turn" not in words:  # else batch after batch
         words.append(f"per_device_batch_size={batch}")
-    ours = generate_wan.run(config.load([*words, *EIGHT]))
+    ours = generate_wan.run(request.load([*words, *EIGHT]))
     if model == "wan2.2-ti2v" and images:
         pipeline = diffusers.WanImageToVideoPipeline(**pipeline.components, expand_timesteps=True)
         pipeline.set_progress_bar_config(disable=True)
@@ -215,9 +215,9 @@ def test_lines_with_and_without_an_image(tmp_path):
     lines = [{"output": "text"}, {"output": "image", "image": str(tmp_path / "00.png")}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
     together = [*words, f"output_dir={tmp_path}/together", "per_device_batch_size=2"]
-    both = generate_wan.run(config.load([*together, f"prompts={tmp_path}/p.jsonl"]))
+    both = generate_wan.run(request.load([*together, f"prompts={tmp_path}/p.jsonl"]))
     for path, given in zip(both, ([], [f"image={tmp_path}/00.png"]), strict=True):
-        (lone,) = generate_wan.run(config.load([*words, f"output_dir={tmp_path}/lone", *given]))
+        (lone,) = generate_wan.run(request.load([*words, f"output_dir={tmp_path}/lone", *given]))
         assert psnr(np.load(path), np.load(lone)) > 60
 
 
@@ -233,7 +233,7 @@ def test_lines_with_and_without_an_image(tmp_path):
 )
 def test_the_same_video_on_eight_devices(tmp_path, model, images, words):
     *_, words = prepare(tmp_path, model, 1, images, words=words)
-    (one,), (eight,) = (generate_wan.run(config.load([*words, *split])) for split in (ONE, EIGHT))
+    (one,), (eight,) = (generate_wan.run(request.load([*words, *split])) for split in (ONE, EIGHT))
     figure = psnr(np.load(eight), np.load(one))
     print(f"{model} on eight devices: {figure:.1f} dB")
     assert figure > 60

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 
 ROOT = Path(__file__).parents[2]
 RING = ("attention=ulysses_ring",)
@@ -27,7 +27,7 @@ SPLITS = {
 
 def video(folder: Path, *words: str) -> np.ndarray:
     common = ["num_inference_steps=4", "output_format=npy", "log_level=error", "jax_cache_dir=", f"output_dir={folder}"]
-    (path,) = generate_wan.run(config.load([str(ROOT / "configs" / "wan_tiny.yml"), *common, *words]))
+    (path,) = generate_wan.run(request.load([str(ROOT / "configs" / "wan_tiny.yml"), *common, *words]))
     return np.load(path).astype(np.float64)
 
 

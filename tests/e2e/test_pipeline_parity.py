@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
 
 PROMPT = "a green square moving left on a black background"
@@ -54,7 +54,7 @@ def test_video_equals_the_reference(
     save_latents(tmp_path / "noise.safetensors", noise, {})
     shift, theirs = reference(checkpoint, noise, size=size, frames=frames, steps=6, scale=4.0)
     (tmp_path / "run.yml").write_text("# all keys are given as words\n")
-    cfg = config.load(
+    cfg = request.load(
         [
             str(tmp_path / "run.yml"),
             f"model_name={model}",
@@ -78,7 +78,7 @@ def test_video_equals_the_reference(
             f"ici_data_parallelism={data}",
             f"ici_context_parallelism={context}",
         ]
-    )
+    ).cfg
     (path,) = generate_wan.run(cfg)
     ours = np.load(path)
     assert ours.shape == theirs.shape

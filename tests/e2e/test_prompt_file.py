@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.media.read import read_video
 from maxdiffusion.weights.latents_io import load_latents
 
@@ -31,18 +31,18 @@ def test_lines_are_the_videos_that_the_command_line_would_make(tmp_path):
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
     words = [PAGE, "num_inference_steps=2", "num_frames=5", "size=48*32", "progress=off", "jax_cache_dir="]
     words += [f"output_dir={tmp_path}/out", "run_name=r", "per_device_batch_size=2"]
-    paths = generate_wan.run(config.load([*words, f"prompts={tmp_path}/p.jsonl"]))
+    paths = generate_wan.run(request.load([*words, f"prompts={tmp_path}/p.jsonl"]))
     assert [path.name for path in paths] == ["first.mp4", "second.mp4", "small.mp4", "small too.mp4"]
     assert read_video(paths[0]).shape == (5, 32, 48, 3) and read_video(paths[3]).shape == (5, 16, 32, 3)
     lone = [*words, f"prompt={SQUARE}", "seed=5", "size=32*16", f"save_file={tmp_path}/lone.mp4"]
     lone = [word for word in lone if word != "size=48*32"]
-    generate_wan.run(config.load(lone))
+    generate_wan.run(request.load(lone))
     got, want = (
         load_latents(p)[0]
         for p in (tmp_path / "out/r/small too.latents.safetensors", tmp_path / "lone.latents.safetensors")
     )
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-    assert generate_wan.run(config.load([*words, f"prompts={tmp_path}/p.jsonl"])) == []
+    assert generate_wan.run(request.load([*words, f"prompts={tmp_path}/p.jsonl"])) == []
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maxdiffusion import config, generate_wan
+from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def videos(tmp_path_factory, noise):
         "jax_cache_dir=",
         "log_level=error",
     ]
-    return [np.load(p) for p in generate_wan.run(config.load([str(ROOT / "configs" / "wan_tiny_i2v.yml"), *words]))]
+    return [np.load(p) for p in generate_wan.run(request.load([str(ROOT / "configs" / "wan_tiny_i2v.yml"), *words]))]
 
 
 def test_the_first_frame_is_the_image(videos):

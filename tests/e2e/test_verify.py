@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion import config, verify
+from maxdiffusion import request, verify
 from maxdiffusion.attention import ring
 from maxdiffusion.errors import UserError
 
@@ -16,7 +16,7 @@ BFLOAT16 = ("weights_dtype=bfloat16", "activations_dtype=bfloat16")
 
 
 def load(*words: str, steps: int = 2) -> config.Config:
-    return config.load([CONFIG, *WORDS, f"verify_steps={steps}", *words])
+    return request.load([CONFIG, *WORDS, f"verify_steps={steps}", *words]).cfg
 
 
 def test_ring_and_ulysses_against_one_device(capsys, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.config.examples import alone, examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import manifest, output
@@ -21,7 +21,7 @@ LATENTS = np.zeros((1, 5, 12, 12, 8), np.float32)
 def load(tmp_path):
     def load(*words, lines=LINES):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return config.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words])
+        return request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words]).cfg
 
     return load
 

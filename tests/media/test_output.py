@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import naming, output
@@ -25,7 +25,7 @@ def refused(cfg, latents):
 
 @pytest.mark.parametrize("how", ["held", "written"])
 def test_latents_are_kept_where_another_run_took_the_name(tmp_path, how):
-    cfg = config.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/a.mp4"])
+    cfg = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/a.mp4"]).cfg
     with naming.reserve_file(tmp_path / "a.mp4", [".mp4"]):
         if how == "held":
             said = refused(cfg, LATENTS[:1])
@@ -35,7 +35,7 @@ def test_latents_are_kept_where_another_run_took_the_name(tmp_path, how):
     (kept,) = re.findall(r"decode_latents=(\S+) makes", said)
     assert kept.startswith(str(tmp_path)) and ("another run is making" in said) == (how == "held")
     np.testing.assert_array_equal(load_latents(Path(kept))[0], LATENTS[:1])
-    cfg = config.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/b.mp4", f"decode_latents={kept}"])
+    cfg = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/b.mp4", f"decode_latents={kept}"]).cfg
     with output.reserved(cfg, examples(cfg), LATENTS[:1]) as files:
         assert files.paths == [tmp_path / "b.mp4"]
     assert not (tmp_path / "b.latents.safetensors").exists()
@@ -44,7 +44,7 @@ def test_latents_are_kept_where_another_run_took_the_name(tmp_path, how):
 def test_latents_of_every_line_are_kept_where_one_name_is_held(tmp_path):
     lines = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cfg = config.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}"])
+    cfg = request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}"]).cfg
     folder = tmp_path / cfg.run_name
     with naming.reserve_file(folder / "two.mp4", [".mp4"]):
         refused(cfg, LATENTS)
@@ -54,6 +54,6 @@ def test_latents_of_every_line_are_kept_where_one_name_is_held(tmp_path):
 
 @pytest.mark.parametrize("where", ["save_file={}/folder/a.mp4", "output_dir={}/folder"])
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, where):
-    cfg = config.load([PAGE, "prompt=a red circle", where.format(tmp_path)])
+    cfg = request.load([PAGE, "prompt=a red circle", where.format(tmp_path)]).cfg
     (tmp_path / "folder").write_bytes(b"a file")
     assert "kept" not in refused(cfg, LATENTS[:1])

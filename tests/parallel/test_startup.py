@@ -5,7 +5,7 @@ import logging
 import jax
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import startup
 
@@ -17,7 +17,7 @@ def place(tmp_path):
     )
 
     def place(*words, heads=40, devices=None):
-        cfg = config.load([str(tmp_path / "case.yml"), *words])
+        cfg = request.load([str(tmp_path / "case.yml"), *words]).cfg
         plan, placement = startup.place(cfg, heads, 128, 75_600, devices)
         assert (plan.ring, plan.ulysses) == (placement.mesh.shape["ring"], placement.mesh.shape["ulysses"]) or (
             plan.scheme == "local"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.planning import cache
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.weights import official
@@ -47,7 +47,7 @@ def test_where_it_cannot_be_written_it_says_so_once(tmp_path, caplog):
 
 
 def test_a_plan_is_known_by_all_that_it_follows_from():
-    cfg = config.load([str(PAGE), "plan=v6e-8"])
+    cfg = request.load([str(PAGE), "plan=v6e-8"]).cfg
     configs = official.configs_of(cfg)
     base = cache.asked(cfg, configs, "v6e:2x4")
     same = {"seed": (5,), "prompt": ("a",), "progress": "off", "price_per_chip_hour": 3.0, "plan_minutes": 9.0}

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from maxdiffusion import cli, config, variants
+from maxdiffusion import cli, request, variants
 from maxdiffusion.planning import command
 from maxdiffusion.planning.programs import programs
 from maxdiffusion.weights import official
@@ -112,7 +112,7 @@ def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     jobs = []
     monkeypatch.setattr("maxdiffusion.planning.pool.Pool.do", lambda pool, job: jobs.append(job))
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
-    command.make(config.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
+    command.make(request.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
     cfg = config.Config.model_validate(jobs[0].config)
     found = list(programs(cfg, official.configs_of(cfg), jax.devices()[:8]))
     names = {program.name for program in found}

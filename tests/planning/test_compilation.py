@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.hardware.chips import slice_of
 from maxdiffusion.planning import analytic
 from maxdiffusion.planning.compilation import Compilation, rank
@@ -42,7 +42,7 @@ def stage_of(name, gib=20.0, seconds=1.0, fits=True):
 
 
 def compilation(desk, name="v6e-8"):
-    cfg = config.load([str(CONFIGS / "wan2.1_t2v_14b.yml"), f"plan={name}"])
+    cfg = request.load([str(CONFIGS / "wan2.1_t2v_14b.yml"), f"plan={name}"]).cfg
     tpu, configs = slice_of(name), official.configs_of(cfg)
     gib = tpu.generation.gib
     found, _ = splits(cfg, 40, tpu.devices, "tpu")

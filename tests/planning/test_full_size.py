@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.planning.programs import programs
 from maxdiffusion.weights import official
 
@@ -22,7 +22,7 @@ def of_page(page: str, *words: str, kinds=("prepare", "step")):
     """The programs of a page on one device."""
     path = str(ROOT / "configs" / f"{page}.yml")
     kind = next(kind for kind in ("FLF2V", "TI2V", "I2V", "ANIMATE", "T2V") if kind.lower() in page or kind == "T2V")
-    cfg = config.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words])
+    cfg = request.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words]).cfg
     made = [each for each in programs(cfg, official.configs_of(cfg), jax.devices()[:1]) if each.name in kinds]
     return cfg, made
 

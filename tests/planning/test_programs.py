@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from maxdiffusion import conditioning, config, parallel
+from maxdiffusion import conditioning, parallel, request
 from maxdiffusion.conditioning import text
 from maxdiffusion.config import parts
 from maxdiffusion.config.examples import examples
@@ -85,7 +85,7 @@ def loaded(folder, model):
     common = [f"size={SIDE}*{SIDE}", f"num_frames={FRAMES}", "num_inference_steps=4", f"output_dir={folder}"]
     mesh = ["attention=ulysses", "ici_data_parallelism=2", "guidance_mode=batched"]
     named = [f"model_name={model}", f"pretrained_model_name_or_path={folder}"]
-    return config.load([str(folder / "run.yml"), *named, *common, *mesh, *words])
+    return request.load([str(folder / "run.yml"), *named, *common, *mesh, *words]).cfg
 
 
 class Zeros(Nets):
@@ -205,7 +205,7 @@ def test_shallow_nets_keep_the_hints_of_the_layers_they_have():
 
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():
-    cfg = config.load([str(ROOT / "configs" / "wan_tiny.yml")])
+    cfg = request.load([str(ROOT / "configs" / "wan_tiny.yml")]).cfg
     assert official.configs_of(cfg) == specs.open_pipeline(ROOT / "models" / "wan_tiny").configs
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.config.load import replaced
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
@@ -13,7 +13,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def found(*words, heads=40, devices=8, platform="tpu", page="wan2.1_t2v_14b"):
-    cfg = config.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
+    cfg = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words]).cfg
     legal, refused = splits(cfg, heads, devices, platform)
     for split, plan in legal.items():
         tried = replaced(cfg, split.overrides)  # the words are ones that the command takes

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import distributed
 from tests.e2e.test_hosts import free_port
@@ -127,5 +127,5 @@ def test_an_address_alone_does_not_make_a_run(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\n")
     words = [str(tmp_path / "run.yml"), f"output_dir={tmp_path}", "coordinator_address=localhost:1"]
     with pytest.raises(UserError, match=r"jax\.distributed cannot start .* give coordinator_address=HOST:PORT"):
-        distributed.start(config.load(words))
-    distributed.start(config.load([*words, "jax_distributed=off"]))
+        distributed.start(request.load(words).cfg)
+    distributed.start(request.load([*words, "jax_distributed=off"]).cfg)

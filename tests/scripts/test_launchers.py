@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.parallel.mesh import Degrees
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_a_launcher_gives_a_legal_config(tmp_path: Path, name: str) -> None:
     assert done.returncode == 0, done.stderr
     script, yml, *words = done.stdout.split("\0")[:-1]
     assert script == "generate_wan.py"
-    cfg = config.load([str(ROOT / yml), *words])
+    cfg = request.load([str(ROOT / yml), *words]).cfg
     assert cfg.prompt == (prompt.removeprefix("prompt="),)
     data = 1 if cfg.ici_data_parallelism == "auto" else cfg.ici_data_parallelism
     filled = Degrees(data, 1, cfg.ici_context_parallelism, 1).filled(LAUNCHERS[name])

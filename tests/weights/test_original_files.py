@@ -13,7 +13,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
-from maxdiffusion import config
+from maxdiffusion import request
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
@@ -229,18 +229,18 @@ def test_the_file_tells_the_variant(tmp_path):
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)  # a hole: nothing is stored
     page = written(tmp_path, "Wan-AI/Wan2.1-T2V-14B-Diffusers")
-    cfg = config.load([*page, f"transformer_file={tmp_path}/14b.safetensors"])
+    cfg = request.load([*page, f"transformer_file={tmp_path}/14b.safetensors"]).cfg
     assert cfg.model_name == "wan2.1-t2v-14b"
     assert cfg.origins["model_name"].endswith("14b.safetensors")
 
 
 def test_paths_of_weight_files(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"vae_file=.*nowhere\.safetensors does not exist"):
-        config.load([*written(tmp_path, checkpoint), "vae_file=nowhere.safetensors"])
+        request.load([*written(tmp_path, checkpoint), "vae_file=nowhere.safetensors"]).cfg
     write(tmp_path / "dit.safetensors", renamed(stored_in(checkpoint / "transformer"), original.DIT))
     with pytest.raises(UserError, match=r"is a file; .*as transformer_file=.*dit\.safetensors"):
-        config.load(written(tmp_path, tmp_path / "dit.safetensors"))
-    cfg = config.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors"))
+        request.load(written(tmp_path, tmp_path / "dit.safetensors")).cfg
+    cfg = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors")).cfg
     assert cfg.transformer_file == str(tmp_path / "dit.safetensors")
     pipeline = specs.open_config(cfg)
     assert pipeline.configs["transformer"].attention_head_dim == 12
@@ -255,7 +255,7 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     )
     sentence = rf"own layout, with torch pickles \(Wan2\.1_VAE\.pth\).*transformer_file={official}\."
     with pytest.raises(UserError, match=sentence):
-        config.load(written(tmp_path, official))
+        request.load(written(tmp_path, official)).cfg
     with pytest.raises(UserError, match=sentence):
         specs.open_pipeline(official)
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):

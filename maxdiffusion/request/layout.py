@@ -1,77 +1,43 @@
-"""What the config says about devices, made at startup: the attention plan, the mesh and its table of logical axes."""
+"""Devices of a run: the attention plan, the mesh and its table of logical axes, made once at startup."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 
-from maxdiffusion import variants
 from maxdiffusion.attention import api, auto
-from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
-from maxdiffusion.config import Config, parts
-from maxdiffusion.config.examples import examples
+from maxdiffusion.config.schema import Config
+from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
+from maxdiffusion.request.job import Job, kernel_options
 
 log = logging.getLogger(__name__)
 
 
 def lay_out(
-    cfg: Config, configs: Mapping[str, Any], devices: Devices | None = None
-) -> tuple[AttentionPlan, Placement, tuple[int, int, int, int]]:
-    """`place` for the nets' configs (by folder), and f h w c of one video's latents.
-
-    Raises:
-      UserError: as `place`, or a size is not one of the transformer's.
-    """
-    cut, network = parts.of(cfg), configs["transformer"]
-    f, h, w = variants.get(cfg.model_name).latent_grid(cut.length, cfg.height, cfg.width)
-    tokens = most_tokens(cfg, network)
-    plan, placement = place(cfg, network.num_attention_heads, network.attention_head_dim, tokens, devices)
-    return plan, placement, (cut.latent_frames(f), h, w, configs["vae"].z_dim)
-
-
-def most_tokens(cfg: Config, network: DiTConfig) -> int:
-    """Of what is denoised at once of the largest video.
-
-    Raises:
-      UserError: a size is not one of the transformer's.
-    """
-    spec, cut = variants.get(cfg.model_name), parts.of(cfg)
-    grids = {spec.latent_grid(cut.length, video.height, video.width) for video in examples(cfg)}
-    return max(math.prod(network.grid(cut.leading + f, h, w)) for f, h, w in grids)
-
-
-def place(
-    cfg: Config, heads: int, head_dim: int, tokens: int, devices: Devices | None = None
+    job: Job, recipe: Recipe, network: DiTConfig, devices: Devices | None = None
 ) -> tuple[AttentionPlan, Placement]:
-    """The plan and the placement of every later array, on these devices (all by default).
+    """The attention plan and the placement of every later array, on these devices (all by default).
 
-    What the config leaves open is chosen by `attention.auto`: the split of the context axis, and whether the guidance
-    pair takes two devices of the data axis. A degree that the config gives stays.
-
-    Args:
-      cfg: the run.
-      heads: of the transformer's attention.
-      head_dim: values of one head.
-      tokens: of one video.
-      devices: where to run.
+    What the config leaves open is chosen by cost: the split of the context axis, and whether the guidance pair takes
+    two devices of the data axis. A degree that the config gives stays.
 
     Raises:
-      UserError: the degrees do not fit the devices, the heads or each other.
+      UserError: the degrees do not fit the devices, the heads or each other, or a size does not suit the transformer.
     """
+    cfg, tokens = job.cfg, job.max_tokens(network)
+    heads, head_dim = network.num_attention_heads, network.attention_head_dim
     devices = jax.devices() if devices is None else devices
     found: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
-    pair = _pair_may_split(cfg)
+    guided = [segment.guided for segment in recipe.segments]
+    pair = all(guided) and _pair_may_split(cfg)
     for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
         ici, dcn = resolve(*degrees(cfg, data), devices)
         legal, illegal = plans(
@@ -83,13 +49,13 @@ def place(
             platform=devices[0].platform,
             dtype=cfg.activations_dtype,
             tensor=ici.tensor * dcn.tensor,
-            options=KernelOptions.read(cfg),
+            options=kernel_options(cfg),
             chunks=cfg.ulysses_attention_chunks,
             ring_direction=cfg.ring_direction,
         )
         found |= {(data, ulysses): plan for ulysses, plan in legal.items()}
         refused |= {(data, ulysses): error for ulysses, error in illegal.items()}
-    branches = 2 if cfg.guidance_scale > 1 else 1
+    branches = 1 + any(guided)
     work = auto.Work(tokens, head_dim, branches, devices[0].device_kind, devices[0].platform, dcn.context)
     data, ulysses = auto.choose(found, refused, work)
     plan = found[data, ulysses]
@@ -110,7 +76,6 @@ def _pair_may_split(cfg: Config) -> bool:
         and cfg.ici_context_parallelism == -1
         and cfg.ulysses_shards == -1
         and cfg.attention in ("auto", "ulysses_ring")
-        and cfg.guidance_scale > 1
         and cfg.guidance_mode != "two_pass"
         and not cfg.decode_latents
     )

@@ -10,10 +10,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from maxdiffusion import config, variants
+from maxdiffusion import request, variants
 from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.config import Example, examples, schema
+from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
+from maxdiffusion.request import Video, videos
+from maxdiffusion.request.job import kernel_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -33,7 +35,7 @@ def test_overrides_are_typed_by_their_keys(place: Path) -> None:
         "overwrite=true",
         "seed=7",
     ]
-    cfg = config.load(["base.yml", *words])
+    cfg = request.load(["base.yml", *words]).cfg
     assert (cfg.num_frames, cfg.fps, cfg.seed) == (33, 24, (7,))
     assert (cfg.guidance_scale, cfg.flow_shift) == (4.0, 3.0) and isinstance(cfg.guidance_scale, float)
     assert (cfg.scan_layers, cfg.overwrite) == (False, True)
@@ -43,29 +45,29 @@ def test_overrides_are_typed_by_their_keys(place: Path) -> None:
     "prompt", ["123", "true", "null", "a: b", "2024-01-01", "x=y=z", "1e3", " spaced ", "{a}", "[", "- a", "猫 \N{CAT}"]
 )
 def test_a_prompt_stays_as_it_is_typed(place: Path, prompt: str) -> None:
-    assert config.load(["base.yml", f"prompt={prompt}"]).prompt == (prompt,)
+    assert request.load(["base.yml", f"prompt={prompt}"]).cfg.prompt == (prompt,)
 
 
 @pytest.mark.parametrize("text", ["123", "yes", "2024-01-01", "1:30", "0x10", "1e3", "'null'"])
 def test_a_prompt_in_the_file_stays_a_text(place: Path, text: str) -> None:
     file = write(place, f"model_name: wan2.1-t2v-14b\nprompt: {text}\n")
-    assert config.load([file]).prompt == (text.strip("'"),)
+    assert request.load([file]).cfg.prompt == (text.strip("'"),)
 
 
 def test_words_come_in_any_order(place: Path) -> None:
     words = ["base.yml", "height=96", "width=112", "seed=3"]
-    first = config.load(words)
-    assert all(config.load(order) == first for order in itertools.permutations(words))
+    first = request.load(words).cfg
+    assert all(request.load(order).cfg == first for order in itertools.permutations(words))
 
 
 def test_a_null_leaves_the_key_at_its_default(place: Path) -> None:
     file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nheight: null\nfps:\nsave_file: ~\n")
-    cfg = config.load([file])
+    cfg = request.load([file]).cfg
     assert (cfg.height, cfg.fps, cfg.save_file) == (720, 16, None)
 
 
 def test_empty_texts(place: Path) -> None:
-    cfg = config.load(["base.yml", "negative_prompt=", "save_file=", "jax_cache_dir=", "revision="])
+    cfg = request.load(["base.yml", "negative_prompt=", "save_file=", "jax_cache_dir=", "revision="]).cfg
     assert (cfg.negative_prompt, cfg.save_file, cfg.jax_cache_dir, cfg.revision) == (("",), None, "", None)
 
 
@@ -84,7 +86,7 @@ def test_empty_texts(place: Path) -> None:
     ],
 )
 def test_official_names(place: Path, alias: str, key: str, value: object) -> None:
-    cfg = config.load(["base.yml", alias])
+    cfg = request.load(["base.yml", alias]).cfg
     assert getattr(cfg, key) == value
     assert cfg.origins[key] == f"command line, {alias}"
 
@@ -100,7 +102,7 @@ def test_every_alias_is_tried_above() -> None:
 
 @pytest.mark.parametrize("size", ["1280*720", "1280x720", "1280X720", "1280 * 720"])
 def test_size_is_width_first_and_told_in_words(place: Path, size: str) -> None:
-    cfg = config.load(["base.yml", f"size={size}", "height=720"])
+    cfg = request.load(["base.yml", f"size={size}", "height=720"]).cfg
     assert (cfg.width, cfg.height) == (1280, 720)
     assert "1280 wide x 720 high" in cfg.describe()
     assert cfg.origins["width"] == f"command line, size={size}"
@@ -108,21 +110,21 @@ def test_size_is_width_first_and_told_in_words(place: Path, size: str) -> None:
 
 def test_the_command_line_wins_over_the_file_through_aliases(place: Path) -> None:
     file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nsize: 832*480\nframe_num: 33\nseed: 1\n")
-    cfg = config.load([file, "height=96", "num_frames=17", "base_seed=2"])
+    cfg = request.load([file, "height=96", "num_frames=17", "base_seed=2"]).cfg
     assert (cfg.width, cfg.height, cfg.num_frames, cfg.seed) == (832, 96, 17, (2,))
 
 
 def test_ring_size_times_ulysses_is_the_context_axis(place: Path) -> None:
-    cfg = config.load(["base.yml", "ring_size=2", "ulysses_size=4"])
+    cfg = request.load(["base.yml", "ring_size=2", "ulysses_size=4"]).cfg
     assert (cfg.ici_context_parallelism, cfg.ulysses_shards) == (8, 4)
-    alone = config.load(["base.yml", "ring_size=2"])
+    alone = request.load(["base.yml", "ring_size=2"]).cfg
     assert (alone.ici_context_parallelism, alone.ulysses_shards) == (2, 1)
     file = write(place, "model_name: wan2.1-t2v-14b\nprompt: x\nring_size: 2\n")
-    assert config.load([file, "ulysses_shards=4", "ici_context_parallelism=8"]).ici_context_parallelism == 8
+    assert request.load([file, "ulysses_shards=4", "ici_context_parallelism=8"]).cfg.ici_context_parallelism == 8
 
 
 def test_variant_defaults_and_their_origin(place: Path) -> None:
-    cfg = config.load(["base.yml"])
+    cfg = request.load(["base.yml"]).cfg
     assert (cfg.width, cfg.height, cfg.num_frames, cfg.num_inference_steps) == (832, 480, 81, 50)
     assert cfg.pretrained_model_name_or_path == "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     assert cfg.origins["height"] == "variant wan2.1-t2v-1.3b"
@@ -138,10 +140,10 @@ def test_the_familys_name_lets_the_checkpoint_choose(place: Path, checkpoint: Ca
         ("wan-tiny-t2v",) * 2,
         ("other", "wan2.1-t2v"),
     ):
-        cfg = config.load([file, f"pretrained_model_name_or_path={checkpoint(dims, dims)}"])
+        cfg = request.load([file, f"pretrained_model_name_or_path={checkpoint(dims, dims)}"]).cfg
         assert cfg.model_name == name
         assert "family wan2.1" in cfg.origins["model_name"]
-    cfg = config.load([file, "ckpt_dir=Wan-AI/Wan2.1-T2V-14B-Diffusers"])
+    cfg = request.load([file, "ckpt_dir=Wan-AI/Wan2.1-T2V-14B-Diffusers"]).cfg
     assert (cfg.model_name, cfg.height) == ("wan2.1-t2v-14b", 720)
 
 
@@ -150,23 +152,23 @@ def test_paths(place: Path, checkpoint: Callable[..., Path], monkeypatch: pytest
     monkeypatch.setenv("RESULTS", str(place))
     (place / "configs").mkdir()
     file = "configs/" + write(place / "configs", "model_name: wan2.1\nprompt: x\nckpt_dir: ../models/mine\n")
-    cfg = config.load([file, "output_dir=$RESULTS/out"])
+    cfg = request.load([file, "output_dir=$RESULTS/out"]).cfg
     assert cfg.pretrained_model_name_or_path == str(folder)
     assert cfg.output_dir == f"{place}/out"
     assert cfg.jax_cache_dir == "/home/someone/.cache/maxdiffusion/xla"
     monkeypatch.chdir(place / "configs")
-    assert config.load(["case.yml"]).pretrained_model_name_or_path == str(folder)
-    assert config.load(["case.yml", "ckpt_dir=../models/mine"]).pretrained_model_name_or_path == "../models/mine"
+    assert request.load(["case.yml"]).cfg.pretrained_model_name_or_path == str(folder)
+    assert request.load(["case.yml", "ckpt_dir=../models/mine"]).cfg.pretrained_model_name_or_path == "../models/mine"
 
 
 def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
-    cfg = config.load(["base.yml", 'prompt=["a, b", c]', "seed=[1, 2]", "negative_prompt=bad"])
-    assert examples(cfg) == (
-        Example("a, b", "bad", 1, cfg.width, cfg.height),
-        Example("c", "bad", 2, cfg.width, cfg.height),
+    cfg = request.load(["base.yml", 'prompt=["a, b", c]', "seed=[1, 2]", "negative_prompt=bad"]).cfg
+    assert videos.read(cfg) == (
+        Video("a, b", "bad", 1, cfg.width, cfg.height),
+        Video("c", "bad", 2, cfg.width, cfg.height),
     )
-    cfg = config.load(["base.yml", "seed=[1, 2, 3]", "negative_prompt=['', x, y]"])
-    assert [(each.prompt, each.negative_prompt, each.seed) for each in examples(cfg)] == [
+    cfg = request.load(["base.yml", "seed=[1, 2, 3]", "negative_prompt=['', x, y]"]).cfg
+    assert [(each.prompt, each.negative_prompt, each.seed) for each in videos.read(cfg)] == [
         ("a cat", "", 1),
         ("a cat", "x", 2),
         ("a cat", "y", 3),
@@ -174,30 +176,30 @@ def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
 
 
 def test_save_files_extension_gives_the_format(place: Path) -> None:
-    cfg = config.load(["base.yml", "save_file=new/folder/clip.webp"])
+    cfg = request.load(["base.yml", "save_file=new/folder/clip.webp"]).cfg
     assert (cfg.output_format, cfg.origins["output_format"]) == ("webp", "save_file")
-    assert config.load(["base.yml", "save_file=frames", "output_format=png"]).save_file == "frames"
+    assert request.load(["base.yml", "save_file=frames", "output_format=png"]).cfg.save_file == "frames"
     assert not (place / "new").exists()
 
 
 def test_axis_rules(place: Path) -> None:
     rules = "logical_axis_rules=[[mlp, tensor], [embed, null], [batch, [data, fsdp]]]"
     expected = (("mlp", "tensor"), ("embed", None), ("batch", ("data", "fsdp")))
-    assert config.load(["base.yml", rules]).logical_axis_rules == expected
+    assert request.load(["base.yml", rules]).cfg.logical_axis_rules == expected
 
 
 def test_nothing_can_be_changed_afterwards(place: Path) -> None:
-    cfg = config.load(["base.yml"])
+    cfg = request.load(["base.yml"]).cfg
     with pytest.raises(ValueError, match="frozen"):
         cfg.height = 96  # type: ignore[misc]
 
 
 def test_round_trip_through_json(place: Path) -> None:
-    cfg = config.load(["base.yml", "seed=[1,2]", "logical_axis_rules=[[embed, null]]", "prompt=猫: null"])
+    cfg = request.load(["base.yml", "seed=[1,2]", "logical_axis_rules=[[embed, null]]", "prompt=猫: null"]).cfg
     (place / "again.yml").write_text(yaml.safe_dump(cfg.to_json(), allow_unicode=True))
     (place / "json.yml").write_text(json.dumps(cfg.to_json()))
-    assert config.load(["again.yml"]).to_json() == cfg.to_json()
-    assert config.load(["json.yml"]).to_json() == cfg.to_json()
+    assert request.load(["again.yml"]).cfg.to_json() == cfg.to_json()
+    assert request.load(["json.yml"]).cfg.to_json() == cfg.to_json()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yml")))
@@ -214,14 +216,14 @@ def test_golden_configs(
         "_animate_": ("image", "pose_video", "face_video"),
     }
     images = [f"{key}=a.png" for kind, needed in keys.items() if kind in name for key in needed]
-    cfg = config.load([f"configs/{name}", "prompt=a red circle", *images])
+    cfg = request.load([f"configs/{name}", "prompt=a red circle", *images]).cfg
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
 
 
 @pytest.mark.parametrize("name", ["wan_tiny", "wan_tiny_i2v"])
 def test_the_bundled_checkpoints_are_the_variants_of_their_configs(place: Path, name: str) -> None:
-    cfg = config.load([str(CONFIGS / f"{name}.yml")])
+    cfg = request.load([str(CONFIGS / f"{name}.yml")]).cfg
     assert cfg.pretrained_model_name_or_path == str(CONFIGS.parent / "models" / name)
     content = json.loads((Path(cfg.pretrained_model_name_or_path) / "transformer" / "config.json").read_text())
     spec = variants.get(cfg.model_name)
@@ -241,13 +243,13 @@ def test_a_page_of_a_machine_is_the_official_one_but_for_its_parallelism(page: P
     given = [f"{key}=a.png" for key in ("image", "last_image", "pose_video", "face_video")]
     needed = 2 if "flf2v" in page.stem else 1 if "i2v" in page.stem else 0
     words = ["prompt=x", *([given[i] for i in (0, 2, 3)] if "animate" in page.stem else given[:needed])]
-    ours, official = (config.load([str(path), *words]).to_json() for path in (page, CONFIGS / page.name))
+    ours, official = (request.load([str(path), *words]).cfg.to_json() for path in (page, CONFIGS / page.name))
     changed = {key for key in ours if ours[key] != official[key]}
     assert changed and changed <= set(schema.group(schema.PARALLELISM))
 
 
 def test_the_negative_prompt_is_the_official_one(place: Path) -> None:
-    negative = config.load(["base.yml"]).negative_prompt[0]
+    negative = request.load(["base.yml"]).cfg.negative_prompt[0]
     assert negative.startswith("色调艳丽，过曝，静态，细节模糊不清") and negative.endswith("背景人很多，倒着走")
     assert len(negative) == 137
 
@@ -267,16 +269,16 @@ def test_variant_rows_are_consistent() -> None:
         assert all(side % (spec.vae_stride[1] * spec.patch[1]) == 0 for size in spec.sizes for side in size)
         assert (spec.num_frames - 1) % spec.vae_stride[0] == 0
         assert variants.get(spec.name) is spec
-    with pytest.raises(UserError, match="no variant"):
+    with pytest.raises(UserError, match="not a variant"):
         variants.get("wan9")
 
 
 def test_a_word_that_begins_like_null_stays_a_word(tmp_path) -> None:
     path = tmp_path / "c.yml"
     path.write_text("model_name: wan2.1-t2v-14b\nprompt: night in the city\nnegative_prompt: null\n")
-    assert config.load([str(path)]).prompt == ("night in the city",)
+    assert request.load([str(path)]).cfg.prompt == ("night in the city",)
     words = [str(path), "prompt=[nice day, Night]"]
-    assert config.load(words).prompt == ("nice day", "Night")
+    assert request.load(words).cfg.prompt == ("nice day", "Night")
 
 
 def test_kernel_options(place: Path) -> None:
@@ -285,23 +287,23 @@ def test_kernel_options(place: Path) -> None:
         "model_name: wan2.1-t2v-14b\nprompt: x\nuse_base2_exp: false\nuse_experimental_scheduler:\n"
         "flash_block_sizes: {block_q: 3024, block_kv: 2048}\nattention_vmem_limit_kib: 65536\n",
     )
-    cfg = config.load([file])
-    assert KernelOptions.read(cfg) == KernelOptions(3024, 2048, base2_exp=False, vmem_limit_kib=65536)
-    cfg = config.load([file, 'flash_block_sizes={"block_q": 512}', "use_base2_exp="])
-    assert KernelOptions.read(cfg) == KernelOptions(512, vmem_limit_kib=65536)
+    cfg = request.load([file]).cfg
+    assert kernel_options(cfg) == KernelOptions(3024, 2048, base2_exp=False, vmem_limit_kib=65536)
+    cfg = request.load([file, 'flash_block_sizes={"block_q": 512}', "use_base2_exp="]).cfg
+    assert kernel_options(cfg) == KernelOptions(512, vmem_limit_kib=65536)
     for words in ([], ["flash_block_sizes={}"], ["flash_block_sizes="]):
-        assert config.load(["base.yml", *words]).flash_block_sizes == {}
+        assert request.load(["base.yml", *words]).cfg.flash_block_sizes == {}
 
 
 def test_the_environment_says_which_process_this_is(monkeypatch, tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\n")
     for name, value in {"COORDINATOR_ADDRESS": "[::1]:81", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
         monkeypatch.setenv(f"JAX_{name}", value)
-    cfg = config.load([str(tmp_path / "run.yml"), f"output_dir={tmp_path / 'run.yml' / 'not a folder'}"])
+    cfg = request.load([str(tmp_path / "run.yml"), f"output_dir={tmp_path / 'run.yml' / 'not a folder'}"]).cfg
     assert (cfg.coordinator_address, cfg.num_processes, cfg.process_id) == ("[::1]:81", 2, 1)
     assert cfg.origins["process_id"] == "environment, JAX_PROCESS_ID"
-    assert config.load([str(tmp_path / "run.yml"), "process_id=0", f"output_dir={tmp_path}"]).process_id == 0
-    assert config.load([str(tmp_path / "run.yml"), "jax_distributed=off", f"output_dir={tmp_path}"]).process_id is None
+    assert request.load([str(tmp_path / "run.yml"), "process_id=0", f"output_dir={tmp_path}"]).cfg.process_id == 0
+    assert request.load([str(tmp_path / "run.yml"), "jax_distributed=off", f"output_dir={tmp_path}"]).cfg.process_id is None
 
 
 def picture(width: int, height: int, name: str = "a.png") -> None:
@@ -320,35 +322,35 @@ def test_size_follows_the_image(place: Path, model: str, image: tuple[int, int],
     picture(*image)
     words = ["base.yml", f"model_name={model}", "image=a.png"]
     for extra in ((), ("size=auto",)):
-        cfg = config.load([*words, *extra])
+        cfg = request.load([*words, *extra]).cfg
         assert (cfg.width, cfg.height) == size
         assert f"{image[0]} x {image[1]}" in cfg.origins["width"]
-    assert config.load([*words, "size=832*480" if "ti2v" not in model else "size=640*704"]).width in (832, 640)
+    assert request.load([*words, "size=832*480" if "ti2v" not in model else "size=640*704"]).cfg.width in (832, 640)
 
 
 def test_the_command_line_decides_between_auto_and_a_size(place: Path) -> None:
     picture(1000, 800)
     (place / "auto.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: auto\n")
     (place / "fixed.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: 832*480\n")
-    assert config.load(["auto.yml", "size=480x832"]).height == 832
-    assert config.load(["fixed.yml"]).width == 832
-    assert config.load(["fixed.yml", "size=auto"]).width == 704
-    assert config.load(["fixed.yml"]).image == (str(place / "a.png"),)
+    assert request.load(["auto.yml", "size=480x832"]).cfg.height == 832
+    assert request.load(["fixed.yml"]).cfg.width == 832
+    assert request.load(["fixed.yml", "size=auto"]).cfg.width == 704
+    assert request.load(["fixed.yml"]).cfg.image == (str(place / "a.png"),)
 
 
 def test_an_empty_image_is_none(place: Path) -> None:
     picture(64, 64)
     (place / "page.yml").write_text("model_name: wan2.2-ti2v-5b\nprompt: x\nimage: ./a.png\n")
-    assert config.load(["page.yml"]).width != 1280
-    cfg = config.load(["page.yml", "image="])
-    assert (cfg.image, cfg.width, cfg.height, examples(cfg)[0].image) == ((), 1280, 704, None)
+    assert request.load(["page.yml"]).cfg.width != 1280
+    cfg = request.load(["page.yml", "image="]).cfg
+    assert (cfg.image, cfg.width, cfg.height, videos.read(cfg)[0].image) == ((), 1280, 704, None)
 
 
 def test_guidance_of_two_experts(place: Path) -> None:
     words = ["base.yml", "model_name=wan2.2-t2v-a14b"]
 
     def scales(*extra: str) -> tuple[float, float | None]:
-        cfg = config.load([*words, *extra])
+        cfg = request.load([*words, *extra]).cfg
         return cfg.guidance_scale, cfg.guidance_scale_2
 
     assert scales() == (4.0, 3.0)
@@ -372,14 +374,14 @@ def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkp
     words = ["base.yml", "model_name=wan2.1", f"ckpt_dir={folder}", "image=a.png", "last_image=a.png"]
     if variant is None:
         with pytest.raises(UserError, match=r"wan2.1-i2v, wan2.1-flf2v"):
-            config.load(words)
+            request.load(words).cfg
     else:
-        assert config.load(words).model_name == variant
+        assert request.load(words).cfg.model_name == variant
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
 def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
-    cfg = config.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"])
+    cfg = request.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"]).cfg
     assert cfg.plan == "v6e-8"
     assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)
 
@@ -400,5 +402,5 @@ def test_the_shift_from_images_follows_the_size(place: Path, model: str, words: 
     """As the official generate.py has it for its task i2v-14B, whatever the checkpoint."""
     Image.new("RGB", (1280, 720)).save("a.png")
     images = {"i2v": ["image=a.png"], "flf2v": ["image=a.png", "last_image=a.png"]}.get(model.split("-")[1], [])
-    cfg = config.load([write(place, f"model_name: {model}\nprompt: a cat\n"), *images, *words])
+    cfg = request.load([write(place, f"model_name: {model}\nprompt: a cat\n"), *images, *words]).cfg
     assert cfg.flow_shift == shift

@@ -1,17 +1,15 @@
-"""Videos that the config names, read and checked before anything is loaded."""
+"""Input videos, read and checked before anything is loaded."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
 
-from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import frames_per_second, read_video
+from maxdiffusion.request import Job
 
 log = logging.getLogger(__name__)
 
@@ -20,13 +18,14 @@ STEP = 16  # pixels: what proportions may lose to sizes that are multiples of it
 Frames = UInt8[np.ndarray, "f h w 3"]
 
 
-def one_size(cfg: Config, videos: Sequence[Example]) -> tuple[int, int]:
-    """Height and width of all videos, which one control serves.
+def one_size(job: Job) -> tuple[int, int]:
+    """Height and width of all videos, which share one control video.
 
     Raises:
       UserError: a line of a prompt file has another size.
     """
-    others = {(video.width, video.height) for video in videos} - {(cfg.width, cfg.height)}
+    cfg = job.cfg
+    others = {(video.width, video.height) for video in job.videos} - {(cfg.width, cfg.height)}
     if others:
         width, height = min(others)
         raise UserError(
@@ -36,7 +35,7 @@ def one_size(cfg: Config, videos: Sequence[Example]) -> tuple[int, int]:
     return cfg.height, cfg.width
 
 
-def video(
+def read(
     key: str,
     path: str,
     frames: int,

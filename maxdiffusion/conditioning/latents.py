@@ -8,42 +8,49 @@ import hashlib
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion.config import Config, parts
-from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.errors import UserError
+from maxdiffusion.request import Video
+from maxdiffusion.request.session import Session
+from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.paths import parse
 from maxdiffusion.weights.latents_io import load_latents
 
 # The videos of one batch and their latents.
-Batch = tuple[tuple[Example, ...], Float[np.ndarray, "b f h w c"]]
+Batch = tuple[tuple[Video, ...], Float[np.ndarray, "b f h w c"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What the files named in the config hold: at most one of the two."""
+    """The latents that the config names: at most one of the two."""
 
     noise: np.ndarray | None = None  # b f h w c, one row for each video
     finished: tuple[Batch, ...] = ()
 
     def digest(self) -> str:
-        """Of all numbers."""
+        """SHA-256 of all numbers."""
         arrays = [*(() if self.noise is None else (self.noise,)), *(latents for _, latents in self.finished)]
         return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
 
-def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
-    """Reads `initial_latents` or `decode_latents`; `shape` is f h w c of one video's latents.
+def read(s: Session) -> Given:
+    """Reads `initial_latents` or `decode_latents`.
 
     Raises:
-      UserError: the file is damaged, or its latents are not those of the size that the config asks for.
+      UserError: the file is damaged, or its latents are not those of the size that the config gives; on any host.
     """
+    with distributed.fail_together():
+        return _read(s)
+
+
+def _read(s: Session) -> Given:
+    cfg, cut = s.job.cfg, s.job.segments
+    shape = s.job.latents_shape(s.configs["vae"].z_dim)
     if cfg.initial_latents:
-        plan = parts.of(cfg)
-        noisy = (len(examples(cfg)), shape[0] + plan.leading * len(plan.starts), *shape[1:])
+        noisy = (len(s.job.videos), shape[0] + cut.reference_frames * len(cut), *shape[1:])
         return Given(noise=load_latents(parse(cfg.initial_latents), noisy)[0])
     if not cfg.decode_latents:
         return Given()
-    latents, told = load_latents(parse(cfg.decode_latents))
+    latents, metadata = load_latents(parse(cfg.decode_latents))
     if latents.shape[1:] != shape:
         f, h, w, c = latents.shape[1:]
         raise UserError(
@@ -55,6 +62,6 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
         raise UserError(
             f"save_file names one file, but {cfg.decode_latents} holds {len(latents)} videos; leave it out."
         )
-    seed = told.get("seed", "0")
-    video = Example(told.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0, cfg.width, cfg.height)
+    seed = metadata.get("seed", "0")
+    video = Video(metadata.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0, cfg.width, cfg.height)
     return Given(finished=tuple(((video,), one[None]) for one in latents))

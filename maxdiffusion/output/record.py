@@ -8,7 +8,7 @@ from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
 
-def write_sidecar(
+def write_record(
     path: AnyPath,
     *,
     config: Mapping[str, Any],

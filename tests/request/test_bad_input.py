@@ -9,17 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from maxdiffusion import config, variants
+from maxdiffusion import request, variants
 from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 
 # words after base.yml -> what the sentence must say
 WORDS: list[tuple[list[str], str]] = [
     # names
-    (["heigth=480"], "heigth (command line) is no config key; did you mean height?"),
+    (["heigth=480"], "unknown key heigth (command line); did you mean height?"),
     (["num-frames=81"], "did you mean num_frames?"),
     (["Sample_Step=50"], "did you mean sample_steps?"),
-    (["zzz=1"], "zzz (command line) is no config key"),
+    (["zzz=1"], "unknown key zzz (command line)"),
     (["--height=480"], "write key=value without dashes"),
     (["height=480", "height=480"], "height is given twice on the command line"),
     (["more.yml"], "Exactly one YAML file is needed, but the words 'base.yml', 'more.yml' are"),
@@ -75,7 +75,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
     # sizes
-    (["height=100"], "height=100 is no multiple of 16, as wan2.1-t2v-1.3b needs; the nearest are 96 or 112"),
+    (["height=100"], "height=100 is not a multiple of 16, as wan2.1-t2v-1.3b needs; the nearest are 96 or 112"),
     (["width=831"], "the nearest are 816 or 832"),
     (["num_frames=80"], "num_frames=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 and 81"),
     (["size=1280"], "write width*height, width first"),
@@ -96,7 +96,7 @@ WORDS: list[tuple[list[str], str]] = [
         ["model_name=wan2.1", "model_type=TI2V"],
         "model_type 'TI2V' does not exist for model_name 'wan2.1'; write FLF2V, I2V, T2V, VACE",
     ),
-    (["image=a.png"], "image has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V"),
+    (["image=a.png"], "image is not used by wan2.1-t2v-1.3b, whose model_type is T2V"),
     (["model_name=wan2.1-i2v-14b-480p"], "wan2.1-i2v-14b-480p needs image; write image=FILE"),
     (["model_name=wan2.1-flf2v-14b", "image=a.png", "size=832*480"], "wan2.1-flf2v-14b needs last_image"),
     (
@@ -109,44 +109,44 @@ WORDS: list[tuple[list[str], str]] = [
     (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
     (["size=auto"], "size=auto (command line) takes the proportions of video, which is not given"),
     (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),
-    (["expert_residency=in_turn"], "expert_residency has no meaning for wan2.1-t2v-1.3b, which has one expert"),
-    (["sample_guide_scale=[3, 4]"], "guidance_scale_2 has no meaning for wan2.1-t2v-1.3b"),
+    (["expert_residency=in_turn"], "expert_residency is not used by wan2.1-t2v-1.3b, which has one expert"),
+    (["sample_guide_scale=[3, 4]"], "guidance_scale_2 is not used by wan2.1-t2v-1.3b"),
     (["model_name=wan2.1", "model_type=S2V"], "model_type 'S2V' does not exist for model_name 'wan2.1'; write "),
     (["model_name=wan2.1"], "stands for several variants and no checkpoint is given that tells which"),
     (["model_name=wan2.1", "ckpt_dir=somebody/model"], "the checkpoint somebody/model does not tell which"),
     (["model_name=wan-tiny-t2v"], "has no official checkpoint; give pretrained_model_name_or_path=FOLDER"),
-    (["ckpt_dir=./nowhere"], "is no existing folder and no hub id"),
-    (["ckpt_dir=nowhere"], "is no existing folder and no hub id"),
-    (["ckpt_dir=/no/where/at/all"], "is no existing folder and no hub id"),
+    (["ckpt_dir=./nowhere"], "is neither an existing folder nor a hub id"),
+    (["ckpt_dir=nowhere"], "is neither an existing folder nor a hub id"),
+    (["ckpt_dir=/no/where/at/all"], "is neither an existing folder nor a hub id"),
     (["ckpt_dir=$UNSET_FOLDER/model"], "uses $UNSET_FOLDER, which is not set"),
-    (["ckpt_dir=."], "has no readable transformer/config.json"),
+    (["ckpt_dir=."], "has no transformer/config.json"),
     (["ckpt_dir="], "pretrained_model_name_or_path"),
     # latents
-    (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is no existing file"),
-    (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is no existing file"),
+    (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is not an existing file"),
+    (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is not an existing file"),
     (["decode_latents=base.yml", "initial_latents=base.yml"], "exclude each other"),
     # control
     (["video=missing.mp4"], "missing.mp4 does not exist"),
     (["video=missing.mp4", "size=832*480"], "video=missing.mp4 does not exist"),
     (["strength=0"], "should be greater than 0"),
     (["video=folder"], "folder is a folder without PNG frames"),
-    (["strength=0.5"], "strength has no meaning without video; give both, or leave strength out"),
+    (["strength=0.5"], "strength is only used with video=FILE; add that, or leave strength out"),
     (
         ["mask=folder"],
-        "mask has no meaning for wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of type VA",
+        "mask is not used by wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of type VA",
     ),
     (["pose_video=folder"], "choose a model of type ANIMATE"),
-    (["mode=replace"], "mode has no meaning for wan2.1-t2v-1.3b"),
+    (["mode=replace"], "mode is not used by wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
     (
         ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "size=832*480"],
-        "strength has no meaning for wan2.1-vace-1.3b",
+        "strength is not used by wan2.1-vace-1.3b",
     ),
-    (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask has no meaning without video"),
+    (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
     # plan
-    (["plan_file=plan.json"], "plan_file has no meaning without plan; write plan=v6e-8"),
-    (["price_per_chip_hour=2"], "price_per_chip_hour has no meaning without plan"),
+    (["plan_file=plan.json"], "plan_file is only used with plan=v6e-8"),
+    (["price_per_chip_hour=2"], "price_per_chip_hour is only used with plan"),
     (["plan=v6e-8", "price_per_chip_hour=0"], "should be greater than 0"),
     (["plan=v6e-8", "plan_minutes=0"], "should be greater than 0"),
     (["plan=v6e-8", "plan_file=plan.png"], "plan_file=plan.png is neither .json nor .svg; name it plan.json"),
@@ -159,7 +159,7 @@ WORDS: list[tuple[list[str], str]] = [
         ["ulysses_shards=3", "ici_context_parallelism=8"],
         "does not divide the context axis of 8 devices; choose 1 or 2 or 4",
     ),
-    (["ulysses_shards=2", "attention=ring"], "has no meaning for attention=ring"),
+    (["ulysses_shards=2", "attention=ring"], "is not used by attention=ring"),
     (["ici_data_parallelism=-1"], "ici_data_parallelism and ici_context_parallelism are both -1"),
     (["ring_size=2", "ulysses_size=2", "ici_context_parallelism=8"], "make 4; leave one of them out"),
     (["ring_size=0"], "must be positive integers"),
@@ -190,19 +190,19 @@ WORDS: list[tuple[list[str], str]] = [
 
 # content of case.yml -> what the sentence must say
 FILES: list[tuple[bytes, str]] = [
-    (b"model_name: wan2.1-t2v-14b\nheigth: 480\n", "heigth (file case.yml) is no config key; did you mean height?"),
+    (b"model_name: wan2.1-t2v-14b\nheigth: 480\n", "unknown key heigth (file case.yml); did you mean height?"),
     (b"prompt: a\nheight: 480\nprompt: b\n", "gives prompt twice, in lines 1 and 3"),
-    (b"prompt: [a, b\nheight: 480\n", "is no valid YAML: "),
+    (b"prompt: [a, b\nheight: 480\n", "is not valid YAML: "),
     (b"prompt: a: b\n", "mapping values are not allowed here in line 1"),
-    (b"\tprompt: a\n", "is no valid YAML"),
+    (b"\tprompt: a\n", "is not valid YAML"),
     (b"- prompt\n- height\n", "holds no key: value lines"),
     (b"just words\n", "holds no key: value lines"),
     (b"prompt:\n  text: a\n", "case.yml, line 1: prompt holds a mapping"),
     (b"prompt: &a [*a]\n", "nested too deeply"),
     (b"prompt: " + b"[" * 5000, "deeply"),
-    (b"prompt: a\n---\nprompt: b\n", "is no valid YAML: expected a single document"),
+    (b"prompt: a\n---\nprompt: b\n", "is not valid YAML: expected a single document"),
     (b"prompt: \xff\xfe\n", "is not UTF-8 text"),
-    (b"prompt: a\x00b\n", "is no valid YAML"),
+    (b"prompt: a\x00b\n", "is not valid YAML"),
     (b"model_name: [wan2.1]\nprompt: a\n", "model_name (file case.yml) is a list, but it takes one value"),
     (b"model_name: wan2.1-t2v-14b\n", "prompt is missing or an empty list"),
     (b"model_name: wan2.1-t2v-14b\nprompt:\n", "prompt is missing or an empty list"),
@@ -215,7 +215,7 @@ FILES: list[tuple[bytes, str]] = [
 
 def sentence(words: list[str]) -> str:
     with pytest.raises(UserError) as caught:
-        config.load(words)
+        request.load(words).cfg
     text = str(caught.value)
     assert "\n" not in text and 20 < len(text) < 800 and text.endswith((".", "?", ")"))
     return text
@@ -255,7 +255,7 @@ WORDS_OF_ANY_KEY = st.tuples(
 def test_any_words_give_a_config_or_a_sentence(place: Path, words: list[str]) -> None:
     before = sorted(place.rglob("*"))
     with contextlib.suppress(UserError):
-        json.dumps(config.load(["base.yml", *words]).to_json())
+        json.dumps(request.load(["base.yml", *words]).cfg.to_json())
     assert sorted(place.rglob("*")) == before
 
 
@@ -264,7 +264,7 @@ def test_any_words_give_a_config_or_a_sentence(place: Path, words: list[str]) ->
 def test_any_file_gives_a_config_or_a_sentence(place: Path, text: str) -> None:
     (place / "case.yml").write_text(text, encoding="utf-8", errors="replace")
     with contextlib.suppress(UserError):
-        config.load(["case.yml", "model_name=wan2.1-t2v-14b"])
+        request.load(["case.yml", "model_name=wan2.1-t2v-14b"]).cfg
 
 
 def test_missing_files(place: Path) -> None:
@@ -283,11 +283,11 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     assert "36 input channels, which is wan2.2-i2v-a14b" in sentence(["base.yml", f"ckpt_dir={image}"])
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
-    assert config.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).model_name == "wan2.1-vace-1.3b"
+    assert request.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).cfg.model_name == "wan2.1-vace-1.3b"
     speech = checkpoint("speech", "wan2.1-t2v-1.3b", _class_name="WanSpeechTransformer3DModel")
     assert "does not tell which" in sentence(["base.yml", "model_name=wan2.1", f"ckpt_dir={speech}"])
     small = checkpoint("small", "wan2.1-t2v-1.3b")
-    assert "revision=main has no meaning for the local folder" in sentence(
+    assert "revision=main is not used for the local folder" in sentence(
         ["base.yml", f"ckpt_dir={small}", "revision=main"]
     )
     other = checkpoint("other", "other")
@@ -297,8 +297,8 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("{", "is no valid JSON"),
-        ("[]", "holds no JSON object"),
+        ("{", "is not valid JSON"),
+        ("[]", "holds a JSON list, not an object"),
         ("{}", "gives num_layers as None"),
         ('{"num_layers": "30"}', "gives num_layers as '30'"),
     ],

@@ -18,31 +18,6 @@ from maxdiffusion.runtime.paths import AnyPath
 
 RECORD, LATENTS = ".json", ".latents.safetensors"  # beside a video
 
-# With seed, size, counter and the longest suffix a name stays below 143 bytes, the shortest limit in use (eCryptfs).
-_SLUG_BYTES = 60
-
-
-def default_stem(prompt: str, seed: int, width: int, height: int, num_frames: int) -> str:
-    """`a-red-circle-moving-left-seed7-96x96x17`: the prompt's words, the seed, width x height x frames.
-
-    Letters and digits of every script are kept, in lower case, and all else becomes one hyphen, so that the name is
-    legal on every file system; a prompt without any letter gives `video`. A long prompt is cut after a word.
-    """
-    return f"{_slug(prompt)}-seed{seed}-{width}x{height}x{num_frames}"
-
-
-def _slug(prompt: str) -> str:
-    # NFKC, so that one look is one name; a lone combining mark (category M) belongs to the letter before it.
-    text = unicodedata.normalize("NFKC", prompt).lower()
-    kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text)
-    slug = "-".join(kept.split())
-    if len(slug.encode()) > _SLUG_BYTES:
-        cut = slug.encode()[: _SLUG_BYTES + 1].decode(errors="ignore")
-        words = cut.rpartition("-")[0]
-        slug = words or slug.encode()[:_SLUG_BYTES].decode(errors="ignore")
-    return slug or "video"
-
-
 def sibling(stem: AnyPath, suffix: str) -> AnyPath:
     """`out/name` and `.json` -> `out/name.json` (`Path.with_suffix` would cut a name that has a dot)."""
     return stem.with_name(stem.name + suffix)

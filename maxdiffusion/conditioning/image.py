@@ -1,4 +1,4 @@
-"""What a video starts, and may end, with: images as tokens, as input channels and as the first latent frame.
+"""A video's first and last image: as tokens of an image encoder, as input channels, and as the first latent frame.
 
 Reference: `diffusers.WanImageToVideoPipeline` (`encode_image`, `prepare_latents`).
 """
@@ -17,15 +17,13 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
-from maxdiffusion.conditioning.described import NOTHING, Described, Grid, full
-from maxdiffusion.config import Config
-from maxdiffusion.config.examples import Example
+from maxdiffusion.conditioning.kind import NOTHING, Grid, Kind, Shapes, fp32
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.clip.vision import preprocess
 from maxdiffusion.models.dit import Frames
 from maxdiffusion.models.vae import WanVAE
-from maxdiffusion.runtime.stages import Stages
-from maxdiffusion.weights.nets import Nets
+from maxdiffusion.request import Job, Video
+from maxdiffusion.request.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -34,35 +32,33 @@ Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
 Fitted = Mapping[tuple[str, int, int], Float[np.ndarray, "_ _ 3"]]
 
 
-def read_originals(cfg: Config, videos: Sequence[Example]) -> Originals | None:
+def read_originals(job: Job) -> Originals | None:
     """All images in their own size; None where none is given.
 
     Raises:
       UserError: see `open_image`.
     """
-    return {at: np.asarray(open_image(at)) for video in videos for at in _of(video)} or None
+    return {at: np.asarray(open_image(at)) for video in job.videos for at in video.images} or None
 
 
-def read_fitted(cfg: Config, videos: Sequence[Example]) -> Fitted | None:
+def read_fitted(job: Job) -> Fitted | None:
     """All images in the size of their video, [-1, 1]; None where none is given. Logs what became of each.
 
     Raises:
       UserError: see `open_image`.
     """
-    wanted = dict.fromkeys(key for video in videos for key in _fitted(video))
+    wanted = dict.fromkeys(key for video in job.videos for key in _fitted(video))
     return {key: _fit(open_image(key[0]), *key) for key in wanted} or None
 
 
-def encode_tokens(
-    cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Originals
-) -> list[Float[Array, "k e"]]:
+def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
-    encoder = stages.load(nets, "image_encoder")
+    encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
-    with stages("image"):
+    with s.stages("image"):
         pixels = {at: preprocess([Image.fromarray(image)], encoder.config.image_size) for at, image in given.items()}
         tokens = {at: run(*net, parallel.put(image))[0] for at, image in pixels.items()}
-        return jax.block_until_ready([jnp.concatenate([tokens[at] for at in _of(video)]) for video in videos])
+        return jax.block_until_ready([jnp.concatenate([tokens[at] for at in video.images]) for video in s.job.videos])
 
 
 def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
@@ -74,45 +70,50 @@ def program() -> Any:
     return parallel.jit(_run, static_argnums=0)
 
 
-def tokens_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """See `Kind.describe`."""
-    clip, images = configs["image_encoder"], {at: None for video in videos for at in _of(video)}
-    shape = (len(_of(videos[0])) * clip.tokens, clip.hidden_size)
-    return Described({"image": full(*shape)}, {}, len(images)) if images else NOTHING
+def token_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
+    """See `Kind.shapes`."""
+    clip, images = configs["image_encoder"], {at for video in videos for at in video.images}
+    shape = (len(videos[0].images) * clip.tokens, clip.hidden_size)
+    return Shapes({"image": fp32(*shape)}, {}, len(images)) if images else NOTHING
 
 
-def encode_channels(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
-    """Mask and encoded frames, as channels of the input (see `channels`)."""
-    vae = stages.load(nets, "vae")
-    with stages("image"):
-        wanted = dict.fromkeys(_fitted(video) for video in videos)
-        made = {keys: channels(vae, [given[key] for key in keys], cfg.num_frames) for keys in wanted}
-        return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in videos])
+def encode_channels(s: Session, given: Fitted) -> list[Frames]:
+    """Mask and encoded frames, as input channels (see `channels`)."""
+    vae = s.load("vae")
+    with s.stages("image"):
+        wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
+        made = {keys: channels(vae, [given[key] for key in keys], s.job.cfg.num_frames) for keys in wanted}
+        return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in s.job.videos])
 
 
-def channels_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """See `Kind.describe`."""
+def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
+    """See `Kind.shapes`."""
     wanted = {_fitted(video) for video in videos} - {()}
-    shown = Frames(channels=full(*grid, configs["vae"].temporal_factor + configs["vae"].z_dim))
-    video = (cfg.num_frames, videos[0].height, videos[0].width)
-    return Described({"frames": shown}, {video: len(wanted)}) if wanted else NOTHING
+    frames = Frames(channels=fp32(*grid, configs["vae"].temporal_factor + configs["vae"].z_dim))
+    video = (job.cfg.num_frames, videos[0].height, videos[0].width)
+    return Shapes({"frames": frames}, {video: len(wanted)}) if wanted else NOTHING
 
 
-def encode_first(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], given: Fitted) -> list[Frames]:
+def encode_first(s: Session, given: Fitted) -> list[Frames]:
     """The first latent frame of each video that has an image."""
-    vae = stages.load(nets, "vae")
-    with stages("image"):
+    vae = s.load("vae")
+    with s.stages("image"):
         latents = {at: vae.encode(parallel.put(image[None, None]))[0] for at, image in given.items()}
-        shown = [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in videos]
-        return jax.block_until_ready(shown)
+        frames = [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in s.job.videos]
+        return jax.block_until_ready(frames)
 
 
-def first_described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
-    """See `Kind.describe`."""
+def first_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
+    """See `Kind.shapes`."""
     wanted = {key for video in videos for key in _fitted(video)}
-    shown = Frames(first=full(1, *grid[1:], configs["vae"].z_dim))
+    frames = Frames(first=fp32(1, *grid[1:], configs["vae"].z_dim))
     image = (1, videos[0].height, videos[0].width)
-    return Described({"frames": shown}, {image: len(wanted)}) if wanted else NOTHING
+    return Shapes({"frames": frames}, {image: len(wanted)}) if wanted else NOTHING
+
+
+TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes)
+CHANNELS = Kind(read_fitted, encode_channels, "frames", channel_shapes)
+FIRST_FRAME = Kind(read_fitted, encode_first, "frames", first_shapes)
 
 
 def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
@@ -131,12 +132,8 @@ def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: in
     return jnp.concatenate([jnp.broadcast_to(mask, (*latents.shape[:3], factor)), latents], axis=-1)
 
 
-def _of(video: Example) -> tuple[str, ...]:
-    return tuple(at for at in (video.image, video.last_image) if at is not None)
-
-
-def _fitted(video: Example) -> tuple[tuple[str, int, int], ...]:
-    return tuple((at, video.width, video.height) for at in _of(video))
+def _fitted(video: Video) -> tuple[tuple[str, int, int], ...]:
+    return tuple((at, video.width, video.height) for at in video.images)
 
 
 def _fit(image: Image.Image, location: str, width: int, height: int) -> Float[np.ndarray, "h w 3"]:

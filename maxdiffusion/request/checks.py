@@ -1,18 +1,17 @@
-"""What must hold between keys, checked before anything heavy is imported."""
+"""What must hold between keys, checked once, before anything heavy is imported."""
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
-from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.config import parts, schema
-from maxdiffusion.config.examples import examples
+from maxdiffusion import variants
+from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
 
@@ -20,8 +19,8 @@ _TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
 _FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")
 
 
-def check(cfg: Config, spec: WanSpec) -> None:
-    """Runs every check.
+def check_keys(cfg: Config, spec: WanSpec) -> None:
+    """All that needs no look at the videos to be made.
 
     Raises:
       UserError: the first that fails, with the nearest legal choice.
@@ -29,24 +28,44 @@ def check(cfg: Config, spec: WanSpec) -> None:
     _inputs(cfg)
     if cfg.inspect:
         return
-    _sizes(cfg, spec)
-    _prompts(cfg, spec)
-    _control(cfg, spec)
+    _needs(cfg, spec)
+    _frames(cfg, spec)
+    _size(cfg.width, cfg.height, spec)
+    _prompts(cfg)
     _experts(cfg, spec)
-    _parallelism(cfg, spec)
+    check_parallelism(cfg, spec)
+
+
+def check_job(job: Job) -> None:
+    """All that concerns the videos to be made and where they go.
+
+    Raises:
+      UserError: the first that fails, with the nearest legal choice.
+    """
+    cfg = job.cfg
+    for video in job.videos if cfg.prompts and not cfg.decode_latents else ():
+        _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}: the output {video.output} has ")
+    _control(job)
     if cfg.plan:
         _plan(cfg)
         return
-    for key in schema.group("plan"):
-        if key != "plan" and not _is_default(cfg, key):
-            raise UserError(f"{key} has no meaning without plan; write plan=v6e-8, or leave {key} out.")
     _hosts(cfg)
-    _output(cfg)
+    if not job.hosts.may_join() or cfg.process_id == 0:  # else once the processes have met
+        check_output(job)
 
 
-def _sizes(cfg: Config, spec: WanSpec) -> None:
-    _size(cfg.width, cfg.height, spec)
-    key = "segment_frame_length" if spec.model_type == "ANIMATE" else "num_frames"
+def _needs(cfg: Config, spec: WanSpec) -> None:
+    """Keys that are only used with another one, as their line of the schema says."""
+    for key, about in schema.KEYS.items():
+        if about.group == "control" and key not in spec.task.takes:
+            continue  # refused below, whatever is beside it
+        name = about.needs.partition("=")[0]
+        if name and not schema.is_default(cfg, key) and schema.is_default(cfg, name):
+            raise UserError(f"{key} is only used with {about.needs}; add that, or leave {key} out.")
+
+
+def _frames(cfg: Config, spec: WanSpec) -> None:
+    key = "segment_frame_length" if spec.task.segmented else "num_frames"
     value, step = getattr(cfg, key), spec.vae_stride[0]
     if (value - 1) % step:
         below = (value - 1) // step * step + 1
@@ -54,7 +73,6 @@ def _sizes(cfg: Config, spec: WanSpec) -> None:
             f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
             f"the nearest are {below} and {below + step}."
         )
-    parts.of(cfg)
 
 
 def _size(width: int, height: int, spec: WanSpec, where: str = "") -> None:
@@ -64,15 +82,15 @@ def _size(width: int, height: int, spec: WanSpec, where: str = "") -> None:
             below = min(max(value, 0), 8192) // step * step
             near = f"{below} or {below + step}" if below else f"{step}"
             raise UserError(
-                f"{where}{key}={value} is no multiple of {step}, as {spec.name} needs; the nearest are {near}."
+                f"{where}{key}={value} is not a multiple of {step}, as {spec.name} needs; the nearest are {near}."
             )
 
 
-def _prompts(cfg: Config, spec: WanSpec) -> None:
+def _prompts(cfg: Config) -> None:
     if cfg.prompts is not None:
         for key in ("save_file", "initial_latents", "decode_latents"):
             if getattr(cfg, key) is not None:
-                raise UserError(f"{key} has no meaning beside prompts={cfg.prompts}; leave one of them out.")
+                raise UserError(f"{key} is not used beside prompts={cfg.prompts}; leave one of them out.")
     if cfg.decode_latents:
         return
     for key in ("prompt", "negative_prompt", "seed"):
@@ -82,118 +100,87 @@ def _prompts(cfg: Config, spec: WanSpec) -> None:
             )
     if not all(prompt.strip() for prompt in cfg.prompt):
         raise UserError("prompt is empty; write what the video is to show, such as prompt='a red circle'.")
-    for video in examples(cfg):
-        _size(video.width, video.height, spec, f"prompts={cfg.prompts}: the output {video.output} has ")
 
 
 def _inputs(cfg: Config) -> None:
     if cfg.revision and paths.reach(cfg.pretrained_model_name_or_path).is_dir():
         raise UserError(
-            f"revision={cfg.revision} has no meaning for the local folder {cfg.pretrained_model_name_or_path}; "
+            f"revision={cfg.revision} is not used for the local folder {cfg.pretrained_model_name_or_path}; "
             "leave it out, or give a hub id."
         )
     if cfg.initial_latents and cfg.decode_latents:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
-    for net in ("transformer", "transformer_2", "text_encoder", "image_encoder", "vae"):
-        key = f"{net}_file"
+    for key in schema.KEYS:
         path = getattr(cfg, key)
-        if path and not paths.reach(path).exists():
+        if key.endswith("_file") and schema.KEYS[key].path == "input" and path and not paths.reach(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not paths.reach(path).is_file():
-            raise UserError(f"{key}={path} is no existing file; give the path of a .safetensors file of latents.")
-    for key in schema.VIDEOS:
+            raise UserError(f"{key}={path} is not an existing file; give the path of a .safetensors file of latents.")
+    for key in (key for key, about in schema.KEYS.items() if about.is_video):
         path = getattr(cfg, key)
         if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
 
 
-# The keys of images and of the group `control` that each task reads, and of these the ones that it cannot do without.
-_CONTROL: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "I2V": (("image", "last_image"), ("image",)),
-    "FLF2V": (("image", "last_image"), ("image", "last_image")),
-    "TI2V": (("image",), ()),
-    "T2V": (("video", "strength"), ()),
-    "VACE": (("video", "mask", "reference_images", "conditioning_scale"), ()),
-    "ANIMATE": (
-        (
-            "image",
-            "pose_video",
-            "face_video",
-            "mode",
-            "background_video",
-            "mask_video",
-            "segment_frame_length",
-            "prev_segment_conditioning_frames",
-        ),
-        ("image", "pose_video", "face_video"),
-    ),
-}
-# key -> the key without which it has no meaning
-_WITH = {"strength": "video", "mask": "video"}
-_REPLACING = ("background_video", "mask_video")
-
-
-def _control(cfg: Config, spec: WanSpec) -> None:
-    takes, _ = _CONTROL.get(spec.model_type, ((), ()))
-    images = {key: [getattr(video, key) for video in examples(cfg)] for key in ("image", "last_image")}
-    given = [key for key in schema.group("control") if not _is_default(cfg, key)]
-    given += [key for key, values in images.items() if any(values)]
-    for key in given:
-        if key not in takes:
-            able = " or ".join(name for name, (keys, _) in _CONTROL.items() if key in keys)
+def _control(job: Job) -> None:
+    """Images and the group `control`: what the task uses, and what it cannot do without."""
+    cfg, task = job.cfg, job.spec.task
+    images = {key: [getattr(video, key) for video in job.videos] for key in ("image", "last_image")}
+    given = [key for key in schema.group("control") if not schema.is_default(cfg, key)]
+    for key in (*given, *(key for key, values in images.items() if any(values))):
+        if key not in task.takes:
+            able = dict.fromkeys(spec.model_type for spec in variants.VARIANTS.values() if key in spec.task.takes)
             raise UserError(
-                f"{key} has no meaning for {spec.name}, whose model_type is {spec.model_type}; leave it out, or choose "
-                f"a model of type {able}."
+                f"{key} is not used by {job.spec.name}, whose model_type is {task.name}; leave it out, or choose "
+                f"a model of type {' or '.join(able)}."
             )
-        if getattr(cfg, _WITH.get(key, key)) is None:
-            raise UserError(f"{key} has no meaning without {_WITH[key]}; give both, or leave {key} out.")
-        if key in _REPLACING and cfg.mode != "replace":
-            raise UserError(f"{key} has no meaning with mode={cfg.mode}; write mode=replace, or leave it out.")
     if cfg.decode_latents or cfg.plan:
         return
-    for key in required(cfg):
+    for key in required(cfg, job.spec):
         if not (all(images[key]) if key in images else getattr(cfg, key)):
-            what = "a video or a folder of frames" if key in schema.VIDEOS else "the path or URL of an image"
-            raise UserError(f"{spec.name} needs {key}; write {key}=FILE, {what}.")
+            what = "a video or a folder of frames" if schema.KEYS[key].is_video else "the path or URL of an image"
+            raise UserError(f"{job.spec.name} needs {key}; write {key}=FILE, {what}.")
     if any(images["last_image"]) and cfg.num_frames == 1:
-        raise UserError(f"A video of num_frames=1 cannot end with another image; write num_frames={spec.num_frames}.")
+        raise UserError(
+            f"A video of num_frames=1 cannot end with another image; write num_frames={job.spec.num_frames}."
+        )
 
 
-def required(cfg: Config) -> tuple[str, ...]:
-    """The keys of images and videos that its task cannot do without."""
-    _, needs = _CONTROL.get(cfg.model_type, ((), ()))
-    return (*needs, *(_REPLACING if cfg.mode == "replace" else ()))
+def required(cfg: Config, spec: WanSpec) -> tuple[str, ...]:
+    """The keys of images and videos that a run of the task cannot do without."""
+    mode = [key for key, about in schema.KEYS.items() if about.needs == f"mode={cfg.mode}"]
+    return (*spec.task.needs, *mode)
 
 
 def _experts(cfg: Config, spec: WanSpec) -> None:
     for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
-        if spec.boundary_ratio is None and not _is_default(cfg, key):
-            raise UserError(f"{key} has no meaning for {spec.name}, which has one expert; leave it out.")
+        if spec.boundary_ratio is None and not schema.is_default(cfg, key):
+            raise UserError(f"{key} is not used by {spec.name}, which has one expert; leave it out.")
 
 
-def _is_default(cfg: Config, key: str) -> bool:
-    default = Config.model_fields[key].default
-    return getattr(cfg, key) in (default, (default,))
+def check_parallelism(cfg: Config, spec: WanSpec) -> None:
+    """The group "attention and parallelism", as far as it can be checked without devices.
 
-
-def _parallelism(cfg: Config, spec: WanSpec) -> None:
+    Raises:
+      UserError: degrees that cannot multiply, options that no kernel takes.
+    """
     for level in ("ici", "dcn"):
         filling = [key for key in Config.model_fields if key.startswith(f"{level}_") and getattr(cfg, key) == -1]
         if len(filling) > 1:
             raise UserError(
                 f"{' and '.join(filling)} are both -1, but only one can take the devices left; set one of them."
             )
-    KernelOptions.read(cfg)
+    kernel_options(cfg)
     shards = cfg.ulysses_shards
     if shards == -1:
         return
     if shards > 1 and cfg.attention not in _TAKES_ULYSSES:
         raise UserError(
-            f"ulysses_shards={shards} has no meaning for attention={cfg.attention}; "
+            f"ulysses_shards={shards} is not used by attention={cfg.attention}; "
             f"write ulysses_shards=1 or attention={' or '.join(_TAKES_ULYSSES[1:])}."
         )
     counted = {}
@@ -238,9 +225,13 @@ def _plan(cfg: Config) -> None:
         _writable(path.parent, "plan_file")
 
 
-def _output(cfg: Config) -> None:
-    if cfg.process_id:  # process 0 alone writes, perhaps to a disk that only it has
-        return
+def check_output(job: Job) -> None:
+    """Whether results can be written under their names; asked on process 0 alone, which may write to a disk of its own.
+
+    Raises:
+      UserError: they cannot, or `save_file` exists and may not be replaced.
+    """
+    cfg = job.cfg
     if cfg.save_file is None:
         folder = paths.parse(cfg.output_dir)
         _writable(folder / cfg.run_name, "output_dir")
@@ -248,7 +239,7 @@ def _output(cfg: Config) -> None:
         return
     path, frames = paths.parse(cfg.save_file), cfg.output_format == "png"
     _one_file(cfg, path)
-    count = 1 if cfg.decode_latents else len(examples(cfg))
+    count = 1 if cfg.decode_latents else len(job.videos)
     if count > 1:
         raise UserError(
             f"save_file names one file, but {count} videos are asked for; leave it out, "

@@ -1,0 +1,314 @@
+"""argv -> values as written: one YAML file, then key=value words. Opens nothing but the YAML file.
+
+Both sources are read as text, and the type of the key decides what the text means: a prompt that looks like a number
+stays a prompt. Within one source a key and its alias may not contradict each other; the command line wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from maxdiffusion.config import schema
+from maxdiffusion.config.schema import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import paths
+
+COMMAND_LINE = "command line"
+_WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
+_SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
+_NULL = ("", "~", "null", "Null", "NULL")
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value as written (text, or nested lists of text) and where it was written."""
+
+    value: Any
+    origin: str
+
+
+Values = dict[str, Value]
+
+
+def parse(argv: Sequence[str]) -> Values:
+    """Reads `CONFIG.yml key=value ...`, in any order.
+
+    Args:
+      argv: the words of the command line, without the program's name.
+
+    Returns:
+      Key -> value, aliases replaced, paths expanded; `size` where it is auto.
+
+    Raises:
+      UserError: an unknown key, contradicting values, a YAML file that cannot be read, a path that cannot exist.
+    """
+    file, pairs = _split(argv)
+    values = _canonical(_read_yaml(file)) | _canonical(_read_words(pairs))
+    _apply_ring_size(values)
+    _expand_paths(values, paths.parse(file).parent)
+    return values
+
+
+def parse_words(words: Sequence[str]) -> Values:
+    """Reads key=value words alone.
+
+    Raises:
+      UserError: as `parse`, or a word without `=`.
+    """
+    pairs = [(match[1], match[2]) for match in map(_WORD.fullmatch, words) if match]
+    if len(pairs) != len(words):
+        raise UserError(f"'{' '.join(words)}' is not a list of key=value words; write '[attention=ring]'.")
+    return _canonical(_read_words(pairs))
+
+
+def typed(values: Mapping[str, Value], base: Mapping[str, Any] | None = None) -> Config:
+    """The config of these values over those of `base`.
+
+    Raises:
+      UserError: a value that its key cannot take.
+    """
+    try:
+        cfg = Config.model_validate({**(base or {}), **{key: entry.value for key, entry in values.items()}})
+    except ValidationError as error:
+        raise UserError(_sentence(error, values)) from None
+    cfg._origins = {key: values[key].origin for key in Config.model_fields if key in values}
+    return cfg
+
+
+def parse_size(value: Any) -> tuple[str, str] | None:
+    """Width and height of `832*480`; None for anything else."""
+    match = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    return (match[1], match[2]) if match else None
+
+
+# ---- the two sources
+
+
+def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The YAML file and the key=value words."""
+    files, words = [], []
+    for word in argv:
+        if word.startswith("-"):
+            raise UserError(f"unknown option {word!r}; write key=value without dashes, or --help for the keys.")
+        match = _WORD.fullmatch(word)
+        if match:
+            words.append((match[1], match[2]))
+        else:
+            files.append(word)
+    if len(files) != 1:
+        what = f"the words {', '.join(map(repr, files))} are" if files else "no word of the command line is"
+        raise UserError(f"Exactly one YAML file is needed, but {what} given as one; write CONFIG.yml key=value ...")
+    return files[0], words
+
+
+def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
+    values: Values = {}
+    for key, text in pairs:
+        if key in values:
+            raise UserError(
+                f"{key} is given twice on the command line, as {values[key].value!r} and {text!r}; give it once."
+            )
+        values[key] = Value(_list_or_text(key, text), COMMAND_LINE)
+    return values
+
+
+def _list_or_text(key: str, text: str) -> Any:
+    """A value in brackets is a YAML list, one in braces a mapping, where the key takes one; anything else is text."""
+    name = schema.ALIASES.get(key, key)
+    if name in Config.model_fields and schema.takes_mapping(name):
+        ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
+    elif key == "sample_guide_scale" or (name in Config.model_fields and schema.takes_list(name)):
+        ends, what, example = "[]", "list", '["one", "two"]'
+    else:
+        return text
+    if not (text.startswith(ends[0]) and text.endswith(ends[1])):
+        return text
+    try:
+        return _plain(yaml.compose(text, yaml.BaseLoader), key, mapping=what == "mapping")
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(
+            f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
+        ) from None
+
+
+def _read_yaml(file: str) -> Values:
+    """The keys of the file as text; a null leaves its key at the default."""
+    try:
+        root = yaml.compose(paths.reach(file).read_text(encoding="utf-8"), yaml.BaseLoader)
+    except FileNotFoundError:
+        raise UserError(_no_file(file)) from None
+    except OSError as error:
+        raise UserError(f"The config file {file} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"The config file {file} is not UTF-8 text; it must be a YAML file.") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        fault = " ".join(filter(None, (error.context, error.problem)))
+        raise UserError(f"The config file {file} is not valid YAML: {fault} in line {line}.") from None
+    except RecursionError:
+        raise UserError(f"The config file {file} nests too deeply; keys are flat, one per line.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"The config file {file} is not valid YAML: {' '.join(str(error).split())}.") from None
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"The config file {file} holds no key: value lines; write for example `prompt: a cat`.")
+    values: Values = {}
+    lines: dict[str, int] = {}
+    for node, value in root.value:
+        key, line = str(node.value), node.start_mark.line + 1
+        if key in lines:
+            raise UserError(f"The config file {file} gives {key} twice, in lines {lines[key]} and {line}; keep one.")
+        lines[key] = line
+        mapping = key in Config.model_fields and schema.takes_mapping(key)
+        values[key] = Value(_plain(value, f"{file}, line {line}: {key}", mapping=mapping), f"file {file}")
+    return values
+
+
+def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = False) -> Any:
+    """Texts, lists of texts, and None for an unquoted null."""
+    if isinstance(node, yaml.ScalarNode):
+        return None if node.style is None and node.value in _NULL else node.value
+    if isinstance(node, yaml.SequenceNode) and depth < 3:
+        return [_plain(child, where, depth + 1) for child in node.value]
+    if isinstance(node, yaml.MappingNode) and mapping:
+        return {str(name.value): _plain(value, where, depth + 1) for name, value in node.value}
+    raise UserError(f"{where} holds a mapping or lists nested too deeply; keys are flat, their values texts or lists.")
+
+
+def _no_file(file: str) -> str:
+    folder, name = os.path.split(file)
+    try:
+        others = [other for other in paths.names(paths.parse(folder or ".")) if other.endswith((".yml", ".yaml"))]
+    except OSError:
+        others = []
+    near = difflib.get_close_matches(name, others, n=1)
+    hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else "; give the path of a YAML file."
+    return f"The config file {file} does not exist{hint}"
+
+
+# ---- names
+
+
+def _canonical(source: Values) -> Values:
+    """Aliases under their keys, nulls dropped; `ring_size` and `size=auto` stay until both sources are merged."""
+    result: Values = {}
+    for name, entry in source.items():
+        if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
+            raise UserError(_unknown(name, entry.origin))
+        if entry.value is None:
+            continue
+        for key, value in _unalias(name, entry.value):
+            origin = entry.origin if key == name else f"{entry.origin}, {name}={entry.value}"
+            value = schema.KEYS[key].values.get(str(value), value) if key in schema.KEYS else value
+            other = result.setdefault(key, Value(value, origin))
+            if other.value != value:
+                raise UserError(
+                    f"{key} is given as {other.value} ({other.origin}) and as {value} ({origin}); keep one of the two."
+                )
+    return result
+
+
+def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if name == "sample_guide_scale" and isinstance(value, list) and len(value) == 2:
+        yield "guidance_scale_2", value[0]  # low noise first, as the official repository has it
+        yield "guidance_scale", value[1]
+    elif name == "sample_guide_scale":
+        yield "guidance_scale", value
+    elif name != "size":
+        yield schema.ALIASES.get(name, name), value
+    elif value == "auto":
+        yield "size", value
+    elif size := parse_size(value):
+        yield from zip(("width", "height"), size, strict=True)
+    else:
+        raise UserError(
+            f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720, or auto."
+        )
+
+
+def _unknown(name: str, origin: str) -> str:
+    names = [*Config.model_fields, *schema.ALIASES, *schema.COMPOUND_ALIASES]
+    near = difflib.get_close_matches(name.replace("-", "_").lower(), names, n=1, cutoff=0.0)
+    return f"unknown key {name} ({origin}); did you mean {near[0]}? (--help lists all keys.)"
+
+
+def _apply_ring_size(values: Values) -> None:
+    """ring_size (official repository) x ulysses_shards devices share the tokens."""
+    if "ring_size" not in values:
+        return
+    ring = values.pop("ring_size")
+    ulysses = values.setdefault("ulysses_shards", Value("1", f"{ring.origin}, ring_size without ulysses_size"))
+    try:
+        degrees = [int(ring.value), int(ulysses.value)]
+    except (TypeError, ValueError):
+        degrees = [0]
+    if min(degrees) < 1:
+        raise UserError(
+            f"ring_size={ring.value} with ulysses_shards={ulysses.value} cannot be multiplied; "
+            "both must be positive integers, such as ring_size=2 ulysses_size=4."
+        )
+    product = str(degrees[0] * degrees[1])
+    context = values.setdefault("ici_context_parallelism", Value(product, f"{ring.origin}, ring_size={ring.value}"))
+    if context.value != product:
+        raise UserError(
+            f"ici_context_parallelism is given as {context.value} ({context.origin}), but ring_size={ring.value} x "
+            f"ulysses_shards={ulysses.value} make {product}; leave one of them out."
+        )
+
+
+def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:
+    """~ and $VARIABLES in paths; ./ and ../ of an input in the YAML file are relative to that file."""
+    for key, about in schema.KEYS.items():
+        if not about.path or key not in values:
+            continue
+        entry = values[key]
+        relative = about.path == "input" and not entry.origin.startswith(COMMAND_LINE)
+        expand = functools.partial(_expand_path, key, entry.origin, yaml_folder if relative else None)
+        value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
+        values[key] = dataclasses.replace(entry, value=value)
+
+
+def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    path = paths.expanded(given, f"{key} ({origin})")
+    if relative_to is not None and path.startswith(("./", "../")):
+        whole = relative_to / path
+        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
+    return path
+
+
+# ---- errors
+
+
+def _sentence(error: ValidationError, values: Mapping[str, Value]) -> str:
+    """The first thing that pydantic found, as one sentence with key, value, origin and bound."""
+    first = error.errors()[0]
+    key = str(first["loc"][0])
+    entry = values[key]
+    fault = first["msg"].removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    if first["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        near = difflib.get_close_matches(str(first["input"]).lower(), choices, n=1)
+        fault += f" (did you mean {near[0]}?)" if near else ""
+    if key == "logical_axis_rules":
+        fault = "should be a list of pairs, such as [[mlp, tensor], [embed, null]]"
+    if first["type"] == "dict_type":
+        fault = "should be a mapping, such as {block_q: 2048, block_kv: 1024}"
+    shown = first["input"] if isinstance(first["input"], str | int | float) else entry.value
+    return f"{key}={_short(str(shown))} ({entry.origin}) cannot be used: it {fault}."
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,95 @@
+"""A run's meaning, made once from its config. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+from maxdiffusion.attention.options import KernelOptions
+from maxdiffusion.config.schema import Config
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.request.segments import Segments
+from maxdiffusion.request.videos import Video
+from maxdiffusion.runtime.hosts import Hosts
+from maxdiffusion.variants import WanSpec
+
+Shape = tuple[int, int, int, int]  # f h w c of latents
+
+
+def kernel_options(cfg: Config) -> KernelOptions:
+    """The options of the attention kernel.
+
+    Raises:
+      UserError: a size that the kernels do not take.
+    """
+    return KernelOptions(
+        **cfg.flash_block_sizes,
+        base2_exp=cfg.use_base2_exp,
+        scheduler=cfg.use_experimental_scheduler,
+        vmem_limit_kib=cfg.attention_vmem_limit_kib,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: its keys and what follows from them.
+
+    Attributes:
+      cfg: every key, complete; what a key says by itself is read here.
+      spec: the variant.
+      videos: what is made; of a prompt file whose videos are partly there, those that are left.
+      segments: how frames are cut.
+    """
+
+    cfg: Config
+    spec: WanSpec
+    videos: tuple[Video, ...]
+    segments: Segments
+
+    @property
+    def hosts(self) -> Hosts:
+        """The processes that make this run."""
+        cfg = self.cfg
+        return Hosts(
+            cfg.jax_distributed,
+            cfg.coordinator_address,
+            cfg.num_processes,
+            cfg.process_id,
+            cfg.initialization_timeout,
+        )
+
+    def latent_grid(self, video: Video) -> tuple[int, int, int]:
+        """Latent frames, height and width of one segment, without reference frames."""
+        return self.spec.latent_grid(self.segments.length, video.height, video.width)
+
+    def segment_shape(self, video: Video, channels: int) -> Shape:
+        """Of the latents that are denoised at once, reference frames included."""
+        f, h, w = self.latent_grid(video)
+        return self.segments.reference_frames + f, h, w, channels
+
+    def latents_shape(self, channels: int) -> Shape:
+        """Of one video's latents, all segments, of the size that the config gives."""
+        f, h, w = self.spec.latent_grid(self.segments.length, self.cfg.height, self.cfg.width)
+        return f * len(self.segments), h, w, channels
+
+    def max_tokens(self, network: DiTConfig) -> int:
+        """Tokens that are denoised at once of the largest video.
+
+        Raises:
+          UserError: a size does not suit the transformer.
+        """
+        return max(math.prod(network.grid(*self.segment_shape(video, 0)[:3])) for video in self.videos)
+
+    def batches(self, data: int) -> Iterator[tuple[list[int], int]]:
+        """(rows of `videos`, how many of them count) of each batch on a data axis of that degree.
+
+        The videos of a batch have one shape; a last one that is shorter repeats its last row.
+        """
+        limit = self.cfg.per_device_batch_size * data
+        for shape in dict.fromkeys(video.shape for video in self.videos):
+            rows = [row for row, video in enumerate(self.videos) if video.shape == shape]
+            step = min(len(rows), limit)
+            for first in range(0, len(rows), step):
+                batch = rows[first : first + step]
+                yield batch + batch[-1:] * (step - len(batch)), len(batch)

@@ -1,0 +1,63 @@
+"""The checkpoint that a config names, and how its networks are built."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from maxdiffusion import variants
+from maxdiffusion.config.schema import Config
+from maxdiffusion.runtime.paths import parse, reach
+from maxdiffusion.weights import hub, official, specs
+
+if TYPE_CHECKING:
+    from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.weights.nets import Build
+
+
+def open_checkpoint(cfg: Config, fetch: bool = True) -> specs.Pipeline:
+    """The checkpoint, opened; a hub id is fetched first, if it may be. Imports no jax.
+
+    Raises:
+      UserError: it cannot be fetched, is damaged, or is not of the variant that the config names.
+    """
+    spec = variants.get(cfg.model_name)
+    given = {
+        "text_encoder": cfg.text_encoder_file,
+        "image_encoder": cfg.image_encoder_file,
+        "transformer": cfg.transformer_file,
+        "transformer_2": cfg.transformer_2_file,
+        "vae": cfg.vae_file,
+    }
+    files = {net: parse(file) for net, file in given.items() if file}
+    unneeded = [f"{net}/*.safetensors*" for net in files]
+    folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
+    pipeline = specs.open_pipeline(folder, spec, files)
+    variants.check(spec, pipeline.files.configs["transformer"])
+    return pipeline
+
+
+def read_configs(cfg: Config) -> Mapping[str, Any]:
+    """The networks' configs by folder: the checkpoint's where it is a folder, else the official ones of the variant.
+
+    Raises:
+      UserError: the folder's files are not what the config says, or the variant has no official checkpoint.
+    """
+    if reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
+        return open_checkpoint(cfg, fetch=False).configs
+    return official.configs(variants.get(cfg.model_name))
+
+
+def builders(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
+    """How each network is built, with the config's dtypes."""
+    from maxdiffusion.weights import nets
+
+    return nets.builders(
+        plan,
+        weights_dtype=cfg.weights_dtype,
+        dtype=cfg.activations_dtype,
+        text_encoder_dtype=cfg.text_encoder_dtype,
+        vae_dtype=cfg.vae_dtype,
+        scan_layers=cfg.scan_layers,
+    )

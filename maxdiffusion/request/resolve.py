@@ -1,0 +1,228 @@
+"""Values as written -> a run: the variant, its defaults, the size of an image, then every check. Imports no jax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from maxdiffusion import variants
+from maxdiffusion.config import parse, schema
+from maxdiffusion.config.parse import COMMAND_LINE, Value, Values, parse_words, typed
+from maxdiffusion.config.schema import Config
+from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image, size_within
+from maxdiffusion.request import checks, videos
+from maxdiffusion.request.job import Job
+from maxdiffusion.request.segments import Segments
+from maxdiffusion.runtime import paths
+from maxdiffusion.weights import dimensions
+from maxdiffusion.weights.checkpoint import official_layout, read_json
+
+
+def load(argv: Sequence[str]) -> Job:
+    """The run that the words of a command line ask for, without the program's name.
+
+    Raises:
+      UserError: anything that can be seen to be wrong before weights are loaded.
+    """
+    return resolve(parse(argv))
+
+
+def resolve(values: Values) -> Job:
+    """The run that these values ask for.
+
+    Raises:
+      UserError: anything that can be seen to be wrong before weights are loaded.
+    """
+    values = dict(values)
+    spec = _variant(values)
+    _apply_auto_size(values, spec)
+    for key, (value, origin) in _defaults(spec, values).items():
+        values.setdefault(key, Value(value, origin))
+    cfg = typed(values)
+    checks.check_keys(cfg, spec)
+    job = job_of(cfg)
+    on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
+    return job
+
+
+def job_of(cfg: Config) -> Job:
+    """The run of a complete config.
+
+    Raises:
+      UserError: as `checks.check_job`, or the videos or their segments cannot be made.
+    """
+    spec = variants.get(cfg.model_name)
+    length, overlap = cfg.num_frames, 0
+    if spec.task.segmented:
+        length, overlap = cfg.segment_frame_length, cfg.prev_segment_conditioning_frames
+    references = spec.task.reference_frames + len(cfg.reference_images)
+    if cfg.inspect:
+        return Job(cfg, spec, (), Segments(cfg.num_frames, length, 0, references))
+    job = Job(cfg, spec, videos.read(cfg), Segments(cfg.num_frames, length, overlap, references))
+    checks.check_job(job)
+    return job
+
+
+def on_mesh(job: Job, words: Sequence[str]) -> Job:
+    """The same run on another mesh: key=value words of the group "attention and parallelism" win over its own.
+
+    Raises:
+      UserError: a word of another group, or one that `load` would refuse.
+    """
+    values = parse_words(words)
+    for key in values:
+        if schema.KEYS[key].group != schema.PARALLELISM:
+            raise UserError(f"{key} is not a key of {schema.PARALLELISM}, so that a second mesh cannot change it.")
+    cfg = typed(values, job.cfg.model_dump())
+    checks.check_parallelism(cfg, job.spec)
+    return dataclasses.replace(job, cfg=cfg)
+
+
+def _apply_auto_size(values: Values, spec: variants.WanSpec) -> None:
+    """`size=auto`, the default where an image or video is given: width and height in its proportions.
+
+    The command line wins over the file, in either direction.
+    """
+    auto = values.pop("size", None)
+    sides = [values[key].origin for key in ("width", "height") if key in values]
+    if auto is not None and auto.origin in sides:
+        raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
+    if sides and (auto is None or COMMAND_LINE not in auto.origin or any(COMMAND_LINE in side for side in sides)):
+        return
+    key = spec.task.shaped_by
+    entry = values[key].value if key in values else []
+    location = entry if isinstance(entry, str) else next(iter(entry), None)
+    if not location:
+        if auto is not None:
+            raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
+        return
+    own = _size_of(key, location)
+    steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
+    size = size_within(spec.width * spec.height, own, max(steps))
+    for side, pixels in zip(("width", "height"), size, strict=True):
+        values[side] = Value(str(pixels), f"size=auto, the {key} has {own[0]} x {own[1]} pixels")
+
+
+def _size_of(key: str, location: str) -> tuple[int, int]:
+    """Width and height of an image or a video."""
+    if key == "image":
+        return open_image(location).size
+    from maxdiffusion.media.read import read_video  # numpy, which no other check needs
+
+    _, height, width, _ = read_video(location, 1).shape
+    return width, height
+
+
+# ---- the variant and its defaults
+
+
+def _variant(values: Values) -> variants.WanSpec:
+    """The variant: the one named, or the one of the named family to which the checkpoint belongs."""
+    named = values.get("model_name", Value(schema.default("model_name"), "default"))
+    name = _text(values, "model_name") or str(named.value)
+    found = variants.candidates(name, _text(values, "model_type"))
+    path = _text(values, "pretrained_model_name_or_path")
+    file = _text(values, "transformer_file")
+    checkpoint = _transformer_config(path, file) if path else None
+    if file:
+        path, checkpoint = file, dimensions.read_config(paths.reach(file), checkpoint or {})
+    if len(found) == 1:
+        if checkpoint is not None:
+            variants.check(found[0], checkpoint)
+        values["model_name"] = dataclasses.replace(named, value=found[0].name)
+        return found[0]
+    if checkpoint is not None:
+        found = variants.matching(checkpoint, found) or found
+    spec = found[0] if len(found) == 1 else _by_hub_id(path, found)
+    if spec is None:
+        names = ", ".join(each.name for each in found)
+        what = f"the checkpoint {path} does not tell which" if path else "no checkpoint is given that tells which"
+        raise UserError(f"model_name {name} stands for several variants and {what}; write model_name: one of {names}.")
+    values["model_name"] = Value(spec.name, f"family {name}, identified by {path}")
+    return spec
+
+
+def _text(values: Values, key: str) -> str | None:
+    value = values[key].value if key in values else None
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{key} ({values[key].origin}) is a list, but it takes one value.")
+    return value
+
+
+def _by_hub_id(path: str | None, found: Sequence[variants.WanSpec]) -> variants.WanSpec | None:
+    """The variant with that hub id, or with a hub id that ends in the folder's name."""
+    ids = {spec.hub_id.lower(): spec for spec in found if spec.hub_id}
+    folders = {each.partition("/")[2]: spec for each, spec in ids.items()}
+    given = (path or "").lower()
+    return ids.get(given) or folders.get(os.path.basename(given.rstrip("/")))
+
+
+def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None:
+    """transformer/config.json of a local checkpoint; None for a hub id, whose files are checked once they are here.
+
+    Beside a `transformer_file` it may be absent.
+    """
+    folder = paths.reach(path)
+    if isinstance(folder, Path) and not folder.is_dir():
+        if folder.is_file():
+            raise UserError(
+                f"pretrained_model_name_or_path={path} is a file; give a folder or a hub id, and a transformer in one "
+                f"file as transformer_file={path}."
+            )
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+            raise UserError(
+                f"pretrained_model_name_or_path={path} is neither an existing folder nor a hub id of the form "
+                "organisation/name; give one of the two."
+            )
+        return None
+    config = folder / "transformer" / "config.json"
+    if not config.is_file():
+        if file:
+            return None
+        raise UserError(
+            official_layout(folder)
+            or f"The checkpoint {path} has no transformer/config.json; "
+            "give the folder of a checkpoint in the diffusers layout."
+        )
+    return read_json(config)
+
+
+def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any, str]]:
+    """What follows from the variant and from other keys: key -> (value, origin)."""
+    origin = f"variant {spec.name}"
+    own = {key: getattr(spec, key) for key, about in schema.KEYS.items() if about.from_variant}
+    result = {key: (value, origin) for key, value in own.items() if value is not None}
+    result["run_name"] = (spec.name, origin)
+    if spec.flow_shift_480p is not None and _pixels(spec, values) <= 832 * 480:
+        result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
+    if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
+        result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
+    if "pretrained_model_name_or_path" not in values:
+        if spec.hub_id is None:
+            raise UserError(
+                f"The variant {spec.name} has no official checkpoint; give pretrained_model_name_or_path=FOLDER."
+            )
+        result["pretrained_model_name_or_path"] = (spec.hub_id, origin)
+    if _text(values, "jax_distributed") != "off":
+        for key in ("coordinator_address", "num_processes", "process_id"):
+            if value := os.environ.get(f"JAX_{key.upper()}"):
+                result[key] = (value, f"environment, JAX_{key.upper()}")
+    extension = os.path.splitext(_text(values, "save_file") or "")[1].lower().lstrip(".")
+    if extension:
+        result["output_format"] = (extension, "save_file")
+    return result
+
+
+def _pixels(spec: variants.WanSpec, values: Values) -> float:
+    """Pixels of a frame; infinite for sides that are not numbers, which the schema will refuse."""
+    sides = (values[side].value if side in values else getattr(spec, side) for side in ("width", "height"))
+    try:
+        return float(math.prod(map(int, sides)))
+    except (TypeError, ValueError):
+        return math.inf

@@ -1,0 +1,165 @@
+"""What a run holds while it lasts: hosts, log, compile cache, checkpoint, mesh, attention plan and clock."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flax import nnx
+
+from maxdiffusion import parallel
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.config import schema
+from maxdiffusion.denoise.recipe import Recipe
+from maxdiffusion.request import checks, layout, nets
+from maxdiffusion.request.job import Job
+from maxdiffusion.runtime import compile_cache, distributed, log
+from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.runtime.versions import versions
+from maxdiffusion.weights.loader import placed
+from maxdiffusion.weights.nets import Build, Nets
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """A run on its devices, before anything is read: enough to compile all its programs.
+
+    Attributes:
+      job: the run.
+      recipe: the denoise loop's strategies.
+      configs: of the networks, by folder.
+      plan: how attention is split and computed.
+      placement: the mesh and its logical axes.
+    """
+
+    job: Job
+    recipe: Recipe
+    configs: Mapping[str, Any]
+    plan: AttentionPlan
+    placement: parallel.Placement
+
+    @classmethod
+    def of(cls, job: Job, configs: Mapping[str, Any], devices: parallel.Devices | None = None) -> Setup:
+        """On these devices, all by default; descriptions will do.
+
+        Raises:
+          UserError: the devices do not fit the degrees, or the schedule has no steps.
+        """
+        recipe = recipe_of(job)
+        return cls(job, recipe, configs, *layout.lay_out(job, recipe, configs["transformer"], devices))
+
+    @functools.cached_property
+    def builders(self) -> Mapping[str, Build]:
+        """How each network is built."""
+        return nets.builders(self.job.cfg, self.plan)
+
+    def abstract(self, net: str) -> nnx.Module:
+        """One network whose parameters are shapes with shardings."""
+        if net not in self._abstract:
+            self._abstract[net] = placed(self.builders[net](self.configs[net]), self.placement)
+        return self._abstract[net]
+
+    @functools.cached_property
+    def _abstract(self) -> dict[str, nnx.Module]:
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run whose checkpoint is open.
+
+    Attributes:
+      setup: the run on its devices.
+      nets: the checkpoint, matched with its networks.
+      stages: clock and progress.
+    """
+
+    setup: Setup
+    nets: Nets
+    stages: Stages
+
+    @property
+    def job(self) -> Job:
+        return self.setup.job
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.setup.recipe
+
+    @property
+    def configs(self) -> Mapping[str, Any]:
+        return self.setup.configs
+
+    def load(self, net: str) -> Any:
+        """One network, streamed to its devices."""
+        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes") as advance:
+            return self.nets.load(net, advance)
+
+    def check_agree(self, **digests: str) -> None:
+        """Whether all processes have the same run, checkpoint, versions and inputs (`digests`).
+
+        Raises:
+          UserError: they differ; it names the first keys in which they do.
+        """
+        settings = self.job.cfg.to_json()
+        facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
+        facts |= {f"version of {key}": value for key, value in versions().items()}
+        shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
+        distributed.check_agree(facts | {"videos": repr(shown), "checkpoint": self.nets.files.digest()} | digests)
+
+
+def recipe_of(job: Job) -> Recipe:
+    """The strategies that the config names.
+
+    Raises:
+      UserError: the schedule cannot be made, or `strength` leaves none of its steps.
+    """
+    cfg = job.cfg
+    return Recipe.of(
+        cfg.solver,
+        cfg.num_inference_steps,
+        cfg.flow_shift,
+        scales=(cfg.guidance_scale, cfg.guidance_scale_2),
+        boundary=cfg.boundary_ratio,
+        strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
+    )
+
+
+def start(job: Job) -> None:
+    """Joins the processes of the run, sets up log and compile cache, and logs the config.
+
+    Raises:
+      UserError: the processes do not meet, or a folder cannot be written.
+    """
+    cfg = job.cfg
+    log.setup(cfg.log_level)
+    distributed.start(job.hosts)
+    if distributed.index() and cfg.log_level != "error":
+        log.setup("warning")
+    logger.info("%s", cfg.describe())
+    with distributed.fail_together():
+        compile_cache.enable(cfg.jax_cache_dir)
+        if distributed.count() > 1 and distributed.index() == 0:
+            checks.check_output(job)
+
+
+@contextlib.contextmanager
+def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Session]:
+    """Opens the checkpoint and lays the run out on its devices (all by default); loads nothing.
+
+    Raises:
+      UserError: the checkpoint is not what the config says, or the devices do not fit its degrees; on any host.
+    """
+    stages = Stages(job.cfg.progress)
+    with distributed.fail_together(), stages("load"):
+        pipeline = nets.open_checkpoint(job.cfg)
+        setup = Setup.of(job, pipeline.configs, devices)
+        session = Session(setup, Nets(pipeline, setup.builders, setup.placement), stages)
+    with parallel.use(setup.placement), stages.clock.compilation():
+        yield session
