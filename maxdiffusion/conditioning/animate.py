@@ -99,18 +99,18 @@ def encode(
 def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any], grid: Grid) -> Described:
     """See `Kind.describe`. It counts a pose for each video, though those of one batch share it."""
     (f, h, w), vae, plan = grid, configs["vae"], parts.of(cfg)
-    square = configs["transformer"].side.motion_encoder_size
+    square = configs["transformer"].adapter.motion_encoder_size
     shown = Frames(channels=full(1 + f, h, w, vae.temporal_factor + vae.z_dim))
     performance = Performance(full(f, h, w, vae.z_dim), full(plan.length, square, square, 3))
     size, characters = (cfg.height, cfg.width), {video.image for video in videos}
     encoded = Counter({(plan.length, *size): 2 * len(plan.starts) * len(videos)})
-    return Described({"frames": shown, "side": performance}, encoded + Counter({(1, *size): len(characters)}))
+    return Described({"frames": shown, "adapter": performance}, encoded + Counter({(1, *size): len(characters)}))
 
 
 def performer(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Perform:
     """What is shown in each part; the VAE stays, for the frames that a part hands on to the next."""
     vae, plan, size = stages.load(nets, "vae"), parts.of(cfg), (cfg.height, cfg.width)
-    square = nets.configs["transformer"].side.motion_encoder_size
+    square = nets.configs["transformer"].adapter.motion_encoder_size
 
     def perform(fields: Fields, before: Sequence[np.ndarray]) -> tuple[Fields, Fields]:
         frames = plan.of(plan.starts[len(before)])
@@ -129,7 +129,7 @@ def performer(cfg: Config, nets: Nets, stages: Stages, given: Inputs) -> Perform
             face, pose = (jnp.broadcast_to(x, (len(characters), *x.shape[1:])) for x in (face, pose))
             fields |= {"frames": Frames(channels=jnp.stack(channels))}
             acting, blank = (Performance(pose, pixels) for pixels in (face, jnp.full_like(face, -1)))
-            return fields | {"side": acting}, fields | {"side": blank}
+            return fields | {"adapter": acting}, fields | {"adapter": blank}
 
     return perform
 

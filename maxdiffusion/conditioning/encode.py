@@ -50,7 +50,7 @@ KINDS: Mapping[str, Kind] = {
     "image_tokens": Kind(images.read_originals, images.encode_tokens, "image", images.tokens_described),
     "image_channels": Kind(images.read_fitted, images.encode_channels, "frames", images.channels_described),
     "first_frame": Kind(images.read_fitted, images.encode_first, "frames", images.first_described),
-    "control": Kind(vace.read, vace.encode, "side", vace.described),
+    "control": Kind(vace.read, vace.encode, "adapter", vace.described),
     START: Kind(start.read, start.encode, START, start.described),
     PERFORMANCE: Kind(animate.read, animate.encode, PERFORMANCE, animate.described),
 }

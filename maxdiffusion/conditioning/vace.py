@@ -85,7 +85,7 @@ def encode(cfg: Config, nets: Nets, stages: Stages, videos: Sequence[Example], g
     Raises:
       UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
     """
-    layers = nets.configs["transformer"].side.vace_layers
+    layers = nets.configs["transformer"].adapter.vace_layers
     if len(cfg.conditioning_scale) not in (1, len(layers)):
         raise UserError(
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer is given "
@@ -102,9 +102,9 @@ def described(cfg: Config, videos: Sequence[Example], configs: Mapping[str, Any]
     """See `Kind.describe`."""
     (f, h, w), vae, images = grid, configs["vae"], len(cfg.reference_images)
     latents = full(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
-    control = Control(latents, full(len(configs["transformer"].side.vace_layers)))
+    control = Control(latents, full(len(configs["transformer"].adapter.vace_layers)))
     size = (cfg.height, cfg.width)
-    return Described({"side": control}, Counter({(1, *size): images}) + Counter({(cfg.num_frames, *size): 2}))
+    return Described({"adapter": control}, Counter({(1, *size): images}) + Counter({(cfg.num_frames, *size): 2}))
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

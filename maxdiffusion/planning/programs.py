@@ -40,7 +40,7 @@ class Lowered:
       times: how often the run calls it; with loop=scan a call is all steps of a segment.
       resident: bytes per device of what is in memory beside its arguments.
       options: the compiler's.
-      taken: the share of the transformer's layers after which its side does something, which a step decides in its
+      taken: the share of the transformer's layers after which its adapter does something, which a step decides in its
         loop.
       lower: makes `lowered`.
     """
@@ -84,9 +84,9 @@ def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
     def cut(config: Any) -> Any:
         depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
         changes: dict[str, Any] = {depth: min(layers, getattr(config, depth)) for depth in depths}
-        if isinstance(side := getattr(config, "side", None), VACEConfig):
-            hints = tuple(layer for layer in side.vace_layers if layer < layers)
-            changes["side"] = dataclasses.replace(side, vace_layers=hints)
+        if isinstance(vace := getattr(config, "adapter", None), VACEConfig):
+            hints = tuple(layer for layer in vace.vace_layers if layer < layers)
+            changes["adapter"] = dataclasses.replace(vace, vace_layers=hints)
         return dataclasses.replace(config, **changes)
 
     return {name: cut(config) for name, config in configs.items()}
@@ -131,7 +131,7 @@ class _Run:
                 return lower()
 
         network = self.configs["transformer"]
-        taken = len(network.side_layers) / network.num_layers
+        taken = len(network.adapter_layers) / network.num_layers
         return Lowered(stage, name, times, resident, self.options, taken, under_placement)
 
     def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
