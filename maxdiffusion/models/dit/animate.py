@@ -12,12 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.dit.block import Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.layers import Linear, RMSNorm, layer_norm, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 

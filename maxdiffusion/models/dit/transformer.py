@@ -90,8 +90,9 @@ class ConditionEmbedder(nnx.Module):
 class WanTransformer(nnx.Module):
     """Reference: `diffusers.WanTransformer3DModel`; paper: Wan (2025), arXiv:2503.20314.
 
-    It is `head(trunk(embed(...)))`: a step cache stands around the trunk. The blocks are stored stacked, a leading layer axis on every parameter. `scan_layers` compiles one block and loops
-    over it; without it the loop is unrolled in the program.
+    It is `head(trunk(embed(...)))`, so that a step cache can stand around the trunk. The blocks are stored stacked, a
+    leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the loop is
+    unrolled in the program.
     """
 
     def __init__(

@@ -12,11 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.layers import Linear, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 
