@@ -18,8 +18,8 @@ from maxdiffusion.conditioning import animate, images, start, text, vace
 from maxdiffusion.conditioning.described import Described, Grid
 from maxdiffusion.config import Config
 from maxdiffusion.config.examples import Example
-from maxdiffusion.denoise.guidance import Contexts
 from maxdiffusion.models.dit import Context
+from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.weights.nets import Nets
 

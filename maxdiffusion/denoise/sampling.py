@@ -19,16 +19,17 @@ from jaxtyping import Float
 from maxdiffusion import conditioning, parallel, variants
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example
-from maxdiffusion.denoise import experts
-from maxdiffusion.denoise.experts import Segment
+from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.denoise.given import Batch
-from maxdiffusion.denoise.guidance import Contexts, choose
+from maxdiffusion.denoise.guidance import NoGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import Network, split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.denoise.schedule import Schedule
+from maxdiffusion.denoise.segments import Segment, execution_order, segments
 from maxdiffusion.denoise.solvers import SOLVERS, Solver
 from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
+from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.progress import Advance
@@ -63,24 +64,24 @@ def sample(
     """
     batches = list(batched(cfg, videos))
     recipe = Recipe.of(cfg)
-    segments, count, network_config = recipe.segments, len(parts.of(cfg).starts), nets.configs["transformer"]
+    count, network_config = len(parts.of(cfg).starts), nets.configs["transformer"]
     conditions = conditioning.encode(cfg, videos, nets, stages, recipe.guided, inputs)
 
-    residents = experts.Residents(functools.partial(stages.load, nets), cfg.expert_residency)
+    loaded = LoadedExperts(functools.partial(stages.load, nets), cfg.expert_residency)
     programs: dict[tuple[int, ...], Program] = {}
     states: dict[tuple[int, int], State] = {}
     made: dict[int, list[np.ndarray]] = collections.defaultdict(list)
     units = [(index, part) for index in range(len(batches)) for part in range(count)]
-    for unit, segment in experts.turns(segments, units, cfg.expert_residency):
+    for unit, segment in execution_order(recipe.segments, units, cfg.expert_residency):
         index, part = unit
         rows, real = batches[index]
         batch = [videos[row] for row in rows]
         size = part_shape(cfg, batch[0], shape[3])
-        raw = conditions.contexts(batch, recipe.guided, made[index])
-        transformer = residents[segment.net]
+        raw = conditions.contexts(batch, segment.guided, made[index])
+        transformer = loaded[segment.net]
         network, params = split(transformer)
         with stages("text"):
-            prepare = preparing(network_config, len(rows))
+            prepare = prepare_program(network_config, len(rows))
             prepared = (prepare(nnx.graphdef(transformer), params, context) for context in raw if context is not None)
             contexts = jax.block_until_ready(Contexts(*prepared))
         if unit not in states:
@@ -92,17 +93,17 @@ def sample(
         if program is None:
             denoiser = recipe.denoiser(cfg, network, network_config, len(rows), size)
             with stages("compile"):
-                program = programs[len(rows), *batch[0].shape] = denoiser.compile(params, x, contexts)
+                program = programs[len(rows), *batch[0].shape] = denoiser.compile(params, x, contexts.positive)
         state = states.pop(unit) if unit in states else program.init(x)
         with stages("denoise", segment.stop - segment.start, "steps") as advance:
             states[unit] = _run(program, params, contexts, state, segment, advance, stages, watch)
         del transformer, params, contexts  # the next net may need their memory
-        if segment == segments[-1]:
+        if segment == recipe.segments[-1]:
             latents = distributed.fetch(raw.positive.frames.keep(states.pop(unit).x))
             made[index].append(latents[:, parts.of(cfg).leading :])
             if part == count - 1:
                 if index == len(batches) - 1:
-                    residents.free()  # the decoder may need their memory
+                    loaded.free()  # the decoder may need their memory
                 yield tuple(batch[:real]), np.concatenate(made.pop(index), axis=1)[:real]
 
 
@@ -121,12 +122,13 @@ class Recipe:
         schedule = solver.schedule(cfg.num_inference_steps, cfg.flow_shift)
         if cfg.video and conditioning.START in variants.get(cfg.model_name).conditions:
             schedule = schedule.last(cfg.strength)
-        strategy = experts.choose(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)
-        return cls(solver, schedule, strategy.segments(schedule.timesteps))
+        scales = cfg.guidance_scale, cfg.guidance_scale_2
+        return cls(solver, schedule, segments(schedule.timesteps, cfg.boundary_ratio, *scales))
 
     @property
     def guided(self) -> bool:
-        return any(segment.guidance_scale != 1 for segment in self.segments)
+        """Whether any segment is: negative prompts are encoded."""
+        return any(segment.guided for segment in self.segments)
 
     def denoiser(
         self, cfg: Config, network: Network, config: DiTConfig, rows: int, shape: tuple[int, int, int, int]
@@ -134,7 +136,7 @@ class Recipe:
         """For batches of `rows` videos' latents of f h w c."""
         tokens, shards = math.prod(config.grid(*shape[:3])), parallel.data_degree()
         per_shard = [tokens * -(-number // shards) for number in (rows, 2 * rows)]
-        guidance = choose(cfg.guidance_mode, [segment.guidance_scale for segment in self.segments], *per_shard)
+        guidance = choose(cfg.guidance_mode, *per_shard) if self.guided else NoGuidance()
         return Denoiser(network, self.segments, self.schedule, self.solver, guidance, scan=cfg.loop == "scan")
 
 
@@ -160,10 +162,10 @@ def _batches(videos: Sequence[Example], limit: int) -> Iterator[tuple[list[int],
             yield batch + batch[-1:] * (step - len(batch)), len(batch)
 
 
-def preparing(config: DiTConfig, rows: int) -> Any:
-    """What makes of a batch's `Context` what every step is given, jitted: (graph, parameters, context) -> the same.
+def prepare_program(config: DiTConfig, rows: int) -> Any:
+    """`WanTransformer.prepare` of a batch's context, jitted: (graph, parameters, context) -> prepared context.
 
-    Computed once, see `WanTransformer.prepare`. The result lies where the step's program expects it.
+    The result lies where the step's program expects it.
     """
     batch = parallel.like((rows,), jnp.float32, axes.BATCH).sharding
     heads = (rows, config.num_layers, 1, config.num_attention_heads, 1)

@@ -15,6 +15,7 @@ from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
+from maxdiffusion.denoise.segments import guided
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
@@ -89,7 +90,7 @@ def place(
         )
         found |= {(data, ulysses): plan for ulysses, plan in legal.items()}
         refused |= {(data, ulysses): error for ulysses, error in illegal.items()}
-    branches = 2 if cfg.guidance_scale > 1 else 1
+    branches = 2 if any(guided(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)) else 1
     work = auto.Work(tokens, head_dim, branches, devices[0].device_kind, devices[0].platform, dcn.context)
     data, ulysses = auto.choose(found, refused, work)
     plan = found[data, ulysses]
@@ -110,7 +111,7 @@ def _pair_may_split(cfg: Config) -> bool:
         and cfg.ici_context_parallelism == -1
         and cfg.ulysses_shards == -1
         and cfg.attention in ("auto", "ulysses_ring")
-        and cfg.guidance_scale > 1
+        and all(guided(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2))
         and cfg.guidance_mode != "two_pass"
         and not cfg.decode_latents
     )

@@ -19,8 +19,8 @@ from maxdiffusion.conditioning import images, text
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example, examples
 from maxdiffusion.denoise import sampling
-from maxdiffusion.denoise.guidance import Contexts
 from maxdiffusion.denoise.network import split
+from maxdiffusion.denoise.segments import program_calls
 from maxdiffusion.models.dit import Context
 from maxdiffusion.models.dit.config import VACEConfig
 from maxdiffusion.parallel import axes, startup
@@ -200,28 +200,25 @@ class _Run:
 
         @functools.cache
         def prepare() -> jax.stages.Lowered:
-            return sampling.preparing(config, rows).lower(nnx.graphdef(transformer), params, context)
+            return sampling.prepare_program(config, rows).lower(nnx.graphdef(transformer), params, context)
 
-        yield self.make("denoise", "prepare", units * branches * len(segments), others, prepare)
+        yield self.make("denoise", "prepare", units * sum(1 + segment.guided for segment in segments), others, prepare)
 
         @functools.cache
-        def steps() -> dict[int, jax.stages.Lowered]:
-            prepared = prepare().out_info
+        def steps() -> dict[tuple[bool, int], jax.stages.Lowered]:
             denoiser = self.recipe.denoiser(self.cfg, network, config, rows, shape)
-            return denoiser.lower(params, x, Contexts(*[prepared] * branches))[1]
+            return denoiser.lower(params, x, prepare().out_info)[1]
 
-        def step(length: int) -> jax.stages.Lowered:
-            return steps()[length]
+        def step(program: tuple[bool, int]) -> jax.stages.Lowered:
+            return steps()[program]
 
         # In turn, all units wait between two experts: each with its latents and as many velocities as a solver keeps.
         waiting = self.units - 1 if len(segments) > 1 and self.cfg.expert_residency == "in_turn" else 0
         with parallel.use(self.placement):
             state = jax.eval_shape(self.recipe.solver.init, x)
         others += nbytes(context) + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
-        lengths = [segment.stop - segment.start for segment in segments]
-        counts = collections.Counter(lengths) if self.cfg.loop == "scan" else {1: sum(lengths)}
-        for length, times in counts.items():
-            yield self.make("denoise", "step", units * times, others, functools.partial(step, length))
+        for program, times in program_calls(segments, self.cfg.loop == "scan").items():
+            yield self.make("denoise", "step", units * times, others, functools.partial(step, program))
 
     def decoding(self) -> Iterator[Lowered]:
         channels = self.configs["vae"].z_dim

@@ -43,7 +43,7 @@ FACES = AnimateConfig(4, (("4", 4), ("8", 4), ("16", 4)), FACE, 10, 5, 14, 16, 2
 CASES = {
     "wan2.1-t2v": ({}, ["video=VIDEO", "prompt=[a,b,c]", "loop=scan"]),
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
-    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn"]),
+    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn", "guidance_scale_2=1"]),
     "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, ["image=IMAGE"]),
     "wan2.1-vace": ({"adapter": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
     "wan2.2-animate": (
