@@ -29,10 +29,13 @@ sys.path.insert(0, str(ROOT))
 
 from flax import nnx  # noqa: E402
 
-from maxdiffusion import denoise  # noqa: E402
 from maxdiffusion.attention import AttentionPlan  # noqa: E402
 from maxdiffusion.denoise.guidance import BatchedGuidance  # noqa: E402
-from maxdiffusion.models.dit import Context  # noqa: E402
+from maxdiffusion.denoise.loop import Denoiser  # noqa: E402
+from maxdiffusion.denoise.network import split  # noqa: E402
+from maxdiffusion.denoise.segments import Segment  # noqa: E402
+from maxdiffusion.denoise.solvers import SOLVERS  # noqa: E402
+from maxdiffusion.models.dit.context import Context, Contexts  # noqa: E402
 from maxdiffusion.runtime.versions import versions  # noqa: E402
 from maxdiffusion.weights import specs  # noqa: E402
 from maxdiffusion.weights.nets import Nets, builders  # noqa: E402
@@ -69,19 +72,19 @@ def main() -> None:
     positive, negative = (rng.standard_normal((1, 512, text_dim), np.float32) for _ in range(2))
     noise_torch = torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy())
 
-    network, params = denoise.split(transformer)
+    network, params = split(transformer)
     graph = nnx.graphdef(transformer)
     prepare = jax.jit(lambda params, context: nnx.merge(graph, params).prepare(Context(context)))
-    solver = denoise.SOLVERS["unipc"]
+    solver = SOLVERS["unipc"]
     schedule = solver.schedule(args.steps, shift)
-    segments = denoise.SingleExpert(scale).segments(schedule.timesteps)
-    denoiser = denoise.Denoiser(network, segments, schedule, solver, BatchedGuidance())
-    contexts = denoise.Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
+    segments = (Segment(0, args.steps, guidance_scale=scale),)
+    denoiser = Denoiser(network, segments, schedule, solver, BatchedGuidance())
+    contexts = Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
     x = jnp.asarray(noise)
-    program = denoiser.compile(params, x, contexts)
+    program = denoiser.compile(params, x, contexts.positive)
 
     def ours_loop() -> jax.Array:
-        made = denoise.Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
+        made = Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
         return jax.block_until_ready(program(params, x, made))
 
     def their_loop() -> torch.Tensor:

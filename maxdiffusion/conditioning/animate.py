@@ -89,12 +89,12 @@ def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """See `Kind.shapes`. It counts a pose for each video, though those of one batch share it."""
     (f, h, w), vae, cut = grid, configs["vae"], job.segments
-    square = configs["transformer"].side.motion_encoder_size
+    square = configs["transformer"].adapter.motion_encoder_size
     frames = Frames(channels=fp32(1 + f, h, w, vae.temporal_factor + vae.z_dim))
     performance = Performance(fp32(f, h, w, vae.z_dim), fp32(cut.length, square, square, 3))
     size, characters = (job.cfg.height, job.cfg.width), {video.image for video in videos}
     encoded = Counter({(cut.length, *size): len(cut) * (1 + len(videos))})
-    return Shapes({"frames": frames, "side": performance}, encoded + Counter({(1, *size): len(characters)}))
+    return Shapes({"frames": frames, "adapter": performance}, encoded + Counter({(1, *size): len(characters)}))
 
 
 KIND = Kind(read, encode, SEGMENT, shapes)
@@ -108,7 +108,7 @@ class Performer:
         self._stages, self._segments, self._given = s.stages, s.job.segments, given
         self._vae: WanVAE = s.load("vae")
         self._size = s.job.cfg.height, s.job.cfg.width
-        self._square = s.configs["transformer"].side.motion_encoder_size
+        self._square = s.configs["transformer"].adapter.motion_encoder_size
         self._acted = functools.cache(self._act)
 
     def _act(self, segment: int) -> tuple[jax.Array, jax.Array]:
@@ -138,7 +138,7 @@ class Performer:
             pose, face = (jnp.broadcast_to(x, (len(characters), *x.shape[1:])) for x in self._acted(len(before)))
             both = {"frames": Frames(channels=jnp.stack(channels))}
             acting, blank = (Performance(pose, pixels) for pixels in (face, jnp.full_like(face, -1)))
-            return {**both, "side": acting}, {**both, "side": blank}
+            return {**both, "adapter": acting}, {**both, "adapter": blank}
 
 
 def _last_frames(vae: WanVAE, latents: Float[np.ndarray, "f h w c"], count: int) -> Float[np.ndarray, "count h1 w1 3"]:

@@ -84,7 +84,7 @@ def encode(s: Session, given: Inputs) -> list[Control]:
     Raises:
       UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
     """
-    layers, cfg = s.configs["transformer"].side.vace_layers, s.job.cfg
+    layers, cfg = s.configs["transformer"].adapter.vace_layers, s.job.cfg
     if len(cfg.conditioning_scale) not in (1, len(layers)):
         raise UserError(
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer takes "
@@ -101,12 +101,12 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
     """See `Kind.shapes`."""
     (f, h, w), vae, images = grid, configs["vae"], len(job.cfg.reference_images)
     latents = fp32(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
-    control = Control(latents, fp32(len(configs["transformer"].side.vace_layers)))
+    control = Control(latents, fp32(len(configs["transformer"].adapter.vace_layers)))
     size = (job.cfg.height, job.cfg.width)
-    return Shapes({"side": control}, Counter({(1, *size): images}) + Counter({(job.cfg.num_frames, *size): 2}))
+    return Shapes({"adapter": control}, Counter({(1, *size): images}) + Counter({(job.cfg.num_frames, *size): 2}))
 
 
-KIND = Kind(read, encode, "side", shapes)
+KIND = Kind(read, encode, "adapter", shapes)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

@@ -1,4 +1,4 @@
-"""What a step may reuse of the steps before, instead of asking the network again."""
+"""Step caches: reuse in a step of what the network's trunk computed in the steps before."""
 
 from __future__ import annotations
 
@@ -7,33 +7,36 @@ from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.solvers.solver import Numbers
-
-Velocity = Callable[[Float[Array, "b f h w c"]], Float[Array, "b f h w c"]]
 
 
 @runtime_checkable
 class Cache(Protocol):
-    """A frozen value whose state, a pytree, travels with the loop's."""
+    """A frozen value that stands around the trunk.
 
-    def init(self, x: Float[Array, "b f h w c"]) -> Any:
-        """The state before the first step."""
+    Its state belongs to one of a step's calls of the network: without guidance there is one, in two passes there are
+    two (prompt, negative prompt); batched guidance makes one call, whose rows are of both. It begins as zeros at the
+    first step of every segment, so no expert sees another's.
+    """
 
-    def velocity(self, velocity: Velocity, state: Any, step: Numbers, x: jax.Array) -> tuple[jax.Array, Any]:
-        """The guided velocity at x of `step` (int32 scalar), computed or remembered, and the new state."""
+    def init(self, tokens: jax.ShapeDtypeStruct) -> Any:
+        """The state for such tokens: a hashable pytree (tuples) of ShapeDtypeStructs."""
+
+    def __call__(
+        self, step: Numbers, tokens: jax.Array, trunk: Callable[[jax.Array], jax.Array], state: Any
+    ) -> tuple[jax.Array, Any]:
+        """The trunk's output at `step` (int32 scalar, counted over the run), computed or reused, and the new state."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NoCache:
-    """Every step asks the network."""
+    """Every step computes the trunk."""
 
-    def init(self, x: Float[Array, "b f h w c"]) -> tuple[()]:
+    def init(self, tokens: jax.ShapeDtypeStruct) -> tuple[()]:
         return ()
 
-    def velocity(
-        self, velocity: Velocity, state: tuple[()], step: Numbers, x: jax.Array
+    def __call__(
+        self, step: Numbers, tokens: jax.Array, trunk: Callable[[jax.Array], jax.Array], state: tuple[()]
     ) -> tuple[jax.Array, tuple[()]]:
-        del step
-        return velocity(x), state
+        return trunk(tokens), state

@@ -1,59 +1,49 @@
-"""Classifier-free guidance (Ho & Salimans 2022): u + g (c - u), u for the negative prompt, c for the prompt."""
+"""Classifier-free guidance (Ho & Salimans 2022): u + g (c - u), u for the negative prompt, c for the prompt.
+
+A strategy is a frozen value of two functions. `calls` makes the arguments (x, timestep, context) of each call of the
+network in a step; `combine` makes the guided velocity of the results. The scale g is data of the program, so that a new
+one compiles nothing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from maxdiffusion.denoise.network import Predict
+from maxdiffusion.models.dit.context import Contexts
 
 log = logging.getLogger(__name__)
 
-
-class Contexts(NamedTuple):
-    """What the network is conditioned on: two pytrees of the same structure whose leaves lead with the batch."""
-
-    positive: Any
-    negative: Any = None  # None where nothing guides
-
-
-@runtime_checkable
-class Guidance(Protocol):
-    """A frozen value that turns the network's function into the guided one."""
-
-    def __call__(
-        self,
-        predict: Predict,
-        x: Float[Array, "b f h w c"],
-        timestep: Float[Array, " b"],
-        contexts: Contexts,
-        scale: Any,
-    ) -> Float[Array, "b f h w c"]:
-        """The guided velocity; `scale` is this step's g: data of the program, so that a new scale compiles nothing."""
+Call = tuple[jax.Array, jax.Array, Any]  # x: b f h w c, timestep: b, context
 
 
 @dataclasses.dataclass(frozen=True)
 class NoGuidance:
     """The prompt's velocity alone: what guidance scale 1 means, at half the work."""
 
-    def __call__(self, predict, x, timestep, contexts, scale):
-        del scale
-        return predict(x, timestep, contexts.positive)
+    def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
+        return ((x, timestep, contexts.positive),)
+
+    def combine(self, velocities: Sequence[jax.Array], scale: Any) -> Float[Array, "b f h w c"]:
+        (velocity,) = velocities
+        return velocity
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoPassGuidance:
     """One call for the prompt, one for the negative prompt: the least memory."""
 
-    def __call__(self, predict, x, timestep, contexts, scale):
-        positive = predict(x, timestep, contexts.positive)
-        negative = predict(x, timestep, contexts.negative)
+    def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
+        return (x, timestep, contexts.positive), (x, timestep, contexts.negative)
+
+    def combine(self, velocities: Sequence[jax.Array], scale: Any) -> Float[Array, "b f h w c"]:
+        positive, negative = velocities
         return negative + scale * (positive - negative)
 
 
@@ -65,11 +55,17 @@ class BatchedGuidance:
     in this order moves nothing between devices; c0 c1 .. u0 u1 .. would.
     """
 
-    def __call__(self, predict, x, timestep, contexts, scale):
+    def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
         both = jax.tree.map(_interleave, contexts.positive, contexts.negative)
-        velocity = predict(_interleave(x, x), _interleave(timestep, timestep), both)
+        return ((_interleave(x, x), _interleave(timestep, timestep), both),)
+
+    def combine(self, velocities: Sequence[jax.Array], scale: Any) -> Float[Array, "b f h w c"]:
+        (velocity,) = velocities
         positive, negative = velocity[0::2], velocity[1::2]
         return negative + scale * (positive - negative)
+
+
+Guidance = NoGuidance | TwoPassGuidance | BatchedGuidance
 
 
 def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -81,17 +77,14 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
 BATCHED_TOKENS = 32_768
 
 
-def choose(mode: str, scales: Collection[float], tokens: int, doubled: int) -> Guidance:
-    """The strategy of a config.
+def choose(mode: str, tokens: int, doubled: int) -> TwoPassGuidance | BatchedGuidance:
+    """The strategy of guided segments.
 
     Args:
       mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
-      scales: the guidance scales of the run; if all are 1, there is no guidance.
       tokens: video tokens of the whole batch, undoubled, on one data shard.
       doubled: of both branches; no more than `tokens` where the data axis has a device for either.
     """
-    if all(scale == 1 for scale in scales):
-        return NoGuidance()
     if mode == "auto":
         limit = max(tokens, BATCHED_TOKENS)
         mode = "batched" if doubled <= limit else "two_pass"

@@ -1,15 +1,14 @@
 """The only denoise loop. What varies enters as values; the loop knows no network, no solver and no mode by name.
 
-A step is one pure function of (params, contexts, state, row of the plan). It is compiled ahead of the run, once, and
-called step by step (progress, a state to keep between steps) or scanned on the device; both give the same numbers. The
-row holds all that a schedule, a step index or a guidance scale contribute, so that the step-by-step program does not
-depend on them and a compile cache serves any number of steps.
+A step is one pure function of (params, contexts, state, step inputs). It is compiled ahead of the run, once with
+guidance and once without where both occur, and called step by step (progress, a state to keep between steps) or scanned
+on the device; both give the same numbers. The step inputs hold all that a schedule, a step index or a guidance scale
+contribute, so that the step-by-step program does not depend on them and a compile cache serves any number of steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,20 +19,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.experts import Segment
-from maxdiffusion.denoise.guidance import Contexts, Guidance
+from maxdiffusion.denoise.guidance import Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
+from maxdiffusion.denoise.segments import Segment, program_calls
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
+from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes, jit, like, shard
 
 
 class State(NamedTuple):
-    """All that changes from step to step."""
+    """All that changes from step to step.
+
+    Attributes:
+      solver: the solver's state, which passes from segment to segment.
+      cache: a tuple of the step cache's, one for each of a step's calls of the network; None between segments.
+    """
 
     solver: Any
-    cache: Any
+    cache: Any = None
 
     @property
     def x(self) -> jax.Array:
@@ -41,8 +46,8 @@ class State(NamedTuple):
         return self.solver.x
 
 
-class Row(NamedTuple):
-    """What one step is told; a plan is the same with a leading axis of N."""
+class StepInputs(NamedTuple):
+    """The numbers of one step; those of a run have a leading axis of N."""
 
     step: Numbers  # int32
     timestep: Numbers  # float32, 0..1000
@@ -57,84 +62,122 @@ OnStep = Callable[[int, int, State], None]
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A run before its data: the strategies, from which `compile` makes the program.
+    """A run before its data: the strategies, from which `compile` makes the programs.
 
     `segments` cover the steps of the schedule in order; all have params and contexts of one structure, shape and
-    sharding.
+    sharding. `guidance` is that of guided segments; the others evaluate the prompt's branch alone.
     """
 
     network: Network
     segments: tuple[Segment, ...]
     schedule: Schedule
     solver: Solver
-    guidance: Guidance
+    guidance: Guidance = dataclasses.field(default_factory=TwoPassGuidance)
     cache: Cache = dataclasses.field(default_factory=NoCache)
     scan: bool = False
 
-    def plan(self) -> Row:
-        """The rows of all steps, stacked."""
+    def step_inputs(self) -> StepInputs:
+        """Those of all steps, stacked."""
         timesteps = self.schedule.timesteps
         coefficients = jax.tree.map(np.float32, self.solver.table(self.schedule))
         scales = np.concatenate([np.full(s.stop - s.start, s.guidance_scale, np.float32) for s in self.segments])
-        return Row(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
+        return StepInputs(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
 
     def init(self, x: Float[Array, "b f h w c"]) -> State:
         """The state at the first noise level; own memory, `x` stays valid when the state is donated."""
         x = x.astype(jnp.float32)
-        return _place(jax.tree.map(jnp.copy, State(self.solver.init(x), self.cache.init(x))))
+        return _place(jax.tree.map(jnp.copy, State(self.solver.init(x))))
 
-    def step(self, params: Any, contexts: Contexts, state: State, row: Row) -> State:
-        def velocity(x: jax.Array) -> jax.Array:
-            timestep = jnp.full(x.shape[:1], row.timestep)
-            predict = functools.partial(self.network, params)
-            return self.guidance(predict, x, timestep, contexts, row.scale).astype(jnp.float32)
+    def step(self, guided: bool, params: Any, contexts: Contexts, state: State, inputs: StepInputs) -> State:
+        guidance = self._guidance(guided)
+        calls = guidance.calls(state.x, jnp.full(state.x.shape[:1], inputs.timestep), contexts)
+        results = [self._call(params, call, inputs.step, cache) for call, cache in zip(calls, state.cache, strict=True)]
+        velocities, caches = zip(*results, strict=True)
+        v = guidance.combine(velocities, inputs.scale).astype(jnp.float32)
+        return _place(State(self.solver.step(state.solver, inputs.solver, v), caches))
 
-        v, cache = self.cache.velocity(velocity, state.cache, row.step, state.x)
-        return _place(State(self.solver.step(state.solver, row.solver, v), cache))
+    def steps(self, guided: bool, params: Any, contexts: Contexts, state: State, inputs: StepInputs) -> State:
+        return jax.lax.scan(lambda s, row: (self.step(guided, params, contexts, s, row), None), state, inputs)[0]
 
-    def steps(self, params: Any, contexts: Contexts, state: State, rows: Row) -> State:
-        return jax.lax.scan(lambda s, row: (self.step(params, contexts, s, row), None), state, rows)[0]
+    def cache_state(self, guided: bool, params: Any, x: Any, context: Any) -> tuple[Any, ...]:
+        """Shapes and shardings of the cache's state in a guided or other segment; all arguments may be abstract."""
+
+        def tokens(params: Any, x: jax.Array, context: Any) -> list[jax.Array]:
+            x, timestep = x.astype(jnp.float32), jnp.zeros(x.shape[:1])
+            calls = self._guidance(guided).calls(x, timestep, _contexts(guided, context))
+            return [self.network.embed(params, *call)[0] for call in calls]
+
+        return jax.tree.map(_like, tuple(map(self.cache.init, jax.eval_shape(tokens, params, x, context))))
 
     def lower(
-        self, params: Any, x: Any, contexts: Contexts
-    ) -> tuple[jax.stages.Lowered, dict[int, jax.stages.Lowered]]:
-        """`init`, and for each number of steps the program of so many; all arguments may be descriptions."""
-        plan = self.plan()
-        placed = jax.tree.map(lambda leaf: _like(leaf).sharding, jax.eval_shape(self.init, x))
-        init = jit(self.init, out_shardings=placed).lower(x)
-        lengths = {segment.stop - segment.start for segment in self.segments} if self.scan else {1}
-        advance = jit(self.steps if self.scan else self.step, donate_argnums=2, out_shardings=placed)
-        programs = {
-            length: advance.lower(params, contexts, init.out_info, self._rows(plan, 0, length)) for length in lengths
-        }
+        self, params: Any, x: Any, context: Any
+    ) -> tuple[jax.stages.Lowered, dict[tuple[bool, int], jax.stages.Lowered]]:
+        """`init`, and the program of each (guided, steps of one call); all arguments may be abstract.
+
+        `context` is that of one branch of guidance.
+        """
+        inputs = self.step_inputs()
+        init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, x))).lower(x)
+        programs = {}
+        for guided, steps in program_calls(self.segments, self.scan):
+            state = init.out_info._replace(cache=self.cache_state(guided, params, x, context))
+            advance = jit(
+                self.steps if self.scan else self.step,
+                static_argnums=0,
+                donate_argnums=3,
+                out_shardings=_shardings(state),
+            )
+            rows = self._rows(inputs, 0, steps)
+            programs[guided, steps] = advance.lower(guided, params, _contexts(guided, context), state, rows)
         return init, programs
 
-    def compile(self, params: Any, x: Any, contexts: Contexts) -> Program:
-        """Compiles every program of the run; the arguments may be ShapeDtypeStructs with shardings."""
+    def compile(self, params: Any, x: Any, context: Any) -> Program:
+        """Compiles every program of the run; arguments as in `lower`."""
         start = time.perf_counter()
-        init, programs = self.lower(params, x, contexts)
-        compiled = {length: program.compile() for length, program in programs.items()}
-        return Program(self, self.plan(), init.compile(), compiled, time.perf_counter() - start)
+        init, programs = self.lower(params, x, context)
+        compiled = {key: program.compile() for key, program in programs.items()}
+        caches = {guided: self.cache_state(guided, params, x, context) for guided, _ in programs}
+        return Program(self, self.step_inputs(), init.compile(), compiled, caches, time.perf_counter() - start)
 
     def run(
         self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
     ) -> Float[Array, "b f h w c"]:
         """Denoises `x`, pure noise at schedule.sigmas[0], to latents (float32): compile and call in one."""
-        return self.compile(params, x, contexts)(params, x, contexts, on_step)
+        return self.compile(params, x, contexts.positive)(params, x, contexts, on_step)
 
-    def _rows(self, plan: Row, start: int, length: int) -> Row:
+    def _guidance(self, guided: bool) -> Guidance:
+        return self.guidance if guided else NoGuidance()
+
+    def _call(self, params: Any, call: Call, step: Numbers, cache: Any) -> tuple[jax.Array, Any]:
+        """The velocity of one call of the network and the new state of its cache."""
+        x, timestep, context = call
+        tokens, signal = self.network.embed(params, x, timestep, context)
+        tokens, cache = self.cache(step, tokens, lambda x: self.network.trunk(params, x, signal, context), cache)
+        return self.network.head(params, tokens, signal), cache
+
+    def _rows(self, inputs: StepInputs, start: int, length: int) -> StepInputs:
         where = slice(start, start + length) if self.scan else start
-        return jax.tree.map(lambda a: a[where], plan)
+        return jax.tree.map(lambda a: a[where], inputs)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A compiled run. `seconds` is what compiling took; `programs` maps a number of steps to its executable."""
+    """A compiled run.
+
+    Attributes:
+      denoiser: what it was made from.
+      inputs: of all steps.
+      init: from noise to the first state.
+      programs: (guided, steps of one call) to executable.
+      caches: guided to the abstract state of the step cache.
+      seconds: what compiling took.
+    """
 
     denoiser: Denoiser
-    plan: Row
+    inputs: StepInputs
     init: jax.stages.Compiled
-    programs: dict[int, jax.stages.Compiled]
+    programs: dict[tuple[bool, int], jax.stages.Compiled]
+    caches: dict[bool, tuple[Any, ...]]
     seconds: float
 
     def __call__(
@@ -151,23 +194,42 @@ class Program:
     ) -> State:
         """Runs the steps of `segment` on a state that has done those before. `state` is donated.
 
-        `on_step` follows every call of a compiled program: every step, or with scan the whole segment, whose length
-        must be that of one of the denoiser's.
+        `contexts.negative` is used by guided segments only. `on_step` follows every call of a compiled program: every
+        step, or with scan the whole segment, whose length must be that of one of the denoiser's.
         """
-        n = len(self.plan.step)
+        n = len(self.inputs.step)
         length = segment.stop - segment.start if self.denoiser.scan else 1
+        program = self.programs[segment.guided, length]
+        if not segment.guided:
+            contexts = Contexts(contexts.positive)
+        if state.cache is None:
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), self.caches[segment.guided])
+            state = state._replace(cache=zeros)
         for i in range(segment.start, segment.stop, length):
-            state = self.programs[length](params, contexts, state, self.denoiser._rows(self.plan, i, length))
+            state = program(params, contexts, state, self.denoiser._rows(self.inputs, i, length))
             if on_step is not None:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
-        return state
+        return State(state.solver)
+
+
+def _contexts(guided: bool, context: Any) -> Contexts:
+    """What a program takes, of the context of one branch."""
+    return Contexts(context, context if guided else None)
+
+
+# By the number of an array's dimensions: latents and all of their shape (b f h w c) are sharded over the batch, tokens
+# (b s e) over batch and sequence, before and after a step alike; anything else is whole.
+_AXES = {5: (axes.BATCH, None, None, None, None), 3: (axes.BATCH, axes.SEQUENCE, None)}
 
 
 def _place(state: State) -> State:
-    """Latents and everything of their shape are sharded over the batch, before and after a step alike."""
-    return jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None) if a.ndim == 5 else a, state)
+    return jax.tree.map(lambda a: shard(a, *_AXES[a.ndim]) if a.ndim in _AXES else a, state)
 
 
 def _like(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same of what `_place` was given or jax is to place."""
-    return like(leaf.shape, leaf.dtype, *([axes.BATCH] if leaf.ndim == 5 else []))
+    """The same with the sharding of `_place`, or the one that jax is to give."""
+    return like(leaf.shape, leaf.dtype, *_AXES.get(len(leaf.shape), ()))
+
+
+def _shardings(state: State) -> Any:
+    return jax.tree.map(lambda leaf: _like(leaf).sharding, state)

@@ -1,28 +1,45 @@
-"""All that the loop knows of a network: a pure function and its parameters."""
+"""All that the loop knows of a network: pure functions of its parameters."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-# (params, x: b f h w c float32, timestep: b float32 in 0..1000, context: pytree with leading axis b) -> velocity, as x.
-Network = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
-# The same with its parameters given.
-Predict = Callable[[jax.Array, jax.Array, Any], jax.Array]
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A velocity in three parts, so that a step cache can stand around the trunk.
+
+    Attributes:
+      embed: (params, x: b f h w c float32, timestep: b float32 in 0..1000, context: pytree with leading axis b) ->
+        (tokens: b s e, signal: a pytree for the other two).
+      trunk: (params, tokens, signal, context) -> tokens.
+      head: (params, tokens, signal) -> velocity, shaped as x.
+    """
+
+    embed: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+    trunk: Callable[[Any, jax.Array, Any, Any], jax.Array]
+    head: Callable[[Any, jax.Array, Any], jax.Array]
+
+    @classmethod
+    def of(cls, velocity: Callable[[Any, jax.Array, jax.Array, Any], jax.Array]) -> Network:
+        """A network that is all trunk: its tokens are x and its signal the timestep."""
+        return cls(lambda params, x, timestep, context: (x, timestep), velocity, lambda params, tokens, signal: tokens)
 
 
-def split(module: nnx.Module) -> tuple[Network, Any]:
-    """An nnx module as a pure function and its parameters, which may be loaded or described.
+def split(module: Any) -> tuple[Network, Any]:
+    """An nnx module with methods `embed`, `trunk` and `head` as a network and its parameters, loaded or abstract.
 
     The parameters are then arguments of the compiled program, not constants in it. Two experts of one architecture
-    share the function.
+    share the functions.
     """
     graph, params = nnx.split(module)
 
-    def network(params: Any, x: jax.Array, timestep: jax.Array, context: Any) -> jax.Array:
-        return nnx.merge(graph, params)(x, timestep, context)
+    def part(name: str) -> Callable[..., Any]:
+        return lambda params, *args: getattr(nnx.merge(graph, params), name)(*args)
 
-    return network, params
+    return Network(part("embed"), part("trunk"), part("head")), params

@@ -17,6 +17,7 @@ from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise.guidance import BATCHED_TOKENS
+from maxdiffusion.denoise.segments import guided
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import KINDS
 from maxdiffusion.parallel import startup
@@ -45,7 +46,7 @@ def work_of(cfg: Config, configs: Mapping[str, Any], kind: str, platform: str) -
     """One layer's self-attention for the largest of a run's videos."""
     network = configs["transformer"]
     tokens = startup.most_tokens(cfg, network)
-    branches = 2 if max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1 else 1
+    branches = 2 if any(guided(cfg.boundary_ratio, cfg.guidance_scale, cfg.guidance_scale_2)) else 1
     return auto.Work(tokens, network.attention_head_dim, branches, kind, platform)
 
 

@@ -1,6 +1,6 @@
 """The loop: step by step and scan give the same numbers, and what varies enters as values."""
 
-import dataclasses
+import collections
 import gc
 import weakref
 
@@ -10,21 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maxdiffusion.denoise import (
-    SOLVERS,
-    BatchedGuidance,
-    Contexts,
-    Denoiser,
-    NoGuidance,
-    Segment,
-    SingleExpert,
-    TwoExperts,
-    TwoPassGuidance,
-    UniPC,
-    experts,
-    noise,
-    split,
-)
+from maxdiffusion.denoise.experts import LoadedExperts
+from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
+from maxdiffusion.denoise.loop import Denoiser
+from maxdiffusion.denoise.network import Network, split
+from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.segments import Segment, execution_order, segments
+from maxdiffusion.denoise.solvers import SOLVERS, UniPC
+from maxdiffusion.models.dit.context import Contexts
 
 RNG = np.random.default_rng(1)
 CONTEXTS = Contexts(*jnp.asarray(RNG.standard_normal((2, 2, 3, 4)), jnp.float32))
@@ -37,21 +30,15 @@ class Tiny(nnx.Module):
         self.inner = nnx.Linear(4, 4, rngs=rngs)
         self.text = nnx.Linear(4, 4, rngs=rngs)
 
-    def __call__(self, latents, timestep, context):
+    def embed(self, latents, timestep, context):
         shift = jnp.sin(timestep / 200)[:, None] + self.text(context).mean(1)
-        return latents - jnp.tanh(self.inner(latents) + shift[:, None, None, None, :])
+        return latents, shift[:, None, None, None, :]
 
+    def trunk(self, tokens, shift, context):
+        return tokens - jnp.tanh(self.inner(tokens) + shift)
 
-@dataclasses.dataclass(frozen=True)
-class EveryOther:
-    """A step cache: odd steps reuse the velocity of the step before."""
-
-    def init(self, x):
-        return jnp.zeros_like(x)
-
-    def velocity(self, velocity, state, step, x):
-        v = jax.lax.cond(step % 2 == 0, velocity, lambda _: state, x)
-        return v, v
+    def head(self, tokens, shift):
+        return tokens
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +52,35 @@ def x():
 
 
 def denoiser(tiny, steps=6, scale=3.0, solver=SOLVERS["unipc"], guidance=TwoPassGuidance(), **kwargs):  # noqa: B008
-    schedule = solver.schedule(steps, 3.0)
-    kwargs.setdefault("segments", SingleExpert(scale).segments(schedule.timesteps))
-    return Denoiser(tiny[0], schedule=schedule, solver=solver, guidance=guidance, **kwargs)
+    kwargs.setdefault("segments", (Segment(0, steps, guidance_scale=scale),))
+    return Denoiser(tiny[0], schedule=solver.schedule(steps, 3.0), solver=solver, guidance=guidance, **kwargs)
 
 
-def plainly(network, params_at, solver, steps, scale, x, reuse=False):
-    """The run written out, nothing compiled ahead: guidance, solver, step by step."""
+def plainly(network, params_at, solver, steps, scale_at, x):
+    """The run written out, nothing compiled ahead: both branches of guidance, solver, step by step."""
     schedule = solver.schedule(steps, 3.0)
-    table, state, v = solver.table(schedule), solver.init(x), None
+    table, state = solver.table(schedule), solver.init(x)
     for i, t in enumerate(schedule.timesteps):
-        if not (reuse and i % 2):
-            time = jnp.full((x.shape[0],), t)
-            c, u = (network(params_at(t), state.x, time, context) for context in CONTEXTS)
-            v = u + (scale(t) if callable(scale) else scale) * (c - u)
-        state = solver.step(state, jax.tree.map(lambda a, i=i: np.float32(a[i]), table), v)
+        time, velocities = jnp.full((x.shape[0],), t), []
+        for context in CONTEXTS:
+            tokens, signal = network.embed(params_at(t), state.x, time, context)
+            velocities.append(network.head(params_at(t), network.trunk(params_at(t), tokens, signal, context), signal))
+        c, u = velocities
+        state = solver.step(state, jax.tree.map(lambda a, i=i: np.float32(a[i]), table), u + scale_at(t) * (c - u))
     return np.asarray(state.x)
+
+
+def in_segments(program, experts, x, contexts=CONTEXTS):
+    """A run whose experts have parameters of their own."""
+    state = program.init(x)
+    for params, segment in zip(experts, program.denoiser.segments, strict=True):
+        state = program.advance(params, contexts, state, segment)
+    return state.x
 
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_steps_scan_and_the_run_written_out_agree(tiny, x, name):
-    expected = plainly(tiny[0], lambda t: tiny[1], SOLVERS[name], 6, 3.0, x)
+    expected = plainly(tiny[0], lambda t: tiny[1], SOLVERS[name], 6, lambda t: 3.0, x)
     steps = denoiser(tiny, solver=SOLVERS[name]).run(tiny[1], x, CONTEXTS)
     scan = denoiser(tiny, solver=SOLVERS[name], scan=True).run(tiny[1], x, CONTEXTS)
     assert steps.dtype == jnp.float32 and steps.shape == x.shape
@@ -108,33 +103,38 @@ def test_each_prompt_of_a_batch_is_as_if_alone(tiny, x):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-def test_two_experts_with_a_guidance_scale_each(tiny, x, scan):
+@pytest.mark.parametrize("scales", [(3.0, 1.5), (3.0, 1.0), (1.0, 3.0), (1.0, 1.0)])
+def test_two_experts_with_a_guidance_scale_each(tiny, x, scales, scan):
+    """A scale of 1, whose negative branch is not computed, gives what the formula of both branches gives."""
     network, high = tiny
     low = jax.tree.map(lambda a: -2 * a, high)
-    expected = plainly(network, lambda t: high if t >= 875 else low, UniPC(), 6, lambda t: 3.0 if t >= 875 else 1.5, x)
-    segments = TwoExperts(0.875, 3.0, 1.5).segments(UniPC().schedule(6, 3.0).timesteps)
-    assert [segment[:3] for segment in segments] == [(0, 2, "transformer"), (2, 6, "transformer_2")]
-    program = denoiser(tiny, segments=segments, scan=scan).compile(high, x, CONTEXTS)
-    state = program.init(x)
-    for params, segment in zip((high, low), segments, strict=True):
-        state = program.advance(params, CONTEXTS, state, segment)
-    np.testing.assert_allclose(state.x, expected, rtol=1e-5, atol=1e-5)
+    expected = plainly(network, lambda t: high if t >= 875 else low, UniPC(), 6, lambda t: scales[int(t < 875)], x)
+    both = segments(UniPC().schedule(6, 3.0).timesteps, 0.875, *scales)
+    assert [segment[:3] for segment in both] == [(0, 2, "transformer"), (2, 6, "transformer_2")]
+    program = denoiser(tiny, segments=both, scan=scan).compile(high, x, CONTEXTS.positive)
+    contexts = CONTEXTS if 3.0 in scales else Contexts(CONTEXTS.positive)
+    np.testing.assert_allclose(in_segments(program, (high, low), x, contexts), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("shift", "boundary", "high"), [(12.0, 0.875, 26), (5.0, 0.9, 15)])
-def test_steps_of_the_official_experts(shift, boundary, high):
-    """A14B's 40 steps, from text and from an image; the figures are those of the reference's scheduler."""
-    segments = TwoExperts(boundary, 4.0, 3.0).segments(UniPC().schedule(40, shift).timesteps)
-    assert [segment[:2] for segment in segments] == [(0, high), (high, 40)]
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(("guidance", "pair"), [(TwoPassGuidance(), [2, 2]), (BatchedGuidance(), [4])])
+@pytest.mark.parametrize("scales", [(3.0, 3.0), (3.0, 1.0), (1.0, 3.0), (1.0, 1.0)])
+def test_only_guided_steps_compute_both_branches(x, scales, guidance, pair, scan):
+    seen = collections.defaultdict(list)
 
+    def velocity(params, x, timestep, context):
+        rows = len(x)
+        jax.debug.callback(lambda t: seen[float(t)].append(rows), timestep[0])
+        return params * x
 
-def test_experts_without_steps_are_not_named():
-    timesteps = np.array([999.0, 900.0, 500.0], np.float32)
-    assert TwoExperts(0.9, 2.0, 3.0).segments(timesteps) == (
-        Segment(0, 2, "transformer", 2.0),
-        Segment(2, 3, "transformer_2", 3.0),
-    )
-    assert TwoExperts(0.4, 2.0, 3.0).segments(timesteps) == (Segment(0, 3, "transformer", 2.0),)
+    solver = SOLVERS["euler"]
+    both = segments(solver.schedule(5, 3.0).timesteps, 0.8, *scales)
+    run = Denoiser(Network.of(velocity), both, solver.schedule(5, 3.0), solver, guidance, scan=scan)
+    run.run(jnp.float32(1), x, CONTEXTS)
+    jax.effects_barrier()
+    timesteps = run.schedule.timesteps
+    assert seen == {float(t): [2] if scales[int(t < 800)] == 1 else pair for t in timesteps}
+    assert len(run.lower(jnp.float32(1), x, CONTEXTS.positive)[1]) == (2 if scan else len(set(scales)))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,10 @@ def test_residency(residency, loads, order):
         alive.append(weakref.ref(module))
         return module
 
-    residents = experts.Residents(load, residency)
-    segments, seen, most = (Segment(0, 1, "a"), Segment(1, 2, "b")), [], 0
-    for batch, segment in experts.turns(segments, range(2), residency):
-        assert residents[segment.net] is residents[segment.net]
+    loaded = LoadedExperts(load, residency)
+    both, seen, most = (Segment(0, 1, "a"), Segment(1, 2, "b")), [], 0
+    for batch, segment in execution_order(both, range(2), residency):
+        assert loaded[segment.net] is loaded[segment.net]
         seen.append(f"{segment.net}{batch}")
         gc.collect()
         most = max(most, sum(ref() is not None for ref in alive))
@@ -162,16 +162,9 @@ def test_residency(residency, loads, order):
     assert most == (1 if residency == "in_turn" else 2)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-def test_a_cache_needs_no_change_of_the_loop(tiny, x, scan):
-    expected = plainly(tiny[0], lambda t: tiny[1], UniPC(), 6, 3.0, x, reuse=True)
-    cached = denoiser(tiny, cache=EveryOther(), scan=scan).run(tiny[1], x, CONTEXTS)
-    np.testing.assert_allclose(cached, expected, rtol=1e-5, atol=1e-5)
-
-
 def test_on_step_reports_every_step_and_the_noise_stays_valid(tiny, x):
     seen = []
-    program = denoiser(tiny).compile(tiny[1], x, CONTEXTS)
+    program = denoiser(tiny).compile(tiny[1], x, CONTEXTS.positive)
     assert program.seconds > 0
     before = np.array(x)
     latents = program(tiny[1], x, CONTEXTS, on_step=lambda i, n, state: seen.append((i, n, np.array(state.x))))
@@ -188,14 +181,14 @@ def test_scan_reports_once(tiny, x):
 
 
 def test_a_kept_state_goes_on_where_it_was(tiny, x):
-    program = denoiser(tiny).compile(tiny[1], x, CONTEXTS)
+    program = denoiser(tiny).compile(tiny[1], x, CONTEXTS.positive)
     kept = {}
 
     def keep(i, n, state):
         kept[i] = jax.tree.map(np.array, state)
 
     latents = program(tiny[1], x, CONTEXTS, on_step=keep)
-    again = program.advance(tiny[1], CONTEXTS, jax.tree.map(jnp.asarray, kept[2]), Segment(3, 6))
+    again = program.advance(tiny[1], CONTEXTS, jax.tree.map(jnp.asarray, kept[2]), Segment(3, 6, guidance_scale=3.0))
     np.testing.assert_array_equal(again.x, latents)
 
 
@@ -203,14 +196,12 @@ def test_the_compiled_step_depends_on_no_schedule_scale_or_parameter(tiny, x):
     """Else every change of steps, shift or guidance scale would compile a 14B network anew."""
 
     def text(steps, scale, params):
-        d = denoiser(tiny, steps=steps, scale=scale)
-        row = d._rows(d.plan(), 0, 1)
-        return jax.jit(d.step).lower(params, CONTEXTS, d.init(x), row).as_text()
+        return denoiser(tiny, steps=steps, scale=scale).lower(params, x, CONTEXTS.positive)[1][True, 1].as_text()
 
     assert text(6, 3.0, tiny[1]) == text(50, 5.0, jax.tree.map(lambda a: 2 * a, tiny[1]))
 
 
 def test_compiles_from_shapes_alone(tiny, x):
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (tiny[1], x, CONTEXTS))
-    program = denoiser(tiny, guidance=NoGuidance()).compile(*abstract)
-    assert program.programs[1].memory_analysis() is not None
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (tiny[1], x, CONTEXTS.positive))
+    program = denoiser(tiny).compile(*abstract)
+    assert program.programs[True, 1].memory_analysis() is not None

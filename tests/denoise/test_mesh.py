@@ -15,9 +15,15 @@ def main():
     from jax.sharding import AxisType
 
     from maxdiffusion import parallel
-    from maxdiffusion.denoise import SOLVERS, BatchedGuidance, Contexts, Denoiser, Segment, noise
+    from maxdiffusion.denoise.guidance import BatchedGuidance
+    from maxdiffusion.denoise.loop import Denoiser
+    from maxdiffusion.denoise.network import Network
+    from maxdiffusion.denoise.noise import noise
+    from maxdiffusion.denoise.segments import Segment
+    from maxdiffusion.denoise.solvers import SOLVERS
+    from maxdiffusion.models.dit.context import Contexts
 
-    def network(params, x, timestep, context):
+    def velocity(params, x, timestep, context):
         shift = jnp.sin(timestep / 200)[:, None] + context.mean(1)
         return x - jnp.tanh(x @ params + shift[:, None, None, None, :])
 
@@ -29,7 +35,8 @@ def main():
 
     seeds, shape = [11, 2**40 + 3], (2, 4, 4, 4)
     x = noise(seeds, shape)
-    args = (network, (Segment(0, 4, guidance_scale=3.0),), solver.schedule(4, 3.0), solver, BatchedGuidance())
+    segments = (Segment(0, 4, guidance_scale=3.0),)
+    args = (Network.of(velocity), segments, solver.schedule(4, 3.0), solver, BatchedGuidance())
     denoisers = [Denoiser(*args, scan=scan) for scan in (False, True)]
     expected = denoisers[0].run(params, x, contexts)
     with parallel.use(placement):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from maxdiffusion.denoise import noise
+from maxdiffusion.denoise.noise import noise
 from maxdiffusion.errors import UserError
 
 SHAPE = (3, 8, 8, 16)

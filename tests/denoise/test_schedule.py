@@ -9,8 +9,7 @@ from diffusers import (
     WanVideoToVideoPipeline,
 )
 
-from maxdiffusion.denoise import Schedule
-from maxdiffusion.denoise.schedule import dpm_flow, euler_flow, unipc_flow
+from maxdiffusion.denoise.schedule import Schedule, dpm_flow, euler_flow, unipc_flow
 from maxdiffusion.errors import UserError
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxdiffusion.denoise import DPMpp2M, Euler, Schedule, UniPC
+from maxdiffusion.denoise.schedule import Schedule
+from maxdiffusion.denoise.solvers import DPMpp2M, Euler, UniPC
 
 MEAN, STD = 0.7, 1.0
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-from maxdiffusion.denoise import DPMpp2M, Euler, UniPC
+from maxdiffusion.denoise.solvers import DPMpp2M, Euler, UniPC
 
 SHAPE = (1, 2, 4, 4, 3)
 

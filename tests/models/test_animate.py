@@ -65,7 +65,7 @@ def faces():
 def test_the_motion_encoder_matches_the_reference():
     with torch.no_grad():
         theirs = reference_model().motion_encoder(torch.from_numpy(faces().reshape(-1, 32, 32, 3)).permute(0, 3, 1, 2))
-    motion = nnx.jit(lambda encoder, faces: encoder(faces))(ours().side.motion_encoder, jnp.asarray(faces()))
+    motion = nnx.jit(lambda encoder, faces: encoder(faces))(ours().adapter.motion_encoder, jnp.asarray(faces()))
     assert relative_error(motion.reshape(theirs.shape), theirs) < 1e-4
 
 
@@ -73,7 +73,7 @@ def test_the_face_encoder_matches_the_reference():
     motion = np.random.default_rng(3).standard_normal((2, 9, 14), dtype=np.float32)
     with torch.no_grad():
         theirs = reference_model().face_encoder(torch.from_numpy(motion))
-    assert relative_error(ours().side.face_encoder(jnp.asarray(motion)), theirs) < 1e-5
+    assert relative_error(ours().adapter.face_encoder(jnp.asarray(motion)), theirs) < 1e-5
 
 
 def test_the_transformer_matches_the_reference():
@@ -93,7 +93,7 @@ def test_the_transformer_matches_the_reference():
 
     @nnx.jit
     def run(model, latents, timestep, context, performance):
-        return model(latents, timestep, model.prepare(Context(context, side=performance)))
+        return model(latents, timestep, model.prepare(Context(context, adapter=performance)))
 
     performance = Performance(jnp.asarray(pose), jnp.asarray(faces()))
     velocity = run(ours(), jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context), performance)
@@ -104,4 +104,4 @@ def test_the_transformer_matches_the_reference():
 def test_sizes_without_channels_are_refused(change):
     config = {**TINY, "_class_name": "WanAnimateTransformer3DModel", **change}
     with pytest.raises(UserError, match="power of two"):
-        DiTConfig.from_json(config).side.channels()
+        DiTConfig.from_json(config).adapter.channels()

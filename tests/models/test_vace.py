@@ -64,7 +64,7 @@ def test_matches_the_reference(scan_layers):
 
     @nnx.jit
     def run(model, latents, timestep, context, control):
-        return model(latents, timestep, model.prepare(Context(context, side=control)))
+        return model(latents, timestep, model.prepare(Context(context, adapter=control)))
 
     given = Control(jnp.asarray(control), jnp.broadcast_to(jnp.asarray(scale), (2, 3)))
     ours = run(model, jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context), given)

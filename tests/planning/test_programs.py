@@ -43,11 +43,11 @@ FACES = AnimateConfig(4, (("4", 4), ("8", 4), ("16", 4)), FACE, 10, 5, 14, 16, 2
 CASES = {
     "wan2.1-t2v": ({}, ["video=VIDEO", "prompt=[a,b,c]", "loop=scan"]),
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
-    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn"]),
+    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn", "guidance_scale_2=1"]),
     "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, ["image=IMAGE"]),
-    "wan2.1-vace": ({"side": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
+    "wan2.1-vace": ({"adapter": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
     "wan2.2-animate": (
-        {"in_channels": 12, "side": FACES, **TOKENS},
+        {"in_channels": 12, "adapter": FACES, **TOKENS},
         [
             "image=IMAGE",
             "pose_video=VIDEO",
@@ -200,7 +200,7 @@ def test_what_lives_beside_a_program(tmp_path):
 
 def test_shallow_nets_keep_the_hints_of_the_layers_they_have():
     nets = shallow(official.configs(get("wan2.1-vace-14b")), 6)
-    assert nets["transformer"].num_layers == 6 and nets["transformer"].side.vace_layers == (0, 5)
+    assert nets["transformer"].num_layers == 6 and nets["transformer"].adapter.vace_layers == (0, 5)
     assert nets["text_encoder"].num_layers == 6 and nets["vae"] == official.configs(get("wan2.1-vace-14b"))["vae"]
 
 

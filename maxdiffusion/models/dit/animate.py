@@ -12,25 +12,25 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit.block import Tokens
+from maxdiffusion.models.dit.adapter import After, after_layers
+from maxdiffusion.models.dit.block import Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.dit.side import After, after_layers
 from maxdiffusion.models.layers import Linear, RMSNorm, layer_norm, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 
 
 class Performance(NamedTuple):
-    """What a character is to do: one latent frame fewer than the video has, whose first is the character itself."""
+    """Pose and face of the driving video: one latent frame fewer than the result, whose first is the character."""
 
     pose: Float[Array, "b f-1 h w c"]  # latents of the pose video
     face: Float[Array, "b frames height width 3"]  # pixels in [-1, 1]
 
 
 class PreparedPerformance(NamedTuple):
-    """The same with the motion of the face, for every adapter."""
+    """`Performance` with the keys and values of the face for each adapter."""
 
     pose: Float[Array, "b f-1 h w c"]
     face: KeysValues
@@ -80,7 +80,7 @@ class FaceAdapter(nnx.Module):
 
 
 class Animate(nnx.Module):
-    """Pose embedding, motion encoder, face encoder and the adapters.
+    """Pose embedding, motion encoder, face encoder and the face adapters (`blocks`).
 
     Reference: `diffusers.WanAnimateTransformer3DModel`.
     """
@@ -96,13 +96,13 @@ class Animate(nnx.Module):
     ):
         del plan  # attention to a few keys of the token's own frame is none of its modes
         common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.layers = config.side_layers
+        self.layers = config.adapter_layers
         self.patch = config.patch_size
         channels = animate.latent_channels * math.prod(config.patch_size)
         self.pose_patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
         self.motion_encoder = MotionEncoder(animate, **common)
         self.face_encoder = FaceEncoder(animate, config.dim, **common)
-        self.adapters = stack(
+        self.blocks = stack(
             lambda: FaceAdapter(config, weights_dtype=weights_dtype, dtype=dtype),
             len(self.layers),
         )
@@ -112,13 +112,13 @@ class Animate(nnx.Module):
         face = self.face_encoder(self.motion_encoder(performance.face))
         face = jnp.pad(face, ((0, 0), (1, 0), (0, 0), (0, 0)))  # the character's own frame has no motion
         face = face.reshape(face.shape[0], -1, face.shape[-1])
-        _, (keys, values) = scan(self.adapters, lambda one, _, __: (None, one.source(face)), None, None, False)
+        _, (keys, values) = scan(self.blocks, lambda one, _, __: (None, one.source(face)), None, None, False)
         return PreparedPerformance(performance.pose, KeysValues(jnp.moveaxis(keys, 0, 1), jnp.moveaxis(values, 0, 1)))
 
     def start(
-        self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, performance: PreparedPerformance
+        self, x: Float[Array, "b s e"], signal: Signal, performance: PreparedPerformance
     ) -> tuple[Float[Array, "b s e"], tuple[()], After]:
-        """The embedded latents with the pose, and what to do after each block."""
+        """The tokens with the pose added, and the face attention after each block of the trunk."""
         frames, height, width = (a // b for a, b in zip(performance.pose.shape[1:4], self.patch, strict=True))
         per_frame = height * width
         pose = self.pose_patch_embedding(fold(performance.pose, self.patch))
@@ -127,7 +127,7 @@ class Animate(nnx.Module):
 
         def adapt(index: jax.Array, x: jax.Array, state: tuple[()]) -> tuple[jax.Array, tuple[()]]:
             keys, values = (jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in performance.face)
-            h = pick(self.adapters, index)(x, keys, values, per_frame, keys_per_frame)
+            h = pick(self.blocks, index)(x, keys, values, per_frame, keys_per_frame)
             return shard(_sum(x, h), axes.BATCH, axes.SEQUENCE, None), state
 
         return shard(_sum(x, pose), axes.BATCH, axes.SEQUENCE, None), (), after_layers(self.layers, adapt)

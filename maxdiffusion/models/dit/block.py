@@ -1,4 +1,4 @@
-"""One WAN transformer block: self-attention, cross-attention to the text, feed-forward, modulated by the time."""
+"""One WAN transformer block: self-attention, cross-attention to the text, feed-forward, modulated by the timestep."""
 
 from __future__ import annotations
 
@@ -23,28 +23,33 @@ from maxdiffusion.parallel import axes, shard
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Tokens:
-    """What every block needs to know of the token sequence.
+class Signal:
+    """Timestep embeddings and token positions, which blocks and head take beside the tokens.
 
     Attributes:
-      cos, sin: tables of `rotate`.
-      valid: which tokens are no padding; None: all.
-      given: which tokens are given, and so have the second timestep; None: there is only one.
+      embedding: the timestep embedding, b t e fp32; t is 2 with `clean` tokens (the second is timestep 0), else 1.
+      time: its projection to the six modulation vectors of a block, b t 6 e fp32.
+      cos, sin: tables of `rope.rotate`, s d fp32.
+      valid: b s bool, False on padding; None: no padding.
+      clean: s bool, True on conditioning tokens at timestep 0; None: there are none.
+      grid: tokens on each axis (f, h, w), padding not counted.
     """
 
-    cos: Float[Array, "s d"]
-    sin: Float[Array, "s d"]
-    valid: Any = None  # Bool[Array, "b s"] | None
-    given: Any = None  # Bool[Array, " s"] | None
+    embedding: Any
+    time: Any
+    cos: Any
+    sin: Any
+    valid: Any
+    clean: Any
+    grid: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
-
-def by_token(vectors: Float[Array, "b t e"], given: Any) -> Float[Array, "b s e"]:
-    """Each token's own of the vectors that the timesteps make: t = 2 with `given`, else one for all (s = 1)."""
-    return vectors if given is None else jnp.where(given[:, None], vectors[:, 1:], vectors[:, :1])
+    def by_token(self, vectors: Float[Array, "b t e"]) -> Float[Array, "b s e"]:
+        """The vector of each token's timestep; s is 1 where all tokens share one."""
+        return vectors if self.clean is None else jnp.where(self.clean[:, None], vectors[:, 1:], vectors[:, :1])
 
 
 class KeyValue(nnx.Module):
-    """What is attended to; RMSNorm of k over the whole inner dim, before the heads are split."""
+    """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split."""
 
     def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
         self.heads = config.num_attention_heads
@@ -111,26 +116,23 @@ class Block(nnx.Module):
 
         They do not depend on the latents.
         """
-        sides = (self.attn2, *self.attn2_image)
-        return tuple((side.key(x).astype(self.dtype), side.value(x)) for side, x in zip(sides, tokens, strict=True))
+        layers = (self.attn2, *self.attn2_image)
+        return tuple((layer.key(x).astype(self.dtype), layer.value(x)) for layer, x in zip(layers, tokens, strict=True))
 
     def __call__(
         self,
         x: Float[Array, "b s e"],
-        time: Float[Array, "b t 6 e"],
-        tokens: Tokens,
+        signal: Signal,
         sources: Sequence[Sequence[Float[Array, "b _ n d"]]],
     ) -> Float[Array, "b s e"]:
-        """`time` is fp32, t as in `by_token`; `sources` holds (keys, values) of all that is attended to."""
-        modulation = self.scale_shift_table[...] + time
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (
-            by_token(modulation[:, :, i], tokens.given) for i in range(6)
-        )
+        """`sources` holds the (keys, values) of each cross-attention."""
+        modulation = self.scale_shift_table[...] + signal.time
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (signal.by_token(modulation[:, :, i]) for i in range(6))
 
         h = layer_norm(x, self.eps) * (1 + scale_1) + shift_1
-        q = rotate(self.attn1.query(h), tokens.cos, tokens.sin).astype(self.dtype)
-        k = rotate(self.attn1.key(h), tokens.cos, tokens.sin).astype(self.dtype)
-        h = self_attention(self.plan, q, k, self.attn1.value(h), tokens.valid)
+        q = rotate(self.attn1.query(h), signal.cos, signal.sin).astype(self.dtype)
+        k = rotate(self.attn1.key(h), signal.cos, signal.sin).astype(self.dtype)
+        h = self_attention(self.plan, q, k, self.attn1.value(h), signal.valid)
         x = self._add(x, self.attn1.output(h) * gate_1)
 
         q = self.attn2.query(self.norm2(x)).astype(self.dtype)

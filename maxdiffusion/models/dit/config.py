@@ -23,7 +23,7 @@ class AnimateConfig:
     """What `diffusers.WanAnimateTransformer3DModel` adds."""
 
     latent_channels: int
-    motion_encoder_channel_sizes: tuple[tuple[str, int], ...] | None = None  # (side, channels); None: as published
+    motion_encoder_channel_sizes: tuple[tuple[str, int], ...] | None = None  # (size, channels); None: as published
     motion_encoder_size: int = 512
     motion_style_dim: int = 512
     motion_dim: int = 20
@@ -52,7 +52,7 @@ class AnimateConfig:
         return tuple(table[str(size)] for size in sizes)
 
 
-_SIDES: Mapping[str, type[VACEConfig] | type[AnimateConfig]] = {
+_ADAPTERS: Mapping[str, type[VACEConfig] | type[AnimateConfig]] = {
     "WanVACETransformer3DModel": VACEConfig,
     "WanAnimateTransformer3DModel": AnimateConfig,
 }
@@ -76,7 +76,7 @@ class DiTConfig:
     image_dim: int | None = None  # of the image encoder's hidden states; None: no cross-attention to an image
     added_kv_proj_dim: int | None = None
     pos_embed_seq_len: int | None = None  # image tokens that have a position embedding: those of two images
-    side: VACEConfig | AnimateConfig | None = None
+    adapter: VACEConfig | AnimateConfig | None = None
 
     def __post_init__(self) -> None:
         if self.added_kv_proj_dim not in (None, self.dim) or (self.added_kv_proj_dim is None) != (
@@ -91,7 +91,7 @@ class DiTConfig:
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
             )
-        layers = self.side.vace_layers if isinstance(self.side, VACEConfig) else (0,)
+        layers = self.adapter.vace_layers if isinstance(self.adapter, VACEConfig) else (0,)
         if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
             raise UserError(
                 f"The transformer's vace_layers are {list(layers)}; they must rise from 0 to less than "
@@ -99,9 +99,9 @@ class DiTConfig:
             )
 
     @property
-    def side_layers(self) -> tuple[int, ...]:
-        """The layers after which the side adds something: a hint of a VACE, the motion of a face."""
-        match self.side:
+    def adapter_layers(self) -> tuple[int, ...]:
+        """The layers after which the adapter adds something: a hint of a VACE, the motion of a face."""
+        match self.adapter:
             case VACEConfig(vace_layers=layers):
                 return layers
             case AnimateConfig(inject_face_latents_blocks=every):
@@ -146,17 +146,17 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
-        side = None
-        if (kind := _SIDES.get(raw.get("_class_name", ""))) is not None:
+        adapter = None
+        if (kind := _ADAPTERS.get(raw.get("_class_name", ""))) is not None:
             own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
             if isinstance(sizes := own.get("motion_encoder_channel_sizes"), dict):  # a network's config is hashable
                 own["motion_encoder_channel_sizes"] = tuple(sizes.items())
-            side = checkpoint_config.parse(kind, own, net="transformer", only={})
+            adapter = checkpoint_config.parse(kind, own, net="transformer", only={})
         only: dict[str, tuple[Any, ...]] = {
-            "_class_name": ("WanTransformer3DModel", *_SIDES),
+            "_class_name": ("WanTransformer3DModel", *_ADAPTERS),
             "qk_norm": ("rms_norm_across_heads",),
             "cross_attn_norm": (True,),
             "add_img_emb": (False,),
             "window_size": ([-1, -1], (-1, -1)),
         }
-        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), side=side)
+        return dataclasses.replace(checkpoint_config.parse(cls, raw, net="transformer", only=only), adapter=adapter)

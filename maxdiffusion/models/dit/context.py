@@ -1,7 +1,6 @@
-"""What the transformer is told beside latents and timestep. The batch leads in every leaf; None is an empty part.
+"""The conditioning of the transformer. The batch leads in every leaf; None is a part that is absent.
 
-A variant differs from another in which parts it has, not in code: all of them travel through loop and guidance as one
-pytree, and the negative branch shares every part but the text.
+Variants differ in which parts they have, not in code: all of them travel through loop and guidance as one pytree.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ class KeysValues(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """What is given on the grid of the latents, fp32.
+    """Conditioning on the grid of the latents, fp32.
 
     Attributes:
       channels: concatenated to the latents' channels (image to video: mask and encoded frames).
-      first: the first latent frames themselves. They stand in place of the noise, at timestep 0, and in the result.
+      first: the first latent frames themselves. They replace the noise, at timestep 0, and stay in the result.
     """
 
     channels: Float[Array, "b f h w c"] | None = None
     first: Float[Array, "b f h w c"] | None = None
 
     def keep(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        """The latents with the given first frames in their place."""
+        """The latents with `first` in their place."""
         if self.first is None:
             return latents
         return jnp.concatenate([self.first.astype(latents.dtype), latents[:, self.first.shape[1] :]], axis=1)
 
     def input(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c_in"]:
-        """What the patch embedding sees."""
+        """The input of the patch embedding."""
         latents = self.keep(latents)
         return latents if self.channels is None else jnp.concatenate([latents, self.channels], axis=-1)
 
@@ -48,25 +47,32 @@ class Context(NamedTuple):
     Attributes:
       text: hidden states of the text encoder, zeros after the prompt's length.
       image: hidden states of the image encoder; two images follow each other.
-      frames: what is given on the grid of the latents.
-      side: what `VACE` or `Animate` are controlled by.
+      frames: conditioning on the grid of the latents.
+      adapter: `vace.Control` or `animate.Performance`.
     """
 
     text: Float[Array, "b k e_text"]
     image: Float[Array, "b k e_image"] | None = None
     frames: Frames = Frames()
-    side: Any = ()
+    adapter: Any = ()
 
 
 class PreparedContext(NamedTuple):
-    """The same after `WanTransformer.prepare`, with all that does not depend on latents and timestep computed.
+    """`Context` after `WanTransformer.prepare`, with all that does not depend on latents and timestep computed.
 
     Attributes:
-      sources: what the cross-attention of every layer attends to, each by itself: the text, then the image if any.
+      sources: keys and values of the cross-attentions: the text's, then the image's if any.
       frames: as in `Context`.
-      side: as `VACE` or `Animate` prepare it.
+      adapter: `vace.PreparedControl` or `animate.PreparedPerformance`.
     """
 
     sources: tuple[KeysValues, ...]
     frames: Frames = Frames()
-    side: Any = ()
+    adapter: Any = ()
+
+
+class Contexts(NamedTuple):
+    """Conditioning of the two branches of classifier-free guidance: pytrees of one structure, the batch leading."""
+
+    positive: Any
+    negative: Any = None  # of the negative prompt; None without guidance

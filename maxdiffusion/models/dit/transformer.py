@@ -14,13 +14,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.models.dit.adapter import NoAdapter
 from maxdiffusion.models.dit.animate import Animate
-from maxdiffusion.models.dit.block import Block, Tokens, by_token
+from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
-from maxdiffusion.models.dit.side import NoSide
 from maxdiffusion.models.dit.vace import VACE
 from maxdiffusion.models.layers import MLP, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
@@ -35,19 +35,19 @@ def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b ch
 
 
 def _context_shards() -> int:
-    """Over how many devices the current placement splits the tokens."""
+    """Devices over which the current placement splits the tokens."""
     placement = current()
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
-def make_side(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoSide | VACE | Animate:
-    """What this kind of transformer has beside its blocks."""
-    match config.side:
+def make_adapter(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoAdapter | VACE | Animate:
+    """The adapter that this kind of transformer has between its blocks."""
+    match config.adapter:
         case VACEConfig() as vace:
             return VACE(config, vace, plan, **kwargs)
         case AnimateConfig() as animate:
             return Animate(config, animate, plan, **kwargs)
-    return NoSide()
+    return NoAdapter()
 
 
 class ImageEmbedder(nnx.Module):
@@ -90,8 +90,9 @@ class ConditionEmbedder(nnx.Module):
 class WanTransformer(nnx.Module):
     """Reference: `diffusers.WanTransformer3DModel`; paper: Wan (2025), arXiv:2503.20314.
 
-    The blocks are stored stacked, a leading layer axis on every parameter. `scan_layers` compiles one block and loops
-    over it; without it the loop is unrolled in the program.
+    It is `head(trunk(embed(...)))`, so that a step cache can stand around the trunk. The blocks are stored stacked, a
+    leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the loop is
+    unrolled in the program.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class WanTransformer(nnx.Module):
         self.unroll = not scan_layers
         common: dict[str, Any] = {"weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
-        self.side = make_side(config, plan, **common, dtype=dtype)
+        self.adapter = make_adapter(config, plan, **common, dtype=dtype)
         self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = stack(
@@ -136,27 +137,24 @@ class WanTransformer(nnx.Module):
             lambda a: shard(jnp.moveaxis(a, 0, 1), axes.BATCH, None, None, axes.HEADS, None), sources
         )
         frames = jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None), context.frames)
-        side = self.side.prepare(tokens[0], context.side)
-        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames, side)
+        adapter = self.adapter.prepare(tokens[0], context.adapter)
+        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames, adapter)
 
-    def __call__(
-        self,
-        latents: Float[Array, "b f h w c"],
-        timestep: Float[Array, " b"],
-        context: Context | PreparedContext,
-    ) -> Float[Array, "b f h w c_out"]:
-        """The velocity, fp32. `timestep` is 0..1000; `context` holds embeddings, or what `prepare` made of them.
+    def embed(
+        self, latents: Float[Array, "b f h w c"], timestep: Float[Array, " b"], context: PreparedContext
+    ) -> tuple[Float[Array, "b s e"], Signal]:
+        """Patches, positions and timesteps; `timestep` is 0..1000.
+
+        A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
 
         Raises:
           UserError: the latent's size does not divide by the patch, or has more positions than the model has.
         """
-        context = context if isinstance(context, PreparedContext) else self.prepare(context)
         frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
         cos, sin = rotary_tables(grid, self.config.attention_head_dim)
         x = self.patch_embedding(fold(frames.input(latents), self.config.patch_size))
 
-        # A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
         length = math.prod(grid)
         padding = -length % _context_shards()
         valid = None
@@ -165,27 +163,42 @@ class WanTransformer(nnx.Module):
             cos, sin = (jnp.pad(table, ((0, padding), (0, 0))) for table in (cos, sin))
             valid = jnp.broadcast_to(jnp.arange(length + padding) < length, x.shape[:2])
         x = shard(x, axes.BATCH, axes.SEQUENCE, None)
-        timestep, given = timestep[:, None], None
+        timestep, clean = timestep[:, None], None
         if frames.first is not None:
             timestep = jnp.concatenate([timestep, jnp.zeros_like(timestep)], axis=1)
             count = frames.first.shape[1] // self.config.patch_size[0] * math.prod(grid[1:])
-            given = shard(jnp.arange(length + padding) < count, axes.SEQUENCE)
-        tokens = Tokens(shard(cos, axes.SEQUENCE, None), shard(sin, axes.SEQUENCE, None), valid, given)
+            clean = shard(jnp.arange(length + padding) < count, axes.SEQUENCE)
+        cos, sin = (shard(table, axes.SEQUENCE, None) for table in (cos, sin))
+        return x, Signal(*self.condition_embedder.time(timestep), cos, sin, valid, clean, grid)
 
-        embedding, time = self.condition_embedder.time(timestep)
-
-        x, state, after = self.side.start(x, time, tokens, context.side)
+    def trunk(self, tokens: Float[Array, "b s e"], signal: Signal, context: PreparedContext) -> Float[Array, "b s e"]:
+        """All blocks, and the adapter between them."""
+        x, state, after = self.adapter.start(tokens, signal, context.adapter)
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
             x, state = carry
             own = jax.tree.map(
                 lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False), context.sources
             )
-            return after(layer, block(x, time, tokens, own), state), None
+            return after(layer, block(x, signal, own), state), None
 
         (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
+        return x
 
-        modulation = self.scale_shift_table[...] + embedding[:, :, None]
-        shift, scale = (by_token(modulation[:, :, i], given) for i in range(2))
-        x = self.proj_out(layer_norm(x, self.config.eps) * (1 + scale) + shift)
-        return unfold(x[:, :length], self.config.patch_size, grid)
+    def head(self, tokens: Float[Array, "b s e"], signal: Signal) -> Float[Array, "b f h w c_out"]:
+        """The velocity, fp32."""
+        modulation = self.scale_shift_table[...] + signal.embedding[:, :, None]
+        shift, scale = (signal.by_token(modulation[:, :, i]) for i in range(2))
+        x = self.proj_out(layer_norm(tokens, self.config.eps) * (1 + scale) + shift)
+        return unfold(x[:, : math.prod(signal.grid)], self.config.patch_size, signal.grid)
+
+    def __call__(
+        self,
+        latents: Float[Array, "b f h w c"],
+        timestep: Float[Array, " b"],
+        context: Context | PreparedContext,
+    ) -> Float[Array, "b f h w c_out"]:
+        """`head` of `trunk` of `embed`: the velocity, fp32."""
+        context = context if isinstance(context, PreparedContext) else self.prepare(context)
+        tokens, signal = self.embed(latents, timestep, context)
+        return self.head(self.trunk(tokens, signal, context), signal)

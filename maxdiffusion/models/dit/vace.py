@@ -12,24 +12,24 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit.block import Block, Tokens
+from maxdiffusion.models.dit.adapter import After, after_layers
+from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.dit.side import After, after_layers
 from maxdiffusion.models.layers import Linear, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 
 
 class Control(NamedTuple):
-    """What a VACE transformer is controlled by."""
+    """The control input of a VACE transformer."""
 
     latents: Float[Array, "b f h w c"]  # inactive, reactive, mask: 96 channels in the official checkpoints
     scale: Float[Array, "b hints"]  # of each hint
 
 
 class PreparedControl(NamedTuple):
-    """The same, and the text for the blocks of the control stream."""
+    """`Control` with the keys and values of the text for each block of the control stream."""
 
     latents: Float[Array, "b f h w c"]
     scale: Float[Array, "b hints"]
@@ -67,7 +67,7 @@ class VACE(nnx.Module):
         dtype: DTypeLike,
     ):
         common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.layers = config.side_layers
+        self.layers = config.adapter_layers
         self.patch = config.patch_size
         channels = vace.vace_in_channels * math.prod(config.patch_size)
         self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
@@ -82,9 +82,9 @@ class VACE(nnx.Module):
         return PreparedControl(*control, KeysValues(*(jnp.moveaxis(a, 0, 1) for a in sources[0])))
 
     def start(
-        self, x: Float[Array, "b s e"], time: Float[Array, "b t 6 e"], tokens: Tokens, control: PreparedControl
+        self, x: Float[Array, "b s e"], signal: Signal, control: PreparedControl
     ) -> tuple[Float[Array, "b s e"], Float[Array, "b s e"], After]:
-        """The first state of the stream, and what to do after each block of the main one."""
+        """The tokens, the control stream before its first block, and the step of both after each block of the trunk."""
         stream = self.proj_in(self.patch_embedding(fold(control.latents, self.patch)))
         stream = jnp.pad(stream, ((0, 0), (0, x.shape[1] - stream.shape[1]), (0, 0)))
         stream = shard(stream + x, axes.BATCH, axes.SEQUENCE, None)
@@ -92,7 +92,7 @@ class VACE(nnx.Module):
         def hint(index: jax.Array, x: jax.Array, stream: jax.Array) -> tuple[jax.Array, jax.Array]:
             one = pick(self.blocks, index)
             text = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, 1, keepdims=False), control.text)
-            stream = one.block(stream, time, tokens, (text,))
+            stream = one.block(stream, signal, (text,))
             scale = jax.lax.dynamic_index_in_dim(control.scale, index, 1).astype(jnp.float32)
             total = x.astype(jnp.float32) + one.proj_out(stream).astype(jnp.float32) * scale[..., None]
             return shard(total.astype(x.dtype), axes.BATCH, axes.SEQUENCE, None), stream

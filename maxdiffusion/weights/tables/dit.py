@@ -92,19 +92,19 @@ def _face_encoder(source: str, target: str) -> Rules:
 
 
 _VACE = (
-    *_patch("vace_patch_embedding", "side.patch_embedding"),
-    *_linear("vace_blocks.0.proj_in", "side.proj_in"),
-    *_block("vace_blocks.{layer}", "side.blocks.block"),
-    *_linear("vace_blocks.{layer}.proj_out", "side.blocks.proj_out"),
+    *_patch("vace_patch_embedding", "adapter.patch_embedding"),
+    *_linear("vace_blocks.0.proj_in", "adapter.proj_in"),
+    *_block("vace_blocks.{layer}", "adapter.blocks.block"),
+    *_linear("vace_blocks.{layer}.proj_out", "adapter.blocks.proj_out"),
 )
 
 _ANIMATE = (
-    *_patch("pose_patch_embedding", "side.pose_patch_embedding"),
-    *_motion_encoder("motion_encoder", "side.motion_encoder"),
-    *_face_encoder("face_encoder", "side.face_encoder"),
-    *_linears("face_adapter.{layer}", "side.adapters", "to_q", "to_k", "to_v", "to_out"),
-    Rule("face_adapter.{layer}.norm_q.weight", "side.adapters.norm_q.scale"),
-    Rule("face_adapter.{layer}.norm_k.weight", "side.adapters.norm_k.scale"),
+    *_patch("pose_patch_embedding", "adapter.pose_patch_embedding"),
+    *_motion_encoder("motion_encoder", "adapter.motion_encoder"),
+    *_face_encoder("face_encoder", "adapter.face_encoder"),
+    *_linears("face_adapter.{layer}", "adapter.blocks", "to_q", "to_k", "to_v", "to_out"),
+    Rule("face_adapter.{layer}.norm_q.weight", "adapter.blocks.norm_q.scale"),
+    Rule("face_adapter.{layer}.norm_k.weight", "adapter.blocks.norm_k.scale"),
 )
 
 RULES: Rules = (

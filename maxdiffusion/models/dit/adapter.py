@@ -1,4 +1,4 @@
-"""What some variants do beside the blocks: something of their own after given layers."""
+"""Where an adapter enters the trunk: VACE's hints and Animate's face attention, each after some of the layers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from jaxtyping import Array, Float, Int
 After = Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
 
 
-class NoSide(nnx.Module):
-    """Nothing: the plain transformer."""
+class NoAdapter(nnx.Module):
+    """The plain transformer's: adds nothing."""
 
     def prepare(self, text: Float[Array, "b k e"], control: tuple[()]) -> tuple[()]:
         return control
 
-    def start(
-        self, x: Float[Array, "b s e"], time: Any, tokens: Any, prepared: tuple[()]
-    ) -> tuple[jax.Array, Any, After]:
+    def start(self, x: Float[Array, "b s e"], signal: Any, prepared: tuple[()]) -> tuple[jax.Array, Any, After]:
         return x, (), lambda layer, x, state: (x, state)
 
 

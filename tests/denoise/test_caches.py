@@ -1,0 +1,154 @@
+"""A step cache around the trunk: a state for each branch of guidance and each expert, and no change of the loop."""
+
+import collections
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maxdiffusion import parallel
+from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
+from maxdiffusion.denoise.loop import Denoiser
+from maxdiffusion.denoise.network import Network, split
+from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.segments import Segment
+from maxdiffusion.denoise.solvers import SOLVERS
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context, Contexts
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.weights.loader import placed
+from tests.parity import drawn
+
+SOLVER = SOLVERS["unipc"]
+CONTEXTS = Contexts(*jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4)), jnp.float32))
+# Three experts: of odd lengths, so that one starts where steps counted over the run would reuse; one without guidance.
+SEGMENTS = Segment(0, 3, "a", 3.0), Segment(3, 5, "b", 1.0), Segment(5, 8, "c", 2.0)
+PARAMS = tuple(map(jnp.float32, (1.0, -0.5, 2.0)))
+GUIDANCE = [TwoPassGuidance(), BatchedGuidance()]
+
+
+class Reused(NamedTuple):
+    count: Any
+    residual: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryOther:
+    """Every second step adds the trunk's residual of the step before."""
+
+    def init(self, tokens):
+        return Reused(jax.ShapeDtypeStruct((), jnp.int32), tokens)
+
+    def __call__(self, step, tokens, trunk, state):
+        compute = state.count % 2 == 0
+        residual = jax.lax.cond(compute, lambda x: trunk(x) - x, lambda x: state.residual, tokens)
+        return tokens + residual, Reused(state.count + 1, residual)
+
+
+def network(seen):
+    """In three parts; notes its trunk's calls by timestep."""
+
+    def embed(params, x, timestep, context):
+        return 2 * x.reshape(len(x), -1, 4), (timestep, x)
+
+    def trunk(params, tokens, signal, context):
+        rows = len(tokens)
+        jax.debug.callback(lambda t: seen[float(t)].append(rows), signal[0][0])
+        return tokens - jnp.tanh(params * tokens + context[:, None] + jnp.sin(signal[0] / 200)[:, None, None])
+
+    def head(params, tokens, signal):
+        return tokens.reshape(signal[1].shape) / 2
+
+    return Network(embed, trunk, head)
+
+
+def denoiser(seen, guidance, **kwargs):
+    schedule = SOLVER.schedule(SEGMENTS[-1].stop, 3.0)
+    return Denoiser(network(seen), SEGMENTS, schedule, SOLVER, guidance, **kwargs)
+
+
+def run(program, x):
+    state = program.init(x)
+    for params, segment in zip(PARAMS, SEGMENTS, strict=True):
+        state = program.advance(params, CONTEXTS, state, segment)
+    jax.effects_barrier()
+    return np.asarray(state.x)
+
+
+def plainly(x):
+    """Written out: the residuals of each expert and branch in a dictionary."""
+    net, schedule = network(collections.defaultdict(list)), SOLVER.schedule(SEGMENTS[-1].stop, 3.0)
+    table, state, residuals = SOLVER.table(schedule), SOLVER.init(x), {}
+    for params, segment in zip(PARAMS, SEGMENTS, strict=True):
+        for i in range(segment.start, segment.stop):
+            velocities = []
+            for branch, context in enumerate(CONTEXTS):
+                time = jnp.full((len(x),), schedule.timesteps[i])
+                tokens, signal = net.embed(params, state.x, time, context)
+                if (i - segment.start) % 2 == 0:
+                    residuals[segment.net, branch] = net.trunk(params, tokens, signal, context) - tokens
+                velocities.append(net.head(params, tokens + residuals[segment.net, branch], signal))
+            c, u = velocities
+            row = jax.tree.map(lambda a, i=i: np.float32(a[i]), table)
+            state = SOLVER.step(state, row, u + segment.guidance_scale * (c - u))
+    return np.asarray(state.x)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_each_branch_and_expert_has_a_state_of_its_own(guidance, scan):
+    x, seen = noise([1, 2], (2, 4, 4, 4)), collections.defaultdict(list)
+    program = denoiser(seen, guidance, cache=EveryOther(), scan=scan).compile(PARAMS[0], x, CONTEXTS.positive)
+    np.testing.assert_allclose(run(program, x), plainly(x), rtol=1e-5, atol=1e-5)
+    pair = [2, 2] if guidance == TwoPassGuidance() else [4]
+    want = dict(zip((0, 2, 3, 5, 7), (pair, pair, [2], pair, pair), strict=True))
+    assert seen == {float(program.inputs.timestep[i]): calls for i, calls in want.items()}
+
+
+def test_a_kept_state_goes_on_in_the_middle_of_a_segment():
+    x, kept = noise([1, 2], (2, 4, 4, 4)), {}
+    net = denoiser(collections.defaultdict(list), TwoPassGuidance(), cache=EveryOther())
+    program = net.compile(PARAMS[0], x, CONTEXTS.positive)
+
+    def keep(i, n, state):
+        kept[i] = jax.tree.map(np.array, state)
+
+    done = program.advance(PARAMS[0], CONTEXTS, program.init(x), SEGMENTS[0], on_step=keep)
+    assert done.cache is None and [int(each.count) for each in kept[0].cache] == [1, 1]
+    again = jax.tree.map(jnp.asarray, kept[0])
+    again = program.advance(PARAMS[0], CONTEXTS, again, SEGMENTS[0]._replace(start=1))
+    np.testing.assert_array_equal(again.x, done.x)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_transformer_on_a_mesh_equals_one_device(scan):
+    """Tokens that the cache keeps are sharded as those that the trunk takes: 18, padded to 20 on a context of 4."""
+    config = DiTConfig(2, 2, 12, 40, 4, 4, text_dim=20, freq_dim=32)
+    x, text = noise([1, 2], (3, 6, 4, 4)), np.random.default_rng(0).standard_normal((2, 2, 7, 20)).astype(np.float32)
+    schedule = SOLVER.schedule(4, 3.0)
+
+    def latents(plan):
+        built = WanTransformer(config, plan, weights_dtype=jnp.float32, dtype=jnp.float32)
+        model = drawn(built)
+        if (placement := parallel.current()) is not None:
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(built, placement)))
+            graph, params = nnx.split(model)
+            model = nnx.merge(graph, jax.device_put(params, shardings))
+        net, params = split(model)
+        batch = parallel.like((2,), np.float32, parallel.axes.BATCH).sharding
+        contexts = Contexts(*(nnx.jit(WanTransformer.prepare)(model, Context(jnp.asarray(each))) for each in text))
+        contexts, start = (contexts, x) if batch is None else jax.device_put((contexts, x), batch)
+        segments = (Segment(0, 4, guidance_scale=3.0),)
+        run = Denoiser(net, segments, schedule, SOLVER, BatchedGuidance(), EveryOther(), scan)
+        return run.run(params, start, contexts)
+
+    expected = latents(AttentionPlan())
+    mesh = parallel.make_mesh(parallel.Degrees(data=2, context=4), ulysses=2)
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        found = latents(AttentionPlan("ulysses_ring", "dot_product", ring=2, ulysses=2))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
