@@ -21,7 +21,7 @@ from maxdiffusion.conditioning import image, text
 from maxdiffusion.denoise.guidance import NoGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.segments import calls
+from maxdiffusion.denoise.segments import program_calls
 from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
 from maxdiffusion.models.dit.config import VACEConfig
 from maxdiffusion.parallel import axes
@@ -250,7 +250,7 @@ class _Run:
         in_turn = len(self.segments) > 1 and self.job.cfg.expert_residency == "in_turn"
         waiting = self.units - 1 if in_turn else 0
         others = resident + context + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
-        for program, number in calls(self.segments, self.job.cfg.loop == "scan").items():
+        for program, number in program_calls(self.segments, self.job.cfg.loop == "scan").items():
             yield self.make("denoise", "step", units * number, others, lambda program=program: steps()[program])
 
     def decoding(self) -> Iterator[Program]:
