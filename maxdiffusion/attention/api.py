@@ -29,9 +29,8 @@ def self_attention(
     a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
 
     Raises:
-      UserError: the mesh or its rules contradict the plan, or `valid` has another shape than (b, s).
+      UserError: the mesh or its rules contradict the plan.
     """
-    _check_mask(k, valid)
     placement = _placement(plan)
     if placement is None or plan.scheme == "local":
         return cross_attention(plan, q, k, v, valid)
@@ -55,20 +54,11 @@ def cross_attention(
     Queries stay where they are, in every scheme, and nothing is communicated if the keys are replicated. Otherwise as
     `self_attention`.
     """
-    _check_mask(k, valid)
     placement = _placement(plan)
     local = kernels.local(plan)
     if placement is None:
         return local(q, k, v, valid)[0].astype(q.dtype)
     return _on_mesh(placement, local, q, k, v, valid, split_keys=False)
-
-
-def _check_mask(k: jax.Array, valid: jax.Array | None) -> None:
-    if valid is not None and (valid.shape != k.shape[:2] or valid.dtype != bool):
-        raise UserError(
-            f"The attention mask is {valid.dtype} of shape {valid.shape}; for these keys it must be bool of shape "
-            f"{k.shape[:2]}, one row per example."
-        )
 
 
 def check(plan: AttentionPlan, placement: Placement | None) -> None:

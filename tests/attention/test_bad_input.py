@@ -3,13 +3,13 @@
 import dataclasses
 import re
 
-import jax.numpy as jnp
 import pytest
 
 from maxdiffusion import request
-from maxdiffusion.attention.api import _check_mask
 from maxdiffusion.errors import UserError
-from maxdiffusion.parallel import startup
+from maxdiffusion.models.dit import DiTConfig
+from maxdiffusion.request.layout import lay_out
+from maxdiffusion.request.session import recipe_of
 
 
 @dataclasses.dataclass
@@ -103,25 +103,10 @@ def test_refused_before_loading(tmp_path, words, devices, heads, says):
     (tmp_path / "case.yml").write_text(f"model_name: wan2.1-t2v-14b\nprompt: x\noutput_dir: {tmp_path}\n")
     split = re.findall(r"\S+=(?:\{.*?\}|\S+)", words)
     with pytest.raises(UserError) as refusal:
-        cfg = request.load([str(tmp_path / "case.yml"), *split]).cfg
+        job = request.load([str(tmp_path / "case.yml"), *split])
         assert devices != WHEN_READ
-        startup.place(cfg, heads, 128, 75_600, devices)
+        sizes = {"ffn_dim": 512, "in_channels": 16, "out_channels": 16, "text_dim": 64}
+        network = DiTConfig(num_layers=2, num_attention_heads=heads, attention_head_dim=128, **sizes)
+        lay_out(job, recipe_of(job), network, devices)
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(refusal.value)), refusal.value
     assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("mask", "says"),
-    [
-        (jnp.ones((3, 9), bool), "bool of shape (3, 9)"),  # another batch
-        (jnp.ones((1, 9), bool), "bool of shape (1, 9)"),
-        (jnp.ones((2, 8), bool), "bool of shape (2, 8)"),  # another length
-        (jnp.ones((2, 1, 9), bool), "bool of shape (2, 1, 9)"),  # another rank
-        (jnp.ones(9, bool), "bool of shape (9,)"),
-        (jnp.ones((2, 9)), "float32 of shape (2, 9)"),  # another type
-    ],
-)
-def test_masks(mask, says):
-    with pytest.raises(UserError) as refusal:
-        _check_mask(jnp.ones((2, 9, 8, 4)), mask)
-    assert f"is {says}; for these keys it must be bool of shape (2, 9)" in str(refusal.value)

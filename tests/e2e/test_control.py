@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 
 from maxdiffusion import generate_wan, request
-from maxdiffusion.config.parts import Parts
+from maxdiffusion.request import Segments
 from maxdiffusion.media.write import write
 from maxdiffusion.weights.latents_io import save_latents
 
@@ -212,7 +212,7 @@ def animate_pipeline(random_checkpoint, tmp_path_factory):
 def test_animate_equals_the_reference(animate_pipeline, files, tmp_path, mode, length, carried, frames, scale):
     """Two segments, the second filled up behind the video's end; without guidance, and with it."""
     checkpoint, pipeline = animate_pipeline
-    segments = Parts(frames, length, carried).starts
+    segments = Segments(frames, length, carried).starts
     assert len(segments) == 2
     shape = (1, 16, (length - 1) // 4 + 2, HEIGHT // 8, WIDTH // 8)
     generator = torch.Generator().manual_seed(3)

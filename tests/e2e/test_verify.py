@@ -15,8 +15,8 @@ WORDS = ("verify=true", "log_level=error", "jax_cache_dir=")
 BFLOAT16 = ("weights_dtype=bfloat16", "activations_dtype=bfloat16")
 
 
-def load(*words: str, steps: int = 2) -> config.Config:
-    return request.load([CONFIG, *WORDS, f"verify_steps={steps}", *words]).cfg
+def load(*words: str, steps: int = 2) -> request.Job:
+    return request.load([CONFIG, *WORDS, f"verify_steps={steps}", *words])
 
 
 def test_ring_and_ulysses_against_one_device(capsys, tmp_path, monkeypatch):
@@ -51,8 +51,8 @@ def test_a_wrong_merge_is_seen(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["verify_against=[seed=3]"], "seed is no key of attention and parallelism"),
-        (["verify_against=[ring]"], "no list of key=value words"),
+        (["verify_against=[seed=3]"], "seed is not a key of attention and parallelism"),
+        (["verify_against=[ring]"], "not a list of key=value words"),
         (["verify_against=[attention=rung]"], "did you mean ring?"),
         (["verify_against=[atention=ring]"], "did you mean attention?"),
         (["verify_against=[ulysses_shards=3, attention=ulysses]"], "does not divide the 8 heads"),

@@ -1,15 +1,16 @@
 """What a run of several processes refuses before jax joins them, with threads in the place of processes."""
 
 import http.server
+import socket
 import threading
-import time
 
 import pytest
 
 from maxdiffusion import request
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime import distributed
-from tests.e2e.test_hosts import free_port
+from maxdiffusion.runtime import distributed, rendezvous
+from maxdiffusion.runtime.hosts import Hosts, metadata
+from tests.support.hosts import free_port
 
 
 def meet(*who: tuple[int, int], timeout: float = 2) -> list[str]:
@@ -18,7 +19,7 @@ def meet(*who: tuple[int, int], timeout: float = 2) -> list[str]:
 
     def run(place: int, index: int, count: int) -> None:
         try:
-            distributed._meet(address, count, index, timeout)
+            rendezvous.meet(address, count, index, timeout)
         except UserError as error:
             told[place] = str(error)
 
@@ -57,24 +58,26 @@ def test_one_does_not_come():
 
 def test_a_coordinator_that_cannot_be_reached():
     with pytest.raises(UserError, match=r"coordinator_address=localhost:\d+ cannot be reached"):
-        distributed._meet(f"localhost:{free_port()}", 2, 1, 0.3)
+        rendezvous.meet(f"localhost:{free_port()}", 2, 1, 0.3)
     with pytest.raises(UserError, match=r"coordinator_address=nowhere.invalid:80 cannot be reached"):
-        distributed._meet("nowhere.invalid:80", 2, 1, 0.3)
+        rendezvous.meet("nowhere.invalid:80", 2, 1, 0.3)
 
 
 def test_a_stranger_at_the_port_hinders_nobody():
     port, told = free_port(), []
 
     def first() -> None:
-        distributed._meet(f"localhost:{port}", 2, 0, 5)
+        rendezvous.meet(f"localhost:{port}", 2, 0, 5)
         told.append("ready")
 
     thread = threading.Thread(target=first)
     thread.start()
     for text in ("GET / HTTP/1.1", "", "x y"):
-        assert distributed._report("localhost", port, text, time.monotonic() + 5) == ""
+        with socket.create_connection(("localhost", port), timeout=5) as link:
+            link.sendall(f"{text}\n".encode())
+            assert link.makefile().read() == ""
     assert not told
-    distributed._meet(f"localhost:{port}", 2, 1, 5)
+    rendezvous.meet(f"localhost:{port}", 2, 1, 5)
     thread.join()
     assert told == ["ready"]
 
@@ -98,7 +101,7 @@ def test_launchers(monkeypatch, env, several):
         monkeypatch.delenv(name, raising=False)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    assert distributed._launched() is several
+    assert Hosts().join() is several
 
 
 @pytest.mark.parametrize(("endpoints", "hosts"), [("me:1:10.0.0.2", 1), ("a:1:10.0.0.2,b:2:10.0.0.3", 2)])
@@ -118,14 +121,17 @@ def test_hosts_of_a_tpu_slice(monkeypatch, endpoints, hosts):
         monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
         monkeypatch.setenv("TPU_ML_PLATFORM", "JAX")
         monkeypatch.setenv("GCE_METADATA_IP", f"localhost:{server.server_port}")
-        assert distributed._slice_hosts() == hosts
+        metadata.cache_clear()
+        assert Hosts().join() is (hosts > 1)
         server.shutdown()
-    assert distributed._slice_hosts() == 1  # nobody answers
+    metadata.cache_clear()
+    assert not Hosts().join()  # nobody answers
+    metadata.cache_clear()
 
 
 def test_an_address_alone_does_not_make_a_run(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a\n")
     words = [str(tmp_path / "run.yml"), f"output_dir={tmp_path}", "coordinator_address=localhost:1"]
     with pytest.raises(UserError, match=r"jax\.distributed cannot start .* give coordinator_address=HOST:PORT"):
-        distributed.start(request.load(words).cfg)
-    distributed.start(request.load([*words, "jax_distributed=off"]).cfg)
+        distributed.start(request.load(words).hosts)
+    distributed.start(request.load([*words, "jax_distributed=off"]).hosts)

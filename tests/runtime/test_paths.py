@@ -9,7 +9,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from upath import UPath
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media import naming
+from maxdiffusion.output import names as naming
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import atomic_path
 from tests.bucket import Bucket, bucket

@@ -1,4 +1,4 @@
-"""What of a prompt file is done, by files and manifest alone: no video is made."""
+"""Which videos of a prompt file are done, by files and manifest alone: no video is made."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maxdiffusion import request
-from maxdiffusion.config.examples import alone, examples
+from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
-from maxdiffusion.media import manifest, output
+from maxdiffusion.output import manifest
+from maxdiffusion.request.videos import single
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LINES = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two", "size": "64*96"}]
@@ -21,66 +21,66 @@ LATENTS = np.zeros((1, 5, 12, 12, 8), np.float32)
 def load(tmp_path):
     def load(*words, lines=LINES):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words]).cfg
+        return request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words])
 
     return load
 
 
-def make(cfg, number, kill=None):
+def make(job, number, kill=None):
     """Stands for a run of one line: its files in their order, up to where it is killed."""
-    video = examples(cfg)[number]
-    with output.reserved(cfg, [video], LATENTS) as files:
-        assert files.paths == [manifest.video_path(cfg, video)]
+    video = job.videos[number]
+    with output.reserved(job, [video], LATENTS) as files:
+        assert files.paths == [manifest.video_path(job, video)]
         if kill != "denoise":
             files.paths[0].write_bytes(b"video" * (number + 1))
         if kill is None:
             files.record({}, {})
 
 
-def left(cfg):
-    return [video.output for video in manifest.remaining(cfg, examples(cfg))]
+def left(job):
+    return [video.output for video in manifest.remaining(job).videos]
 
 
 def test_what_is_done_is_skipped(load):
-    cfg = load()
-    assert left(cfg) == ["one", "two"]
-    make(cfg, 1)
-    assert left(cfg) == ["one"]
-    make(cfg, 0)
+    job = load()
+    assert left(job) == ["one", "two"]
+    make(job, 1)
+    assert left(job) == ["one"]
+    make(job, 0)
     assert left(load()) == []
-    record = manifest.video_path(cfg, examples(cfg)[1]).with_suffix(".json")
-    assert json.loads(record.read_text())["config"] == alone(cfg, examples(cfg)[1]).to_json()
+    record = manifest.video_path(job, job.videos[1]).with_suffix(".json")
+    assert json.loads(record.read_text())["config"] == single(job.cfg, job.videos[1]).to_json()
 
 
 @pytest.mark.parametrize("kill", ["denoise", "before the record"])
 def test_a_killed_line_is_made_again(load, kill):
-    cfg = load()
-    make(cfg, 0, kill)
-    assert left(cfg) == ["one", "two"]
-    make(cfg, 0)
-    assert left(cfg) == ["two"]
+    job = load()
+    make(job, 0, kill)
+    assert left(job) == ["one", "two"]
+    make(job, 0)
+    assert left(job) == ["two"]
 
 
 def test_a_video_that_is_no_longer_whole_is_made_again(load):
-    cfg = load()
-    make(cfg, 0)
-    path = manifest.video_path(cfg, examples(cfg)[0])
+    job = load()
+    make(job, 0)
+    path = manifest.video_path(job, job.videos[0])
     path.write_bytes(b"vid")
-    assert left(cfg) == ["one", "two"]
+    assert left(job) == ["one", "two"]
     path.unlink()
-    assert left(cfg) == ["one", "two"]
+    assert left(job) == ["one", "two"]
 
 
 def test_a_folder_of_frames_is_counted_whole(load):
-    cfg = load("output_format=png")
-    manifest.begin(cfg, examples(cfg)[:1])
-    folder = manifest.video_path(cfg, examples(cfg)[0])
+    job = load("output_format=png")
+    manifest.begin(job, job.videos[:1])
+    folder = manifest.video_path(job, job.videos[0])
     folder.mkdir()
     (folder / "0.png").write_bytes(b"12")
-    manifest.finish(cfg, examples(cfg)[:1])
-    assert left(cfg) == ["two"]
+    manifest.finish(job, job.videos[:1])
+    assert left(job) == ["two"]
     (folder / "0.png").write_bytes(b"1")
-    assert left(cfg) == ["one", "two"]
+    assert left(job) == ["one", "two"]
 
 
 def test_other_words_or_settings_are_another_video(load):
@@ -96,38 +96,38 @@ def test_other_words_or_settings_are_another_video(load):
 
 
 def test_a_foreign_file_is_not_overwritten(load):
-    cfg = load()
-    path = manifest.video_path(cfg, examples(cfg)[0])
+    job = load()
+    path = manifest.video_path(job, job.videos[0])
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"one\.mp4 exists already and came of another run"):
-        left(cfg)
+        left(job)
 
 
 @pytest.mark.parametrize("ending", ["latents.safetensors", "json"])
 def test_nor_is_what_lies_beside_another_video(load, ending):
     """A run that was killed while it decoded left its latents; a video in another format has its record."""
-    cfg = load("output_format=gif")
-    path = manifest.video_path(cfg, examples(cfg)[0]).with_suffix(f".{ending}")
+    job = load("output_format=gif")
+    path = manifest.video_path(job, job.videos[0]).with_suffix(f".{ending}")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
     with pytest.raises(UserError, match=rf"one\.{ending} exists already and came of another run"):
-        left(cfg)
+        left(job)
     assert left(load("output_format=gif", "overwrite=true")) == ["one", "two"]
 
 
 def test_a_damaged_manifest(load):
-    cfg = load()
-    make(cfg, 0)
-    path = manifest.video_path(cfg, examples(cfg)[0]).with_name("p.manifest.json")
-    for text, message in {"{": "cannot be read", "[]": "is no manifest", '{"one": 1}': "is no manifest"}.items():
+    job = load()
+    make(job, 0)
+    path = manifest.video_path(job, job.videos[0]).with_name("p.manifest.json")
+    for text, message in {"{": "cannot be read", "[]": "is not a manifest", '{"one": 1}': "is not a manifest"}.items():
         path.write_text(text)
         with pytest.raises(UserError, match=rf"p\.manifest\.json {message}"):
-            left(cfg)
+            left(job)
 
 
 def test_a_folder_in_a_videos_place_is_not_replaced(load):
-    path = manifest.video_path(load(), examples(load())[0])
+    path = manifest.video_path(load(), load().videos[0])
     path.mkdir(parents=True)
     for words in ((), ("overwrite=true",)):
         with pytest.raises(UserError, match=r"one\.mp4 is a folder, which no video replaces"):

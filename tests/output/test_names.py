@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.naming import default_stem, reserve, reserve_file, sibling
-from maxdiffusion.media.sidecar import write_sidecar
+from maxdiffusion.output.names import reserve, reserve_file, sibling
+from maxdiffusion.request.videos import default_stem
+from maxdiffusion.output.record import write_record
 from maxdiffusion.media.write import FORMATS, write
 
 
@@ -67,7 +68,7 @@ def test_a_stem_with_any_file_is_taken(tmp_path, name):
 
 def test_two_processes_and_a_killed_one(tmp_path):
     program = (
-        "import sys, time; from pathlib import Path; from maxdiffusion.media.naming import reserve\n"
+        "import sys, time; from pathlib import Path; from maxdiffusion.output.names import reserve\n"
         "with reserve(Path(sys.argv[1]), 'cat') as stem:\n"
         "    print(stem.name, flush=True); time.sleep(60)"
     )
@@ -88,7 +89,7 @@ def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
     frames = np.zeros((1, 32, 32, 3), np.uint8)
     with reserve(tmp_path, "cat") as stem:
         write(frames, sibling(stem, FORMATS[fmt].suffix), 16, fmt, {})
-        write_sidecar(sibling(stem, ".json"), config={}, seed=1, versions={}, timings={}, output=stem)
+        write_record(sibling(stem, ".json"), config={}, seed=1, versions={}, timings={}, output=stem)
     assert sorted(os.listdir(tmp_path)) == sorted(["cat" + FORMATS[fmt].suffix, "cat.json"])
 
 

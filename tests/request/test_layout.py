@@ -1,5 +1,6 @@
 """What a config leaves open is chosen once, and what it gives stays."""
 
+import dataclasses
 import logging
 
 import jax
@@ -7,7 +8,9 @@ import pytest
 
 from maxdiffusion import request
 from maxdiffusion.errors import UserError
-from maxdiffusion.parallel import startup
+from maxdiffusion.models.dit import DiTConfig
+from maxdiffusion.request.layout import lay_out
+from maxdiffusion.request.session import recipe_of
 
 
 @pytest.fixture
@@ -16,9 +19,10 @@ def place(tmp_path):
         f"model_name: wan2.1-t2v-14b\nprompt: x\noutput_dir: {tmp_path}\nactivations_dtype: float32\n"
     )
 
-    def place(*words, heads=40, devices=None):
-        cfg = request.load([str(tmp_path / "case.yml"), *words]).cfg
-        plan, placement = startup.place(cfg, heads, 128, 75_600, devices)
+    def place(*words, devices=None):
+        job = request.load([str(tmp_path / "case.yml"), *words])
+        network = DiTConfig.from_json(dataclasses.asdict(job.spec.dims) | {"ffn_dim": 13824, "text_dim": 4096})
+        plan, placement = lay_out(job, recipe_of(job), network, devices)
         assert (plan.ring, plan.ulysses) == (placement.mesh.shape["ring"], placement.mesh.shape["ulysses"]) or (
             plan.scheme == "local"
         )

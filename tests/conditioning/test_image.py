@@ -8,18 +8,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maxdiffusion.conditioning import images
-from maxdiffusion.config import Config, Example
+from maxdiffusion.conditioning import image
+from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch
+from maxdiffusion.request import Job, Segments, Video
+from maxdiffusion.request.session import Session
 from maxdiffusion.runtime.stages import Stages
-from maxdiffusion.weights.nets import Nets
-
-CFG = Config.model_construct()
+from maxdiffusion.variants import get
 
 
-def video(image, width=32, height=16):
-    return Example("a", "", 0, width, height, image=str(image))
+def video(path, width=32, height=16):
+    return Video("a", "", 0, width, height, image=str(path))
+
+
+def job(*videos):
+    """A run of these videos."""
+    return Job(Config.model_construct(), get("wan2.2-ti2v"), tuple(videos), Segments(1, 1))
 
 
 def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle(tmp_path, caplog):
@@ -27,7 +32,7 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
     pixels[8:32] = 200  # what is left of a square in a video of half its height, with two rows of black on each side
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with caplog.at_level("INFO", "maxdiffusion"):
-        ((key, fitted),) = images.read_fitted(CFG, [video(tmp_path / "a.png"), video(tmp_path / "a.png")]).items()
+        ((key, fitted),) = image.read_fitted(job(video(tmp_path / "a.png"), video(tmp_path / "a.png"))).items()
     assert key == (str(tmp_path / "a.png"), 32, 16) and fitted.shape == (16, 32, 3)
     np.testing.assert_allclose(fitted, 200 / 255 * 2 - 1, atol=0.3)
     assert "40 x 40 pixels, made 32 x 32, cropped to 32 x 16" in caplog.text
@@ -36,16 +41,23 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
 def test_videos_of_other_sizes_have_their_own_image(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
-    assert [value.shape for value in images.read_fitted(CFG, wanted).values()] == [(16, 32, 3), (16, 16, 3)]
-    assert images.read_fitted(CFG, [Example("a", "", 0, 32, 16)]) is None
+    assert [value.shape for value in image.read_fitted(job(*wanted)).values()] == [(16, 32, 3), (16, 16, 3)]
+    assert image.read_fitted(job(Video("a", "", 0, 32, 16))) is None
 
 
-def test_a_first_frame_is_given_where_there_is_an_image(tmp_path, monkeypatch):
+def test_a_first_frame_is_given_where_there_is_an_image(tmp_path):
     Image.new("RGB", (32, 16)).save(tmp_path / "a.png")
-    videos = [Example("a", "", 0, 32, 16), video(tmp_path / "a.png")]
-    monkeypatch.setattr(Stages, "load", lambda *args: SimpleNamespace(encode=lambda x: x[:, :, ::8, ::8]))
-    fitted = images.read_fitted(CFG, videos)
-    without, given = images.encode_first(CFG, object.__new__(Nets), Stages("off"), videos, fitted)
+    videos = [Video("a", "", 0, 32, 16), video(tmp_path / "a.png")]
+
+    class WithoutCheckpoint(Session):
+        job = job(*videos)
+        stages = Stages("off")
+
+        def load(self, net):
+            return SimpleNamespace(encode=lambda x: x[:, :, ::8, ::8])
+
+    session = object.__new__(WithoutCheckpoint)
+    without, given = image.encode_first(session, image.read_fitted(session.job))
     assert without.first is None and given.first.shape == (1, 2, 4, 3)
 
 
