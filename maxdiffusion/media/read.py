@@ -22,7 +22,7 @@ from PIL import ExifTags, ImageSequence, UnidentifiedImageError
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import VIDEO_BYTES, as_rgb, local, open_file
 
-# libswscale's fast path, without these flags, makes every level 1.0 to 1.4 darker.
+# libswscale's fast path, without these flags, makes all levels 1.0 to 1.4 darker.
 ACCURATE = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
 )
@@ -48,7 +48,7 @@ def probe(path: Path | str) -> VideoInfo:
 
 
 def frames_per_second(path: Path | str) -> float | None:
-    """As the file says; None where it does not."""
+    """Read the average rate that the file states; None where it states none."""
     fps, _ = _stated(path)
     return None if fps is None else float(fps)
 
@@ -128,7 +128,7 @@ def _in_order(frame: Path) -> list[str | int]:
 
 
 def _decoded(file: Path) -> Iterator[np.ndarray]:
-    """Every frame that is stored, once.
+    """Decode every stored frame once.
 
     By PyAV, not imageio's pyav plugin (measured, imageio 2.38.1): that gives no frame its display matrix, time or mark
     of damage, and its filters place the chroma of H.264 half a pixel off.
@@ -143,7 +143,7 @@ def _decoded(file: Path) -> Iterator[np.ndarray]:
 
 
 def _upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
-    """Turned and mirrored by the display matrix of ffmpeg's `libavutil/display.h`, to quarter turns."""
+    """Turn and mirror it by the display matrix of ffmpeg's `libavutil/display.h`, in quarter turns."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image
@@ -154,7 +154,7 @@ def _upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
 
 
 def _stated(path: Path | str) -> tuple[Fraction | None, int | None]:
-    """Frames per second and number of frames."""
+    """Read frames per second and number of frames from the index; None where it does not state them."""
     with contextlib.suppress(OSError, av.FFmpegError), _opened(local(str(path), VIDEO_BYTES)) as (_, stream):
         if stream is not None:
             return stream.average_rate, stream.frames or None
@@ -163,7 +163,7 @@ def _stated(path: Path | str) -> tuple[Fraction | None, int | None]:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream | None]]:
-    """A container and its main video stream. It may not open other files, as a playlist does."""
+    """Open a container and its main video stream; a playlist may not open other files."""
     options = {"protocol_whitelist": "none"}
     with open(file, "rb") as source, av.open(source, "r", options=options, metadata_errors="replace") as container:
         stream = container.streams.best("video")

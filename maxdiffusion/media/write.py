@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.read import ACCURATE
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
@@ -111,12 +112,11 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
 
 
 def _to_bt709(width: int, height: int, rate: Fraction) -> Graph:
-    """RGB to limited range, rounded as `read.ACCURATE` says."""
+    """Convert RGB to limited range, chroma at the left; PyAV's own `reformat` has it in the middle of two columns."""
     graph = Graph()
     graph.threads = 1
-    flags = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
-    scale = graph.add("scale", f"out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags={flags}")
+    scale = graph.add("scale", f"out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags={int(ACCURATE)}")
     graph.link_nodes(source, scale, graph.add("format", "yuv420p"), graph.add("buffersink")).configure()
     return graph
 
@@ -133,34 +133,24 @@ def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
     sample = np.random.default_rng(0).integers(0, len(pixels), 2**14)
     palette = Image.fromarray(pixels[None, sample]).quantize(256, Image.Quantize.MEDIANCUT)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    _save(
-        path,
-        np.stack([np.asarray(image) for image in images]),
-        ".gif",
-        mode="P",
-        palette=bytes(palette.getpalette() or ()),
-        duration=_durations(len(frames), fps, 10),
-        loop=0,
-        comment=_comment(metadata).encode(),
-    )
+    options = {"mode": "P", "palette": bytes(palette.getpalette() or ()), "comment": _comment(metadata).encode()}
+    _save(path, np.stack([np.asarray(image) for image in images]), ".gif", **_timing(len(images), fps, 10), **options)
 
 
 def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
     if fps > 1000:
         raise UserError(f"a webp plays at most 1000 frames a second, and fps={fps:g}; choose output_format=mp4")
     exif = Image.Exif()
-    if metadata:
-        exif[ExifTags.Base.ImageDescription] = json.dumps(
-            dict(metadata)
-        )  # EXIF text is ASCII: other letters as JSON's escapes
+    if metadata:  # EXIF text is ASCII: other letters as JSON's escapes
+        exif[ExifTags.Base.ImageDescription] = json.dumps(dict(metadata))
     frames = np.concatenate(list(chunks))
-    _save(path, frames, ".webp", duration=_durations(len(frames), fps, 1), loop=0, exif=exif, quality=90)
+    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=exif, quality=90)
 
 
-def _durations(count: int, fps: float, tick: int) -> list[int]:
-    """Of each frame in ms, in multiples of the format's `tick`: each begins at the tick nearest to its time."""
+def _timing(count: int, fps: float, tick: int) -> dict[str, Any]:
+    """Pillow's options for an endless animation: each frame begins at the multiple of `tick` ms nearest to its time."""
     starts = [round(index * 1000 / fps / tick) * tick for index in range(count + 1)]
-    return [after - before for before, after in pairwise(starts)]
+    return {"save_all": True, "loop": 0, "duration": [after - before for before, after in pairwise(starts)]}
 
 
 def _png(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
@@ -174,7 +164,7 @@ def _png(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
 
 
 def _save(path: Path, pixels: np.ndarray, extension: str, **options: Any) -> None:
-    """By way of memory, because Pillow's own writing hides the system's error numbers."""
+    """Encode in memory, because Pillow's own writing hides the system's error numbers."""
     path.write_bytes(iio.imwrite("<bytes>", pixels, extension=extension, plugin="pillow", **options))
 
 

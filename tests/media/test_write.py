@@ -44,6 +44,13 @@ def test_frames_and_metadata_come_back(tmp_path, frames, fmt, error, chunked):
     assert read_metadata(path) == ({} if fmt == "npy" else metadata)
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_a_video_may_have_one_frame(tmp_path, frames, fmt):
+    write(frames[:1], target(tmp_path, fmt), 16, fmt, {"prompt": "a cat"})
+    assert read_video(target(tmp_path, fmt)).shape == (1, 48, 64, 3)
+    assert read_metadata(target(tmp_path, fmt)) == ({} if fmt == "npy" else {"prompt": "a cat"})
+
+
 @pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt != "npy"])
 def test_a_prompt_longer_than_any_argument_is_stored_whole(tmp_path, frames, fmt):
     metadata = {"prompt": "a cat and " * 20_000}
