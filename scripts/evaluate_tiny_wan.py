@@ -78,9 +78,9 @@ def from_folder(args, chosen):
         if stem.with_suffix(".npy").exists():
             yield case, np.load(stem.with_suffix(".npy"))
         else:
-            import imageio.v3 as imageio
+            from maxdiffusion.media.read import read_video
 
-            yield case, np.asarray(imageio.imread(stem.with_suffix(".mp4")))
+            yield case, read_video(stem.with_suffix(".mp4"))
 
 
 def from_diffusers(args, chosen):

@@ -1,23 +1,56 @@
 """Read videos, and back what `maxdiffusion.media.write` writes."""
 
+import contextlib
 import itertools
 import json
 import re
-import subprocess
-import tempfile
-import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import imageio_ffmpeg
+import av
 import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import ExifTags, ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import as_rgb, download
+from maxdiffusion.media.fetch import VIDEO_BYTES, as_rgb, local, open_file
 
-_IMAGE_DESCRIPTION = 0x010E
+# libswscale's fast path, without these flags, makes all levels 1.0 to 1.4 darker.
+ACCURATE = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """Width and height in pixels, upright; frames per second and number of frames where the file states them."""
+
+    width: int
+    height: int
+    fps: Fraction | None
+    frames: int | None
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Describe what `read_video` reads, from its first frame and its index.
+
+    Raises UserError as `read_video` does.
+    """
+    _, height, width, _ = read_video(path, 1).shape
+    return VideoInfo(width, height, *_stated(path))
+
+
+def frames_per_second(path: Path | str) -> float | None:
+    """Read the average rate that the file states; None where it states none."""
+    fps, _ = _stated(path)
+    return None if fps is None else float(fps)
 
 
 def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
@@ -26,39 +59,67 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     A text may be an http(s) URL of one file. Animations merge equal neighbouring frames when written. `limit` reads no
     more than that many frames.
 
-    Raises UserError where `path` is missing, none of these, or has frames of different sizes.
+    Raises UserError where `path` is missing, none of these, damaged, or has frames of different sizes.
     """
-    if "://" in str(path):
-        content = download(str(path))
-        with tempfile.NamedTemporaryFile(suffix=Path(urllib.parse.urlsplit(str(path)).path).suffix) as copy:
-            copy.write(content)
-            copy.flush()
-            try:
-                return read_video(Path(copy.name), limit)
-            except UserError as error:
-                raise UserError(str(error).replace(copy.name, str(path))) from None
-    path = Path(path)
+    file = local(str(path), VIDEO_BYTES)
+    if not file.exists():
+        raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
     try:
-        if path.is_dir():
-            files = sorted(path.glob("*.png"), key=_in_order)[:limit]
-            if not files:
-                raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
-            return _stacked(path, (np.asarray(as_rgb(Image.open(file))) for file in files))
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
-        if path.suffix == ".npy":
-            return _array(path)[:limit]
-        with Image.open(path) as animation:
-            frames = itertools.islice(ImageSequence.Iterator(animation), limit)
-            return _stacked(path, (np.asarray(as_rgb(frame)) for frame in frames))
+        if file.suffix == ".npy":
+            return _array(file)[:limit]
+        frames = list(itertools.islice(_frames(file), limit))
     except UnidentifiedImageError:
-        if path.is_dir():
-            raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
-        return _read_with_ffmpeg(path, limit)
-    except UserError:
-        raise
+        raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is not a video that ffmpeg can read ({error.strerror}); give another file.") from None
     except Exception as error:  # PIL raises many kinds for a damaged file
         raise UserError(f"{path} cannot be read ({error}); give another file.") from None
+    if not frames and file.is_dir():
+        raise UserError(f"{path} is a folder without PNG frames; give a video file or a folder of frames.")
+    if not frames:
+        raise UserError(f"{path} is not a video that ffmpeg can read (it has no picture); give another file.")
+    if len(sizes := {frame.shape for frame in frames}) > 1:
+        raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")
+    return np.stack(frames)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata that `write` stored in an mp4, gif, webp or folder of frames; empty where there is none."""
+    if path.suffix == ".npy":
+        return {}
+    try:
+        with open_file(path / "0000.png" if path.is_dir() else path) as image:
+            comment = (
+                image.getexif().get(ExifTags.Base.ImageDescription)
+                or image.info.get("comment")
+                or image.info.get("Comment")
+            )
+            comment = comment.decode() if isinstance(comment, bytes) else comment
+    except UnidentifiedImageError:
+        with _opened(path) as (container, _):
+            comment = container.metadata.get("comment")
+    return json.loads(comment) if comment else {}
+
+
+def _array(file: Path) -> np.ndarray:
+    frames = np.load(file, allow_pickle=False)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"it holds {frames.dtype} of shape {frames.shape}, not uint8 of frames x height x width x 3")
+    return frames
+
+
+def _frames(file: Path) -> Iterator[np.ndarray]:
+    if file.is_dir():
+        for name in sorted(file.glob("*.png"), key=_in_order):
+            with open_file(name) as image:
+                yield np.asarray(as_rgb(image))
+        return
+    try:
+        with open_file(file) as animation:
+            for image in ImageSequence.Iterator(animation):
+                yield np.asarray(as_rgb(image))
+    except UnidentifiedImageError:
+        yield from _decoded(file)
 
 
 def _in_order(frame: Path) -> list[str | int]:
@@ -66,66 +127,44 @@ def _in_order(frame: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.name)]
 
 
-def _stacked(path: Path, frames: Iterable[np.ndarray]) -> np.ndarray:
-    frames = list(frames)
-    if len(sizes := {frame.shape for frame in frames}) > 1:
-        raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")
-    return np.stack(frames)
+def _decoded(file: Path) -> Iterator[np.ndarray]:
+    """Decode every stored frame once.
+
+    By PyAV, not imageio's pyav plugin (measured, imageio 2.38.1): that gives no frame its display matrix, time or mark
+    of damage, and its filters place the chroma of H.264 half a pixel off.
+    """
+    with _opened(file) as (container, stream):
+        for packet in container.demux(stream) if stream else ():
+            for frame in packet.decode():
+                if packet.is_corrupt or frame.is_corrupt:
+                    raise ValueError("it is damaged, or ends early")
+                # One thread: PyAV keeps a pool of more for good, for which a process forked later waits.
+                yield _upright(frame.to_ndarray(format="rgb24", interpolation=ACCURATE, threads=1), frame)
 
 
-def _array(path: Path) -> np.ndarray:
-    try:
-        frames = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        raise UserError(f"{path} is no array of numpy's ({error}); give another file.") from None
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
-        raise UserError(
-            f"{path} holds {frames.dtype} of shape {frames.shape}; a video is uint8 of frames x height x width x 3."
-        )
-    return frames
+def _upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
+    """Turn and mirror it by the display matrix of ffmpeg's `libavutil/display.h`, in quarter turns."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return image
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]  # shown at (a x + c y, b x + d y)
+    if abs(a) < abs(b):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def _read_with_ffmpeg(path: Path, limit: int | None) -> np.ndarray:
-    """Every frame that is stored, once, as a stream of PPM images (which carry their size)."""
-    # Not imageio_ffmpeg.read_frames: it forks in Python, which jax warns of.
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-xerror", "-i", f"file:{path}"]
-    count = [] if limit is None else ["-frames:v", str(limit)]
-    done = subprocess.run(
-        [*command, "-fps_mode", "passthrough", *count, "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"],
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    )
-    header = re.match(rb"P6\n(\d+) (\d+)\n255\n", done.stdout)
-    if done.returncode or header is None:
-        why = (done.stderr.decode(errors="replace").strip().splitlines() or ["it has no picture"])[-1]
-        raise UserError(f"{path} is not a video that ffmpeg can read ({why}); give another file.")
-    width, height = int(header[1]), int(header[2])
-    images = np.frombuffer(done.stdout, np.uint8).reshape(-1, len(header[0]) + width * height * 3)
-    return images[:, len(header[0]) :].reshape(-1, height, width, 3)
+def _stated(path: Path | str) -> tuple[Fraction | None, int | None]:
+    """Read frames per second and number of frames from the index; None where it does not state them."""
+    with contextlib.suppress(OSError, av.FFmpegError), _opened(local(str(path), VIDEO_BYTES)) as (_, stream):
+        if stream is not None:
+            return stream.average_rate, stream.frames or None
+    return None, None
 
 
-def frames_per_second(path: Path | str) -> float | None:
-    """As the file says; None where it does not, or lies elsewhere."""
-    if "://" in str(path):
-        return None
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", f"file:{path}"]
-    told = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL).stderr.decode(errors="replace")
-    found = re.search(r"Video: .* (\d+(?:\.\d+)?) fps", told)
-    return float(found[1]) if found else None
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata that `write` stored in an mp4, gif, webp or folder of frames; empty where there is none."""
-    source = path / "0000.png" if path.is_dir() else path
-    if path.suffix == ".npy":
-        return {}
-    try:
-        with Image.open(source) as image:
-            comment = image.getexif().get(_IMAGE_DESCRIPTION) or image.info.get("comment") or image.info.get("Comment")
-            comment = comment.decode() if isinstance(comment, bytes) else comment
-    except UnidentifiedImageError:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", f"file:{path}", "-f", "ffmetadata", "-"]
-        text = subprocess.run(command, capture_output=True, check=True, stdin=subprocess.DEVNULL).stdout.decode()
-        found = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
-        comment = re.sub(r"\\(.)", r"\1", found[1], flags=re.DOTALL) if found else None
-    return json.loads(comment) if comment else {}
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[tuple[InputContainer, VideoStream | None]]:
+    """Open a container and its main video stream; a playlist may not open other files."""
+    options = {"protocol_whitelist": "none"}
+    with open(file, "rb") as source, av.open(source, "r", options=options, metadata_errors="replace") as container:
+        stream = container.streams.best("video")
+        yield container, stream if isinstance(stream, VideoStream) else None

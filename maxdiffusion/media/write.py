@@ -3,21 +3,23 @@
 import errno
 import io
 import json
-import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
-import imageio_ffmpeg
+import av
+import imageio.v3 as iio
 import numpy as np
+from av.filter import Graph
 from jaxtyping import UInt8
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.read import ACCURATE
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
@@ -74,10 +76,11 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
-    """H.264 in yuv420p with the index first: raw frames go to one ffmpeg process, which is killed if anything fails.
+    """H.264 in yuv420p with the index first, of which players need no more than the start.
 
-    The colours are converted to and marked as BT.709; without that, ffmpeg converts to BT.601 unmarked and players show
-    large videos with a shifted hue.
+    The colours are converted to and marked as BT.709, chroma at the left, where H.264 without a mark has it. By PyAV,
+    not imageio's pyav plugin: that converts to BT.601 unmarked, and takes neither filters nor options of the codec
+    (measured, imageio 2.38.1).
     """
     first = next(chunks)
     _, height, width, _ = first.shape
@@ -85,46 +88,37 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
         raise UserError(
             f"{width} wide x {height} high cannot be an mp4, which needs even sizes; choose output_format=webp"
         )
-    notes = path.with_name("metadata")  # a file, because the system bounds the length of an argument
-    notes.write_bytes(_ffmetadata(metadata))
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
-    command += ["-framerate", str(fps), "-i", "pipe:0"]
-    command += ["-f", "ffmetadata", "-i", f"file:{notes}", "-map", "0:v", "-map_metadata", "1"]
-    command += ["-vf", _TO_BT709, "-c:v", "libx264", "-preset", "medium", "-crf", "17"]
-    command += ["-movflags", "+faststart", "-f", "mp4", f"file:{path}"]
-    # Its own process group: Ctrl-C reaches us alone, and we end it.
-    ffmpeg = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
-    )
-    assert ffmpeg.stdin is not None
+    rate = Fraction(fps).limit_denominator(65535)
+    to_yuv = _to_bt709(width, height, rate)
+    title = " ".join(metadata.get("prompt", "").split()).encode(errors="replace").decode()
     try:
-        try:
-            for chunk in chain([first], chunks):
-                ffmpeg.stdin.write(np.ascontiguousarray(chunk).data.cast("B"))
-        except BrokenPipeError:
-            pass  # it ended early, and says why below
-        _, errors = ffmpeg.communicate()
-    except BaseException:
-        ffmpeg.kill()
-        ffmpeg.communicate()
-        raise
-    if ffmpeg.returncode:
-        message = errors.decode(errors="replace").strip()
-        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            if os.strerror(number) in message:
-                raise OSError(number, os.strerror(number))
-        ending = message.splitlines()[-1] if message else f"exit status {ffmpeg.returncode}"
-        raise UserError(f"ffmpeg could not encode the mp4 ({ending}); choose output_format=webp or png")
+        with av.open(f"file:{path}", "w", "mp4", options={"movflags": "faststart"}) as container:
+            notes = {"title": title, "comment": _comment(metadata)}
+            container.metadata.update({key: value for key, value in notes.items() if value})
+            stream = container.add_stream("libx264", rate, options=_CODEC)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for index, pixels in enumerate(frame for chunk in chain([first], chunks) for frame in chunk):
+                frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+                frame.pts, frame.time_base = index, 1 / rate
+                to_yuv.vpush(frame)
+                container.mux(stream.encode(to_yuv.vpull()))
+            container.mux(stream.encode())
+    except av.FFmpegError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise UserError(
+            f"ffmpeg could not encode the mp4 ({error.strerror}); choose output_format=webp or png"
+        ) from None
 
 
-def _ffmetadata(metadata: Metadata) -> bytes:
-    """The metadata in ffmpeg's own file format."""
-    title = " ".join(metadata.get("prompt", "").split())
-    entries = {"title": title, "comment": _comment(metadata)}
-    escaped = {key: re.sub(r"([=;#\\\n])", r"\\\1", value) for key, value in entries.items()}
-    lines = [f"{key}={value}\n" for key, value in escaped.items() if value]
-    return "".join([";FFMETADATA1\n", *lines]).encode(errors="replace")
+def _to_bt709(width: int, height: int, rate: Fraction) -> Graph:
+    """Convert RGB to limited range, chroma at the left; PyAV's own `reformat` has it in the middle of two columns."""
+    graph = Graph()
+    graph.threads = 1
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
+    scale = graph.add("scale", f"out_color_matrix=bt709:out_range=tv:out_chroma_loc=left:flags={int(ACCURATE)}")
+    graph.link_nodes(source, scale, graph.add("format", "yuv420p"), graph.add("buffersink")).configure()
+    return graph
 
 
 def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
@@ -139,26 +133,24 @@ def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
     sample = np.random.default_rng(0).integers(0, len(pixels), 2**14)
     palette = Image.fromarray(pixels[None, sample]).quantize(256, Image.Quantize.MEDIANCUT)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    _save_animation(path, "GIF", images, fps, 10, comment=_comment(metadata).encode())
+    options = {"mode": "P", "palette": bytes(palette.getpalette() or ()), "comment": _comment(metadata).encode()}
+    _save(path, np.stack([np.asarray(image) for image in images]), ".gif", **_timing(len(images), fps, 10), **options)
 
 
 def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
     if fps > 1000:
         raise UserError(f"a webp plays at most 1000 frames a second, and fps={fps:g}; choose output_format=mp4")
     exif = Image.Exif()
-    if metadata:
-        exif[_IMAGE_DESCRIPTION] = json.dumps(dict(metadata))  # EXIF text is ASCII: other letters as JSON's escapes
-    images = [Image.fromarray(frame) for chunk in chunks for frame in chunk]
-    _save_animation(path, "WEBP", images, fps, 1, exif=exif, quality=90)
+    if metadata:  # EXIF text is ASCII: other letters as JSON's escapes
+        exif[ExifTags.Base.ImageDescription] = json.dumps(dict(metadata))
+    frames = np.concatenate(list(chunks))
+    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=exif, quality=90)
 
 
-def _save_animation(path: Path, name: str, images: list[Image.Image], fps: float, tick: int, **options: Any) -> None:
-    """`tick` is the format's unit of time in ms; each frame begins at the tick nearest to its time."""
-    starts = [round(index * 1000 / fps / tick) * tick for index in range(len(images) + 1)]
-    durations = [after - before for before, after in pairwise(starts)]
-    buffer = io.BytesIO()  # Pillow's own writing hides the system's error numbers
-    images[0].save(buffer, format=name, save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
-    path.write_bytes(buffer.getbuffer())
+def _timing(count: int, fps: float, tick: int) -> dict[str, Any]:
+    """Pillow's options for an endless animation: each frame begins at the multiple of `tick` ms nearest to its time."""
+    starts = [round(index * 1000 / fps / tick) * tick for index in range(count + 1)]
+    return {"save_all": True, "loop": 0, "duration": [after - before for before, after in pairwise(starts)]}
 
 
 def _png(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
@@ -168,9 +160,12 @@ def _png(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
     if metadata:
         notes.add_text("Comment", json.dumps(dict(metadata)))
     for index, frame in enumerate(frame for chunk in chunks for frame in chunk):
-        buffer = io.BytesIO()
-        Image.fromarray(frame).save(buffer, format="PNG", pnginfo=None if index else notes)
-        (path / f"{index:04d}.png").write_bytes(buffer.getbuffer())
+        _save(path / f"{index:04d}.png", frame, ".png", pnginfo=None if index else notes)
+
+
+def _save(path: Path, pixels: np.ndarray, extension: str, **options: Any) -> None:
+    """Encode in memory, because Pillow's own writing hides the system's error numbers."""
+    path.write_bytes(iio.imwrite("<bytes>", pixels, extension=extension, plugin="pillow", **options))
 
 
 def _npy(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
@@ -185,8 +180,8 @@ def _comment(metadata: Metadata) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-_IMAGE_DESCRIPTION = 0x010E  # EXIF
-_TO_BT709 = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,setparams=color_primaries=bt709:color_trc=bt709"
+_BT709 = dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "bt709")
+_CODEC = {"preset": "medium", "crf": "17", "color_range": "tv", **_BT709}
 
 FORMATS = {
     "mp4": Format(".mp4", _mp4),

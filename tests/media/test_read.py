@@ -1,16 +1,31 @@
-import subprocess
+from fractions import Fraction
 from pathlib import Path
 
-import imageio_ffmpeg
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import frames_per_second, read_metadata, read_video
+from maxdiffusion.media.read import VideoInfo, frames_per_second, probe, read_metadata, read_video
 from maxdiffusion.media.write import FORMATS, write
 
 FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 48, 3)).copy()
+
+
+def encode(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rotation=None):
+    """A video of frames in `pix_fmt`, at 4 per second or at the given times in quarters of a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, 4)
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = pix_fmt
+        if rotation is not None:
+            stream.set_display_rotation(*rotation)
+        for time, pixels in zip(times or range(len(frames)), frames, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24").reformat(format=pix_fmt, threads=1)
+            frame.pts, frame.time_base = time, Fraction(1, 4)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize(
@@ -43,13 +58,36 @@ def test_a_file_that_ends_early_is_one_sentence(tmp_path, fmt):
         read_video(path)
 
 
+def test_a_video_whose_data_is_damaged_is_one_sentence(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
+    write(noise, tmp_path / "clip.mp4", 12, "mp4", {})
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        packet = next(container.demux(video=0))
+    content = bytearray((tmp_path / "clip.mp4").read_bytes())
+    middle = packet.pos + packet.size // 2
+    content[middle : middle + 20] = bytes(range(20))
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=r"clip\.mp4 cannot be read \(it is damaged"):
+        read_video(tmp_path / "clip.mp4")
+
+
 def test_a_video_without_a_picture_is_one_sentence(tmp_path):
     path = tmp_path / "sound.wav"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "sine=duration=0.1"]
-    subprocess.run([*command, str(path)], check=True)
-    with pytest.raises(UserError, match="not a video"):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", 8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    with pytest.raises(UserError, match=r"not a video that ffmpeg can read \(it has no picture\)"):
         read_video(path)
     assert frames_per_second(path) is None
+
+
+def test_a_playlist_opens_no_other_file(tmp_path):
+    encode(tmp_path / "a.mp4", FRAMES)
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile {tmp_path / 'a.mp4'}\n")
+    with pytest.raises(UserError, match="not a video"):
+        read_video(tmp_path / "list.mp4")
 
 
 def test_frames_follow_their_numbers(tmp_path):
@@ -66,11 +104,44 @@ def test_frames_of_16_bits_keep_their_greys(tmp_path):
 
 
 def test_a_video_of_10_bits_is_read(tmp_path):
-    path = tmp_path / "clip.mkv"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "lavfi", "-i", "color=gray:s=32x16:d=1:r=4"]
-    subprocess.run([*command, "-c:v", "ffv1", "-pix_fmt", "yuv420p10le", str(path)], check=True)
-    frames = read_video(path)
-    assert frames.shape == (4, 16, 32, 3) and abs(frames.astype(int) - 128).max() <= 2
+    encode(tmp_path / "clip.mkv", np.full((4, 16, 32, 3), 128, np.uint8), "ffv1", "yuv420p10le")
+    frames = read_video(tmp_path / "clip.mkv")
+    assert frames.shape == (4, 16, 32, 3) and abs(frames.astype(int) - 128).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_at_uneven_times_are_each_read_once(tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    encode(path, FRAMES[:5], times=[0, 1, 5, 6, 20])
+    assert abs(read_video(path)[:, 0, 0, 0].astype(int) - [0, 25, 50, 75, 100]).max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("rotation", "upright"),
+    [
+        ((90,), lambda image: np.rot90(image)),
+        ((180,), lambda image: np.rot90(image, 2)),
+        ((270,), lambda image: np.rot90(image, 3)),
+        ((0, True), lambda image: image[:, ::-1]),
+        ((0, False, True), lambda image: image[::-1]),
+    ],
+)
+def test_a_video_is_turned_as_its_camera_noted(tmp_path, rotation, upright):
+    corners = np.full((32, 48, 3), 128, np.uint8)
+    corners[:16, :16], corners[16:, 32:] = 30, 230
+    encode(tmp_path / "clip.mp4", [corners] * 2, rotation=rotation)
+    back = read_video(tmp_path / "clip.mp4")
+    assert back.shape[1:] == upright(corners).shape
+    assert abs(back.astype(int) - upright(corners)).mean() <= 3
+
+
+def test_a_video_is_described(tmp_path):
+    encode(tmp_path / "clip.mp4", FRAMES, rotation=(90,))
+    assert probe(tmp_path / "clip.mp4") == VideoInfo(32, 48, Fraction(4), 10)
+    encode(tmp_path / "clip.mkv", FRAMES[:4], times=[0, 1, 5, 6])  # Matroska states no number
+    assert probe(tmp_path / "clip.mkv").frames is None
+    write(FRAMES, tmp_path / "frames", 12, "png", {})
+    assert probe(tmp_path / "frames") == VideoInfo(48, 32, None, None)
 
 
 def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
