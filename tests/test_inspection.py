@@ -28,8 +28,8 @@ def copy(tmp_path):
 
 
 def inspect(*words):
-    cfg = request.load([str(TINY), "inspect=true", *words]).cfg
-    inspection.run(cfg)
+    job = request.load([str(TINY), "inspect=true", *words])
+    inspection.run(job)
 
 
 def test_a_whole_checkpoint(capsys):
@@ -83,7 +83,7 @@ def test_a_hub_id_is_not_fetched():
 def test_the_headers_are_told_before_jax_is_imported():
     code = (
         "import builtins, sys\n"
-        "from maxdiffusion import config, inspection\n"
+        "from maxdiffusion import inspection, request\n"
         "class Stop(Exception): pass\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"

@@ -31,7 +31,7 @@ def generate_wan(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         ([CONFIG, "prompt=a", "save_file=new/clip.avi"], "output_format=avi"),
         ([CONFIG, "prompt=a", "output_dir=there.mp4"], "cannot be written"),
         ([CONFIG, "prompt=a", "--height=480"], "without dashes"),
-        (["broken.yml", "prompt=a"], "is no valid YAML"),
+        (["broken.yml", "prompt=a"], "is not valid YAML"),
         (["missing.yml", "prompt=a"], "does not exist"),
     ],
 )
