@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.guidance import Call, Guidance, NoGuidance, TwoPassGuidance
+from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.segments import Segment, program_calls
@@ -72,7 +72,7 @@ class Denoiser:
     segments: tuple[Segment, ...]
     schedule: Schedule
     solver: Solver
-    guidance: Guidance = dataclasses.field(default_factory=TwoPassGuidance)
+    guidance: TwoPassGuidance | BatchedGuidance = dataclasses.field(default_factory=TwoPassGuidance)
     cache: Cache = dataclasses.field(default_factory=NoCache)
     scan: bool = False
 

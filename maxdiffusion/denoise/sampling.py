@@ -21,7 +21,7 @@ from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import Example
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.denoise.given import Batch
-from maxdiffusion.denoise.guidance import NoGuidance, choose
+from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser, Program, State
 from maxdiffusion.denoise.network import Network, split
 from maxdiffusion.denoise.noise import noise
@@ -136,7 +136,7 @@ class Recipe:
         """For batches of `rows` videos' latents of f h w c."""
         tokens, shards = math.prod(config.grid(*shape[:3])), parallel.data_degree()
         per_shard = [tokens * -(-number // shards) for number in (rows, 2 * rows)]
-        guidance = choose(cfg.guidance_mode, *per_shard) if self.guided else NoGuidance()
+        guidance = choose(cfg.guidance_mode, *per_shard) if self.guided else TwoPassGuidance()
         return Denoiser(network, self.segments, self.schedule, self.solver, guidance, scan=cfg.loop == "scan")
 
 
