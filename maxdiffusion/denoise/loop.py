@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.guidance import Call, Guidance, NoGuidance, TwoPassGuidance
+from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.segments import Segment, program_calls
@@ -72,7 +72,7 @@ class Denoiser:
     segments: tuple[Segment, ...]
     schedule: Schedule
     solver: Solver
-    guidance: Guidance = dataclasses.field(default_factory=TwoPassGuidance)
+    guidance: TwoPassGuidance | BatchedGuidance = dataclasses.field(default_factory=TwoPassGuidance)
     cache: Cache = dataclasses.field(default_factory=NoCache)
     scan: bool = False
 
@@ -111,32 +111,27 @@ class Denoiser:
 
     def lower(
         self, params: Any, x: Any, context: Any
-    ) -> tuple[jax.stages.Lowered, dict[tuple[bool, int], jax.stages.Lowered]]:
-        """`init`, and the program of each (guided, steps of one call); all arguments may be abstract.
+    ) -> tuple[jax.stages.Lowered, dict[tuple[bool, int], jax.stages.Lowered], dict[bool, tuple[Any, ...]]]:
+        """`init`, the program of each (guided, steps of one call), and `cache_state` by guided.
 
-        `context` is that of one branch of guidance.
+        All arguments may be abstract. `context` is that of one branch of guidance.
         """
         inputs = self.step_inputs()
         init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, x))).lower(x)
-        programs = {}
+        advance, programs = self.steps if self.scan else self.step, {}
+        caches = {each.guided: self.cache_state(each.guided, params, x, context) for each in self.segments}
         for guided, steps in program_calls(self.segments, self.scan):
-            state = init.out_info._replace(cache=self.cache_state(guided, params, x, context))
-            advance = jit(
-                self.steps if self.scan else self.step,
-                static_argnums=0,
-                donate_argnums=3,
-                out_shardings=_shardings(state),
-            )
+            state = init.out_info._replace(cache=caches[guided])
+            jitted = jit(advance, static_argnums=0, donate_argnums=3, out_shardings=_shardings(state))
             rows = self._rows(inputs, 0, steps)
-            programs[guided, steps] = advance.lower(guided, params, _contexts(guided, context), state, rows)
-        return init, programs
+            programs[guided, steps] = jitted.lower(guided, params, _contexts(guided, context), state, rows)
+        return init, programs, caches
 
     def compile(self, params: Any, x: Any, context: Any) -> Program:
         """Compiles every program of the run; arguments as in `lower`."""
         start = time.perf_counter()
-        init, programs = self.lower(params, x, context)
+        init, programs, caches = self.lower(params, x, context)
         compiled = {key: program.compile() for key, program in programs.items()}
-        caches = {guided: self.cache_state(guided, params, x, context) for guided, _ in programs}
         return Program(self, self.step_inputs(), init.compile(), compiled, caches, time.perf_counter() - start)
 
     def run(

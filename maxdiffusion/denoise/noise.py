@@ -1,4 +1,4 @@
-"""The noise that a run starts from."""
+"""The initial noise of a run."""
 
 from __future__ import annotations
 

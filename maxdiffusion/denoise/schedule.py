@@ -27,11 +27,11 @@ TRAIN_STEPS = 1000
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """The grid that a solver walks.
+    """The noise levels and timesteps of a run.
 
     Attributes:
       sigmas: float32 (N+1,), strictly falling within [0, 1]; step i goes from sigmas[i] to sigmas[i + 1].
-      timesteps: float32 (N,), what the network is told at step i, in 0..1000.
+      timesteps: float32 (N,), the network's input at step i, in 0..1000.
 
     Raises:
       UserError: the levels do not fall strictly (in fp32), so that a step would have no length.
@@ -56,7 +56,7 @@ class Schedule:
         return len(self.timesteps)
 
     def last(self, strength: float) -> Schedule:
-        """The steps that are left where a video is changed by that much of the way, 0..1 (Meng et al. 2022, SDEdit).
+        """The last steps, from noise level `strength` (0..1) on: video to video (Meng et al. 2022, SDEdit).
 
         Reference: `get_timesteps` of diffusers' WanVideoToVideoPipeline.
 

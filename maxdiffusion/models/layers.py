@@ -22,12 +22,12 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def parameter(shape: tuple[int, ...], dtype: DTypeLike, *logical: str | None) -> nnx.Param:
-    """A parameter, described: nets are built without numbers, which the loader places from a checkpoint.
+    """An abstract parameter: nets are built without numbers, which the loader places from a checkpoint.
 
     `logical` names the axis of each dimension, or None; without any the parameter is whole on every device.
     """
-    described = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
-    return nnx.Param(described, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
+    abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+    return nnx.Param(abstract, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
 
 
 class Linear(nnx.Module):
@@ -59,13 +59,7 @@ class Linear(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Linear, activation in fp32, linear.
-
-    The barrier has the hidden features written once, in the activation dtype. Without it XLA for TPUs keeps what the
-    activation takes, in fp32, and computes it anew for every column of tiles of the second product. Of two layers of
-    the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.038 s for products, without it 0.039,
-    and a peak of 3.46 GiB instead of 3.70.
-    """
+    """Linear, activation in fp32, linear."""
 
     def __init__(
         self,
@@ -84,6 +78,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)
+        # The barrier has the activation computed once on TPUs: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))
 
 
@@ -95,9 +90,7 @@ def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
 def layer_norm(x: Float[Array, "... e"], eps: float) -> Float[Array, "... e"]:
     """LayerNorm without gain and bias; fp32 out.
 
-    The variance is E[x^2] - E[x]^2, so that both sums are of one pass over x: off by some 2^-22 (1 + E[x]^2 / var) of
-    it, with a mean of ten deviations 1e-5. Of two layers of the 14B model on v6e-8, data 2 x ulysses 4,
-    `scripts/tpu_memory.py` predicts 0.024 s for what is neither product nor attention, with a pass for each 0.027.
+    The variance is E[x^2] - E[x]^2, both sums of one pass over x: docs/tpu_layouts.md.
     """
     x = x.astype(jnp.float32)
     mean, square = (jnp.mean(y, axis=-1, keepdims=True) for y in (x, jnp.square(x)))

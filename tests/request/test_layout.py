@@ -12,6 +12,8 @@ from maxdiffusion.models.dit import DiTConfig
 from maxdiffusion.request.layout import lay_out
 from maxdiffusion.request.session import recipe_of
 
+A14B = "model_name=wan2.2-t2v-a14b"
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -38,6 +40,9 @@ def place(tmp_path):
         (("ulysses_shards=auto", "attention=ulysses_ring"), {"data": 2, "ulysses": 4}),
         (("guidance_scale=1",), {"ulysses": 8}),
         (("guidance_mode=two_pass",), {"ulysses": 8}),
+        ((A14B, "guidance_scale=3", "guidance_scale_2=3"), {"data": 2, "ulysses": 4}),
+        ((A14B, "guidance_scale=3", "guidance_scale_2=1"), {"ulysses": 8}),  # half of the steps have no pair
+        ((A14B, "guidance_scale=1", "guidance_scale_2=3"), {"ulysses": 8}),
         (("ici_data_parallelism=1",), {"ulysses": 8}),
         (("ici_context_parallelism=8",), {"ulysses": 8}),
         (("ici_data_parallelism=4",), {"data": 4, "ulysses": 2}),

@@ -1,4 +1,4 @@
-"""How a step is taken: one file per solver, one table of the names that users write."""
+"""ODE solvers: one file each, and the table of the names that users write."""
 
 from collections.abc import Mapping
 

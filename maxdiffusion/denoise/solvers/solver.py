@@ -1,4 +1,4 @@
-"""What the loop knows of a solver.
+"""The interface of a solver.
 
 Every solver here is a linear multistep method in x and the predicted x0, so that all it knows of the schedule fits in a
 few numbers per step. They are made on the host in float64, once (`table`); a step is then a handful of multiply-adds

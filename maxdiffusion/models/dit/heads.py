@@ -1,12 +1,4 @@
-"""Features into heads and back: a reshape, which a TPU is given as slices.
-
-An array of a TPU lies in tiles of 8 x 128 over its last two axes, so no layout of (s, n d) is one of (s, n, d). For a
-reshape XLA turns the tokens into the lanes, where splitting n d costs nothing, and turns them back: two transpositions
-of every tile. A head of 128 features is a column of whole tiles, and taking each by itself moves tiles as they are.
-
-Of two layers of the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.027 s for all but
-products and kernels, with reshapes 0.041, and a peak of 3.46 GiB instead of 3.81.
-"""
+"""Features into heads and back: a reshape, written as slices for TPUs (docs/tpu_layouts.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +26,7 @@ def join(x: Shaped[Array, "b s n d"]) -> Shaped[Array, "b s e"]:
 
 
 def split_by_slices(x: Shaped[Array, "b s e"], heads: int, shards: int = 1) -> Shaped[Array, "b s {heads} d"]:
-    """Of each shard of the features by themselves, so that none is moved to another device."""
+    """Slices each shard of the features by itself, so that nothing moves between devices."""
     own = x.reshape(*x.shape[:2], shards, -1)
     return jnp.stack(jnp.split(own, heads // shards, axis=3), axis=3).reshape(*x.shape[:2], heads, -1)
 

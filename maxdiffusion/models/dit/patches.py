@@ -15,7 +15,7 @@ def fold(latents: Float[Array, "b f h w c"], patch: Size) -> Float[Array, "b s p
 
 
 def unfold(tokens: Float[Array, "b s p"], patch: Size, grid: Size) -> Float[Array, "b f h w c"]:
-    """The inverse of `fold`, for any number of channels; `grid` counts the tokens on each axis."""
+    """The inverse of `fold`, for any number of channels; `grid` is the number of tokens on each axis."""
     (f, h, w), (pt, ph, pw), b = grid, patch, tokens.shape[0]
     x = tokens.reshape(b, f, h, w, pt, ph, pw, -1).transpose(0, 1, 4, 2, 5, 3, 6, 7)
     return x.reshape(b, f * pt, h * ph, w * pw, -1)

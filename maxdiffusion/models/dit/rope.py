@@ -11,7 +11,7 @@ THETA = 1e4
 
 
 def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "s d"], Float[Array, "s d"]]:
-    """What `rotate` multiplies by: cosines, and sines with the sign of the even channels turned; fp32.
+    """Tables of `rotate`: cosines, and sines with the sign of the even channels turned; fp32.
 
     Tokens are in (f, h, w) order. The head dim is split into t = d - 4 (d // 6) and h = w = 2 (d // 6) channels.
     Angles are made in float64 on the host, one small table for each axis; the product over the grid is left to the
@@ -41,20 +41,11 @@ def rotate(x: Float[Array, "b s n d"], cos: Float[Array, "s d"], sin: Float[Arra
 
 
 def _swap_by_flip(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
-    """The channels of each pair change places.
-
-    This took 4.5 ms of one CPU core at 2000 x 12 x 128; stacking the two halves of the rotated pairs 6.1, a gather 6.1.
-    A product with a permutation matrix or two rolls took two to three times as long as the stack.
-    """
+    """Swaps the channels of each pair; the fastest way on CPUs (docs/tpu_layouts.md)."""
     return jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
 
 
 def _swap_by_product(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
-    """The same bits: the highest precision splits a number into three parts whose sum it is.
-
-    For the sake of layouts. Around a flip XLA turns q and k to have the tokens in the lanes, and back. Static, v6e, an
-    attention of the 14B model on 75,600 tokens over 8 devices, its kernel left out: 9.2 ms a layer, with the flip 11.7,
-    and 10.3 if the weights were reordered so that halves of a head could be swapped instead of pairs.
-    """
+    """The same bits by a permutation matrix, which keeps the layout on TPUs (docs/tpu_layouts.md)."""
     swap = np.eye(x.shape[-1], dtype=np.float32).reshape(-1, 2, x.shape[-1])[:, ::-1].reshape(-1, x.shape[-1])
     return jnp.einsum("bsnd,de->bsne", x, swap, precision="highest")

@@ -131,7 +131,7 @@ class WanTransformer(nnx.Module):
         if embedder.image_embedder is not None and context.image is not None:
             tokens.append(embedder.image_embedder(context.image))
         elif embedder.image_embedder is not None or context.image is not None:
-            raise ValueError("the transformer attends to an image and none is given, or the other way round")
+            raise ValueError("a context has an image if and only if the transformer attends to one (image_dim)")
         _, sources = scan(self.blocks, lambda block, _, __: (None, block.sources(*tokens)), None, None, self.unroll)
         sources = jax.tree.map(
             lambda a: shard(jnp.moveaxis(a, 0, 1), axes.BATCH, None, None, axes.HEADS, None), sources
