@@ -43,18 +43,18 @@ def renamed(arrays, table, prefix=""):
 
 
 @functools.cache
-def described(net, dtype, config):
+def abstract(net, dtype, config):
     build = builders(AttentionPlan(), weights_dtype=dtype, dtype=dtype, vae_dtype=dtype)
     return build[net](config)
 
 
 def load(folder, net, files=None, dtype=jnp.float32):
-    """What `Nets` does for one of its nets; the same described one for all tests."""
+    """What `Nets` does for one of its nets; the same abstract one for all tests."""
     pipeline = specs.open_pipeline(folder, files=files)
-    module, spec = described(net, dtype, pipeline.configs[net]), pipeline.specs[net]
+    module, spec = abstract(net, dtype, pipeline.configs[net]), pipeline.specs[net]
     what = str(pipeline.files.paths[net])
-    pieces = mapping.match(pipeline.files.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
-    loaded = loader.materialize(module, pieces)
+    assignments = mapping.match(pipeline.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
+    loaded = loader.materialize(module, assignments)
     return {path: np.asarray(param.get_value()) for path, param in mapping.parameters(loaded).items()}
 
 
@@ -104,13 +104,13 @@ def test_both_namings_of_the_image_encoder_give_the_same_parameters(tmp_path):
     write(tmp_path / "original.safetensors", theirs | {name: np.zeros(shape, "f4") for name, shape in rest.items()})
 
     net = next(net for net in specs.NETS if net.folder == "image_encoder")
-    module = described(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
+    module = abstract(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
     loaded = []
     for file in ("diffusers", "original"):
         tensors = naming.normalised(read_header(tmp_path / f"{file}.safetensors")[0], net.original)
         assert naming.is_original(tensors) == (file == "original")
-        pieces = mapping.match(tensors, net.rules, module, what=file, ignored=net.ignored)
-        params = mapping.parameters(loader.materialize(module, pieces))
+        assignments = mapping.match(tensors, net.rules, module, what=file, ignored=net.ignored)
+        params = mapping.parameters(loader.materialize(module, assignments))
         loaded.append({path: np.asarray(param.get_value()) for path, param in params.items()})
     same(*loaded)
 
