@@ -410,7 +410,7 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
             or f"The checkpoint {path} has no readable transformer/config.json ({error.strerror or error}); "
             "give the folder of a checkpoint in the diffusers layout."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{config} is no valid JSON; fetch the checkpoint's config.json again.") from None
     if not isinstance(content, dict):
         raise UserError(f"{config} holds no JSON object; fetch the checkpoint's config.json again.")

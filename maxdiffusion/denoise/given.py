@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 from jaxtyping import Float
@@ -55,6 +56,6 @@ def read(cfg: Config, shape: tuple[int, int, int, int]) -> Given:
         raise UserError(
             f"save_file names one file, but {cfg.decode_latents} holds {len(latents)} videos; leave it out."
         )
-    seed = told.get("seed", "0")
-    video = Example(told.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0, cfg.width, cfg.height)
+    seed = int(told["seed"]) if re.fullmatch(r"\d{1,20}", told.get("seed", "")) else 0
+    video = Example(told.get("prompt", ""), "", seed, cfg.width, cfg.height)
     return Given(finished=tuple(((video,), one[None]) for one in latents))
