@@ -12,7 +12,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.request import Job
 from maxdiffusion.request.nets import builders, open_checkpoint
 from maxdiffusion.weights import naming
-from maxdiffusion.weights.checkpoint import TensorInfo
+from maxdiffusion.weights.sources import RowSlice, Scaled, TensorSource
 
 
 def run(job: Job) -> None:
@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     print(f"{spec.name} ({spec.model_type}): {dims}\n{pipeline.files.folder}", flush=True)
     rows = [("net", "names", "stored as", "on disk", "parameters", "file")]
     for name in pipeline.specs:
-        tensors = pipeline.files.tensors[name]
+        tensors = pipeline.tensors[name]
         names = "original" if naming.is_original(tensors) else "diffusers"
         size = sum(tensor.nbytes for tensor in tensors.values())
         count = sum(math.prod(tensor.shape) for tensor in tensors.values())
@@ -46,11 +46,11 @@ def run(job: Job) -> None:
     faults, memory = [], []
     for name in pipeline.specs:
         try:
-            described, _ = nets.matched(pipeline, name, build[name])
+            abstract, _ = nets.matched(pipeline, name, build[name])
         except UserError as error:
             faults.append(str(error))
         else:
-            params = mapping.parameters(described).values()
+            params = mapping.parameters(abstract).values()
             memory.append(f"{name} {_size(sum(math.prod(p.shape) * p.dtype.itemsize for p in params))}")
     print(f"in memory, in the configured dtypes: {', '.join(memory)}")
     if faults:
@@ -58,15 +58,25 @@ def run(job: Job) -> None:
     print("every parameter has its tensor and every tensor its parameter")
 
 
-def _dtypes(tensors: Mapping[str, TensorInfo]) -> str:
+def _dtypes(tensors: Mapping[str, TensorSource]) -> str:
     """The dtypes with their shares of the numbers, the largest first: `F8_E4M3 scaled 97 %, F16 3 %`."""
     counts: collections.Counter[str] = collections.Counter()
     for tensor in tensors.values():
-        counts[tensor.dtype + (" scaled" if tensor.scale else "")] += math.prod(tensor.shape)
+        counts[_stored_as(tensor)] += math.prod(tensor.shape)
     total = max(sum(counts.values()), 1)
     if len(counts) == 1:
         return next(iter(counts))
     return ", ".join(f"{dtype} {100 * count / total:.3g} %" for dtype, count in counts.most_common())
+
+
+def _stored_as(tensor: TensorSource) -> str:
+    match tensor:
+        case Scaled():
+            return tensor.parent.dtype + (" scaled" if tensor.scale else "")
+        case RowSlice():
+            return _stored_as(tensor.parent)
+        case _:
+            return tensor.dtype
 
 
 def _size(nbytes: int) -> str:

@@ -18,7 +18,7 @@ from flax import nnx
 
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import image, text
-from maxdiffusion.denoise.guidance import NoGuidance, choose
+from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.segments import program_calls
@@ -85,7 +85,7 @@ class BatchPrograms:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """f h w c of the latents that are denoised at once."""
+        """F h w c of the latents that are denoised at once."""
         return self.setup.job.segment_shape(self.video, self.setup.configs["vae"].z_dim)
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class BatchPrograms:
         job, configs = self.setup.job, self.setup.configs
         videos = [video for video in job.videos if video.shape == self.video.shape]
         fields = conditioning.shapes(job, videos, configs, job.latent_grid(self.video)).fields
-        words = parallel.like((self.rows, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32)
+        words: Any = parallel.like((self.rows, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32)
         return Context(
             words, **jax.tree.map(lambda leaf: parallel.like((self.rows, *leaf.shape), leaf.dtype), dict(fields))
         )
@@ -125,7 +125,7 @@ class BatchPrograms:
         recipe, cfg = self.setup.recipe, self.setup.job.cfg
         tokens = math.prod(self.setup.configs["transformer"].grid(*self.shape[:3]))
         per_shard = [tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
-        guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else NoGuidance()
+        guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else TwoPassGuidance()
         network, _ = split(self.transformer)
         return Denoiser(network, recipe.segments, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
 
@@ -213,8 +213,9 @@ class _Run:
             shapes = conditioning.shapes(self.job, videos, self.configs, grid)
             if shapes.images:
                 side = self.configs["image_encoder"].image_size
-                arguments = *nnx.split(self.setup.abstract("image_encoder")), self.like((1, side, side, 3))
-                yield self.make("text", "image", shapes.images, 0, functools.partial(_lower, image.program, *arguments))
+                net = nnx.split(self.setup.abstract("image_encoder"))
+                lower = functools.partial(_lower, image.program, *net, self.like((1, side, side, 3)))
+                yield self.make("text", "image", shapes.images, 0, lower)
             # Of several segments, all but the first are encoded while the transformer waits.
             resident = self.experts(0) if len(self.cut) > 1 else 0
             for (frames, height, width), times in shapes.encoded.items():
@@ -222,9 +223,9 @@ class _Run:
         prompts = {video.prompt for video in self.job.videos}
         if self.setup.recipe.guided:
             prompts |= {video.negative_prompt for video in self.job.videos}
+        net = nnx.split(self.setup.abstract("text_encoder"))
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
-        arguments = *nnx.split(self.setup.abstract("text_encoder")), *tokens
-        yield self.make("text", "text", len(prompts), 0, functools.partial(_lower, text.program, *arguments))
+        yield self.make("text", "text", len(prompts), 0, functools.partial(_lower, text.program, *net, *tokens))
 
     def denoising(self) -> Iterator[Program]:
         for batches in self.by_shape.values():
@@ -250,8 +251,12 @@ class _Run:
         in_turn = len(self.segments) > 1 and self.job.cfg.expert_residency == "in_turn"
         waiting = self.units - 1 if in_turn else 0
         others = resident + context + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
+
+        def step(program: tuple[bool, int]) -> jax.stages.Lowered:
+            return steps()[program]
+
         for program, number in program_calls(self.segments, self.job.cfg.loop == "scan").items():
-            yield self.make("denoise", "step", units * number, others, lambda program=program: steps()[program])
+            yield self.make("denoise", "step", units * number, others, functools.partial(step, program))
 
     def decoding(self) -> Iterator[Program]:
         channels = self.configs["vae"].z_dim

@@ -101,10 +101,10 @@ class Sampler:
 
     def _noise(self, rows: list[int], segment: int, programs: BatchPrograms) -> jax.Array:
         """What a segment of these videos starts from."""
-        s, (frames, *size) = self._s, programs.shape
+        s, (frames, h, w, c) = self._s, programs.shape
         videos = [s.job.videos[row] for row in rows]
         if self._given is None:
-            x = noise([video.seed for video in videos], (len(s.job.segments) * frames, *size))
+            x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))
         else:
             x = parallel.put(self._given[rows], axes.BATCH)
         x = x[:, segment * frames : (segment + 1) * frames]

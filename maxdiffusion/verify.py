@@ -21,6 +21,7 @@ from maxdiffusion.sampling import Sampler
 # (`pytest -m "slow or not slow" tests/e2e/test_verify.py -s`): at least 135 dB in float32, 51 in bfloat16.
 TOLERANCES = {"float32": 60.0, "bfloat16": 30.0}
 
+
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """How far the latents are apart after a step; relative to, and the peak of the PSNR is, the largest value of b."""

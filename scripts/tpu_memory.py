@@ -75,8 +75,9 @@ def compile_all(
 ) -> Iterator[tuple[Lowered, float, Any]]:
     """(program, seconds, jax.stages.Compiled) of each program of these names."""
     devices = topology_devices(topology)
-    from maxdiffusion import config
     from maxdiffusion.planning.programs import programs, shallow
+
+    from maxdiffusion import config
     from maxdiffusion.weights import official
 
     cfg = config.load([*words, "prompt=a cat", "jax_cache_dir="])

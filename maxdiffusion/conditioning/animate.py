@@ -126,7 +126,10 @@ class Performer:
         """Fields of `Context` of the segment after those of `before` (latents), with and without a face."""
         vae, given, overlap = self._vae, self._given, self._segments.overlap
         frames = self._segments.frames_of(self._segments.starts[len(before)])
-        shown, unknown = np.zeros((len(frames), *self._size, 3), np.float32), np.ones((len(frames), *self._size), np.float32)
+        shown, unknown = (
+            np.zeros((len(frames), *self._size, 3), np.float32),
+            np.ones((len(frames), *self._size), np.float32),
+        )
         if given.background is not None and given.mask is not None:
             shown, unknown = to_float(given.background[frames], *self._size), to_grey(given.mask[frames], *self._size)
         with self._stages("control"):

@@ -52,6 +52,6 @@ class Kind(NamedTuple):
 START, SEGMENT = "start", "segment"
 
 
-def fp32(*shape: int) -> jax.ShapeDtypeStruct:
-    """An fp32 array of that shape."""
+def fp32(*shape: int) -> Any:
+    """The ShapeDtypeStruct of an fp32 array."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)

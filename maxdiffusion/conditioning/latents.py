@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 from jaxtyping import Float
@@ -62,6 +63,6 @@ def _read(s: Session) -> Given:
         raise UserError(
             f"save_file names one file, but {cfg.decode_latents} holds {len(latents)} videos; leave it out."
         )
-    seed = metadata.get("seed", "0")
-    video = Video(metadata.get("prompt", ""), "", int(seed) if seed.isdecimal() else 0, cfg.width, cfg.height)
+    seed = int(metadata["seed"]) if re.fullmatch(r"\d{1,20}", metadata.get("seed", "")) else 0
+    video = Video(metadata.get("prompt", ""), "", seed, cfg.width, cfg.height)
     return Given(finished=tuple(((video,), one[None]) for one in latents))

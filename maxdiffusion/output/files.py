@@ -125,9 +125,7 @@ def _hold(job: Job, videos: Sequence[Video], hold: contextlib.ExitStack) -> list
         folder = parse(job.cfg.output_dir) / job.cfg.run_name
         return [hold.enter_context(names.reserve(folder, stem_of(job.cfg, video))) for video in videos]
     besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-    stems = [
-        hold.enter_context(names.reserve_file(path, (_suffix(job), *besides), _overwrites(job))) for path in named
-    ]
+    stems = [hold.enter_context(names.reserve_file(path, (_suffix(job), *besides), _overwrites(job))) for path in named]
     manifest.begin(job, videos)
     return stems
 

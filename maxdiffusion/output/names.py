@@ -18,6 +18,7 @@ from maxdiffusion.runtime.paths import AnyPath
 
 RECORD, LATENTS = ".json", ".latents.safetensors"  # beside a video
 
+
 def sibling(stem: AnyPath, suffix: str) -> AnyPath:
     """`out/name` and `.json` -> `out/name.json` (`Path.with_suffix` would cut a name that has a dot)."""
     return stem.with_name(stem.name + suffix)

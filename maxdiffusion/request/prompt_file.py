@@ -12,7 +12,7 @@ from maxdiffusion.config.parse import parse_size
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import expanded, reach
 
-TYPES = {
+TYPES: dict[str, type] = {
     "prompt": str,
     "negative_prompt": str,
     "seed": int,

@@ -130,9 +130,19 @@ def local(folder: AnyPath) -> Iterator[Path]:
         yield Path(copy)
 
 
-def ranges(path: UPath, parts: Iterable[tuple[int, int]]) -> Iterator[bytes]:
-    """The bytes start..stop of each part, in order, several requests at once."""
-    return ahead(lambda part: path.fs.cat_file(path.path, *part), parts)
+def read(path: AnyPath, start: int, stop: int) -> bytes:
+    """The bytes start to stop of a file, fewer where it ends before.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with as_oserror(path):
+        if not isinstance(path, Path):
+            data: bytes = path.fs.cat_file(path.path, start, stop)
+            return data
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

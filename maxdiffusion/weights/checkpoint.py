@@ -11,38 +11,19 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import math
 import struct
 from collections.abc import Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import AnyPath
-
-BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
-BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
+from maxdiffusion.runtime.paths import AnyPath, names
+from maxdiffusion.weights.sources import BYTES, Stored
 
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _STEMS = ("diffusion_pytorch_model", "model")  # diffusers, transformers
 _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 _AGAIN = "download or copy it again"
-
-
-@dataclasses.dataclass(frozen=True)
-class TensorInfo:
-    """Where one tensor lies: `file[start:start + nbytes]`, row-major, little-endian."""
-
-    name: str
-    dtype: str  # a key of BYTES
-    shape: tuple[int, ...]
-    file: AnyPath
-    start: int
-    scale: TensorInfo | None = None  # the numbers are what is stored times this: one number, or one for each row
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * BYTES[self.dtype]
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
@@ -57,14 +38,14 @@ def read_json(path: AnyPath) -> dict[str, Any]:
         raise UserError(f"{path} does not exist; the checkpoint is incomplete: {_AGAIN}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path and its permissions.") from None
-    except ValueError as error:  # covers bad UTF-8 as well
+    except (ValueError, RecursionError) as error:  # covers bad UTF-8 as well
         raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a JSON {type(content).__name__}, not an object; {_AGAIN}.")
     return content
 
 
-def read_header(path: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def read_header(path: AnyPath) -> tuple[dict[str, Stored], dict[str, str]]:
     """The tensors of one safetensors file and its metadata strings.
 
     Raises:
@@ -89,30 +70,39 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         )
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        metadata = entries.pop("__metadata__", None)
+        metadata = {} if metadata is None else metadata  # as the safetensors library reads null
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ holds more than strings")
         tensors = {name: _tensor(name, entry, path, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        end = 8 + length
+        for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
+            if tensor.start != end:
+                raise ValueError(f"{tensor.name} does not begin where the tensor before it ends")
+            end += tensor.nbytes
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} has a damaged safetensors header ({error!r}); {_AGAIN}.") from None
-    end = max((t.start + t.nbytes for t in tensors.values()), default=8 + length)
     if size != end:
         what = "truncated" if size < end else "followed by unknown bytes"
         raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
     return tensors, metadata
 
 
-def _tensor(name: str, entry: dict[str, Any], path: AnyPath, base: int) -> TensorInfo:
+def _tensor(name: str, entry: dict[str, Any], path: AnyPath, base: int) -> Stored:
     if entry["dtype"] not in BYTES:
         raise UserError(
             f"{path} stores {name!r} as {entry['dtype']}, an unknown dtype; use a checkpoint in F32, BF16 or F16."
         )
-    first, last = entry["data_offsets"]
-    tensor = TensorInfo(name, entry["dtype"], tuple(map(int, entry["shape"])), path, base + first)
-    if first < 0 or min(tensor.shape, default=0) < 0 or last - first != tensor.nbytes:
+    shape, (first, last) = tuple(entry["shape"]), entry["data_offsets"]
+    if any(type(number) is not int or number < 0 for number in (*shape, first, last)):
+        raise ValueError(f"{name}: shape {shape} and offsets {first}, {last} must be natural numbers")
+    tensor = Stored(name, entry["dtype"], shape, path, base + first)
+    if last - first != tensor.nbytes:
         raise ValueError(f"{name}: bytes {first} to {last} do not hold {tensor.dtype}{list(tensor.shape)}")
     return tensor
 
 
-def read_tensors(path: AnyPath) -> dict[str, TensorInfo]:
+def read_tensors(path: AnyPath) -> dict[str, Stored]:
     """Every tensor of one net: of a safetensors file, of an index and its shards, or of the folder that holds either.
 
     Raises:
@@ -129,7 +119,7 @@ def read_tensors(path: AnyPath) -> dict[str, TensorInfo]:
     return _read_shards(path) if path.name.endswith(INDEX) else read_header(path)[0]
 
 
-def _read_folder(folder: AnyPath) -> dict[str, TensorInfo]:
+def _read_folder(folder: AnyPath) -> dict[str, Stored]:
     singles = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()]
     indices = [path for stem in _STEMS if (path := folder / f"{stem}{INDEX}").exists()]
     found = singles + indices
@@ -148,7 +138,7 @@ def _read_folder(folder: AnyPath) -> dict[str, TensorInfo]:
     )
 
 
-def _read_shards(index: AnyPath) -> dict[str, TensorInfo]:
+def _read_shards(index: AnyPath) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
     if (
         not isinstance(weight_map, Mapping)
@@ -157,7 +147,7 @@ def _read_shards(index: AnyPath) -> dict[str, TensorInfo]:
     ):
         raise UserError(f"{index} has no `weight_map` from tensor names to files; {_AGAIN}.")
     shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if not (index.parent / shard).exists()]
+    missing = sorted({*shards} - {*names(index.parent)})
     if missing:
         raise UserError(
             f"{index} lists {len(shards)} files, of which {', '.join(missing)} "
@@ -177,7 +167,7 @@ def _read_shards(index: AnyPath) -> dict[str, TensorInfo]:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: the parsed config.json and the tensor headers of each net.
+    """An opened checkpoint: the parsed config.json and the stored tensors of each net.
 
     `paths` (where the weights lie), `configs` and `tensors` are keyed by the net's folder name, such as "transformer".
     """
@@ -185,10 +175,10 @@ class Checkpoint:
     folder: AnyPath
     paths: Mapping[str, AnyPath]
     configs: Mapping[str, dict[str, Any]]
-    tensors: Mapping[str, Mapping[str, TensorInfo]]
+    tensors: Mapping[str, Mapping[str, Stored]]
 
     def digest(self) -> str:
-        """Of the configs and the headers: equal for copies of one checkpoint in different places."""
+        """SHA-256 of the configs and the headers: equal for copies of one checkpoint in different places."""
         headers = {
             net: sorted((t.name, t.dtype, t.shape, t.file.name, t.start) for t in tensors.values())
             for net, tensors in self.tensors.items()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 
 import numpy as np
+import safetensors.numpy
 from jaxtyping import Float
 
 from maxdiffusion.errors import UserError
@@ -26,12 +25,10 @@ def save_latents(
       UserError: `path` exists, its folder cannot be written to, or the disk is full; nothing is left behind.
     """
     data = np.ascontiguousarray(np.asarray(latents, np.float32).transpose(0, 4, 1, 2, 3))
-    entry = {"dtype": "F32", "shape": data.shape, "data_offsets": [0, data.nbytes]}
-    header = json.dumps({"__metadata__": dict(metadata), KEY: entry}).encode()
-    header += b" " * (-len(header) % 8)  # the format aligns the data to eight bytes
-    with atomic_path(path, overwrite) as temporary, temporary.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
-        file.write(data.data)
+    # A prompt of bytes that are no UTF-8 has lone surrogates, which the format cannot hold.
+    texts = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in metadata.items()}
+    with atomic_path(path, overwrite) as temporary:
+        temporary.write_bytes(safetensors.numpy.save({KEY: data}, texts))
 
 
 def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:
@@ -61,7 +58,4 @@ def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[n
             f"{path} stores {KEY!r} with the shape {list(tensor.shape)} (b c f h w) and this run needs {list(wanted)}; "
             "change height, width, num_frames or the batch to match it."
         )
-    with path.open("rb") as file:
-        file.seek(tensor.start)
-        data = np.frombuffer(file.read(), "<f4").reshape(tensor.shape)
-    return np.ascontiguousarray(data.transpose(0, 2, 3, 4, 1)), metadata
+    return np.ascontiguousarray(tensor.rows(0, tensor.shape[0]).transpose(0, 2, 3, 4, 1)), metadata

@@ -1,6 +1,7 @@
 """Streams tensors from safetensors to the shards of an nnx module.
 
-Each tensor is read by small strips that are written, permuted and cast, straight into the buffers of its shards. On the
+Each tensor is read by small strips of rows that are written, permuted and cast, straight into the buffers of its
+shards. On the
 CPU these buffers become the parameter itself (jax aliases aligned host memory); on other devices a stacked parameter is
 filled one slot at a time where it will live. So the host never holds more than one tensor beside what it keeps.
 """
@@ -9,16 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.experimental.layout import Format, Layout
@@ -26,23 +24,15 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement
-from maxdiffusion.runtime import paths
-from maxdiffusion.weights.checkpoint import TensorInfo
-from maxdiffusion.weights.mapping import Piece, Pieces
+from maxdiffusion.weights.mapping import Assignment, Assignments
+from maxdiffusion.weights.sources import TensorSource, map_over, strips
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-FP8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-# All that a byte can be, in fp32: looked up three times as fast as ml_dtypes casts.
-_FP8_VALUES = {name: np.arange(256, dtype=np.uint8).view(kind).astype(np.float32) for name, kind in FP8.items()}
 
 # Device kind -> layout of stacked bf16 matrices. Arrays of a TPU7x come in tiles of 8 rows, its programs compute with
 # tiles of 16: each step of the 14B model would begin with a copy of all weights, 22 GiB.
 MATRICES = {"TPU7x": Layout((0, 1, 2), ((16, 128), (2, 1)))}
 
-_STRIP = 2**22  # bytes read at once, which is what loading needs beside the parameters
-_RANGE = 2**23  # the same for files elsewhere, as each request costs a round trip
 _ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
@@ -50,17 +40,17 @@ Module = TypeVar("Module", bound=nnx.Module)
 
 
 def materialize(
-    described: Module,
-    pieces: Pieces,
+    abstract: Module,
+    assignments: Assignments,
     placement: Placement | None = None,
     on_tensor: Callable[[int], object] = lambda nbytes: None,
 ) -> Module:
-    """A copy of `described` whose parameters hold the checkpoint's weights, each on its devices.
+    """A copy of `abstract` whose parameters hold the checkpoint's weights, each on its devices.
 
     Args:
-      described: the net; each parameter gives its shape and dtype and, as metadata, the logical axes that decide its
+      abstract: the net; each parameter gives its shape and dtype and, as metadata, the logical axes that decide its
         sharding. It stays as it is, so that it can be loaded again.
-      pieces: what `mapping.match` found for it.
+      assignments: what `mapping.match` found for it.
       placement: None puts everything on jax's default device.
       on_tensor: called with the number of bytes of each tensor once it is read.
 
@@ -71,25 +61,25 @@ def materialize(
 
     def fill(name: str, leaf: nnx.Variable[Any]) -> jax.Array:
         sharding = _sharding(name, leaf, placement)
-        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, pieces[name], on_tensor)
+        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, assignments[name], on_tensor)
         return jax.device_put(array, _format(leaf, sharding))
 
-    return _map(fill, described)
+    return _map(fill, abstract)
 
 
-def placed(described: Module, placement: Placement | None) -> Module:
-    """A copy of `described` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
+def placed(abstract: Module, placement: Placement | None) -> Module:
+    """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
 
     def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
         sharding = _sharding(name, leaf, placement)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_format(leaf, sharding))
 
-    return _map(place, described)
+    return _map(place, abstract)
 
 
-def _map(make: Callable[[str, nnx.Variable[Any]], object], described: Module) -> Module:
-    """A copy of `described` with a new value for each parameter, made from its dotted name and description."""
-    graph, state = nnx.split(described)
+def _map(make: Callable[[str, nnx.Variable[Any]], object], abstract: Module) -> Module:
+    """A copy of `abstract` with a new value for each parameter, made from its dotted name and description."""
+    graph, state = nnx.split(abstract)
     leaves = [(path, leaf.replace(make(".".join(map(str, path)), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
 
@@ -122,20 +112,20 @@ def _parameter(
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: Sharding,
-    pieces: Sequence[Piece],
+    assignments: Sequence[Assignment],
     on_tensor: Callable[[int], object],
 ) -> jax.Array:
     devices: set[Any] = sharding.device_set
-    if pieces[0].layer is None or all(device.platform == "cpu" for device in devices):
-        return _from_host(shape, dtype, sharding, pieces, on_tensor)
-    return _slot_by_slot(shape, dtype, sharding, pieces, on_tensor)
+    if assignments[0].layer is None or all(device.platform == "cpu" for device in devices):
+        return _from_host(shape, dtype, sharding, assignments, on_tensor)
+    return _slot_by_slot(shape, dtype, sharding, assignments, on_tensor)
 
 
 def _slot_by_slot(
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: Sharding,
-    pieces: Sequence[Piece],
+    assignments: Sequence[Assignment],
     on_tensor: Callable[[int], object],
 ) -> jax.Array:
     """A stacked parameter whose slots are copied, one after another, into the array on the devices."""
@@ -143,10 +133,10 @@ def _slot_by_slot(
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
-    def read(piece: Piece) -> jax.Array:
-        return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(piece, layer=None)], on_tensor)
+    def read(assignment: Assignment) -> jax.Array:
+        return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(assignment, layer=None)], on_tensor)
 
-    for layer, slot in enumerate(_mapping(pieces)(read, pieces)):
+    for layer, slot in enumerate(map_over(assignments[0].tensor.file, read, assignments)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -161,33 +151,28 @@ def _from_host(
     shape: tuple[int, ...],
     dtype: np.dtype,
     sharding: Sharding,
-    pieces: Sequence[Piece],
+    assignments: Sequence[Assignment],
     on_tensor: Callable[[int], object],
 ) -> jax.Array:
-    """An array of `pieces` (one tensor, or all slots of a stack) from one host buffer for each distinct shard."""
+    """An array of `assignments` (one tensor, or all slots of a stack) from one host buffer for each distinct shard."""
     boxes: dict[Any, Box] = {
         device: tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
         for device, index in sharding.addressable_devices_indices_map(shape).items()
     }
     buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
 
-    def read(piece: Piece) -> int:
-        if piece.layer is None:
+    def read(assignment: Assignment) -> int:
+        if assignment.layer is None:
             views = list(buffers.items())
         else:
-            views = [(box[1:], buffer[piece.layer - box[0][0]]) for box, buffer in buffers.items()]
-        _read(piece, views)
-        return piece.tensor.nbytes
+            views = [(box[1:], buffer[assignment.layer - box[0][0]]) for box, buffer in buffers.items()]
+        _read(assignment, views)
+        return assignment.tensor.nbytes
 
-    for nbytes in _mapping(pieces)(read, pieces):
+    for nbytes in map_over(assignments[0].tensor.file, read, assignments):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
-
-
-def _mapping(pieces: Sequence[Piece]) -> Any:
-    """How a function is applied to pieces: in turn, or several at once where each waits for a round trip."""
-    return map if isinstance(pieces[0].tensor.file, Path) else paths.ahead
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -198,93 +183,39 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def _read(piece: Piece, views: Sequence[tuple[Box, np.ndarray]]) -> None:
+def _read(assignment: Assignment, views: Sequence[tuple[Box, np.ndarray]]) -> None:
     """Writes each box of the tensor, permuted and cast, into its view; only the rows that the boxes touch are read."""
-    tensor, order = piece.tensor, piece.rule.transform.value or tuple(range(len(piece.tensor.shape)))
-    for copy in piece.copies:
+    tensor, order = assignment.tensor, assignment.rule.transform.value or tuple(range(len(assignment.tensor.shape)))
+    for copy in assignment.copies:
         _check_copy(tensor, copy)
-    if piece.rule.reshape or not tensor.shape:
-        whole = next(_strips(tensor, nbytes=tensor.nbytes))[1].reshape(tensor.shape).transpose(order)
+    if assignment.rule.reshape or not tensor.shape:
+        whole = tensor.rows(0, _count(tensor)).reshape(tensor.shape).transpose(order)
         for box, view in views:
-            view[...] = whole.reshape(piece.shape)[tuple(slice(*part) for part in box)]
+            view[...] = whole.reshape(assignment.shape)[tuple(slice(*part) for part in box)]
         return
     torch_axes = [order.index(axis) for axis in range(len(order))]  # the axis of ours that each torch axis became
     parts = [([box[axis] for axis in torch_axes], view.transpose(torch_axes)) for box, view in views]
     rows = min(box[0][0] for box, _ in parts), max(box[0][1] for box, _ in parts)
-    for first, stored in _strips(tensor, rows):
+    for first, stored in strips(tensor, *rows):
         strip = stored.astype(views[0][1].dtype, copy=False)  # twice as fast as casting while transposing
         for ((start, stop), *rest), view in parts:
             low, high = max(first, start), min(first + len(strip), stop)
             if low < high:
                 view[low - start : high - start] = strip[(slice(low - first, high - first), *(slice(*r) for r in rest))]
+        del stored, strip  # so that the next one is read into their memory
 
 
-def _strips(
-    tensor: TensorInfo, rows: tuple[int, int] | None = None, nbytes: int = _STRIP
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(index of the first row, rows) of the tensor, about `nbytes` at a time, as stored in one reused buffer.
-
-    fp8 becomes fp32, each number times its scale, as it was quantised.
-    """
-    count, *rest = tensor.shape or (1,)
-    start, stop = rows or (0, count)
-    row = tensor.nbytes // max(count, 1)
-    nbytes = nbytes if isinstance(tensor.file, Path) else max(nbytes, _RANGE)
-    step = max(1, nbytes // max(row, 1))
-    firsts, scale = range(start, stop, step), _scale(tensor)
-    ranges = [(tensor.start + first * row, tensor.start + min(first + step, stop) * row) for first in firsts]
-    try:
-        for first, part in zip(firsts, _parts(tensor, ranges), strict=True):
-            if tensor.dtype in FP8:
-                numbers = _FP8_VALUES[tensor.dtype][part.reshape(-1, *rest)]
-                numbers *= scale[first : first + len(numbers)] if len(scale) > 1 else scale
-                yield first, numbers
-            else:
-                yield first, part.view(DTYPES[tensor.dtype]).reshape(-1, *rest)
-    except OSError as error:
-        raise UserError(f"{tensor.file} cannot be read ({error.strerror}); check the disk and load again.") from None
+def _count(source: TensorSource) -> int:
+    return source.shape[0] if source.shape else 1
 
 
-def _parts(tensor: TensorInfo, ranges: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """The bytes of each range: of a file here in one reused buffer, of one elsewhere by several requests at once."""
-    if isinstance(tensor.file, Path):
-        buffer = np.empty(max((stop - start for start, stop in ranges), default=0), np.uint8)
-        with tensor.file.open("rb", buffering=0) as file:
-            for start, stop in ranges:
-                file.seek(start)
-                _read_exactly(file, buffer[: stop - start], tensor)
-                yield buffer[: stop - start]
-        return
-    with paths.as_oserror(tensor.file):
-        for (start, stop), data in zip(ranges, paths.ranges(tensor.file, ranges), strict=True):
-            if len(data) != stop - start:
-                raise UserError(f"{tensor.file} ends within {tensor.name!r}; it changed while loading: copy it again.")
-            yield np.frombuffer(data, np.uint8)
-
-
-def _scale(tensor: TensorInfo) -> np.ndarray:
-    """fp32, one number or one for each row, of the tensor's rank."""
-    if tensor.scale is None:
-        return np.ones((1,) * max(len(tensor.shape), 1), np.float32)
-    ((_, numbers),) = _strips(tensor.scale)
-    return numbers.astype(np.float32).reshape(-1, *(1 for _ in tensor.shape[1:]))
-
-
-def _read_exactly(file: io.FileIO, part: np.ndarray, tensor: TensorInfo) -> None:
-    done = 0
-    while done < part.nbytes:
-        read = file.readinto(part[done:].data)
-        if not read:
-            raise UserError(f"{tensor.file} ends within {tensor.name!r}; it changed while loading: copy it again.")
-        done += read
-
-
-def _check_copy(tensor: TensorInfo, copy: TensorInfo) -> None:
-    same = (tensor.dtype, tensor.shape, tensor.scale) == (copy.dtype, copy.shape, copy.scale) and all(
-        one.tobytes() == other.tobytes() for (_, one), (_, other) in zip(_strips(tensor), _strips(copy), strict=True)
+def _check_copy(source: TensorSource, copy: TensorSource) -> None:
+    same = (source.dtype, source.shape) == (copy.dtype, copy.shape) and all(
+        rows.tobytes() == copy.rows(first, first + len(rows)).tobytes()
+        for first, rows in strips(source, 0, _count(source))
     )
     if not same:
         raise UserError(
-            f"{tensor.name!r} in {tensor.file} and {copy.name!r} in {copy.file} are names of one tensor and differ; "
+            f"{source.name!r} in {source.file} and {copy.name!r} in {copy.file} are names of one tensor and differ; "
             "use a checkpoint that stores it once."
         )

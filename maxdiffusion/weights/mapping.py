@@ -12,48 +12,46 @@ from typing import Any
 from flax import nnx
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.rule import Rule
-
-FLOATS = ("F64", "F32", "BF16", "F16", "F8_E4M3", "F8_E5M2")  # anything else (integers) would need more than a cast
+from maxdiffusion.weights.sources import FLOATS, TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Assignment:
     """One tensor and where it goes: the whole parameter, or slot `layer` of a stacked one.
 
     `shape` is that of the parameter or slot; `copies` are the same tensor under its other names.
     """
 
-    tensor: TensorInfo
+    tensor: TensorSource
     rule: Rule
     shape: tuple[int, ...]
     layer: int | None
-    copies: tuple[TensorInfo, ...] = ()
+    copies: tuple[TensorSource, ...] = ()
 
 
-Pieces = Mapping[str, Sequence[Piece]]  # parameter path -> its pieces, in the order of their layers
+Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of their layers
 
 
 def parameters(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """Every variable of `module`, described or loaded, by its dotted path."""
+    """Every variable of `module`, abstract or loaded, by its dotted path."""
     return {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(nnx.state(module))}
 
 
 def match(
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, TensorSource],
     rules: Sequence[Rule],
     module: nnx.Module,
     *,
     what: str,
     ignored: Sequence[str] = (),
-) -> Pieces:
+) -> Assignments:
     """Finds the tensors that fill every parameter of `module`.
 
     Args:
-      tensors: the checkpoint's headers, by name.
+      tensors: the checkpoint's, by name; no number is read.
       rules: the net's name table.
-      module: the net, described; it gives the shapes and the number of stacked layers.
+      module: the net, abstract; it gives the shapes and the number of stacked layers.
       what: the checkpoint's folder, for the message.
       ignored: regular expressions of the names that the net knowingly does not use.
 
@@ -62,7 +60,7 @@ def match(
       ValueError: the table itself is wrong: two of its rules fill one slot or read one name.
     """
     params = parameters(module)
-    pieces: dict[str, list[Piece]] = {target: [] for target in params}
+    found: dict[str, list[Assignment]] = {target: [] for target in params}
     wrong: dict[str, list[str]] = defaultdict(list)
     missing: list[str] = []
     used: set[str] = set()
@@ -70,7 +68,7 @@ def match(
     for target, layer, names, rule in _slots(params, rules):
         shape = params[target].shape if layer is None else params[target].shape[1:]
         present = [tensors[name] for name in names if name in tensors]
-        if any(name in used for name in names) or layer in (piece.layer for piece in pieces[target]):
+        if any(name in used for name in names) or layer in (assignment.layer for assignment in found[target]):
             raise ValueError(f"two rules read {names} or fill {target}")
         used.update(names)
         if not present:
@@ -81,7 +79,7 @@ def match(
                 wrong[f"{_dims(tensor.shape)} instead of {_dims(_in_torch(shape, rule))}"].append(tensor.name)
             elif tensor.dtype not in FLOATS:
                 wrong[f"{tensor.dtype} instead of {', '.join(FLOATS)}"].append(tensor.name)
-        pieces[target].append(Piece(present[0], rule, shape, layer, tuple(present[1:])))
+        found[target].append(Assignment(present[0], rule, shape, layer, tuple(present[1:])))
 
     surplus = [name for name in tensors if name not in used and not any(re.fullmatch(skip, name) for skip in ignored)]
     ruled = {target for target, *_ in _slots(params, rules)}
@@ -96,7 +94,7 @@ def match(
             f"The weights in {what} do not fit the model that its config.json describes: "
             f"{'; '.join(filter(None, problems))}; use the config.json and the weights of one supported checkpoint."
         )
-    return pieces
+    return found
 
 
 def _slots(
@@ -113,7 +111,7 @@ def _slots(
                     yield target, layer, tuple(name.format(**hit.groupdict(), layer=layer) for name in names), rule
 
 
-def _fits(tensor: TensorInfo, shape: Sequence[int], rule: Rule) -> bool:
+def _fits(tensor: TensorSource, shape: Sequence[int], rule: Rule) -> bool:
     if rule.reshape:
         return math.prod(tensor.shape) == math.prod(shape)
     return tensor.shape == _in_torch(shape, rule)

@@ -1,17 +1,16 @@
 """Tensors under the names of the diffusers layout, whatever names the file has, and fp8 weights with their scales.
 
-Works on headers alone, so that each net keeps one name table (weights/tables) and one strict match.
+Reads no number, so that each net keeps one name table (weights/tables) and one strict match.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights.checkpoint import TensorInfo
+from maxdiffusion.weights.sources import RowSlice, Scaled, Stored, TensorSource
 from maxdiffusion.weights.tables.original import Table
 
 PREFIX = "model.diffusion_model."  # that files for ComfyUI may put before the names of a transformer
@@ -24,8 +23,8 @@ _UNUSED = ("scale_input", "input_scale", "comfy_quant")
 _MARK = "scaled_fp8"
 
 
-def normalised(tensors: Mapping[str, TensorInfo], table: Table) -> dict[str, TensorInfo]:
-    """The tensors by their diffusers names, each with its scale; `TensorInfo.name` stays the stored one.
+def normalised(tensors: Mapping[str, Stored], table: Table) -> dict[str, TensorSource]:
+    """The tensors by their diffusers names, fp8 scaled and fused ones split; `name` stays the stored one.
 
     A name that the table does not know stays as it is, for the match to judge.
 
@@ -33,7 +32,7 @@ def normalised(tensors: Mapping[str, TensorInfo], table: Table) -> dict[str, Ten
       UserError: a scaled file with an fp8 weight that has no scale or one in blocks; two names of one tensor.
     """
     found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-    result: dict[str, TensorInfo] = {}
+    result: dict[str, TensorSource] = {}
     for name, tensor in renamed(with_scales(found), table):
         if name in result:
             raise UserError(
@@ -44,12 +43,12 @@ def normalised(tensors: Mapping[str, TensorInfo], table: Table) -> dict[str, Ten
     return result
 
 
-def is_original(tensors: Mapping[str, TensorInfo]) -> bool:
+def is_original(tensors: Mapping[str, TensorSource]) -> bool:
     """Whether what `normalised` returned had names of the official repositories."""
     return any(name != tensor.name.removeprefix(PREFIX) for name, tensor in tensors.items())
 
 
-def renamed(tensors: Mapping[str, TensorInfo], table: Table) -> Iterator[tuple[str, TensorInfo]]:
+def renamed(tensors: Mapping[str, TensorSource], table: Table) -> Iterator[tuple[str, TensorSource]]:
     """(new name, tensor) of each; a tensor of several modules becomes as many."""
     rows = [(_pattern(module), targets) for module, targets in table.items()]
     for name, tensor in tensors.items():
@@ -70,45 +69,43 @@ def _pattern(module: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(module)) + r"(\.[a-z]+)?")
 
 
-def _split(tensor: TensorInfo, parts: int) -> Iterator[TensorInfo]:
+def _split(tensor: TensorSource, parts: int) -> Iterator[TensorSource]:
     """Equal parts of its rows; whatever does not divide is left to the match, as the shape that it is."""
     if parts == 1:
         yield tensor
         return
-    rows, *rest = tensor.shape or (0,)
+    count = tensor.shape[0] // parts if tensor.shape else 0
     for part in range(parts):
-        piece = dataclasses.replace(tensor, shape=(rows // parts, *rest))
-        yield dataclasses.replace(piece, start=tensor.start + part * piece.nbytes)
+        yield RowSlice(tensor, part * count, count)
 
 
-def with_scales(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """The tensors without the scales of fp8 weights, which become part of the weight that they scale."""
-    result = dict(tensors)
+def with_scales(tensors: Mapping[str, Stored]) -> dict[str, TensorSource]:
+    """The tensors, fp8 as `Scaled` and without the scales, which are a part of what they scale."""
+    result: dict[str, TensorSource] = dict(tensors)
     unscaled = []
     scaled = result.pop(_MARK, None) is not None
     for name, tensor in tensors.items():
-        if tensor.dtype not in FP8:
+        if tensor.dtype not in FP8 or name not in result:
             continue
         module = name.removesuffix("weight")
-        scale = next((result.pop(module + key) for key in _SCALES if module + key in result), None)
+        scale = next((tensors[module + key] for key in _SCALES if result.pop(module + key, None)), None)
         for key in _UNUSED:
             result.pop(module + key, None)
         if scale is None:
             unscaled.append(name)
-            continue
-        scaled = True
-        _check_scale(tensor, scale)
-        result[name] = dataclasses.replace(tensor, scale=scale)
-    if scaled and (bare := [name for name in unscaled if name in result]):
-        tensor = tensors[bare[0]]
+        else:
+            scaled = True
+            _check_scale(tensor, scale)
+        result[name] = Scaled(tensor, scale)
+    if scaled and (bare := [tensors[name] for name in unscaled if name in result]):
         raise UserError(
-            f"{tensor.file} is a scaled fp8 file, but {len(bare)} of its fp8 tensors have no scale, such as "
-            f"{tensor.name!r}; use a whole file, or one in bf16 or fp16."
+            f"{bare[0].file} is a scaled fp8 file, but {len(bare)} of its fp8 tensors have no scale, such as "
+            f"{bare[0].name!r}; use a whole file, or one in bf16 or fp16."
         )
     return result
 
 
-def _check_scale(tensor: TensorInfo, scale: TensorInfo) -> None:
+def _check_scale(tensor: Stored, scale: Stored) -> None:
     rows = tensor.shape[0] if tensor.shape else 1
     if scale.dtype not in ("F32", "BF16", "F16") or not (
         math.prod(scale.shape) == 1 or scale.shape in ((rows,), (rows, 1))

@@ -24,7 +24,7 @@ from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.specs import Pipeline
 
-Build = Callable[[Any], nnx.Module]  # the net's config -> the net, described: shapes in place of arrays
+Build = Callable[[Any], nnx.Module]  # the net's config -> the abstract net: shapes in place of arrays
 
 
 def builders(
@@ -55,24 +55,24 @@ def builders(
     }
 
 
-def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Pieces]:
-    """One net, described, and the tensors that fill it.
+def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Assignments]:
+    """One net, abstract, and the tensors that fill it.
 
     Raises:
       UserError: weights and config do not fit; it names every tensor and parameter concerned.
     """
-    described, spec, what = build(pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
-    pieces = mapping.match(
-        pipeline.files.tensors[name], spec.rules, described, what=str(what[name]), ignored=spec.ignored
+    abstract, spec, what = build(pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
+    assignments = mapping.match(
+        pipeline.tensors[name], spec.rules, abstract, what=str(what[name]), ignored=spec.ignored
     )
-    return described, pieces
+    return abstract, assignments
 
 
 class Nets:
     """Nothing loaded is kept here: a module that `load` returned and that was dropped is freed by the next `load`."""
 
     def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
-        """Describes every net and matches its parameters with the checkpoint; reads no weight.
+        """Builds every net without numbers and matches its parameters with the checkpoint; reads no weight.
 
         Args:
           pipeline: from `open_pipeline`.
@@ -86,17 +86,17 @@ class Nets:
         self.folder = pipeline.files.folder
         self.configs = pipeline.configs
         self._placement = placement
-        self._nets: dict[str, tuple[nnx.Module, mapping.Pieces]] = {}
+        self._nets: dict[str, tuple[nnx.Module, mapping.Assignments]] = {}
         for name in pipeline.specs:
             self._nets[name] = matched(pipeline, name, build[name])
 
     def nbytes_on_disk(self, name: str) -> int:
         """How many bytes `load(name)` reads: the total of its progress."""
-        return sum(piece.tensor.nbytes for pieces in self._nets[name][1].values() for piece in pieces)
+        return sum(each.tensor.nbytes for assigned in self._nets[name][1].values() for each in assigned)
 
     def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
         """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
         # flax's flattened states are cyclic (0.12.8): a net that was dropped holds its arrays until a collection.
         gc.collect()
-        described, pieces = self._nets[name]
-        return loader.materialize(described, pieces, self._placement, on_tensor)
+        abstract, assignments = self._nets[name]
+        return loader.materialize(abstract, assignments, self._placement, on_tensor)

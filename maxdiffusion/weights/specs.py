@@ -16,6 +16,7 @@ from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, naming
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.rule import Rule
+from maxdiffusion.weights.sources import TensorSource
 from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
 
 
@@ -75,6 +76,7 @@ class Pipeline:
     specs: Mapping[str, NetSpec]  # by folder, as the rest
     files: Checkpoint
     configs: Mapping[str, Any]  # the nets' own config dataclasses
+    tensors: Mapping[str, Mapping[str, TensorSource]]  # by their diffusers names
 
 
 def open_pipeline(
@@ -108,5 +110,4 @@ def open_pipeline(
         shapes = {key: tensor.shape for key, tensor in tensors[name].items()}
         raw[name] = dimensions.transformer_config(shapes, raw[name], str(files[name]))
     configs = {spec.folder: spec.parse(raw[spec.folder]) for spec in specs}
-    checkpoint = dataclasses.replace(read, configs=raw, tensors=tensors)
-    return Pipeline({spec.folder: spec for spec in specs}, checkpoint, configs)
+    return Pipeline({spec.folder: spec for spec in specs}, dataclasses.replace(read, configs=raw), configs, tensors)

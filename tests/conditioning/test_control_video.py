@@ -80,7 +80,7 @@ def test_what_becomes_of_a_whole_image_is_logged_and_nothing_refused(tmp_path, c
     for name, size in (("tall", (33, 66)), ("line", (2, 600))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
     tall, line = (
-        request.load([str(tmp_path / "run.yml"), *words, f"{key}={tmp_path}/{name}.png"])for name in ("tall", "line")
+        request.load([str(tmp_path / "run.yml"), *words, f"{key}={tmp_path}/{name}.png"]) for name in ("tall", "line")
     )
     with caplog.at_level(logging.INFO, "maxdiffusion"):
         conditioning.read(tall)

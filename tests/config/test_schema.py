@@ -18,7 +18,6 @@ NO_READERS = {PACKAGE / name for name in ("config/schema.py", "config/parse.py",
 AT_LOAD = {"model_type"}
 
 
-
 def keys_read(source: str) -> set[str]:
     """The attributes that code reads of anything named `cfg`."""
     return {

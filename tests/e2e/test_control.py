@@ -14,8 +14,8 @@ import transformers
 from PIL import Image
 
 from maxdiffusion import generate_wan, request
-from maxdiffusion.request import Segments
 from maxdiffusion.media.write import write
+from maxdiffusion.request import Segments
 from maxdiffusion.weights.latents_io import save_latents
 
 PROMPT = "a green square moving left on a black background"

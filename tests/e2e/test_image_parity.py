@@ -202,7 +202,7 @@ def test_two_experts_from_text(tmp_path, residency, low):
 def test_a_first_expert_without_guidance_is_as_with_both_branches(tmp_path):
     *_, words = prepare(tmp_path, "wan2.2-t2v", 1, 0, (1.0, 3.0), 6, ("boundary_ratio=0.8",))
     both = [word.replace("guidance_scale=1.0", "guidance_scale=1.0000001") for word in words]
-    (one,), (two,) = (generate_wan.run(config.load(each)) for each in (words, both))
+    (one,), (two,) = (generate_wan.run(request.load(each)) for each in (words, both))
     assert psnr(np.load(one), np.load(two)) > 60
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maxdiffusion import generate_wan, request
+from maxdiffusion import generate_wan
 from maxdiffusion.weights.latents_io import save_latents
 
 PROMPT = "a green square moving left on a black background"

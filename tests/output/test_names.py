@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.output.names import reserve, reserve_file, sibling
-from maxdiffusion.request.videos import default_stem
-from maxdiffusion.output.record import write_record
 from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.output.names import reserve, reserve_file, sibling
+from maxdiffusion.output.record import write_record
+from maxdiffusion.request.videos import default_stem
 
 
 @pytest.mark.parametrize(

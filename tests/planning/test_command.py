@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from maxdiffusion.planning.programs import programs
 
 from maxdiffusion import cli, request, variants
 from maxdiffusion.planning import command
-from maxdiffusion.planning.programs import programs
 from maxdiffusion.weights import official
 
 ROOT = Path(__file__).parents[2]

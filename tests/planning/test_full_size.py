@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jax
 import pytest
+from maxdiffusion.planning.programs import programs
 
 from maxdiffusion import request
-from maxdiffusion.planning.programs import programs
 from maxdiffusion.weights import official
 
 ROOT = Path(__file__).parents[2]

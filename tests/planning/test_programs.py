@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from maxdiffusion.config.examples import examples
+from maxdiffusion.planning.programs import nbytes, programs, shallow
 from PIL import Image
 
 from maxdiffusion import conditioning, parallel, request
 from maxdiffusion.conditioning import text
 from maxdiffusion.config import parts
-from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise import loop, sampling
 from maxdiffusion.media.write import write
 from maxdiffusion.models.clip import CLIPVisionConfig
@@ -25,7 +26,6 @@ from maxdiffusion.models.dit.config import AnimateConfig, VACEConfig
 from maxdiffusion.models.umt5 import UMT5Config
 from maxdiffusion.models.vae import VAEConfig
 from maxdiffusion.parallel import axes, startup
-from maxdiffusion.planning.programs import nbytes, programs, shallow
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official, specs

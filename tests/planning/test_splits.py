@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from maxdiffusion.config.load import replaced
 
 from maxdiffusion import request
-from maxdiffusion.config.load import replaced
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
 

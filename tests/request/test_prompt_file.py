@@ -54,7 +54,7 @@ def test_no_prompt_of_the_config_is_needed(place):
     (place / "bare.yml").write_text("model_name: wan2.1-t2v-1.3b\n")
     (place / "p.jsonl").write_text('{"prompt": "a dog"}\n{"seed": 1}\n')
     with pytest.raises(UserError, match=r"line 2 has no prompt and the config gives none"):
-        request.load(["bare.yml", "prompts=p.jsonl"]).cfg
+        request.load(["bare.yml", "prompts=p.jsonl"])
     (place / "p.jsonl").write_text('{"prompt": "a dog"}\n')
     assert len(videos.read(request.load(["bare.yml", "prompts=p.jsonl"]).cfg)) == 1
 
@@ -112,7 +112,7 @@ def test_beside_other_keys(place, words, message):
     (place / "p.jsonl").write_text("{}\n")
     (place / "a").write_text("")
     with pytest.raises(UserError) as caught:
-        request.load(["base.yml", *words]).cfg
+        request.load(["base.yml", *words])
     assert message in str(caught.value)
 
 

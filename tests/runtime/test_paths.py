@@ -92,11 +92,11 @@ def test_names_are_held(folder):
         pass
 
 
-def test_ranges_come_in_order_and_several_at_once(bucket):
+def test_parts_of_an_object_come_in_order_and_several_at_once(bucket):
     path = paths.parse("gs://bucket/data")
     path.fs.pipe_file(path.path, bytes(range(200)))
-    parts = [(at, at + 5) for at in range(0, 200, 5)]
-    assert b"".join(paths.ranges(path, parts)) == bytes(range(200))
+    read = paths.ahead(lambda at: paths.read(path, at, at + 5), range(0, 200, 5))
+    assert b"".join(read) == bytes(range(200))
     assert bucket.reads == 40 and 2 <= bucket.most_at_once <= 8
 
 

@@ -83,6 +83,15 @@ HEADER_FAULTS = {
     "wrong offsets": (lambda p: write(p, entry(offsets=(0, 4)), b"\0" * 4), "damaged.*do not hold"),
     "negative offsets": (lambda p: write(p, entry(offsets=(-8, 0))), "damaged"),
     "negative shape": (lambda p: write(p, entry(shape=(-2, -1)), b"\0" * 8), "damaged"),
+    "offsets that are no integers": (lambda p: write(p, entry(offsets=(0.0, 8.0)), b"\0" * 8), "natural numbers"),
+    "a shape that is no integer": (lambda p: write(p, entry(shape=(2.0,)), b"\0" * 8), "natural numbers"),
+    "a shape of text": (lambda p: write(p, entry(shape=("2",)), b"\0" * 8), "natural numbers"),
+    "overlapping tensors": (
+        lambda p: write(p, {**entry(), "v": entry()["w"]}, b"\0" * 8),
+        "v does not begin where the tensor before it ends",
+    ),
+    "a gap": (lambda p: write(p, entry(offsets=(8, 16)), b"\0" * 16), "w does not begin where"),
+    "nested too deep": (lambda p: write(p, b'{"w": ' + b"[" * 100_000), "damaged.*recursion"),
     "unknown dtype": (lambda p: write(p, entry("F4"), b"\0" * 8), "'w' as F4, an unknown dtype.*F32, BF16 or F16"),
     "truncated": (lambda p: write(p, entry(), b"\0" * 7), r"truncated: it has \d+ bytes and its header asks for \d+"),
     "too long": (lambda p: write(p, entry(), b"\0" * 9), "unknown bytes"),
@@ -128,6 +137,19 @@ FOLDER_FAULTS = {
     "no tokenizer": (lambda f: remove(f, "tokenizer"), "no folder 'tokenizer'"),
     "no config": (lambda f: (f / "transformer/config.json").unlink(), r"config\.json does not exist"),
     "config cut": (lambda f: (f / "transformer/config.json").write_text('{"a"'), "not valid JSON"),
+    "config nested too deep": (
+        lambda f: (f / "transformer/config.json").write_text('{"a": ' + "[" * 100_000),
+        "not valid JSON.*recursion",
+    ),
+    "model_index nested too deep": (lambda f: (f / "model_index.json").write_text("[" * 100_000), "not valid JSON"),
+    "shard of another folder": (
+        lambda f: edit(index(f), lambda c: c["weight_map"].update(ghost="../text_encoder/model.safetensors")),
+        r"\.\./text_encoder/model\.safetensors is absent",
+    ),
+    "shard of a long name": (
+        lambda f: edit(index(f), lambda c: c["weight_map"].update(ghost="x" * 300)),
+        "x{300} is absent",
+    ),
     "config is no text": (lambda f: (f / "transformer/config.json").write_bytes(b"\xff\xfe{"), "not valid JSON"),
     "other net": (
         lambda f: edit(f / "transformer/config.json", lambda c: c.update(_class_name="WanVACETransformer3DModel")),

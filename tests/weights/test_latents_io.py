@@ -1,4 +1,5 @@
 import os
+import struct
 import subprocess
 import sys
 
@@ -55,6 +56,51 @@ def test_other_contents_are_refused(tmp_path, stored, message):
     save_file(stored, path)
     with pytest.raises(UserError, match=message):
         load_latents(path, (2, 4, 5, 6, 3))
+
+
+@pytest.mark.parametrize("others", [("a", "z"), ("a",), ("z",)])
+def test_other_tensors_may_lie_before_and_after(tmp_path, others):
+    path = tmp_path / "x.safetensors"
+    save_file(
+        {"latents": LATENTS.transpose(0, 4, 1, 2, 3).copy(), **{name: np.ones(3, np.float32) for name in others}}, path
+    )
+    np.testing.assert_array_equal(load_latents(path)[0], LATENTS)
+
+
+def test_a_prompt_that_is_no_utf8_is_escaped(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_latents(path, LATENTS, {"prompt": "caf\udce9"})
+    assert load_latents(path)[1] == {"prompt": r"caf\udce9"}
+    with safe_open(path, "numpy") as file:
+        assert file.metadata() == {"prompt": r"caf\udce9"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ("[]", "damaged safetensors header"),
+        ('"x"', "damaged safetensors header"),
+        ('{"seed": 7}', "damaged safetensors header.*more than strings"),
+        ('{"seed": null}', "damaged safetensors header.*more than strings"),
+        ("[" * 100_000 + "]" * 100_000, "damaged safetensors header.*recursion"),
+    ],
+)
+def test_strange_metadata_is_one_sentence(tmp_path, metadata, message):
+    path = tmp_path / "x.safetensors"
+    header = f'{{"__metadata__": {metadata}, "latents": {{"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    with pytest.raises(UserError, match=message) as error:
+        load_latents(path)
+    assert "\n" not in str(error.value)
+
+
+def test_null_metadata_is_none_as_in_the_formats_library(tmp_path):
+    path = tmp_path / "x.safetensors"
+    entry = '{"dtype": "F32", "shape": [1, 1, 1, 1, 1], "data_offsets": [0, 4]}'
+    header = f'{{"__metadata__": null, "latents": {entry}}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode() + b"\0" * 4)
+    assert load_file(path)["latents"].shape == (1, 1, 1, 1, 1)
+    assert load_latents(path)[1] == {}
 
 
 def test_truncated_and_absent(tmp_path):

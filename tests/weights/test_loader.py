@@ -9,7 +9,7 @@ from jax.sharding import AxisType
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes
 from maxdiffusion.runtime import paths
-from maxdiffusion.weights import loader, mapping
+from maxdiffusion.weights import loader, mapping, sources
 from maxdiffusion.weights.checkpoint import read_tensors
 from tests.bucket import Bucket, bucket
 
@@ -19,8 +19,8 @@ __all__ = ["bucket"]  # a fixture
 
 
 def load(folder, net, placement=None, on_tensor=lambda nbytes: None):
-    pieces = mapping.match(read_tensors(folder), synthetic.RULES, net, what=str(folder))
-    return loader.materialize(net, pieces, placement, on_tensor)
+    assignments = mapping.match(read_tensors(folder), synthetic.RULES, net, what=str(folder))
+    return loader.materialize(net, assignments, placement, on_tensor)
 
 
 def values(net):
@@ -55,7 +55,7 @@ def test_values_dtypes_and_progress(tmp_path, shards, stored_as, loaded_as):
 @pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (4, 2), (2, 4), (8, 1)])
 @pytest.mark.parametrize("strip", [1, 200, 2**20])
 def test_every_shard_holds_its_part(tmp_path, monkeypatch, fsdp, tensor, strip):
-    monkeypatch.setattr(loader._strips, "__defaults__", (None, strip))
+    monkeypatch.setattr(sources, "STRIP", strip)
     stored = synthetic.tensors()
     synthetic.write_net(tmp_path, stored)
     placement = mesh_placement(fsdp, tensor)
@@ -71,8 +71,7 @@ def test_every_shard_holds_its_part(tmp_path, monkeypatch, fsdp, tensor, strip):
 
 @pytest.mark.parametrize("request_bytes", [100, 2**20])
 def test_a_bucket_gives_each_shard_its_rows(bucket, monkeypatch, request_bytes):
-    monkeypatch.setattr(loader, "_RANGE", request_bytes)
-    monkeypatch.setattr(loader._strips, "__defaults__", (None, 1))
+    monkeypatch.setattr(sources, "RANGE", request_bytes)
     stored, there = synthetic.tensors(), paths.parse("gs://bucket/net")
     synthetic.write_net(bucket.root / "bucket" / "net", stored, 3)
     got = values(load(there, synthetic.Net(), mesh_placement(4, 2)))
@@ -104,11 +103,11 @@ def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, place):
     synthetic.write_net(folder, stored)
     net, placement = synthetic.Net(), mesh_placement(4, 2)
     folder = folder if place == "here" else paths.parse(place)
-    pieces = mapping.match(read_tensors(folder), synthetic.RULES, net, what="")
+    assignments = mapping.match(read_tensors(folder), synthetic.RULES, net, what="")
     for name in ("blocks.ffn.kernel", "blocks.norm.scale"):
         param = mapping.parameters(net)[name]
         sharding = placement.sharding(*param.get_metadata()["out_sharding"])
-        got = loader._slot_by_slot(param.shape, np.dtype(np.float32), sharding, pieces[name], lambda nbytes: None)
+        got = loader._slot_by_slot(param.shape, np.dtype(np.float32), sharding, assignments[name], lambda nbytes: None)
         assert got.sharding.is_equivalent_to(sharding, ndim=len(param.shape))
         np.testing.assert_array_equal(np.asarray(got), synthetic.expected(stored)[name])
 
@@ -120,30 +119,31 @@ def test_stacked_bf16_matrices_have_the_layout_of_their_kind_of_device(tmp_path,
     stored = synthetic.tensors()
     synthetic.write_net(tmp_path, stored)
     got = values(load(tmp_path, synthetic.Net(dtype=jnp.bfloat16), place()))
-    described = values(loader.placed(synthetic.Net(dtype=jnp.bfloat16), place()))
+    abstract = values(loader.placed(synthetic.Net(dtype=jnp.bfloat16), place()))
     turned = set()
     for name, want in synthetic.expected(stored).items():
         whole = want.ndim == 3 and got[name].dtype == jnp.bfloat16 and got[name].sharding.is_fully_replicated
         order = (0, 2, 1) if whole else tuple(range(want.ndim))
         turned |= {name} if whole else set()
         assert got[name].format.layout.major_to_minor == order, name
-        assert not whole or described[name].format.layout.major_to_minor == order, name
+        assert not whole or abstract[name].format.layout.major_to_minor == order, name
         np.testing.assert_array_equal(np.asarray(got[name]), want.astype(got[name].dtype), err_msg=name)
     assert ("blocks.ffn.kernel" in turned) == (place() is None)
     compiled = jax.jit(lambda kernel: kernel * 2).lower(got["blocks.ffn.kernel"]).compile()
     assert compiled.input_formats[0][0].layout == got["blocks.ffn.kernel"].format.layout
 
 
-def test_a_host_reads_only_the_rows_of_its_devices(tmp_path):
+def test_strips_are_the_rows_that_are_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "STRIP", 48)
     stored = {"w": np.arange(64, dtype=np.float32).reshape(16, 4)}
     synthetic.write_net(tmp_path, stored)
     tensor = read_tensors(tmp_path)["w"]
-    strips = [(first, strip.copy()) for first, strip in loader._strips(tensor, (4, 12), nbytes=48)]
+    strips = list(sources.strips(tensor, 4, 12))
     assert [(first, len(strip)) for first, strip in strips] == [(4, 3), (7, 3), (10, 2)]
     np.testing.assert_array_equal(np.concatenate([strip for _, strip in strips]), stored["w"][4:12])
 
 
-def test_the_described_net_can_be_loaded_twice(tmp_path):
+def test_the_abstract_net_can_be_loaded_twice(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors())
     net = synthetic.Net()
     first, second = load(tmp_path, net), load(tmp_path, net)
@@ -188,14 +188,14 @@ def test_a_file_cut_after_the_check(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors())
     net = synthetic.Net()
     headers = read_tensors(tmp_path)
-    pieces = mapping.match(headers, synthetic.RULES, net, what="")
+    assignments = mapping.match(headers, synthetic.RULES, net, what="")
     file = next(iter(headers.values())).file
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(UserError, match="changed while loading"):
-        loader.materialize(net, pieces)
+        loader.materialize(net, assignments)
     file.unlink()
     with pytest.raises(UserError, match="cannot be read"):
-        loader.materialize(net, pieces)
+        loader.materialize(net, assignments)
 
 
 def test_axes_and_shape_must_agree(tmp_path):

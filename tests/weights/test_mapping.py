@@ -22,8 +22,8 @@ def error(tmp_path, stored, net=None, rules=synthetic.RULES):
 
 def test_every_slot_finds_its_tensor(tmp_path):
     synthetic.write_net(tmp_path, synthetic.tensors(), shards=3)
-    pieces = match(read_tensors(tmp_path), synthetic.RULES, synthetic.Net(), what="")
-    assert {target: [(p.layer, p.tensor.name) for p in found] for target, found in pieces.items()} == {
+    assigned = match(read_tensors(tmp_path), synthetic.RULES, synthetic.Net(), what="")
+    assert {target: [(p.layer, p.tensor.name) for p in found] for target, found in assigned.items()} == {
         "embed.embedding": [(None, "shared.weight")],
         "patch.kernel": [(None, "patch.weight")],
         "patch.bias": [(None, "patch.bias")],

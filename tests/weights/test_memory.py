@@ -29,11 +29,11 @@ def memory(key):
 
 net = Net()
 rules = (Rule("stack.{layer}", "stack", Transform.LINEAR), Rule("whole", "whole", Transform.LINEAR))
-pieces = mapping.match(read_tensors(Path(sys.argv[1])), rules, net, what="")
+assignments = mapping.match(read_tensors(Path(sys.argv[1])), rules, net, what="")
 jax.block_until_ready(jnp.zeros(3))
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
 before = memory("VmRSS")
-net = loader.materialize(net, pieces)
+net = loader.materialize(net, assignments)
 kept = sum(param.get_value().nbytes for param in mapping.parameters(net).values())
 print(json.dumps({"extra": memory("VmHWM") - before - kept, "kept": kept}))
 """

@@ -15,9 +15,10 @@ from diffusers.loaders import single_file_utils
 from maxdiffusion import variants
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
-from maxdiffusion.weights.checkpoint import TensorInfo, read_header
+from maxdiffusion.weights import dimensions, mapping, naming, specs
+from maxdiffusion.weights.checkpoint import read_header
 from maxdiffusion.weights.nets import builders
+from maxdiffusion.weights.sources import RowSlice, Scaled, Stored, strips
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
 
@@ -46,9 +47,16 @@ def manifest(name):
 def infos(shapes, dtype="F32"):
     result, start = {}, 0
     for name, shape in shapes.items():
-        result[name] = TensorInfo(name, dtype, tuple(shape), Path("x"), start)
+        result[name] = Stored(name, dtype, tuple(shape), Path("x"), start)
         start += result[name].nbytes
     return result
+
+
+def span(tensor):
+    """First and last byte, of the file, of a tensor that is stored or a part of one."""
+    stored, first = (tensor.parent, tensor.first) if isinstance(tensor, RowSlice) else (tensor, 0)
+    start = stored.start + first * stored.nbytes // (stored.shape or (1,))[0]
+    return start, start + tensor.nbytes
 
 
 def to_original(shapes, table):
@@ -73,7 +81,7 @@ def test_every_official_tensor_has_one_original_name_and_comes_back(name):
     table = UNIONS.get(name, table)
     back = naming.normalised({naming.PREFIX + key: tensor for key, tensor in theirs.items()}, table)
     assert {key: tensor.shape for key, tensor in back.items()} == shapes
-    covered = sorted((t.start, t.start + t.nbytes) for t in back.values())  # every byte is used once
+    covered = sorted(map(span, back.values()))  # every byte is used once
     assert [end for _, end in covered][:-1] == [start for start, _ in covered][1:]
     assert naming.is_original(back)
     assert naming.normalised(infos(shapes), table) == infos(shapes)
@@ -107,9 +115,9 @@ def test_an_original_file_alone_builds_and_fills_its_transformer(name):
     variants.check(spec, raw)
     net = next(net for net in specs.nets_of(spec) if net.folder == "transformer")
     build = builders(AttentionPlan(), weights_dtype="bfloat16", dtype="bfloat16")["transformer"]
-    described = build(net.parse(raw))
-    pieces = mapping.match(tensors, net.rules, described, what=name, ignored=net.ignored)
-    assert sum(map(len, pieces.values())) == len(manifest(name))
+    abstract = build(net.parse(raw))
+    found = mapping.match(tensors, net.rules, abstract, what=name, ignored=net.ignored)
+    assert sum(map(len, found.values())) == len(manifest(name))
 
 
 def test_two_names_of_one_tensor():
@@ -133,10 +141,15 @@ def stored():
     return weight
 
 
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch):
+    monkeypatch.setattr("maxdiffusion.weights.sources.STRIP", 52)
+
+
 def read(path, dtype=np.float32):
     """What the loader makes of the file's only weight."""
     (tensor,) = naming.normalised(read_header(path)[0], original.DIT).values()
-    return np.concatenate([numbers.astype(dtype) for _, numbers in loader._strips(tensor, nbytes=13)])
+    return np.concatenate([numbers.astype(dtype) for _, numbers in strips(tensor, 0, tensor.shape[0])])
 
 
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
@@ -162,10 +175,12 @@ def test_fp8_without_scales_is_cast(stored, tmp_path, kind):
     np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), stored.astype(kind).astype(np.float32))
 
 
-def test_every_byte_of_fp8_means_what_torch_says():
-    codes = torch.arange(256, dtype=torch.uint8)
+def test_every_byte_of_fp8_means_what_torch_says(tmp_path):
+    codes, file = torch.arange(256, dtype=torch.uint8), tmp_path / "bytes"
+    file.write_bytes(bytes(range(256)))
     for name, kind in {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}.items():
-        np.testing.assert_array_equal(loader._FP8_VALUES[name], codes.view(kind).float().numpy())
+        got = Scaled(Stored("w", name, (256,), file, 0)).rows(0, 256)
+        np.testing.assert_array_equal(got, codes.view(kind).float().numpy())
 
 
 @pytest.mark.parametrize(

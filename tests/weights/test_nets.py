@@ -24,8 +24,8 @@ from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.variants import get
 from maxdiffusion.weights import mapping, official, specs
-from maxdiffusion.weights.checkpoint import TensorInfo
 from maxdiffusion.weights.nets import Nets, builders
+from maxdiffusion.weights.sources import Stored
 from tests import parity
 
 ROOT = Path(__file__).parents[2]
@@ -171,11 +171,11 @@ def test_official_checkpoints_map_whole(manifest):
     """Names and shapes of the official files; no weight is allocated."""
     variant, name = OFFICIAL[manifest]
     spec = next(spec for spec in specs.NETS if spec.folder == name)
-    described = build(jnp.bfloat16)[name](official.configs(get(variant))[name])
+    abstract = build(jnp.bfloat16)[name](official.configs(get(variant))[name])
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
-    tensors = {key: TensorInfo(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
-    pieces = mapping.match(tensors, spec.rules, described, what=manifest, ignored=spec.ignored)
-    used = [tensor.name for found in pieces.values() for piece in found for tensor in (piece.tensor, *piece.copies)]
+    tensors = {key: Stored(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
+    found = mapping.match(tensors, spec.rules, abstract, what=manifest, ignored=spec.ignored)
+    used = [tensor.name for slots in found.values() for slot in slots for tensor in (slot.tensor, *slot.copies)]
     unused = [key for key in shapes if any(re.fullmatch(pattern, key) for pattern in spec.ignored)]
     assert sorted(used + unused) == sorted(shapes)
 

@@ -43,18 +43,18 @@ def renamed(arrays, table, prefix=""):
 
 
 @functools.cache
-def described(net, dtype, config):
+def abstract(net, dtype, config):
     build = builders(AttentionPlan(), weights_dtype=dtype, dtype=dtype, vae_dtype=dtype)
     return build[net](config)
 
 
 def load(folder, net, files=None, dtype=jnp.float32):
-    """What `Nets` does for one of its nets; the same described one for all tests."""
+    """What `Nets` does for one of its nets; the same abstract one for all tests."""
     pipeline = specs.open_pipeline(folder, files=files)
-    module, spec = described(net, dtype, pipeline.configs[net]), pipeline.specs[net]
+    module, spec = abstract(net, dtype, pipeline.configs[net]), pipeline.specs[net]
     what = str(pipeline.files.paths[net])
-    pieces = mapping.match(pipeline.files.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
-    loaded = loader.materialize(module, pieces)
+    assignments = mapping.match(pipeline.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
+    loaded = loader.materialize(module, assignments)
     return {path: np.asarray(param.get_value()) for path, param in mapping.parameters(loaded).items()}
 
 
@@ -104,13 +104,13 @@ def test_both_namings_of_the_image_encoder_give_the_same_parameters(tmp_path):
     write(tmp_path / "original.safetensors", theirs | {name: np.zeros(shape, "f4") for name, shape in rest.items()})
 
     net = next(net for net in specs.NETS if net.folder == "image_encoder")
-    module = described(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
+    module = abstract(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
     loaded = []
     for file in ("diffusers", "original"):
         tensors = naming.normalised(read_header(tmp_path / f"{file}.safetensors")[0], net.original)
         assert naming.is_original(tensors) == (file == "original")
-        pieces = mapping.match(tensors, net.rules, module, what=file, ignored=net.ignored)
-        params = mapping.parameters(loader.materialize(module, pieces))
+        assignments = mapping.match(tensors, net.rules, module, what=file, ignored=net.ignored)
+        params = mapping.parameters(loader.materialize(module, assignments))
         loaded.append({path: np.asarray(param.get_value()) for path, param in params.items()})
     same(*loaded)
 
@@ -236,10 +236,10 @@ def test_the_file_tells_the_variant(tmp_path):
 
 def test_paths_of_weight_files(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"vae_file=.*nowhere\.safetensors does not exist"):
-        request.load([*written(tmp_path, checkpoint), "vae_file=nowhere.safetensors"]).cfg
+        request.load([*written(tmp_path, checkpoint), "vae_file=nowhere.safetensors"])
     write(tmp_path / "dit.safetensors", renamed(stored_in(checkpoint / "transformer"), original.DIT))
     with pytest.raises(UserError, match=r"is a file; .*as transformer_file=.*dit\.safetensors"):
-        request.load(written(tmp_path, tmp_path / "dit.safetensors")).cfg
+        request.load(written(tmp_path, tmp_path / "dit.safetensors"))
     cfg = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors")).cfg
     assert cfg.transformer_file == str(tmp_path / "dit.safetensors")
     pipeline = specs.open_config(cfg)
@@ -255,7 +255,7 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     )
     sentence = rf"own layout, with torch pickles \(Wan2\.1_VAE\.pth\).*transformer_file={official}\."
     with pytest.raises(UserError, match=sentence):
-        request.load(written(tmp_path, official)).cfg
+        request.load(written(tmp_path, official))
     with pytest.raises(UserError, match=sentence):
         specs.open_pipeline(official)
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):
