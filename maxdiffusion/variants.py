@@ -1,7 +1,7 @@
 """Every variant of WAN that runs here, as data: what identifies it, where it lives, its official defaults.
 
-A new variant is a new row of `VARIANTS`. The dimensions of a network come from the checkpoint's own config.json; the
-table only knows enough of them to tell one checkpoint from another.
+A new variant is a new row of `VARIANTS`. A run reads the dimensions of its networks from the checkpoint's own files;
+those of the table tell checkpoints apart and stand in for an official one that is not here.
 """
 
 from __future__ import annotations
@@ -58,17 +58,18 @@ class Dims:
 class WanSpec:
     """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
 
-    `dims` None stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`),
-    `nets` the folders of its checkpoint, `shaped_by` the key whose image or video gives `size=auto` its proportions.
-    `sizes` are the official (width, height), `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames,
-    height, width). From `num_inference_steps` on, fields carry the names of the config keys whose defaults they are.
+    `network` is the transformer/config.json without what has a default (of the miniatures what identifies them); None
+    stands for any size. `conditions` name what it is conditioned on beside the text (see `conditioning`), `nets` the
+    folders of its checkpoint, `shaped_by` the key whose image or video gives `size=auto` its proportions. `sizes` are
+    the official (width, height), `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames, height,
+    width). From `num_inference_steps` on, fields carry the names of the config keys whose defaults they are.
     """
 
     name: str
     family: str
     model_type: str
     hub_id: str | None
-    dims: Dims | None
+    network: Mapping[str, Any] | None = dataclasses.field(hash=False)
     sizes: tuple[tuple[int, int], ...]
     num_inference_steps: int
     flow_shift: float
@@ -89,6 +90,11 @@ class WanSpec:
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
 
+    @property
+    def dims(self) -> Dims | None:
+        """Those of `network`."""
+        return Dims.of(self.network) if self.network else None
+
     def latent_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent frames, height and width of a video of that many frames and pixels."""
         t, h, w = self.vae_stride
@@ -103,7 +109,7 @@ _WAN21_T2V = WanSpec(
     family="wan2.1",
     model_type="T2V",
     hub_id=None,
-    dims=None,
+    network=None,
     sizes=_480P,
     num_inference_steps=50,
     flow_shift=5.0,
@@ -226,21 +232,26 @@ _TINY: dict[str, Any] = {
     "negative_prompt": "",
 }
 
-_14B = Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16)
-_14B_IMAGE = dataclasses.replace(_14B, in_channels=36)
+_14B = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+_14B |= {"in_channels": 16, "out_channels": 16, "text_dim": 4096}
+_1_3B = {**_14B, "num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}
+_5B = {**_14B, "num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
+_14B_IMAGE = {**_14B, "in_channels": 36}
+_14B_TOKENS = {**_14B_IMAGE, "image_dim": 1280, "added_kv_proj_dim": 5120}  # of the image encoder
+_MINIATURE = {"num_layers": 6, "num_attention_heads": 8, "attention_head_dim": 16}
 
 _ROWS = (
     dataclasses.replace(
         _WAN21_T2V,
         name="wan2.1-t2v-1.3b",
         hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-        dims=Dims(num_layers=30, num_attention_heads=12, attention_head_dim=128, in_channels=16),
+        network=_1_3B,
     ),
     dataclasses.replace(
         _WAN21_T2V,
         name="wan2.1-t2v-14b",
         hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
-        dims=Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16),
+        network=_14B,
         sizes=_720P + _480P,
         height=720,
         width=1280,
@@ -250,13 +261,13 @@ _ROWS = (
         _WAN21_VACE,
         name="wan2.1-vace-1.3b",
         hub_id="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
-        dims=Dims(num_layers=30, num_attention_heads=12, attention_head_dim=128, in_channels=16),
+        network={**_1_3B, "vace_in_channels": 96, "vace_layers": [*range(0, 30, 2)]},
     ),
     dataclasses.replace(
         _WAN21_VACE,
         name="wan2.1-vace-14b",
         hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
-        dims=Dims(num_layers=40, num_attention_heads=40, attention_head_dim=128, in_channels=16),
+        network={**_14B, "vace_in_channels": 96, "vace_layers": [*range(0, 40, 5)]},
         sizes=_720P + _480P,
         height=720,
         width=1280,
@@ -266,13 +277,13 @@ _ROWS = (
         _WAN21_I2V,
         name="wan2.1-i2v-14b-480p",
         hub_id="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
-        dims=_14B_IMAGE,
+        network=_14B_TOKENS,
     ),
     dataclasses.replace(
         _WAN21_I2V,
         name="wan2.1-i2v-14b-720p",
         hub_id="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
-        dims=_14B_IMAGE,
+        network=_14B_TOKENS,
         sizes=_720P,
         height=720,
         width=1280,
@@ -282,37 +293,39 @@ _ROWS = (
         _WAN21_FLF2V,
         name="wan2.1-flf2v-14b",
         hub_id="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
-        dims=_14B_IMAGE,
+        network={**_14B_TOKENS, "pos_embed_seq_len": 514},
     ),
     _WAN21_FLF2V,
-    dataclasses.replace(_WAN22_T2V, name="wan2.2-t2v-a14b", hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers", dims=_14B),
+    dataclasses.replace(_WAN22_T2V, name="wan2.2-t2v-a14b", hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers", network=_14B),
     _WAN22_T2V,
-    dataclasses.replace(_WAN22_I2V, name="wan2.2-i2v-a14b", hub_id="Wan-AI/Wan2.2-I2V-A14B-Diffusers", dims=_14B_IMAGE),
+    dataclasses.replace(
+        _WAN22_I2V, name="wan2.2-i2v-a14b", hub_id="Wan-AI/Wan2.2-I2V-A14B-Diffusers", network=_14B_IMAGE
+    ),
     _WAN22_I2V,
     dataclasses.replace(
         _WAN22_TI2V,
         name="wan2.2-ti2v-5b",
         hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-        dims=Dims(num_layers=30, num_attention_heads=24, attention_head_dim=128, in_channels=48),
+        network=_5B,
     ),
     _WAN22_TI2V,
     dataclasses.replace(
         _WAN22_ANIMATE,
         name="wan2.2-animate-14b",
         hub_id="Wan-AI/Wan2.2-Animate-14B-Diffusers",
-        dims=_14B_IMAGE,
+        network={**_14B_TOKENS, "latent_channels": 16},
     ),
     _WAN22_ANIMATE,
     dataclasses.replace(  # the miniatures, in models/wan_tiny and models/wan_tiny_i2v
         _WAN21_T2V,
         name="wan-tiny-t2v",
-        dims=Dims(num_layers=6, num_attention_heads=8, attention_head_dim=16, in_channels=8),
+        network={**_MINIATURE, "in_channels": 8},
         **_TINY,
     ),
     dataclasses.replace(
         _WAN22_I2V,
         name="wan-tiny-i2v",
-        dims=Dims(num_layers=6, num_attention_heads=8, attention_head_dim=16, in_channels=20),
+        network={**_MINIATURE, "in_channels": 20},
         guidance_scale_2=None,
         boundary_ratio=None,
         nets=_WAN21_T2V.nets,  # one expert

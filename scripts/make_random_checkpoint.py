@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import json
 import math
 import struct
@@ -24,17 +25,21 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from maxdiffusion.models.umt5.config import XXL
+from maxdiffusion.variants import VARIANTS
+
 DTYPES = {"fp32": ("F32", np.float32), "bf16": ("BF16", ml_dtypes.bfloat16), "fp16": ("F16", np.float16)}
 CHUNK = 2**22  # elements drawn at once
 
-# What differs from the defaults of the reference's classes, which are those of the 14B model, its VAE and UMT5-small.
-XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
+# What differs from the defaults of the reference's classes, which are those of the 14B model and its VAE.
 PRESETS: dict[str, dict[str, dict]] = {
-    "14b": {"transformer": {}, "vae": {}, "text_encoder": XXL},
-    "1.3b": {
-        "transformer": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
-        "vae": {},
-        "text_encoder": XXL,
+    **{
+        size: {
+            "transformer": dict(VARIANTS[f"wan2.1-t2v-{size}"].network or {}),
+            "vae": {},
+            "text_encoder": dataclasses.asdict(XXL),
+        }
+        for size in ("14b", "1.3b")
     },
     "tiny": {
         "transformer": {

@@ -1,57 +1,23 @@
-"""What the config.json files of the official checkpoints say, for runs that are described without them.
+"""The nets' configs of the official checkpoints, for programs that are compiled without a checkpoint.
 
-Names and shapes follow from it, so that programs can be compiled; tests/golden/manifests proves both right. The VAEs'
-means and deviations of latents are numbers, not shapes, and left at 0 and 1.
+Names and shapes follow from them; tests/golden/manifests proves both right.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.models.clip.config import VIT_H_14
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.umt5.config import XXL
+from maxdiffusion.models.vae.config import WAN21, WAN22
 from maxdiffusion.runtime.paths import reach
-from maxdiffusion.variants import WanSpec, get
+from maxdiffusion.variants import VARIANTS, WanSpec, get
 from maxdiffusion.weights import specs
-
-_UMT5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 256384}
-_CLIP_VIT_H_14 = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 16,
-    "patch_size": 14,
-}
-_VAE_21 = {"latents_mean": [0.0] * 16, "latents_std": [1.0] * 16}
-_VAE_22 = {
-    "is_residual": True,
-    "patch_size": 2,
-    "base_dim": 160,
-    "decoder_base_dim": 256,
-    "z_dim": 48,
-    "latents_mean": [0.0] * 48,
-    "latents_std": [1.0] * 48,
-}
-_TOKENS = {"image_dim": 1280, "added_kv_proj_dim": 5120}
-_TRANSFORMER = {"ffn_dim": 13824, "out_channels": 16, "text_dim": 4096}
-
-# What a variant's transformer adds to its `Dims` and to _TRANSFORMER.
-_TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
-    "wan2.1-t2v-1.3b": {"ffn_dim": 8960},
-    "wan2.1-t2v-14b": {},
-    "wan2.1-vace-1.3b": {"ffn_dim": 8960, "vace_in_channels": 96, "vace_layers": list(range(0, 30, 2))},
-    "wan2.1-vace-14b": {"vace_in_channels": 96, "vace_layers": list(range(0, 40, 5))},
-    "wan2.1-i2v-14b-480p": _TOKENS,
-    "wan2.1-i2v-14b-720p": _TOKENS,
-    "wan2.1-flf2v-14b": {**_TOKENS, "pos_embed_seq_len": 514},
-    "wan2.2-t2v-a14b": {},
-    "wan2.2-i2v-a14b": {},
-    "wan2.2-ti2v-5b": {"ffn_dim": 14336, "out_channels": 48},
-    "wan2.2-animate-14b": {**_TOKENS, "latent_channels": 16},
-}
 
 
 def configs(spec: WanSpec) -> dict[str, Any]:
@@ -60,25 +26,21 @@ def configs(spec: WanSpec) -> dict[str, Any]:
     Raises:
       UserError: the variant has no official checkpoint.
     """
-    if spec.name not in _TRANSFORMERS or spec.dims is None:
+    if spec.hub_id is None or spec.network is None:
         raise UserError(
             f"The variant {spec.name} has no official checkpoint that would tell its size; give "
-            f"pretrained_model_name_or_path=FOLDER, or model_name={' or '.join(_TRANSFORMERS)}."
+            "pretrained_model_name_or_path=FOLDER, or model_name="
+            f"{' or '.join(name for name, each in VARIANTS.items() if each.hub_id)}."
         )
-    transformer = {
-        **dataclasses.asdict(spec.dims),
-        **_TRANSFORMER,
-        **_TRANSFORMERS[spec.name],
-        "_class_name": spec.transformer_class,
-    }
-    raw = {
-        "text_encoder": _UMT5_XXL,
-        "image_encoder": _CLIP_VIT_H_14,
+    transformer = DiTConfig.from_json({**spec.network, "_class_name": spec.transformer_class})
+    nets = {
+        "text_encoder": XXL,
+        "image_encoder": VIT_H_14,
         "transformer": transformer,
         "transformer_2": transformer,
-        "vae": _VAE_21 if transformer["out_channels"] == 16 else _VAE_22,
+        "vae": WAN21 if transformer.out_channels == WAN21.z_dim else WAN22,
     }
-    return {net.folder: net.parse(raw[net.folder]) for net in specs.nets_of(spec)}
+    return {name: nets[name] for name in spec.nets}
 
 
 def configs_of(cfg: Config) -> Mapping[str, Any]:

@@ -298,6 +298,7 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     ("content", "expected"),
     [
         ("{", "is no valid JSON"),
+        ("[" * 100_000, "is no valid JSON"),
         ("[]", "holds no JSON object"),
         ("{}", "gives num_layers as None"),
         ('{"num_layers": "30"}', "gives num_layers as '30'"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion import cli
-from maxdiffusion.weights.latents_io import save_latents
+from maxdiffusion.weights.latents_io import load_latents, save_latents
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -96,7 +96,10 @@ def test_decode_latents_makes_the_same_video(bundled, tmp_path):
     )
     common = [config, *words]
     assert cli.command([*common, f"save_file={tmp_path / 'a.npy'}"]) == 0
-    latents = tmp_path / "a.latents.safetensors"
+    latents = tmp_path / "other.safetensors"
+    save_latents(
+        latents, load_latents(tmp_path / "a.latents.safetensors")[0], {"seed": "9" * 5000}
+    )  # no number of ours
     assert cli.command([*common, f"decode_latents={latents}", f"save_file={tmp_path / 'b.npy'}"]) == 0
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
     record = json.loads((tmp_path / "a.json").read_text())

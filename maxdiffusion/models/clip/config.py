@@ -47,3 +47,8 @@ class CLIPVisionConfig:
             "num_channels": (3,),
         }
         return checkpoint_config.parse(cls, raw, net="image encoder", only=only, ignore_unknown=True)
+
+
+VIT_H_14 = CLIPVisionConfig(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14
+)

@@ -47,3 +47,6 @@ class UMT5Config:
             "is_decoder": (False,),
         }
         return checkpoint_config.parse(cls, raw, net="text encoder", only=only, ignore_unknown=True)
+
+
+XXL = UMT5Config(vocab_size=256384, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64)

@@ -95,3 +95,10 @@ class VAEConfig:
                     f"{getattr(parsed, derived)}; correct one of them."
                 )
         return parsed
+
+
+# Of the official files, but for the means and deviations of latents, which say nothing about shapes.
+WAN21 = VAEConfig((0.0,) * 16, (1.0,) * 16)
+WAN22 = VAEConfig(
+    (0.0,) * 48, (1.0,) * 48, z_dim=48, base_dim=160, decoder_base_dim=256, is_residual=True, patch_size=2
+)
