@@ -70,13 +70,11 @@ def _dtypes(tensors: Mapping[str, TensorSource]) -> str:
 
 
 def _stored_as(tensor: TensorSource) -> str:
-    match tensor:
-        case Scaled():
-            return tensor.parent.dtype + (" scaled" if tensor.scale else "")
-        case RowSlice():
-            return _stored_as(tensor.parent)
-        case _:
-            return tensor.dtype
+    if isinstance(tensor, RowSlice):
+        return _stored_as(tensor.parent)
+    if isinstance(tensor, Scaled):
+        return tensor.parent.dtype + (" scaled" if tensor.scale else "")
+    return tensor.dtype
 
 
 def _size(nbytes: int) -> str:

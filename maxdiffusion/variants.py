@@ -1,7 +1,7 @@
 """Every variant of WAN that runs here, as data: what identifies it, where it lives, its official defaults.
 
-A new variant is a new row of `VARIANTS`. A run reads the dimensions of its networks from the checkpoint's own
-config.json files; those of the table tell checkpoints apart and stand in for an official one that is not here.
+A new variant is a new row of `VARIANTS`. A run reads the dimensions of its networks from the checkpoint's own files;
+those of the table tell checkpoints apart and stand in for an official one that is not here.
 """
 
 from __future__ import annotations
@@ -290,15 +290,8 @@ _TINY: dict[str, Any] = {
     "negative_prompt": "",
 }
 
-_14B: Mapping[str, Any] = {
-    "num_layers": 40,
-    "num_attention_heads": 40,
-    "attention_head_dim": 128,
-    "ffn_dim": 13824,
-    "in_channels": 16,
-    "out_channels": 16,
-    "text_dim": 4096,
-}
+_14B: dict[str, Any] = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+_14B |= {"in_channels": 16, "out_channels": 16, "text_dim": 4096}
 _1_3B = {**_14B, "num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}
 _5B = {**_14B, "num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
 _14B_IMAGE = {**_14B, "in_channels": 36}

@@ -138,11 +138,15 @@ def read(path: AnyPath, start: int, stop: int) -> bytes:
     """
     with as_oserror(path):
         if not isinstance(path, Path):
-            data: bytes = path.fs.cat_file(path.path, start, stop)
-            return data
+            return bytes(path.fs.cat_file(path.path, start, stop))
         with path.open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
+
+
+def each(path: AnyPath, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map` of what reads `path`: in turn, or several at once where each waits for a round trip."""
+    return map(function, items) if isinstance(path, Path) else ahead(function, items)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

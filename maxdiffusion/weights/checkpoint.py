@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import AnyPath, names
+from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights.sources import BYTES, Stored
 
 INDEX = ".safetensors.index.json"
@@ -120,16 +121,12 @@ def read_tensors(path: AnyPath) -> dict[str, Stored]:
 
 
 def _read_folder(folder: AnyPath) -> dict[str, Stored]:
-    singles = [path for stem in _STEMS if (path := folder / f"{stem}.safetensors").exists()]
-    indices = [path for stem in _STEMS if (path := folder / f"{stem}{INDEX}").exists()]
-    found = singles + indices
+    found = [path for end in (".safetensors", INDEX) for stem in _STEMS if (path := folder / (stem + end)).exists()]
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
         raise UserError(f"{folder} holds {names}, so it is unclear which are the weights; keep one of them.")
-    if singles:
-        return read_header(singles[0])[0]
-    if indices:
-        return _read_shards(indices[0])
+    if found:
+        return read_tensors(found[0])
     there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES))
     raise UserError(
         f"{folder} holds no {_STEMS[0]}.safetensors, no {_STEMS[1]}.safetensors and no index of shards"
@@ -140,14 +137,10 @@ def _read_folder(folder: AnyPath) -> dict[str, Stored]:
 
 def _read_shards(index: AnyPath) -> dict[str, Stored]:
     weight_map = read_json(index).get("weight_map")
-    if (
-        not isinstance(weight_map, Mapping)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
+    if not isinstance(weight_map, dict) or {type(shard) for shard in weight_map.values()} != {str}:
         raise UserError(f"{index} has no `weight_map` from tensor names to files; {_AGAIN}.")
-    shards = sorted(set(weight_map.values()))
-    missing = sorted({*shards} - {*names(index.parent)})
+    shards = sorted({*weight_map.values()})
+    missing = sorted({*shards} - {*paths.names(index.parent)})
     if missing:
         raise UserError(
             f"{index} lists {len(shards)} files, of which {', '.join(missing)} "

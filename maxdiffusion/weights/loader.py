@@ -24,8 +24,9 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement
+from maxdiffusion.runtime import paths
 from maxdiffusion.weights.mapping import Assignment, Assignments
-from maxdiffusion.weights.sources import TensorSource, map_over, strips
+from maxdiffusion.weights.sources import TensorSource, strips
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def _slot_by_slot(
     def read(assignment: Assignment) -> jax.Array:
         return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(assignment, layer=None)], on_tensor)
 
-    for layer, slot in enumerate(map_over(assignments[0].tensor.file, read, assignments)):
+    for layer, slot in enumerate(paths.each(assignments[0].tensor.file, read, assignments)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -169,7 +170,7 @@ def _from_host(
         _read(assignment, views)
         return assignment.tensor.nbytes
 
-    for nbytes in map_over(assignments[0].tensor.file, read, assignments):
+    for nbytes in paths.each(assignments[0].tensor.file, read, assignments):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))

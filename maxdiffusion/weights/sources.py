@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from numpy import ndarray as Rows
 else:
     Rows = object
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
 BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
@@ -71,14 +68,9 @@ def strips(source: TensorSource, start: int, stop: int) -> Iterator[tuple[int, R
     row = math.prod(source.shape[1:]) * BYTES[source.dtype]
     step = max(1, (STRIP if isinstance(source.file, Path) else RANGE) // max(row, 1))
     firsts = range(start, stop, step)
-    rows = map_over(source.file, lambda first: source.rows(first, min(first + step, stop)), firsts)
+    rows = paths.each(source.file, lambda first: source.rows(first, min(first + step, stop)), firsts)
     for first in firsts:
         yield first, next(rows)
-
-
-def map_over(file: AnyPath, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` of what reads `file`: in turn, or several at once where each waits for a round trip."""
-    return map(function, items) if isinstance(file, Path) else paths.ahead(function, items)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,13 +98,7 @@ class VAEConfig:
 
 
 # Of the official files, but for the means and deviations of latents, which say nothing about shapes.
-WAN21 = VAEConfig(latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16)
+WAN21 = VAEConfig((0.0,) * 16, (1.0,) * 16)
 WAN22 = VAEConfig(
-    latents_mean=(0.0,) * 48,
-    latents_std=(1.0,) * 48,
-    z_dim=48,
-    base_dim=160,
-    decoder_base_dim=256,
-    is_residual=True,
-    patch_size=2,
+    (0.0,) * 48, (1.0,) * 48, z_dim=48, base_dim=160, decoder_base_dim=256, is_residual=True, patch_size=2
 )
