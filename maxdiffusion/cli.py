@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 import maxdiffusion
-from maxdiffusion import request
 from maxdiffusion.config import help as config_help
 from maxdiffusion.errors import UserError
 
@@ -33,6 +32,8 @@ def main() -> None:
 
 def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
+    from maxdiffusion import request  # not needed to show help
+
     try:
         job = request.load(words)
         if job.cfg.inspect:  # alone does not wait for jax

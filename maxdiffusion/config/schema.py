@@ -106,13 +106,14 @@ class Key:
 _METADATA = {field.name for field in dataclasses.fields(Key)}
 
 
-def _key(group: str, default: Any, help: str, **more: Any) -> Any:
-    """A field of `Config`: `more` are attributes of its `Key` and pydantic's bounds."""
+def _key(group: str, default: Any, **more: Any) -> Any:
+    """A field of `Config`, whose docstring is its help: `more` are attributes of its `Key` and pydantic's bounds."""
     about = {name: more.pop(name) for name in _METADATA & more.keys()}
+    about.setdefault("per_host", "path" in about)  # contents are compared instead
     about.setdefault("of_the_video", group in _DECIDE_THE_VIDEO)
     about.setdefault("of_the_program", group in _DECIDE_THE_PROGRAMS)
     extra: dict[str, Any] = {"key": Key(group, **about)}
-    return Field(*(() if default is VARIANT else (default,)), description=help, json_schema_extra=extra, **more)
+    return Field(*(() if default is VARIANT else (default,)), json_schema_extra=extra, **more)
 
 
 class Config(BaseModel):
@@ -121,208 +122,111 @@ class Config(BaseModel):
     `origins` says where each value that is not the schema's default came from.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     # ---- model
-    pretrained_model_name_or_path: str = _key(
-        "model",
-        VARIANT,
-        "checkpoint in the diffusers layout: a folder, or a hub id such as Wan-AI/Wan2.1-T2V-14B-Diffusers; in a YAML "
-        "file a path that starts with ./ or ../ is relative to that file",
-        path="input",
-        alias="ckpt_dir",
-        per_host=True,
-        min_length=1,
-    )
-    revision: OptionalStr = _key("model", None, "branch, tag or commit of the hub id")
-    transformer_file: OptionalStr = _key(
-        "model",
-        None,
-        "the transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original; "
-        "bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it",
-        path="input",
-        per_host=True,
-    )
-    transformer_2_file: OptionalStr = _key(
-        "model", None, "the same for the low-noise expert, where there are two", path="input", per_host=True
-    )
-    text_encoder_file: OptionalStr = _key("model", None, "the same for the text encoder", path="input", per_host=True)
-    image_encoder_file: OptionalStr = _key(
-        "model", None, "the same for the image encoder, where there is one", path="input", per_host=True
-    )
-    vae_file: OptionalStr = _key("model", None, "the same for the VAE", path="input", per_host=True)
-    inspect: bool = _key(
-        "model",
-        False,
-        "make no video: print what the checkpoint is and whether it would load, from its headers alone",
-        of_the_video=False,
-        of_the_program=False,
-    )
-    model_name: str = _key(
-        "model", "wan2.1", "a variant, or a family of which the checkpoint's own dimensions choose the variant"
-    )
+    pretrained_model_name_or_path: str = _key("model", VARIANT, path="input", alias="ckpt_dir", min_length=1)
+    """Checkpoint in the diffusers layout: a folder, or a hub id such as Wan-AI/Wan2.1-T2V-14B-Diffusers; in a YAML
+    file a path that starts with ./ or ../ is relative to that file."""
+    revision: OptionalStr = _key("model", None)
+    """Branch, tag or commit of the hub id."""
+    transformer_file: OptionalStr = _key("model", None, path="input")
+    """The transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original;
+    bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it."""
+    transformer_2_file: OptionalStr = _key("model", None, path="input")
+    """The same for the low-noise expert, where there are two."""
+    text_encoder_file: OptionalStr = _key("model", None, path="input")
+    """The same for the text encoder."""
+    image_encoder_file: OptionalStr = _key("model", None, path="input")
+    """The same for the image encoder, where there is one."""
+    vae_file: OptionalStr = _key("model", None, path="input")
+    """The same for the VAE."""
+    inspect: bool = _key("model", False, of_the_video=False, of_the_program=False)
+    """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
+    model_name: str = _key("model", "wan2.1")
+    """A variant, or a family of which the checkpoint's own dimensions choose the variant."""
     model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
-        "model", VARIANT, "the task, one that the variant can do: T2V is text to video", from_variant=True
+        "model", VARIANT, from_variant=True
     )
+    """The task, one that the variant can do: T2V is text to video."""
 
     # ---- prompt
-    prompt: Texts = _key("prompt", (), "what to show; a list makes several videos")
-    prompts: OptionalStr = _key(
-        "prompt",
-        None,
-        "file of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or "
-        "width and height, output (its name); what is done is skipped when the same command runs again",
-        path="input",
-        per_host=True,
-    )
-    negative_prompt: Texts = _key(
-        "prompt", VARIANT, "what to keep away from; one for all prompts or one for each", from_variant=True
-    )
-    seed: Seeds = _key(
-        "prompt",
-        0,
-        "the noise follows from it alone; a list makes several videos",
-        alias="base_seed",
-        validate_default=True,
-    )
-    image: Images = _key(
-        "prompt",
-        (),
-        "path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each",
-        path="input",
-        per_host=True,
-    )
-    last_image: Images = _key(
-        "prompt", (), "path or URL of the last frame (FLF2V; I2V optionally)", path="input", per_host=True
-    )
+    prompt: Texts = _key("prompt", ())
+    """What to show; a list makes several videos."""
+    prompts: OptionalStr = _key("prompt", None, path="input")
+    """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
+    and height, output (its name); what is done is skipped when the same command runs again."""
+    negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
+    """What to keep away from; one for all prompts or one for each."""
+    seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
+    """The noise follows from it alone; a list makes several videos."""
+    image: Images = _key("prompt", (), path="input")
+    """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
+    last_image: Images = _key("prompt", (), path="input")
+    """Path or URL of the last frame (FLF2V; I2V optionally)."""
 
     # ---- video
-    height: int = _key("video", VARIANT, "pixels, a multiple of 16", from_variant=True, ge=16, le=8192)
-    width: int = _key("video", VARIANT, "pixels, a multiple of 16", from_variant=True, ge=16, le=8192)
-    num_frames: int = _key(  # 1024 rotary positions per axis
-        "video", VARIANT, "frames, 4n+1", from_variant=True, alias="frame_num", ge=1, le=4093
-    )
-    fps: int = _key("video", VARIANT, "frames per second of the written video", from_variant=True, ge=1, le=240)
+    height: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
+    """Pixels, a multiple of 16."""
+    width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
+    """Pixels, a multiple of 16."""
+    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=4093)
+    """Frames, 4n+1."""
+    fps: int = _key("video", VARIANT, from_variant=True, ge=1, le=240)
+    """Frames per second of the written video."""
 
     # ---- control
-    video: OptionalStr = _key(
-        "control",
-        None,
-        "video file or folder of frames: the control of VACE, or what T2V changes by `strength`",
-        path="input",
-        is_video=True,
-        per_host=True,
-    )
-    strength: float = _key(
-        "control", 0.8, "part of the noise levels over which `video` is changed (T2V)", needs="video=FILE", gt=0, le=1
-    )
-    mask: OptionalStr = _key(
-        "control",
-        None,
-        "as many frames, white where `video` is made anew (VACE)",
-        needs="video=FILE",
-        path="input",
-        is_video=True,
-        per_host=True,
-    )
-    reference_images: Images = _key("control", (), "images of what is to appear (VACE)", path="input", per_host=True)
-    conditioning_scale: Numbers = _key(
-        "control", 1.0, "of VACE's hints; a list has one for each of its layers", validate_default=True
-    )
-    pose_video: OptionalStr = _key(
-        "control", None, "the pose of each frame, drawn (Animate)", path="input", is_video=True, per_host=True
-    )
-    face_video: OptionalStr = _key(
-        "control", None, "the actor's face in each frame, cut out (Animate)", path="input", is_video=True, per_host=True
-    )
-    mode: Literal["animate", "replace"] = _key(
-        "control", "animate", "the character acts before its own background, or takes the actor's place (Animate)"
-    )
-    background_video: OptionalStr = _key(
-        "control",
-        None,
-        "the scene without the actor (Animate)",
-        needs="mode=replace",
-        path="input",
-        is_video=True,
-        per_host=True,
-    )
-    mask_video: OptionalStr = _key(
-        "control",
-        None,
-        "white where the character stands (Animate)",
-        needs="mode=replace",
-        path="input",
-        is_video=True,
-        per_host=True,
-    )
-    segment_frame_length: int = _key("control", 77, "frames per segment, 4n+1 (Animate)", ge=1, le=4093)
-    prev_segment_conditioning_frames: int = _key(
-        "control", 1, "last frames of a segment that the next one starts from, 1 or 5 (Animate)", ge=1, le=4093
-    )
+    video: OptionalStr = _key("control", None, path="input", is_video=True)
+    """Video file or folder of frames: the control of VACE, or what T2V changes by `strength`."""
+    strength: float = _key("control", 0.8, needs="video=FILE", gt=0, le=1)
+    """Part of the noise levels over which `video` is changed (T2V)."""
+    mask: OptionalStr = _key("control", None, needs="video=FILE", path="input", is_video=True)
+    """As many frames, white where `video` is made anew (VACE)."""
+    reference_images: Images = _key("control", (), path="input")
+    """Images of what is to appear (VACE)."""
+    conditioning_scale: Numbers = _key("control", 1.0, validate_default=True)
+    """Scale of VACE's hints; a list has one for each of its layers."""
+    pose_video: OptionalStr = _key("control", None, path="input", is_video=True)
+    """The pose of each frame, drawn (Animate)."""
+    face_video: OptionalStr = _key("control", None, path="input", is_video=True)
+    """The actor's face in each frame, cut out (Animate)."""
+    mode: Literal["animate", "replace"] = _key("control", "animate")
+    """The character acts before its own background, or takes the actor's place (Animate)."""
+    background_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
+    """The scene without the actor (Animate)."""
+    mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
+    """White where the character stands (Animate)."""
+    segment_frame_length: int = _key("control", 77, ge=1, le=4093)
+    """Frames per segment, 4n+1 (Animate)."""
+    prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)
+    """Last frames of a segment that the next one starts from, 1 or 5 (Animate)."""
 
     # ---- sampling
-    num_inference_steps: int = _key(
-        "sampling", VARIANT, "denoise steps", from_variant=True, alias="sample_steps", ge=1, le=1000
-    )
-    guidance_scale: float = _key(
-        "sampling",
-        VARIANT,
-        "scale of classifier-free guidance; 1 is none and saves half the time",
-        from_variant=True,
-        ge=1,
-        le=100,
-    )
-    guidance_scale_2: float | None = _key(
-        "sampling",
-        None,
-        "guidance_scale of the low-noise expert, where there are two; by default guidance_scale if that is given",
-        from_variant=True,
-        ge=1,
-        le=100,
-    )
-    boundary_ratio: float | None = _key(
-        "sampling",
-        None,
-        "the high-noise expert denoises timesteps of at least 1000 times this",
-        from_variant=True,
-        ge=0,
-        le=1,
-    )
-    expert_residency: Literal["together", "in_turn"] = _key(
-        "sampling",
-        "together",
-        "both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first",
-        of_the_video=False,
-    )
-    flow_shift: float = _key(
-        "sampling",
-        VARIANT,
-        "shift of the noise levels towards more noise",
-        from_variant=True,
-        alias="sample_shift",
-        gt=0,
-        le=100,
-    )
+    num_inference_steps: int = _key("sampling", VARIANT, from_variant=True, alias="sample_steps", ge=1, le=1000)
+    """Denoise steps."""
+    guidance_scale: float = _key("sampling", VARIANT, from_variant=True, ge=1, le=100)
+    """Scale of classifier-free guidance; 1 is none and saves half the time."""
+    guidance_scale_2: float | None = _key("sampling", None, from_variant=True, ge=1, le=100)
+    """The same for the low-noise expert, where there are two; by default guidance_scale if that is given."""
+    boundary_ratio: float | None = _key("sampling", None, from_variant=True, ge=0, le=1)
+    """The high-noise expert denoises timesteps of at least 1000 times this."""
+    expert_residency: Literal["together", "in_turn"] = _key("sampling", "together", of_the_video=False)
+    """Both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first."""
+    flow_shift: float = _key("sampling", VARIANT, from_variant=True, alias="sample_shift", gt=0, le=100)
+    """Shift of the noise levels towards more noise."""
     solver: Literal["unipc", "euler", "dpmpp_2m"] = _key(
-        "sampling", "unipc", "the sampler", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
+        "sampling", "unipc", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
     )
-    guidance_mode: Literal["auto", "batched", "two_pass"] = _key(
-        "sampling",
-        "auto",
-        "both branches of guidance in one batch, or one after the other in less memory",
-        of_the_video=False,
-    )
-    loop: Literal["steps", "scan"] = _key(
-        "sampling", "steps", "one call per step with progress, or one compiled scan", of_the_video=False
-    )
-    initial_latents: OptionalStr = _key(
-        "sampling", None, "safetensors file with the noise to start from (b c f h w)", path="input", per_host=True
-    )
-    decode_latents: OptionalStr = _key(
-        "sampling", None, "safetensors file of latents: only decode and write them", path="input", per_host=True
-    )
+    """Sampler."""
+    guidance_mode: Literal["auto", "batched", "two_pass"] = _key("sampling", "auto", of_the_video=False)
+    """Both branches of guidance in one batch, or one after the other in less memory."""
+    loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
+    """One call per step with progress, or one compiled scan."""
+    initial_latents: OptionalStr = _key("sampling", None, path="input")
+    """Safetensors file with the noise to start from (b c f h w)."""
+    decode_latents: OptionalStr = _key("sampling", None, path="input")
+    """Safetensors file of latents: only decode and write them."""
 
     # ---- attention and parallelism
     attention: Literal[
@@ -337,166 +241,116 @@ class Config(BaseModel):
         "tokamax_ring",
         "ulysses",
         "ulysses_ring",
-    ] = _key(
-        PARALLELISM,
-        "auto",
-        "how self-attention is computed and split over the context axis; tokamax_* need the package's `tpu` extra",
-    )
+    ] = _key(PARALLELISM, "auto")
+    """How self-attention is computed and split over the context axis; tokamax_* need the package's `tpu` extra."""
     ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
-        PARALLELISM,
-        -1,
-        "devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or "
-        "ulysses_ring",
-        alias="ulysses_size",
+        PARALLELISM, -1, alias="ulysses_size"
     )
-    ulysses_attention_chunks: int = _key(
-        PARALLELISM, 1, "head groups: the all-to-all of one overlaps the attention of another", ge=1, le=1024
-    )
-    ring_direction: Literal["one_way", "two_way"] = _key(
-        PARALLELISM, "one_way", "whether keys travel around the ring in one direction or in halves in both"
-    )
-    flash_block_sizes: BlockSizes = _key(
-        PARALLELISM,
-        {},
-        "rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not "
-        "given is chosen by device kind and length",
-    )
-    use_base2_exp: OptionalBool = _key(PARALLELISM, None, "exponentials to base 2 inside a kernel that offers it")
-    use_experimental_scheduler: OptionalBool = _key(
-        PARALLELISM, None, "the alternative schedule of a kernel that offers one"
-    )
-    attention_vmem_limit_kib: OptionalInt = _key(
-        PARALLELISM, None, "KiB of vector memory that this package's TPU kernel may use"
-    )
-    ici_data_parallelism: Degree | Literal["auto"] = _key(
-        PARALLELISM,
-        "auto",
-        "devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen "
-        "too and that is faster, else 1",
-    )
-    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "devices over which weights are sharded")
-    ici_context_parallelism: Degree = _key(PARALLELISM, -1, "devices over the video tokens")
-    ici_tensor_parallelism: Degree = _key(PARALLELISM, 1, "devices over heads and feed-forward width")
-    dcn_data_parallelism: Degree = _key(PARALLELISM, -1, "the same four, over slices")
-    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1, "slices over which weights are sharded")
-    dcn_context_parallelism: Degree = _key(PARALLELISM, 1, "slices over the video tokens")
-    dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1, "slices over heads and feed-forward width")
-    logical_axis_rules: AxisRules = _key(
-        PARALLELISM, (), "[[logical axis, mesh axis], ...] that win over the built-in table"
-    )
-    per_device_batch_size: int = _key(
-        PARALLELISM,
-        1,
-        "videos made at once per device of the data axis; more run in turn",
-        ge=1,
-        le=1024,
-    )
+    """Devices of the context axis that trade sequence for heads; -1 or auto: chosen by cost, with attention=auto or
+    ulysses_ring."""
+    ulysses_attention_chunks: int = _key(PARALLELISM, 1, ge=1, le=1024)
+    """Head groups: the all-to-all of one overlaps the attention of another."""
+    ring_direction: Literal["one_way", "two_way"] = _key(PARALLELISM, "one_way")
+    """Whether keys travel around the ring in one direction or in halves in both."""
+    flash_block_sizes: BlockSizes = _key(PARALLELISM, {})
+    """Rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not given
+    is chosen by device kind and length."""
+    use_base2_exp: OptionalBool = _key(PARALLELISM, None)
+    """Exponentials to base 2 inside a kernel that offers it."""
+    use_experimental_scheduler: OptionalBool = _key(PARALLELISM, None)
+    """The alternative schedule of a kernel that offers one."""
+    attention_vmem_limit_kib: OptionalInt = _key(PARALLELISM, None)
+    """KiB of vector memory that this package's TPU kernel may use."""
+    ici_data_parallelism: Degree | Literal["auto"] = _key(PARALLELISM, "auto")
+    """Devices over the batch; -1: all that are left; auto: 2 for the guidance pair where ulysses_shards is chosen too
+    and that is faster, else 1."""
+    ici_fsdp_parallelism: Degree = _key(PARALLELISM, 1)
+    """Devices over which weights are sharded."""
+    ici_context_parallelism: Degree = _key(PARALLELISM, -1)
+    """Devices over the video tokens."""
+    ici_tensor_parallelism: Degree = _key(PARALLELISM, 1)
+    """Devices over heads and feed-forward width."""
+    dcn_data_parallelism: Degree = _key(PARALLELISM, -1)
+    """The same four, over slices."""
+    dcn_fsdp_parallelism: Degree = _key(PARALLELISM, 1)
+    """Slices over which weights are sharded."""
+    dcn_context_parallelism: Degree = _key(PARALLELISM, 1)
+    """Slices over the video tokens."""
+    dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1)
+    """Slices over heads and feed-forward width."""
+    logical_axis_rules: AxisRules = _key(PARALLELISM, ())
+    """[[logical axis, mesh axis], ...] that win over the built-in table."""
+    per_device_batch_size: int = _key(PARALLELISM, 1, ge=1, le=1024)
+    """Videos made at once per device of the data axis; more run in turn."""
 
     # ---- verify
-    verify: bool = _key("verify", False, "make no video: compare a few steps on this mesh with those on another")
-    verify_steps: int = _key("verify", 4, "denoise steps that are compared", needs="verify=true", ge=1, le=1000)
-    verify_against: Texts = _key(
-        "verify",
-        (),
-        "the other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device",
-        needs="verify=true",
-    )
-    verify_psnr: float | None = _key(
-        "verify", None, "dB that must be reached; by default 60 in float32, 30 in bfloat16", needs="verify=true"
-    )
+    verify: bool = _key("verify", False)
+    """Make no video: compare a few steps on this mesh with those on another."""
+    verify_steps: int = _key("verify", 4, needs="verify=true", ge=1, le=1000)
+    """Denoise steps that are compared."""
+    verify_against: Texts = _key("verify", (), needs="verify=true")
+    """The other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device."""
+    verify_psnr: float | None = _key("verify", None, needs="verify=true")
+    """PSNR in dB that must be reached; by default 60 in float32, 30 in bfloat16."""
 
     # ---- plan
-    plan: OptionalStr = _key(
-        "plan",
-        None,
-        "make no video: print what fits, what is fastest and why, by compiling for a TPU slice that need not be here: "
-        "v6e-8, v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)",
-    )
-    plan_file: Texts = _key(
-        "plan",
-        (),
-        "the plan as a file, too: .json, or .svg for a picture; a list makes both",
-        needs="plan=v6e-8",
-        path="output",
-    )
-    plan_minutes: float = _key(
-        "plan",
-        12.0,
-        "to compile for; splits that are left then are shown with modelled figures",
-        needs="plan=v6e-8",
-        gt=0,
-        le=10000,
-    )
-    price_per_chip_hour: float | None = _key(
-        "plan", None, "price of an hour of a chip, in any currency", needs="plan=v6e-8", gt=0
-    )
+    plan: OptionalStr = _key("plan", None)
+    """Make no video: print what fits, what is fastest and why, by compiling for a TPU slice that need not be here:
+    v6e-8, v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)."""
+    plan_file: Texts = _key("plan", (), needs="plan=v6e-8", path="output")
+    """The plan as a file, too: .json, or .svg for a picture; a list makes both."""
+    plan_minutes: float = _key("plan", 12.0, needs="plan=v6e-8", gt=0, le=10000)
+    """Minutes to compile for; splits that are left then are shown with modelled figures."""
+    price_per_chip_hour: float | None = _key("plan", None, needs="plan=v6e-8", gt=0)
+    """Price of an hour of a chip, in any currency."""
 
     # ---- dtypes
-    weights_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's parameters")
-    activations_dtype: Dtype = _key("dtypes", "bfloat16", "the transformer's activations; float32 is faster on CPUs")
-    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16", "the text and image encoders' parameters and activations")
-    vae_dtype: Dtype = _key("dtypes", "float32", "the VAE's parameters and activations")
+    weights_dtype: Dtype = _key("dtypes", "bfloat16")
+    """The transformer's parameters."""
+    activations_dtype: Dtype = _key("dtypes", "bfloat16")
+    """The transformer's activations; float32 is faster on CPUs."""
+    text_encoder_dtype: Dtype = _key("dtypes", "bfloat16")
+    """The text and image encoders' parameters and activations."""
+    vae_dtype: Dtype = _key("dtypes", "float32")
+    """The VAE's parameters and activations."""
 
     # ---- output
-    output_dir: str = _key(
-        "output",
-        "outputs",
-        "folder for results, relative to the current one",
-        path="output",
-        per_host=True,
-        min_length=1,
-    )
-    run_name: FolderName = _key("output", VARIANT, "folder below output_dir; by default the variant's name")
-    save_file: OptionalStr = _key(
-        "output", None, "the result's exact path, instead of output_dir/run_name/...", path="output", per_host=True
-    )
-    output_format: Format = _key(
-        "output",
-        "mp4",
-        "save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c",
-        of_the_video=True,
-    )
-    overwrite: bool = _key("output", False, "whether save_file may replace an existing file")
-    save_prompt_in_metadata: bool = _key("output", True, "whether the video's metadata and name hold the prompt")
+    output_dir: str = _key("output", "outputs", path="output", min_length=1)
+    """Folder for results, relative to the current one."""
+    run_name: FolderName = _key("output", VARIANT)
+    """Folder below output_dir; by default the variant's name."""
+    save_file: OptionalStr = _key("output", None, path="output")
+    """The result's exact path, instead of output_dir/run_name/..."""
+    output_format: Format = _key("output", "mp4", of_the_video=True)
+    """Save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c."""
+    overwrite: bool = _key("output", False)
+    """Whether save_file may replace an existing file."""
+    save_prompt_in_metadata: bool = _key("output", True)
+    """Whether the video's metadata and name hold the prompt."""
 
     # ---- hosts
-    jax_distributed: Literal["auto", "on", "off"] = _key(
-        "hosts",
-        "auto",
-        "one process per host as one run; auto: where the three keys below or a launcher say so",
-        per_host=True,
-    )
-    coordinator_address: OptionalStr = _key(
-        "hosts", None, "HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS", per_host=True
-    )
-    num_processes: int | None = _key("hosts", None, "how many processes take part; also JAX_NUM_PROCESSES", ge=1)
-    process_id: int | None = _key(
-        "hosts", None, "which of them this one is, from 0; also JAX_PROCESS_ID", per_host=True, ge=0
-    )
-    initialization_timeout: int = _key(
-        "hosts", 300, "seconds to wait for the other processes", per_host=True, ge=1, le=86400
-    )
+    jax_distributed: Literal["auto", "on", "off"] = _key("hosts", "auto", per_host=True)
+    """One process per host as one run; auto: where the three keys below or a launcher say so."""
+    coordinator_address: OptionalStr = _key("hosts", None, per_host=True)
+    """HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS."""
+    num_processes: int | None = _key("hosts", None, ge=1)
+    """How many processes take part; also JAX_NUM_PROCESSES."""
+    process_id: int | None = _key("hosts", None, per_host=True, ge=0)
+    """Which of them this one is, from 0; also JAX_PROCESS_ID."""
+    initialization_timeout: int = _key("hosts", 300, per_host=True, ge=1, le=86400)
+    """Seconds to wait for the other processes."""
 
     # ---- runtime
-    scan_layers: bool = _key("runtime", True, "compile one block and scan over it; false compiles every block")
-    jax_cache_dir: HomePath = _key(
-        "runtime",
-        "~/.cache/maxdiffusion/xla",
-        "folder of compiled programs, kept between runs; empty: none",
-        path="output",
-        per_host=True,
-        of_the_program=False,
-    )
-    progress: Literal["auto", "on", "off"] = _key(
-        "runtime",
-        "auto",
-        "progress bars; auto: where output is a terminal",
-        per_host=True,
-        of_the_program=False,
-    )
+    scan_layers: bool = _key("runtime", True)
+    """Compile one block and scan over it; false compiles every block."""
+    jax_cache_dir: HomePath = _key("runtime", "~/.cache/maxdiffusion/xla", path="output", of_the_program=False)
+    """Folder of compiled programs, kept between runs; empty: none."""
+    progress: Literal["auto", "on", "off"] = _key("runtime", "auto", per_host=True, of_the_program=False)
+    """Progress bars; auto: where output is a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = _key(
-        "runtime", "info", "how much is logged", per_host=True, of_the_program=False
+        "runtime", "info", per_host=True, of_the_program=False
     )
+    """How much is logged."""
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -552,7 +406,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     """(key, group, default as text, help with bounds and alias) of every key, in the order of the schema."""
     for name, info in Config.model_fields.items():
         shown = "" if info.is_required() else _shown(info.default)
-        text = info.description or ""
+        text = " ".join((info.description or "").split()).removesuffix(".")
         bounds = [
             str(getattr(constraint, side))
             for side in ("gt", "ge", "le")

@@ -77,7 +77,7 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
                 raise UserError(f"{where} gives size={value!r}; write width*height, width first, such as '832*480'.")
             yield from zip(("width", "height"), map(int, size), strict=True)
             continue
-        if type(value) is not TYPES[key]:
+        if not isinstance(value, TYPES[key]) or isinstance(value, bool):
             what = "an integer" if TYPES[key] is int else "text"
             raise UserError(f"{where} gives {key}={value!r}, which is not {what}.")
         if key == "seed" and not 0 <= value < 2**32:
