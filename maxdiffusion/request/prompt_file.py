@@ -12,7 +12,7 @@ from maxdiffusion.config.parse import parse_size
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import expanded, reach
 
-TYPES: dict[str, type] = {
+TYPES: dict[str, Any] = {
     "prompt": str,
     "negative_prompt": str,
     "seed": int,
