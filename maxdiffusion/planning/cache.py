@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -18,7 +17,6 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import atomic_path
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ROOT = Path(maxdiffusion.__file__).parent
@@ -59,16 +57,16 @@ class Cache:
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Keeps it, whole or not at all; where that fails it says so once and keeps nothing more."""
+    def write(self, name: str, content: bytes) -> str:
+        """Keeps it, whole or not at all; says why where that fails, else nothing."""
         if self._folder is None:
-            return
+            return ""
         try:
             with atomic_path(self._folder / f"{name}.json", overwrite=True) as path:
                 path.write_bytes(content)
         except (OSError, UserError) as error:
-            log.warning("what is compiled now is not kept for the next plan: %s", error)
-            self._folder = None
+            return str(error)
+        return ""
 
 
 def digest(*parts: Any) -> str:

@@ -10,39 +10,34 @@ from maxdiffusion import variants
 from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import slice_of
-from maxdiffusion.planning.analytic import Model
-from maxdiffusion.planning.results import Change, Plan
+from maxdiffusion.planning.results import Change, Plan, Split, Stage, modelled
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.planning.target import Target
+from maxdiffusion.request.cost import Run, experts_of
 
 
-def nearest(
-    cfg: Config, configs: Mapping[str, Any], sizes: Mapping[str, int], target: Target, plan: Plan
-) -> tuple[Change, ...]:
-    """Each alone, the least intrusive first; what would not do is left out.
+def nearest(cfg: Config, configs: Mapping[str, Any], target: Target, plan: Plan) -> tuple[Change, ...]:
+    """Changes of which each alone would do, the least intrusive first.
 
     Args:
       cfg: what does not fit.
       configs: of its nets.
-      sizes: bytes of their weights.
       target: the devices.
       plan: what was found.
     """
-    kind, platform, devices = target.kind, target.platform, target.devices
-    model = Model.of(cfg, configs, sizes, kind, platform)
-    heads = configs["transformer"].num_attention_heads
+
+    def modelled_of(cfg: Config, devices: int) -> dict[Split, dict[str, Stage]]:
+        run = Run.of(cfg, configs, experts_of(cfg), target.kind, target.platform)
+        return {split: modelled(run, layout, plan.gib) for split, layout in splits(cfg, run, devices)[0].items()}
+
     base = min(plan.rows, key=lambda row: row.stages[row.peak].gib)
-    plans, _ = splits(cfg, heads, devices, platform)
-    modelled = model.stages(base.split, plans[base.split], plan.gib)
-    # What the model misses of each stage.
-    missed = {name: stage.gib - modelled[name].gib for name, stage in base.stages.items()}
+    now = modelled_of(cfg, target.devices)[base.split]
+    missed = {name: stage.gib - now[name].gib for name, stage in base.stages.items()}  # by the model
 
     def needs(changed: Config, devices: int) -> tuple[float, tuple[str, ...]]:
         """GiB and overrides of the fastest split that fits; where none does, of the nearest."""
-        other = Model.of(changed, configs, sizes, kind, platform)
         tried = []
-        for split, attention in splits(changed, heads, devices, platform)[0].items():
-            stages = other.stages(split, attention, plan.gib)
+        for split, stages in modelled_of(changed, devices).items():
             gib = max(stage.gib + missed[name] for name, stage in stages.items())
             seconds = sum(stage.seconds.total for stage in stages.values())
             tried.append((max(gib, plan.gib), seconds, gib, split.overrides))
@@ -73,7 +68,7 @@ def _options(cfg: Config, target: Target) -> Iterator[Iterator[tuple[tuple[str, 
 
     if "transformer_2" in spec.nets:
         yield key("expert_residency", "in_turn")
-    if cfg.guidance_scale > 1:
+    if any(expert.guided for expert in experts_of(cfg)):
         yield key("guidance_mode", "two_pass")
     yield key("per_device_batch_size", *range(cfg.per_device_batch_size - 1, 0, -1))
     yield _larger(cfg, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -18,9 +17,10 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import Slice, compile_only
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.pool import Job, Pool, libtpu
-from maxdiffusion.planning.results import Plan, Row, from_json, to_json
-from maxdiffusion.planning.target import devices_of, identity, slice_named
+from maxdiffusion.planning.pool import Pool, libtpu
+from maxdiffusion.planning.results import Plan, Row, from_json, modelled, to_json
+from maxdiffusion.planning.target import identity, slice_named
+from maxdiffusion.request import cost
 from maxdiffusion.runtime import log, paths
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.weights import official
@@ -70,8 +70,8 @@ def make(cfg: Config) -> Plan:
     plan = store.read(asked, from_json)
     if plan is None:
         plan, whole = _make(cfg, configs, tpu, deadline)
-        if whole:  # else the next ask goes on
-            store.write(asked, to_json(plan))
+        if whole and (unkept := store.write(asked, to_json(plan))):  # where it is not whole, the next ask goes on
+            logger.warning("this plan is not kept for the next ask: %s", unkept)
     return plan
 
 
@@ -88,19 +88,18 @@ def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
 def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
     """The plan, and whether all was compiled that was to be."""
     pool = Pool(compile_only(tpu.topology) if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
-    target = devices_of(tpu, pool)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
-    from maxdiffusion.planning.analytic import Model, nbytes
     from maxdiffusion.planning.changes import nearest
     from maxdiffusion.planning.compilation import Compilation, rank
     from maxdiffusion.planning.splits import splits
+    from maxdiffusion.planning.target import devices_of
 
-    found, refused = splits(cfg, configs["transformer"].num_attention_heads, target.devices, target.platform)
-    sizes = nbytes(cfg, configs)
-    model = Model.of(cfg, configs, sizes, target.kind, target.platform)
+    target = devices_of(tpu, pool)
+    run = cost.Run.of(cfg, configs, cost.experts_of(cfg), target.kind, target.platform)
+    layouts, refused = splits(cfg, run, target.devices)
     rows = {
-        split: Row(split, model.steps * model.units(split.data), model.stages(split, plan, target.gib))
-        for split, plan in found.items()
+        split: Row(split, run.steps * run.units(layout), modelled(run, layout, target.gib))
+        for split, layout in layouts.items()
     }
     notes, whole = [], True
     if not paths.reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
@@ -111,10 +110,9 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
             "that all figures are arithmetic"
         )
     else:
-        job = functools.partial(Job, slice=tpu.topology if tpu else None, gib=target.gib)
-        compilation = Compilation(cfg, rows, model, pool, target.gib, job)
-        compilation.run()
-        whole = not compilation.left
+        compilation = Compilation(cfg, rows, layouts, run, pool, target)
+        compilation.compile()
+        whole = not compilation.left and not compilation.failed
         refused += tuple(compilation.refused)
         notes += compilation.notes()
     if tpu is None:
@@ -124,7 +122,7 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
     ranked = tuple(sorted(rows.values(), key=rank))
     plan = Plan((), _run(cfg), str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
-        plan = dataclasses.replace(plan, changes=nearest(cfg, configs, sizes, target, plan))
+        plan = dataclasses.replace(plan, changes=nearest(cfg, configs, target, plan))
     return plan, whole
 
 

@@ -40,8 +40,7 @@ class Lowered:
       times: how often the run calls it; with loop=scan a call is all steps of a segment.
       resident: bytes per device of what is in memory beside its arguments.
       options: the compiler's.
-      taken: the share of the transformer's layers after which its side does something, which a step decides in its
-        loop.
+      branch_probability: the share of the transformer's layers that an adapter adds to, a branch in a step's loop.
       lower: makes `lowered`.
     """
 
@@ -50,7 +49,7 @@ class Lowered:
     times: int
     resident: int
     options: Mapping[str, str | bool]
-    taken: float
+    branch_probability: float
     lower: Callable[[], jax.stages.Lowered]
 
     @functools.cached_property
@@ -131,8 +130,8 @@ class _Run:
                 return lower()
 
         network = self.configs["transformer"]
-        taken = len(network.side_layers) / network.num_layers
-        return Lowered(stage, name, times, resident, self.options, taken, under_placement)
+        probability = len(network.side_layers) / network.num_layers
+        return Lowered(stage, name, times, resident, self.options, probability, under_placement)
 
     def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         with parallel.use(self.placement):

@@ -10,6 +10,7 @@ from maxdiffusion import config
 from maxdiffusion.attention.api import _check_mask
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import startup
+from maxdiffusion.weights import official
 
 
 @dataclasses.dataclass
@@ -105,7 +106,9 @@ def test_refused_before_loading(tmp_path, words, devices, heads, says):
     with pytest.raises(UserError) as refusal:
         cfg = config.load([str(tmp_path / "case.yml"), *split])
         assert devices != WHEN_READ
-        startup.place(cfg, heads, 128, 75_600, devices)
+        nets = official.configs_of(cfg)
+        transformer = dataclasses.replace(nets["transformer"], num_attention_heads=heads)
+        startup.place(cfg, {**nets, "transformer": transformer}, devices)
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(refusal.value)), refusal.value
     assert "\n" not in str(refusal.value)
 

@@ -8,6 +8,7 @@ import pytest
 from maxdiffusion import config
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import startup
+from maxdiffusion.weights import official
 
 
 @pytest.fixture
@@ -16,9 +17,9 @@ def place(tmp_path):
         f"model_name: wan2.1-t2v-14b\nprompt: x\noutput_dir: {tmp_path}\nactivations_dtype: float32\n"
     )
 
-    def place(*words, heads=40, devices=None):
+    def place(*words, devices=None):
         cfg = config.load([str(tmp_path / "case.yml"), *words])
-        plan, placement = startup.place(cfg, heads, 128, 75_600, devices)
+        plan, placement = startup.place(cfg, official.configs_of(cfg), devices)
         assert (plan.ring, plan.ulysses) == (placement.mesh.shape["ring"], placement.mesh.shape["ulysses"]) or (
             plan.scheme == "local"
         )
