@@ -63,7 +63,7 @@ class MLP(nnx.Module):
 
     The barrier has the hidden features written once, in the activation dtype. Without it XLA for TPUs keeps what the
     activation takes, in fp32, and computes it anew for every column of tiles of the second product. Of two layers of
-    the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.038 s for products, without it 0.039,
+    the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu.py memory` predicts 0.038 s for products, without it 0.039,
     and a peak of 3.46 GiB instead of 3.70.
     """
 
@@ -97,7 +97,7 @@ def layer_norm(x: Float[Array, "... e"], eps: float) -> Float[Array, "... e"]:
 
     The variance is E[x^2] - E[x]^2, so that both sums are of one pass over x: off by some 2^-22 (1 + E[x]^2 / var) of
     it, with a mean of ten deviations 1e-5. Of two layers of the 14B model on v6e-8, data 2 x ulysses 4,
-    `scripts/tpu_memory.py` predicts 0.024 s for what is neither product nor attention, with a pass for each 0.027.
+    `scripts/tpu.py memory` predicts 0.024 s for what is neither product nor attention, with a pass for each 0.027.
     """
     x = x.astype(jnp.float32)
     mean, square = (jnp.mean(y, axis=-1, keepdims=True) for y in (x, jnp.square(x)))

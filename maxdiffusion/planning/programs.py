@@ -22,7 +22,6 @@ from maxdiffusion.denoise import sampling
 from maxdiffusion.denoise.guidance import Contexts
 from maxdiffusion.denoise.network import split
 from maxdiffusion.models.dit import Context
-from maxdiffusion.models.dit.config import VACEConfig
 from maxdiffusion.parallel import axes, startup
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.nets import builders_of
@@ -75,20 +74,6 @@ def programs(cfg: Config, configs: Mapping[str, Any], devices: parallel.Devices)
         yield from run.conditioning()
         yield from run.denoising()
     yield from run.decoding()
-
-
-def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The same nets with at most so many layers in the transformers and encoders."""
-
-    def cut(config: Any) -> Any:
-        depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
-        changes: dict[str, Any] = {depth: min(layers, getattr(config, depth)) for depth in depths}
-        if isinstance(side := getattr(config, "side", None), VACEConfig):
-            hints = tuple(layer for layer in side.vace_layers if layer < layers)
-            changes["side"] = dataclasses.replace(side, vace_layers=hints)
-        return dataclasses.replace(config, **changes)
-
-    return {name: cut(config) for name, config in configs.items()}
 
 
 def nbytes(tree: Any) -> int:

@@ -5,13 +5,12 @@ fitted to compiled programs of the official models, see tests/request/test_cost.
 
 Self-attention of one layer:
 
-    ring x hop + ring x layout + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls
+    ring x hop + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls and their layouts
 
   hop         4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
-  layout      k and v into the kernel's order and blocks, its output out of it: 14 bytes per value / memory bandwidth
-  merge       two fp32 results into one: 12 bytes per value / memory bandwidth
+  merge       k and v into the kernel's layout, two fp32 results into one: 26 bytes per value / rate of merging
   rotation    a device's k and v over the link to the next ring shard
-  all-to-all  of a device's share of q, k, v or the output
+  all-to-all  of a device's share of q, k, v or the output; their layouts: 47 bytes per value / memory bandwidth
 
 A pass of the network adds its matrix products, passes over the activations and the gathers of spread weights; the run
 adds the text encoder and the VAE, which splits the width of the picture over the context axis. Imports no jax.
@@ -42,10 +41,15 @@ RANGE = (0.8, 1.4)  # of predicted seconds
 
 # Fitted.
 _PRODUCTS = 0.85  # of peak, of the transformer's matrix products
-_LAYOUTS = 2.5  # times what the rule says of layouts and merges
-_PASSES = 60  # over activations of tokens x model dim in a layer
-_SHOWN = 0.5  # of the all-to-alls, what no product hides
-_ALIVE = 9.5  # activations of tokens x model dim in memory at once
+_PASSES = 65  # over activations of tokens x model dim in a layer
+_MERGE = 26  # bytes per value of a further hop
+_MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
+_LAYOUT = 47  # bytes per value of all-to-alls: layouts before and after
+_EXPOSED = 0.4  # of the all-to-alls, what no product hides
+_GATHERING = 0.1  # of the gathers of spread weights, the same
+_ALIVE = 8.5  # activations of tokens x model dim in memory at once
+_WHOLE = 1.5  # layers of spread weights that are gathered at a time
+_TURNING = 4  # more of them in a ring: keys and values that travel, two results
 _VAE_ALIVE = 1325  # values in memory for a pixel of a chunk of 4 frames
 _VAE_PRODUCTS = 0.3  # of peak
 _VAE_WORK = 0.52  # FLOP for a pixel of a frame and a weight
@@ -240,6 +244,13 @@ class Run:
         """FLOP/s of matrix products on a device."""
         return KINDS[self.device_kind].peak if self.device_kind in KINDS else 2 * SPEEDS[self.platform].attention
 
+    @property
+    def merging(self) -> float:
+        """Bytes/s of merges on a device; where no clock is known, 2/5 of the memory's."""
+        if self.device_kind not in KINDS:
+            return 0.4 * self.speed.memory
+        return _MERGING * 1e9 * KINDS[self.device_kind].ghz * KINDS[self.device_kind].tensor_cores
+
     def batch(self, layout: Layout) -> int:
         """Videos of one batch."""
         return min(self.videos, self.rows * layout.batch)
@@ -321,7 +332,7 @@ class Run:
             compute=plan.ring * hop,
             exchange=exchange,
             rotation=hops * max(0.0, rotation - hop),
-            layouts=(14 * plan.ring + 12 * hops) * values / speed.memory,
+            layouts=values * (_MERGE * hops / self.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
         )
 
     def _pass(self, examples: int, layout: Layout) -> Seconds:
@@ -334,18 +345,19 @@ class Run:
         return _seconds(
             attention=self.layers * attention.compute,
             linear=2 * tokens * weights / tensor / (_PRODUCTS * self.peak),
-            other=self.layers * (_LAYOUTS * attention.layouts + _PASSES * activations / speed.memory),
-            exposed=self.layers * (_SHOWN * attention.exchange + attention.rotation) + gathers,
+            other=self.layers * (attention.layouts + _PASSES * activations / speed.memory),
+            exposed=self.layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )
 
     def _step_gib(self, expert: Expert, examples: int, layout: Layout) -> float:
-        """Weights, of spread ones two layers whole, activations, and the keys and values of the text."""
+        """Weights, of spread ones some layers whole, activations, and the keys and values of the text."""
         tensor = layout.attention.tensor
-        whole = 2 / self.layers * self.nets["transformer"][1] / tensor if layout.holders > 1 else 0.0
+        whole = _WHOLE / self.layers * self.nets["transformer"][1] / tensor if layout.holders > 1 else 0.0
         value = self.width // tensor * self.itemsize
         text = (1 + expert.guided) * -(-self.batch(layout) // layout.batch) * self.layers * 2 * TEXT * value
         tokens = examples * -(-self.tokens // layout.context)
-        return self.transformers(layout) + (whole + text + _ALIVE * tokens * value) / GIB
+        alive = _ALIVE + (_TURNING if layout.attention.ring > 1 else 0)
+        return self.transformers(layout) + (whole + text + alive * tokens * value) / GIB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a config leaves open is chosen once, and what it gives stays."""
 
+import dataclasses
 import logging
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from maxdiffusion import config
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import startup
+from maxdiffusion.request import cost
 from maxdiffusion.weights import official
 
 
@@ -31,8 +33,8 @@ def place(tmp_path):
 @pytest.mark.parametrize(
     ("words", "want"),
     [
-        ((), {"data": 2, "ulysses": 4}),
-        (("ulysses_shards=auto", "attention=ulysses_ring"), {"data": 2, "ulysses": 4}),
+        ((), {"ulysses": 8}),
+        (("ulysses_shards=auto", "attention=ulysses_ring"), {"ulysses": 8}),
         (("guidance_scale=1",), {"ulysses": 8}),
         (("guidance_mode=two_pass",), {"ulysses": 8}),
         (("ici_data_parallelism=1",), {"ulysses": 8}),
@@ -54,6 +56,13 @@ def test_degrees(place, words, want):
     chunks = [word for word in words if word.startswith("ulysses_attention_chunks")]
     assert plan.chunks == (5 if chunks else 1)
     assert plan.ring_direction == ("two_way" if "ring_direction=two_way" in words else "one_way")
+
+
+@pytest.mark.parametrize("link", [1e7, 1e10])
+def test_where_links_are_slow_the_pair_splits(place, link, monkeypatch):
+    """Otherwise the VAE is faster with all devices on the context axis."""
+    monkeypatch.setattr(cost, "SPEEDS", {"cpu": dataclasses.replace(cost.SPEEDS["cpu"], link=link)})
+    assert place()[1] == ({"data": 2, "ring": 4} if link < 1e10 else {"ulysses": 8})
 
 
 def test_options_reach_the_plan(place, caplog):

@@ -25,7 +25,7 @@ from maxdiffusion.models.dit.config import AnimateConfig, VACEConfig
 from maxdiffusion.models.umt5 import UMT5Config
 from maxdiffusion.models.vae import VAEConfig
 from maxdiffusion.parallel import axes, startup
-from maxdiffusion.planning.programs import nbytes, programs, shallow
+from maxdiffusion.planning.programs import nbytes, programs
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official, specs
@@ -196,12 +196,6 @@ def test_what_lives_beside_a_program(tmp_path):
     assert both["decode"] == one["decode"]  # no transformer is kept when the only batch is decoded
     assert more["decode"] - one["decode"] == weights and most["decode"] - one["decode"] == 2 * weights
     assert one["text"] == both["text"] == 0
-
-
-def test_shallow_nets_keep_the_hints_of_the_layers_they_have():
-    nets = shallow(official.configs(get("wan2.1-vace-14b")), 6)
-    assert nets["transformer"].num_layers == 6 and nets["transformer"].side.vace_layers == (0, 5)
-    assert nets["text_encoder"].num_layers == 6 and nets["vae"] == official.configs(get("wan2.1-vace-14b"))["vae"]
 
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():

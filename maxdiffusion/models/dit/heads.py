@@ -4,7 +4,7 @@ An array of a TPU lies in tiles of 8 x 128 over its last two axes, so no layout 
 reshape XLA turns the tokens into the lanes, where splitting n d costs nothing, and turns them back: two transpositions
 of every tile. A head of 128 features is a column of whole tiles, and taking each by itself moves tiles as they are.
 
-Of two layers of the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu_memory.py` predicts 0.027 s for all but
+Of two layers of the 14B model on v6e-8, data 2 x ulysses 4, `scripts/tpu.py memory` predicts 0.027 s for all but
 products and kernels, with reshapes 0.041, and a peak of 3.46 GiB instead of 3.81.
 """
 
