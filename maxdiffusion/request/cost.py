@@ -40,7 +40,7 @@ TEXT = 512  # tokens of a prompt
 RANGE = (0.8, 1.4)  # of predicted seconds
 
 # Fitted.
-_PRODUCTS = 0.85  # of peak, of the transformer's matrix products
+_PRODUCTS = 0.85  # of peak, of matrix products and convolutions
 _PASSES = 65  # over activations of tokens x model dim in a layer
 _MERGE = 26  # bytes per value of a further hop
 _MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
@@ -51,8 +51,8 @@ _ALIVE = 8.5  # activations of tokens x model dim in memory at once
 _WHOLE = 1.5  # layers of spread weights that are gathered at a time
 _TURNING = 4  # more of them in a ring: keys and values that travel, two results
 _VAE_ALIVE = 1325  # values in memory for a pixel of a chunk of 4 frames
-_VAE_PRODUCTS = 0.3  # of peak
-_VAE_WORK = 0.52  # FLOP for a pixel of a frame and a weight
+_VAE_WORK = 0.25  # FLOP for a pixel of a frame and a weight
+_VAE_PASSES = 55_000  # values read and written for a pixel of a frame
 
 # Speeds of devices that are in no table, by platform; of an unknown TPU those of v6e.
 SPEEDS: Mapping[str, DeviceSpeed] = MappingProxyType(
@@ -291,7 +291,10 @@ class Run:
         pixels = -(-self.batch(layout) // layout.batch) * self.pixels / layout.context
         alive = _VAE_ALIVE * self.vae_itemsize * 4 * pixels / self.frames
         waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
-        seconds = _seconds(linear=_VAE_WORK * weights * pixels / (_VAE_PRODUCTS * self.peak))
+        seconds = _seconds(
+            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.peak),
+            other=_VAE_PASSES * self.vae_itemsize * pixels / self.speed.memory,
+        )
         return Estimate(self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
 
     def seconds(self, layout: Layout) -> float:
