@@ -85,13 +85,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def memory(args: argparse.Namespace) -> None:
     """One line of memory and one of time for each program."""
-    for program, seconds, compiled in compile_all(args.topology, args.config, args.programs, args.layers):
+    for program, seconds, compiled, probability in compile_all(args.topology, args.config, args.programs, args.layers):
         needed = compiled.memory_analysis()
         peak = needed.peak_memory_in_bytes + program.resident
         print(f"{program.name:<8} {gib(peak)} GiB per device at its peak, arguments"
               f" {gib(needed.argument_size_in_bytes)}, temporaries {gib(needed.temp_size_in_bytes)}, resident"
               f" {gib(program.resident)}; compiled in {seconds:.0f} s", flush=True)  # fmt: skip
-        generation, probability = slice_of(args.topology).generation, program.branch_probability
+        generation = slice_of(args.topology).generation
         found = predict(schedule.read(compiled), generation, branch_probability=probability).seconds
         parts = dataclasses.asdict(found)
         low, high = parts.pop("low"), parts.pop("high")
@@ -107,8 +107,8 @@ def gib(nbytes: int) -> str:
 
 def compile_all(
     topology: str, words: list[str], names: tuple[str, ...], layers: int | None
-) -> Iterator[tuple[Lowered, float, Any]]:
-    """(program, seconds, jax.stages.Compiled) of each program of these names."""
+) -> Iterator[tuple[Lowered, float, Any, float]]:
+    """(program, seconds, jax.stages.Compiled, probability of a branch in its loop) of each program of these names."""
     os.environ |= compile_only(topology)
     devices = slice_of(topology).described()
     from maxdiffusion import config
@@ -117,11 +117,14 @@ def compile_all(
 
     cfg = config.load([*words, "prompt=a cat", "jax_cache_dir="])
     configs = official.configs_of(cfg)
-    for program in programs(cfg, shallow(configs, layers) if layers else configs, devices):
+    if layers:
+        configs = shallow(configs, layers)
+    probability = len(configs["transformer"].side_layers) / configs["transformer"].num_layers
+    for program in programs(cfg, configs, devices):
         if program.name in names:
             lowered, start = program.lowered, time.perf_counter()
             compiled = lowered.compile()
-            yield program, time.perf_counter() - start, compiled
+            yield program, time.perf_counter() - start, compiled, probability
 
 
 def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:

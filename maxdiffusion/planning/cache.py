@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +21,9 @@ T = TypeVar("T")
 
 _ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
-# What reads compiled programs.
+# What sets the compiler's options, and what reads compiled programs.
 _READERS = (
+    _ROOT / "parallel" / "compiler.py",
     *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "kernels.py", "worker.py")),
     *(_ROOT / "hardware" / name for name in ("links.py", "chips.py")),
 )
@@ -84,9 +85,9 @@ def asked(cfg: Config, configs: Any, devices: object) -> str:
     return digest("plan", follows, _versions(), *map(_content, files))
 
 
-def program(text: str, options: Mapping[str, Any], devices: str) -> str:
+def program(name: str, text: str, devices: str) -> str:
     """The digest of a program, what it is compiled for and with, and what reads the result."""
-    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, _READERS))
+    return digest("program", name, text, devices, _versions(), *map(_content, _READERS))
 
 
 def _content(file: Path) -> tuple[str, bytes]:

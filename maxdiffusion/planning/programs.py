@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,34 +26,26 @@ from maxdiffusion.parallel import axes, startup
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.nets import builders_of
 
-Stage = Literal["text", "denoise", "decode"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Lowered:
     """A program of a run.
 
     Attributes:
-      stage: `text` is conditioning as a whole.
       name: `image`, `encode`, `text`, `prepare`, `step` or `decode`; programs of one name differ in their shapes.
       times: how often the run calls it; with loop=scan a call is all steps of a segment.
       resident: bytes per device of what is in memory beside its arguments.
-      options: the compiler's.
-      branch_probability: the share of the transformer's layers that an adapter adds to, a branch in a step's loop.
       lower: makes `lowered`.
     """
 
-    stage: Stage
     name: str
     times: int
     resident: int
-    options: Mapping[str, str | bool]
-    branch_probability: float
     lower: Callable[[], jax.stages.Lowered]
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
-        """Its `compile()` takes the `options` by itself, as the run's does."""
+        """Its `compile()` takes the compiler's options by itself, as the run's does."""
         return self.lower()
 
 
@@ -95,7 +87,6 @@ class _Run:
         self.nets: dict[str, nnx.Module] = {}
         self.videos = examples(cfg)
         with parallel.use(placement):
-            self.options = parallel.compiler_options()
             batches = [([self.videos[row] for row in rows], real) for rows, real in sampling.batched(cfg, self.videos)]
         self.by_shape: dict[tuple[int, int, int], list[tuple[list[Example], int]]] = {}
         for batch, real in batches:
@@ -107,16 +98,12 @@ class _Run:
             self.nets[name] = placed(self.build[name](self.configs[name]), self.placement)
         return self.nets[name]
 
-    def make(
-        self, stage: Stage, name: str, times: int, resident: int, lower: Callable[[], jax.stages.Lowered]
-    ) -> Lowered:
+    def make(self, name: str, times: int, resident: int, lower: Callable[[], jax.stages.Lowered]) -> Lowered:
         def under_placement() -> jax.stages.Lowered:
             with parallel.use(self.placement):
                 return lower()
 
-        network = self.configs["transformer"]
-        probability = len(network.side_layers) / network.num_layers
-        return Lowered(stage, name, times, resident, self.options, probability, under_placement)
+        return Lowered(name, times, resident, under_placement)
 
     def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         with parallel.use(self.placement):
@@ -139,11 +126,11 @@ class _Run:
         animated = conditioning.PERFORMANCE in variants.get(self.cfg.model_name).conditions
         return (copies + animated) * nbytes(nnx.state(self.net("vae")))
 
-    def vae(self, stage: Stage, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Lowered]:
+    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Lowered]:
         vae = self.net("vae")
         for program, calls in enumerate(vae.calls(name, x.shape)):
             lower = functools.partial(vae.lower, name, x, program)
-            yield self.make(stage, name, times * calls, resident + nbytes(x), lower)
+            yield self.make(name, times * calls, resident + nbytes(x), lower)
 
     def conditioning(self) -> Iterator[Lowered]:
         for shape in self.by_shape:
@@ -153,16 +140,16 @@ class _Run:
                 net = nnx.split(self.net("image_encoder"))
                 pixels = self.like((1, side, side, 3))
                 lower = functools.partial(_lower, images.program, *net, pixels)
-                yield self.make("text", "image", described.images, 0, lower)
+                yield self.make("image", described.images, 0, lower)
             # Of several parts, all but the first are shown while the transformer waits.
             resident = self.experts(0) if len(self.parts.starts) > 1 else 0
             for (frames, height, width), times in described.encoded.items():
-                yield from self.vae("text", "encode", times, resident, self.like((1, frames, height, width, 3)))
+                yield from self.vae("encode", times, resident, self.like((1, frames, height, width, 3)))
         prompts = [video.prompt for video in self.videos]
         prompts += [video.negative_prompt for video in self.videos if self.recipe.guided]
         net = nnx.split(self.net("text_encoder"))
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
-        yield self.make("text", "text", len(set(prompts)), 0, functools.partial(_lower, text.program, *net, *tokens))
+        yield self.make("text", len(set(prompts)), 0, functools.partial(_lower, text.program, *net, *tokens))
 
     def denoising(self) -> Iterator[Lowered]:
         for shape, batches in self.by_shape.items():
@@ -186,7 +173,7 @@ class _Run:
         def prepare() -> jax.stages.Lowered:
             return sampling.preparing(config, rows).lower(nnx.graphdef(transformer), params, context)
 
-        yield self.make("denoise", "prepare", units * branches * len(segments), others, prepare)
+        yield self.make("prepare", units * branches * len(segments), others, prepare)
 
         @functools.cache
         def steps() -> dict[int, jax.stages.Lowered]:
@@ -205,7 +192,7 @@ class _Run:
         lengths = [segment.stop - segment.start for segment in segments]
         counts = collections.Counter(lengths) if self.cfg.loop == "scan" else {1: sum(lengths)}
         for length, times in counts.items():
-            yield self.make("denoise", "step", units * times, others, functools.partial(step, length))
+            yield self.make("step", units * times, others, functools.partial(step, length))
 
     def decoding(self) -> Iterator[Lowered]:
         channels = self.configs["vae"].z_dim
@@ -216,7 +203,7 @@ class _Run:
             calls[1] += (len(self.parts.starts) - 1) * sum(len(batch) for batch, _ in batches)  # frames handed on
             for rows, times in (+calls).items():
                 x = self.like((rows, frames - self.parts.leading, *size, channels), axes.BATCH)
-                yield from self.vae("decode", "decode", times, resident, x)
+                yield from self.vae("decode", times, resident, x)
 
 
 def _lower(program: Callable[[], Any], *args: Any) -> jax.stages.Lowered:

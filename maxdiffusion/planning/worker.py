@@ -22,6 +22,8 @@ from maxdiffusion.runtime import compile_cache
 from maxdiffusion.weights.official import configs_of
 
 GIB = 2**30
+# Programs by stage; `text` is conditioning as a whole.
+STAGES = {"text": ("image", "encode", "text"), "denoise": ("prepare", "step"), "decode": ("decode",)}
 
 
 class Compiled(pydantic.BaseModel, extra="forbid"):
@@ -47,7 +49,7 @@ def compile_stage(config: dict[str, Any], stage: str, topology: str | None, gib:
 
     Args:
       config: a `Config`, as JSON.
-      stage: text, denoise or decode.
+      stage: a key of `STAGES`.
       topology: of a TPU slice; None is this machine's own devices.
       gib: memory of a device.
     """
@@ -58,14 +60,16 @@ def compile_stage(config: dict[str, Any], stage: str, topology: str | None, gib:
     made: list[Program] = []
     faults: list[str] = []
     try:
-        for each in programs(cfg, configs_of(cfg), tpu.described() if tpu else jax.devices()):
-            if each.stage != stage:
+        configs = configs_of(cfg)
+        probability = len(configs["transformer"].side_layers) / configs["transformer"].num_layers
+        for each in programs(cfg, configs, tpu.described() if tpu else jax.devices()):
+            if each.name not in STAGES[stage]:
                 continue
-            name = cache.program(each.lowered.as_text(), each.options, topology or str(jax.devices()))
+            name = cache.program(each.name, each.lowered.as_text(), topology or str(jax.devices()))
             begun = time.monotonic()
             compiled = store.read(name, Compiled.model_validate_json)
             if compiled is None:
-                compiled = _compile(each, tpu)
+                compiled = _compile(each, tpu, probability)
                 unkept = store.write(name, compiled.model_dump_json().encode()) or unkept
             if compiled.refused:
                 raise UserError(f"The compiler refuses the program {each.name}: {compiled.refused}")
@@ -78,7 +82,8 @@ def compile_stage(config: dict[str, Any], stage: str, topology: str | None, gib:
     return Answer(Stage("compiled", tuple(made), fits, "; ".join(faults)), unkept=unkept)
 
 
-def _compile(program: Lowered, tpu: Slice | None) -> Compiled:
+def _compile(program: Lowered, tpu: Slice | None, branch_probability: float) -> Compiled:
+    """`branch_probability` is the share of the transformer's layers that an adapter adds to: a branch in its loop."""
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -91,7 +96,7 @@ def _compile(program: Lowered, tpu: Slice | None) -> Compiled:
     memory: Any = compiled.memory_analysis()
     found, fault = predict.Prediction(Seconds()), ""
     if tpu:
-        found = predict.predict(schedule.read(compiled), tpu.generation, branch_probability=program.branch_probability)
+        found = predict.predict(schedule.read(compiled), tpu.generation, branch_probability=branch_probability)
     if found.uncounted:
         fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
     return Compiled(gib=memory.peak_memory_in_bytes / GIB, seconds=found.seconds, fault=fault, refused="")

@@ -10,7 +10,7 @@ Self-attention of one layer:
   hop         4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
   merge       k and v into the kernel's layout, two fp32 results into one: 26 bytes per value / rate of merging
   rotation    a device's k and v over the link to the next ring shard
-  all-to-all  of a device's share of q, k, v or the output; their layouts: 47 bytes per value / memory bandwidth
+  all-to-all  of a device's share of q, k, v or the output; their layouts: 78 bytes per value / memory bandwidth
 
 A pass of the network adds its matrix products, passes over the activations and the gathers of spread weights; the run
 adds the text encoder and the VAE, which splits the width of the picture over the context axis. Imports no jax.
@@ -41,18 +41,18 @@ RANGE = (0.8, 1.4)  # of predicted seconds
 
 # Fitted.
 _PRODUCTS = 0.85  # of peak, of matrix products and convolutions
-_PASSES = 65  # over activations of tokens x model dim in a layer
+_PASSES = 50  # over activations of tokens x model dim in a layer
 _MERGE = 26  # bytes per value of a further hop
 _MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
-_LAYOUT = 47  # bytes per value of all-to-alls: layouts before and after
-_EXPOSED = 0.4  # of the all-to-alls, what no product hides
+_LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
+_EXPOSED = 0.45  # of the all-to-alls, what no product hides
 _GATHERING = 0.1  # of the gathers of spread weights, the same
 _ALIVE = 8.5  # activations of tokens x model dim in memory at once
 _WHOLE = 1.5  # layers of spread weights that are gathered at a time
 _TURNING = 4  # more of them in a ring: keys and values that travel, two results
-_VAE_ALIVE = 1325  # values in memory for a pixel of a chunk of 4 frames
-_VAE_WORK = 0.25  # FLOP for a pixel of a frame and a weight
-_VAE_PASSES = 55_000  # values read and written for a pixel of a frame
+_VAE_ALIVE = (2200, 775)  # bytes in memory for a pixel of a chunk of 4 frames, and more for each byte of a value
+_VAE_WORK = 0.33  # FLOP for a pixel of a frame and a weight
+_VAE_BYTES = 200_000  # read and written for a pixel of a frame, in either dtype
 
 # Speeds of devices that are in no table, by platform; of an unknown TPU those of v6e.
 SPEEDS: Mapping[str, DeviceSpeed] = MappingProxyType(
@@ -245,10 +245,15 @@ class Run:
         return KINDS[self.device_kind].peak if self.device_kind in KINDS else 2 * SPEEDS[self.platform].attention
 
     @property
+    def ceiling(self) -> float:
+        """FLOP/s where one side of the products is narrow."""
+        return KINDS[self.device_kind].ceiling if self.device_kind in KINDS else self.peak
+
+    @property
     def merging(self) -> float:
-        """Bytes/s of merges on a device; where no clock is known, 2/5 of the memory's."""
+        """Bytes/s of merges on a device; where no clock is known, a quarter of the memory's."""
         if self.device_kind not in KINDS:
-            return 0.4 * self.speed.memory
+            return 0.25 * self.speed.memory
         return _MERGING * 1e9 * KINDS[self.device_kind].ghz * KINDS[self.device_kind].tensor_cores
 
     def batch(self, layout: Layout) -> int:
@@ -289,11 +294,11 @@ class Run:
         """The VAE on a segment of a batch."""
         weights, nbytes = self.nets["vae"]
         pixels = -(-self.batch(layout) // layout.batch) * self.pixels / layout.context
-        alive = _VAE_ALIVE * self.vae_itemsize * 4 * pixels / self.frames
+        alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * self.vae_itemsize) * 4 * pixels / self.frames
         waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
         seconds = _seconds(
-            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.peak),
-            other=_VAE_PASSES * self.vae_itemsize * pixels / self.speed.memory,
+            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.ceiling),
+            other=_VAE_BYTES * pixels / self.speed.memory,
         )
         return Estimate(self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
 
