@@ -1,4 +1,4 @@
-"""What a run compiles, described without a checkpoint and without memory: its own functions, shardings and flags."""
+"""The programs of a run, from shapes alone: its own functions, shardings and flags, without a checkpoint."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ class _Run:
     def experts(self, running: int) -> int:
         """Bytes per device of the transformers in memory, without those that are the program's own."""
         names = {segment.net for segment in self.recipe.segments}
-        held = 1 if self.cfg.expert_residency == "in_turn" else len(names)
-        return (held - running) * nbytes(nnx.state(self.net(self.recipe.segments[0].net)))
+        loaded = 1 if self.cfg.expert_residency == "in_turn" else len(names)
+        return (loaded - running) * nbytes(nnx.state(self.net(self.recipe.segments[0].net)))
 
     def vaes(self, copies: int) -> int:
         """Bytes per device of VAEs: so many, and the one that stays while parts hand frames on to each other."""
