@@ -29,7 +29,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["maxdiffusion", "maxdiffusion.*"]),
-    package_data={"maxdiffusion.attention": ["cells.json"]},
     install_requires=RUNTIME,
     extras_require={
         "tpu": [f"jax[tpu]=={JAX}", TOKAMAX],

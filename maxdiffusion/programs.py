@@ -9,8 +9,8 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,9 @@ from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.segments import program_calls
 from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
-from maxdiffusion.models.dit.config import VACEConfig
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Setup
-
-Stage = Literal["text", "denoise", "decode"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,27 +33,20 @@ class Program:
     """A program of a run.
 
     Attributes:
-      stage: `text` is conditioning as a whole.
       name: `image`, `encode`, `text`, `prepare`, `step` or `decode`; programs of one name differ in their shapes.
       times: how often the run calls it; with loop=scan a call is all steps of an expert.
       resident: bytes per device of what is in memory beside its arguments.
-      options: the compiler's.
-      branch_probability: the share of the transformer's layers after which its adapter adds something, which a step
-        decides in its loop.
       lower: makes `lowered`.
     """
 
-    stage: Stage
     name: str
     times: int
     resident: int
-    options: Mapping[str, str | bool]
-    branch_probability: float
     lower: Callable[[], jax.stages.Lowered]
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
-        """Its `compile()` takes the `options` by itself, as the run's does."""
+        """Its `compile()` takes the compiler's options by itself, as the run's does."""
         return self.lower()
 
 
@@ -139,20 +129,6 @@ def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:
     return nnx.merge(graph, params).prepare(context)
 
 
-def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The same networks with at most so many layers in the transformers and encoders."""
-
-    def cut(config: Any) -> Any:
-        depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
-        changes: dict[str, Any] = {depth: min(layers, getattr(config, depth)) for depth in depths}
-        if isinstance(adapter := getattr(config, "adapter", None), VACEConfig):
-            hints = tuple(layer for layer in adapter.vace_layers if layer < layers)
-            changes["adapter"] = dataclasses.replace(adapter, vace_layers=hints)
-        return dataclasses.replace(config, **changes)
-
-    return {name: cut(config) for name, config in configs.items()}
-
-
 def nbytes(tree: Any) -> int:
     """Bytes per device of abstract arrays."""
     leaves = jax.tree.leaves(tree)
@@ -167,7 +143,6 @@ class _Run:
         self.setup, self.job, self.configs = setup, setup.job, setup.configs
         self.cut, self.segments = setup.job.segments, setup.recipe.segments
         with parallel.use(setup.placement):
-            self.options = parallel.compiler_options()
             batches = list(self.job.batches(parallel.data_degree()))
         self.by_shape: dict[tuple[int, int, int], list[tuple[list[Video], int]]] = {}
         for rows, real in batches:
@@ -175,16 +150,12 @@ class _Run:
             self.by_shape.setdefault(batch[0].shape, []).append((batch, real))
         self.several, self.units = len(batches) > 1, len(batches) * len(self.cut)
 
-    def make(
-        self, stage: Stage, name: str, times: int, resident: int, lower: Callable[[], jax.stages.Lowered]
-    ) -> Program:
+    def make(self, name: str, times: int, resident: int, lower: Callable[[], jax.stages.Lowered]) -> Program:
         def under_placement() -> jax.stages.Lowered:
             with parallel.use(self.setup.placement):
                 return lower()
 
-        network = self.configs["transformer"]
-        probability = len(network.adapter_layers) / network.num_layers
-        return Program(stage, name, times, resident, self.options, probability, under_placement)
+        return Program(name, times, resident, under_placement)
 
     def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         with parallel.use(self.setup.placement):
@@ -200,11 +171,11 @@ class _Run:
         """Bytes per device of VAEs: so many, and the one that stays while segments hand frames on to each other."""
         return (copies + self.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
 
-    def vae(self, stage: Stage, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Program]:
+    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Program]:
         vae: Any = self.setup.abstract("vae")
         for program, number in enumerate(vae.calls(name, x.shape)):
             lower = functools.partial(vae.lower, name, x, program)
-            yield self.make(stage, name, times * number, resident + nbytes(x), lower)
+            yield self.make(name, times * number, resident + nbytes(x), lower)
 
     def conditioning(self) -> Iterator[Program]:
         for shape, batches in self.by_shape.items():
@@ -215,17 +186,17 @@ class _Run:
                 side = self.configs["image_encoder"].image_size
                 net = nnx.split(self.setup.abstract("image_encoder"))
                 lower = functools.partial(_lower, image.program, *net, self.like((1, side, side, 3)))
-                yield self.make("text", "image", shapes.images, 0, lower)
+                yield self.make("image", shapes.images, 0, lower)
             # Of several segments, all but the first are encoded while the transformer waits.
             resident = self.experts(0) if len(self.cut) > 1 else 0
             for (frames, height, width), times in shapes.encoded.items():
-                yield from self.vae("text", "encode", times, resident, self.like((1, frames, height, width, 3)))
+                yield from self.vae("encode", times, resident, self.like((1, frames, height, width, 3)))
         prompts = {video.prompt for video in self.job.videos}
         if self.setup.recipe.guided:
             prompts |= {video.negative_prompt for video in self.job.videos}
         net = nnx.split(self.setup.abstract("text_encoder"))
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
-        yield self.make("text", "text", len(prompts), 0, functools.partial(_lower, text.program, *net, *tokens))
+        yield self.make("text", len(prompts), 0, functools.partial(_lower, text.program, *net, *tokens))
 
     def denoising(self) -> Iterator[Program]:
         for batches in self.by_shape.values():
@@ -241,7 +212,7 @@ class _Run:
         others = self.experts(1) + self.vaes(self.several)
         times = units * sum(1 + segment.guided for segment in self.segments)
         resident = others + context * self.setup.recipe.guided
-        yield self.make("denoise", "prepare", times, resident, lambda: batch.prepare)
+        yield self.make("prepare", times, resident, lambda: batch.prepare)
 
         @functools.cache
         def steps() -> dict[tuple[bool, int], jax.stages.Lowered]:
@@ -256,7 +227,7 @@ class _Run:
             return steps()[program]
 
         for program, number in program_calls(self.segments, self.job.cfg.loop == "scan").items():
-            yield self.make("denoise", "step", units * number, others, functools.partial(step, program))
+            yield self.make("step", units * number, others, functools.partial(step, program))
 
     def decoding(self) -> Iterator[Program]:
         channels = self.configs["vae"].z_dim
@@ -266,7 +237,7 @@ class _Run:
             counts = collections.Counter(real for _, real in batches for _ in self.cut.starts)
             counts[1] += (len(self.cut) - 1) * sum(len(batch) for batch, _ in batches)  # frames handed on
             for rows, times in (+counts).items():
-                yield from self.vae("decode", "decode", times, resident, self.like((rows, *shape), axes.BATCH))
+                yield from self.vae("decode", times, resident, self.like((rows, *shape), axes.BATCH))
 
 
 def _lower(program: Callable[[], Any], *args: Any) -> jax.stages.Lowered:

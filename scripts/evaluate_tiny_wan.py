@@ -137,7 +137,7 @@ def from_ours(args, chosen):
             "log_level=warning",
         ]
         page = root / "configs" / ("wan_tiny_i2v.yml" if images else "wan_tiny.yml")
-        paths = generate_wan.run(config.load([str(page), *words]))
+        paths = generate_wan.run(request.load([str(page), *words]))
         for case, path in zip(chosen, paths, strict=True):
             yield case, np.load(path)
 

@@ -57,13 +57,13 @@ def blocks(device_kind: str, tokens: int, keys: int, options: KernelOptions = DE
     return Blocks(q, kv, _largest_part(kv, options.block_kv_compute or sizes.compute))
 
 
-# The largest blocks of `kernels.flash` for bf16, by static count: `scripts/bench_attention.py --tpu-schedule KIND`, on
+# The largest blocks of `kernels.flash` for bf16, by static count: `scripts/tpu.py schedule GENERATION`, on
 # 18,900 tokens and keys with masked tail and statistics, TF/s of the whole call, and of a round with a bound | with a
 # running maximum; a head dim of 128 allows 612 on v6e and 769 on TPU7x.
 #     v6e    4736/6400/256  521, 540 | 509        TPU7x  9472/4864/256  671, 689 | 610
 #     v5p    4736/3840/256  416, 425 | 390        v5e    4736/3840/256  178, 182 | 167
 # V transposed by XLA, not here, made that 540 on v6e, and of two layers of the 14B model all but kernels and products
-# 0.061 s instead of 0.054 (`scripts/tpu_memory.py`, data 2 x ulysses 4).
+# 0.061 s instead of 0.054 (`scripts/tpu.py memory`, data 2 x ulysses 4).
 # Many queries make rounds longer, after which the matrix unit idles; many keys cost only memory. Compiling takes 25 to
 # 30 s, for TPU7x 70 (one core).
 FLASH: Mapping[str, Blocks] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""A kind of conditioning beside the text, as a value: how it is read, encoded, and described before anything is read."""
+"""A kind of conditioning beside the text, as a value: how it is read, encoded, and known by shapes alone."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Kind(NamedTuple):
       read: the run -> what its files hold, checked as far as it can be without a network; None where none is given.
       encode: (session, what was read) -> for each video its part of the conditioning, a pytree without the batch axis.
       field: of `Context`, to which that part belongs; or START, or SEGMENT.
-      shapes: (the run, videos of one shape, the networks' configs, latent frames, height and width of a segment) -> what
-        `encode` makes of them, in shapes; nothing where `read` finds nothing.
+      shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> what `encode` makes of
+        them, in shapes; nothing where `read` finds nothing.
     """
 
     read: Callable[[Job], Any]

@@ -13,7 +13,7 @@ from maxdiffusion.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class DeviceSpeed:
     """What one device does, and what joins it to others.
 
     Attributes:
@@ -50,7 +50,7 @@ class Generation:
       peak: bf16 FLOP/s.
       ceiling: what of it attention can use at a head dim of 128: the logits contract over 128, which leaves half of a
         256-wide matrix unit idle.
-      machine: speeds.
+      speed: speeds.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Generation:
     ghz: float
     peak: float
     ceiling: float
-    machine: Machine
+    speed: DeviceSpeed
 
 
 # Peak, memory and links as published in Cloud TPU's documentation (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e,
@@ -74,11 +74,13 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
         each.name: each
         for each in (
             Generation(
-                "v5e", "TPU v5 lite", "v5litepod", 1, 1, 15.75, 1.5, 197e12, 197e12, Machine(178e12, 819e9, 50e9)
+                "v5e", "TPU v5 lite", "v5litepod", 1, 1, 15.75, 1.5, 197e12, 197e12, DeviceSpeed(178e12, 819e9, 50e9)
             ),
-            Generation("v6e", "TPU v6 lite", "v6e", 1, 1, 31.25, 1.75, 918e12, 612e12, Machine(521e12, 1640e9, 100e9)),
             Generation(
-                "v5p", "TPU v5", "v5p", 2, 2, 95.74, 1.75, 459e12, 459e12, Machine(416e12, 2765e9, 100e9, sides=3)
+                "v6e", "TPU v6 lite", "v6e", 1, 1, 31.25, 1.75, 918e12, 612e12, DeviceSpeed(521e12, 1640e9, 100e9)
+            ),
+            Generation(
+                "v5p", "TPU v5", "v5p", 2, 2, 95.74, 1.75, 459e12, 459e12, DeviceSpeed(416e12, 2765e9, 100e9, sides=3)
             ),
             Generation(
                 "TPU7x",
@@ -90,7 +92,7 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
                 2.2,
                 1153.5e12,
                 769e12,
-                Machine(671e12, 3690e9, 100e9, cores=2, in_chip=600e9, sides=3),
+                DeviceSpeed(671e12, 3690e9, 100e9, cores=2, in_chip=600e9, sides=3),
             ),
         )
     }
@@ -124,7 +126,7 @@ class Slice:
     @property
     def chips(self) -> int:
         """How many are rented."""
-        return self.devices // self.generation.machine.cores
+        return self.devices // self.generation.speed.cores
 
     def described(self) -> list[Any]:
         """Its devices as libtpu describes them, in a process whose environment is `compile_only(topology)`."""
@@ -148,7 +150,7 @@ def slice_of(name: str) -> Slice:
             f"{name!r} names no TPU slice; write one such as v5e-8, v5p-8, v6e-8 or v7x-8, or a topology of "
             f"{', '.join(GENERATIONS)} such as v6e:4x4 or v5p:2x2x4."
         )
-    slices = {grid: _slice(generation, grid) for grid in _GRIDS[generation.machine.sides]}
+    slices = {grid: _slice(generation, grid) for grid in _GRIDS[generation.speed.sides]}
     if parts[2] == ":":
         if parts[3] in slices:
             return slices[parts[3]]
@@ -163,7 +165,7 @@ def slice_of(name: str) -> Slice:
 
 
 def _slice(generation: Generation, grid: str) -> Slice:
-    return Slice(generation, f"{generation.name}:{grid}", _chips(grid) * generation.machine.cores)
+    return Slice(generation, f"{generation.name}:{grid}", _chips(grid) * generation.speed.cores)
 
 
 def _chips(grid: str) -> int:

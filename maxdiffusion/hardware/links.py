@@ -9,43 +9,43 @@ from __future__ import annotations
 
 import math
 
-from maxdiffusion.hardware.chips import Machine
+from maxdiffusion.hardware.chips import DeviceSpeed
 
 
-def all_to_all(size: int, devices: int, chips: int, machine: Machine) -> float:
+def all_to_all(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
     """Each of the devices, on so many chips, keeps its part of its `size` bytes and sends the rest to the others.
 
     Half of what one half of the group has crosses the middle of the box.
     """
     if chips == 1:
-        return _within(size, devices, machine)
-    return size * chips * machine.cores / 4 / (_across(chips, machine.sides) * machine.link)
+        return _within(size, devices, speed)
+    return size * chips * speed.cores / 4 / (_across(chips, speed.sides) * speed.link)
 
 
-def permute(size: int, devices: int, chips: int, machine: Machine) -> float:
+def permute(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
     """Every device of a ring sends `size` bytes to its neighbour."""
     if devices == 1:
         return 0.0
-    return size / (machine.in_chip if chips == 1 else machine.link / machine.cores)
+    return size / (speed.in_chip if chips == 1 else speed.link / speed.cores)
 
 
-def all_gather(size: int, devices: int, chips: int, machine: Machine) -> float:
+def all_gather(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
     """Every device has `size` bytes in the end, its own part of them at first; also a reduce-scatter of `size` bytes.
 
     They come in on two links, which each chip of a box of more than two has.
     """
     if chips == 1:
-        return _within(size, devices, machine)
-    return size * (devices - 1) / devices * machine.cores / (min(2, chips - 1) * machine.link)
+        return _within(size, devices, speed)
+    return size * (devices - 1) / devices * speed.cores / (min(2, chips - 1) * speed.link)
 
 
-def between_slices(size: int, machine: Machine) -> float:
+def between_slices(size: int, speed: DeviceSpeed) -> float:
     """Every device sends `size` bytes to another slice."""
-    return size / machine.network
+    return size / speed.network
 
 
-def _within(size: int, devices: int, machine: Machine) -> float:
-    return size * (devices - 1) / devices / machine.in_chip if devices > 1 else 0.0
+def _within(size: int, devices: int, speed: DeviceSpeed) -> float:
+    return size * (devices - 1) / devices / speed.in_chip if devices > 1 else 0.0
 
 
 def _across(chips: int, sides: int) -> int:

@@ -1,4 +1,4 @@
-"""The manifest of a prompt file: a JSON file beside the videos that lists the finished ones, so that a killed run goes on.
+"""The manifest of a prompt file: a JSON file that lists its finished videos, so that a killed run goes on.
 
 Name of the output -> digest of its line with all settings that decide the video, and the video's bytes once it is
 whole. Of several processes process 0 reads and writes it.
@@ -93,7 +93,7 @@ def _by_content(key: str, value: Any) -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def _content(location: str) -> str:
-    """SHA-256 of a local file, or of a folder's files and their names; anything else is told apart by its name alone."""
+    """SHA-256 of a local file, or of a folder's files and their names; else the location itself."""
     path = parse(location)
     if not isinstance(path, Path) or not path.exists():
         return location

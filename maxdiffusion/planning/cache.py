@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
 import maxdiffusion
-from maxdiffusion.config import Config, schema
-from maxdiffusion.config.examples import examples
+from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
+from maxdiffusion.request import Job
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import atomic_path
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
-# What reads compiled programs.
+# What sets the compiler's options, and what reads compiled programs.
 _READERS = (
+    _ROOT / "parallel" / "compiler.py",
     *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "kernels.py", "worker.py")),
     *(_ROOT / "hardware" / name for name in ("links.py", "chips.py")),
 )
-# Groups of keys from which no program follows.
-_IDLE = ("prompt", "verify", "plan", "output", "hosts")
-_IDLE_KEYS = {key for name in _IDLE for key in schema.group(name)} | {
-    "jax_cache_dir",
-    "progress",
-    "log_level",
-    "inspect",
-}
 
 
 class Cache:
@@ -59,16 +50,16 @@ class Cache:
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, content: bytes) -> None:
-        """Keeps it, whole or not at all; where that fails it says so once and keeps nothing more."""
+    def write(self, name: str, content: bytes) -> str:
+        """Keeps it, whole or not at all; says why where that fails, else nothing."""
         if self._folder is None:
-            return
+            return ""
         try:
             with atomic_path(self._folder / f"{name}.json", overwrite=True) as path:
                 path.write_bytes(content)
         except (OSError, UserError) as error:
-            log.warning("what is compiled now is not kept for the next plan: %s", error)
-            self._folder = None
+            return str(error)
+        return ""
 
 
 def digest(*parts: Any) -> str:
@@ -76,19 +67,19 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:32]
 
 
-def asked(cfg: Config, configs: Any, devices: object) -> str:
-    """The digest of all that a plan of `cfg` follows from."""
-    keys = {key: value for key, value in cfg.model_dump(mode="json").items() if key not in _IDLE_KEYS}
-    videos = [(each.width, each.height, bool(each.image), bool(each.last_image)) for each in examples(cfg)]
-    prompts = {prompt for each in examples(cfg) for prompt in (each.prompt, each.negative_prompt)}
+def asked(job: Job, configs: Any, devices: object) -> str:
+    """The digest of all that a plan of `job` follows from."""
+    keys = {key: value for key, value in job.cfg.to_json().items() if schema.KEYS[key].of_the_program}
+    videos = [video.shape for video in job.videos]
+    prompts = {prompt for video in job.videos for prompt in (video.prompt, video.negative_prompt)}
     files = sorted(_ROOT.rglob("*.py"))
     follows = (keys, sorted(videos), len(prompts), configs, devices)
     return digest("plan", follows, _versions(), *map(_content, files))
 
 
-def program(text: str, options: Mapping[str, Any], devices: str) -> str:
+def program(name: str, text: str, devices: str) -> str:
     """The digest of a program, what it is compiled for and with, and what reads the result."""
-    return digest("program", text, sorted(options.items()), devices, _versions(), *map(_content, _READERS))
+    return digest("program", name, text, devices, _versions(), *map(_content, _READERS))
 
 
 def _content(file: Path) -> tuple[str, bytes]:

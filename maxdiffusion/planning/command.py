@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -12,34 +11,35 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maxdiffusion.config import Config, checks
-from maxdiffusion.config.examples import examples
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import Slice, compile_only
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.pool import Job, Pool, libtpu
-from maxdiffusion.planning.results import Plan, Row, from_json, to_json
-from maxdiffusion.planning.target import devices_of, identity, slice_named
+from maxdiffusion.planning.pool import Pool, libtpu
+from maxdiffusion.planning.results import Plan, Row, from_json, modelled, to_json
+from maxdiffusion.planning.target import identity, slice_named
+from maxdiffusion.request import Job, cost
+from maxdiffusion.request.checks import required
+from maxdiffusion.request.nets import read_configs
 from maxdiffusion.runtime import log, paths
 from maxdiffusion.runtime.atomic import atomic_path
-from maxdiffusion.weights import official
 
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: Config, words: Sequence[str]) -> Plan:
+def run(job: Job, words: Sequence[str]) -> Plan:
     """Prints what it found, writes `plan_file`, and returns it.
 
     Args:
-      cfg: the run to be planned.
+      job: the run to be planned.
       words: of the command line that said so.
 
     Raises:
       UserError: as `make`, or a file cannot be written.
     """
+    cfg = job.cfg
     log.setup(cfg.log_level)
-    plan = make(cfg)
+    plan = make(job)
     plan = dataclasses.replace(plan, command=_command(words, plan))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
@@ -53,25 +53,27 @@ def run(cfg: Config, words: Sequence[str]) -> Plan:
     return plan
 
 
-def make(cfg: Config) -> Plan:
+def make(job: Job) -> Plan:
     """The plan, compiled within `plan_minutes` or known from before; what is known needs no jax.
 
     Raises:
       UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
     """
-    missing = [key for key in ("image", "last_image") if key in checks.required(cfg) and not getattr(cfg, key)]
-    cfg = cfg.model_copy(update=dict.fromkeys(missing, ("of any content",)))  # of which nothing is read
+    images = {"image", "last_image"} & set(required(job.cfg, job.spec))
+    missing: Any = dict.fromkeys((key for key in images if not getattr(job.cfg, key)), "of any content")
+    job = dataclasses.replace(job, videos=tuple(dataclasses.replace(video, **missing) for video in job.videos))
+    cfg = job.cfg
     deadline = time.monotonic() + 60 * cfg.plan_minutes
     assert cfg.plan
     tpu = slice_named(cfg.plan)
-    configs = official.configs_of(cfg)
+    configs = read_configs(cfg)
     store = Cache(cfg.jax_cache_dir)
-    asked = cache.asked(cfg, configs, identity(tpu))
+    asked = cache.asked(job, configs, identity(tpu))
     plan = store.read(asked, from_json)
     if plan is None:
-        plan, whole = _make(cfg, configs, tpu, deadline)
-        if whole:  # else the next ask goes on
-            store.write(asked, to_json(plan))
+        plan, whole = _make(job, configs, tpu, deadline)
+        if whole and (unkept := store.write(asked, to_json(plan))):  # where it is not whole, the next ask goes on
+            logger.warning("this plan is not kept for the next ask: %s", unkept)
     return plan
 
 
@@ -85,22 +87,22 @@ def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
 # ---- making one
 
 
-def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
+def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
     """The plan, and whether all was compiled that was to be."""
     pool = Pool(compile_only(tpu.topology) if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
-    target = devices_of(tpu, pool)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
-    from maxdiffusion.planning.analytic import Model, nbytes
     from maxdiffusion.planning.changes import nearest
     from maxdiffusion.planning.compilation import Compilation, rank
     from maxdiffusion.planning.splits import splits
+    from maxdiffusion.planning.target import devices_of
+    from maxdiffusion.request.session import recipe_of
 
-    found, refused = splits(cfg, configs["transformer"].num_attention_heads, target.devices, target.platform)
-    sizes = nbytes(cfg, configs)
-    model = Model.of(cfg, configs, sizes, target.kind, target.platform)
+    target = devices_of(tpu, pool)
+    cfg, run = job.cfg, cost.Run.of(job, recipe_of(job), configs, target.kind, target.platform)
+    layouts, refused = splits(job, run, target.devices)
     rows = {
-        split: Row(split, model.steps * model.units(split.data), model.stages(split, plan, target.gib))
-        for split, plan in found.items()
+        split: Row(split, run.steps * run.units(layout), modelled(run, layout, target.gib))
+        for split, layout in layouts.items()
     }
     notes, whole = [], True
     if not paths.reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
@@ -111,10 +113,9 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
             "that all figures are arithmetic"
         )
     else:
-        job = functools.partial(Job, slice=tpu.topology if tpu else None, gib=target.gib)
-        compilation = Compilation(cfg, rows, model, pool, target.gib, job)
-        compilation.run()
-        whole = not compilation.left
+        compilation = Compilation(job, rows, layouts, run, pool, target)
+        compilation.compile()
+        whole = not compilation.left and not compilation.failed
         refused += tuple(compilation.refused)
         notes += compilation.notes()
     if tpu is None:
@@ -122,15 +123,15 @@ def _make(cfg: Config, configs: Mapping[str, Any], tpu: Slice | None, deadline: 
     if not rows:
         raise UserError(refused[-1].reason)
     ranked = tuple(sorted(rows.values(), key=rank))
-    plan = Plan((), _run(cfg), str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
+    plan = Plan((), _run(job), str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
-        plan = dataclasses.replace(plan, changes=nearest(cfg, configs, sizes, target, plan))
+        plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))
     return plan, whole
 
 
-def _run(cfg: Config) -> str:
+def _run(job: Job) -> str:
     """The run in words."""
-    videos = examples(cfg)
+    cfg, videos = job.cfg, job.videos
     size = max(((video.width, video.height) for video in videos), key=math.prod)
     several = f"{len(videos)} videos of up to " if len(videos) > 1 else ""
     return f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {cfg.num_inference_steps} steps"

@@ -1,18 +1,19 @@
-"""Which programs of which splits are compiled, in which order, and what follows for the others."""
+"""Which programs of which splits are compiled, and in which order."""
 
 from __future__ import annotations
 
-import itertools
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from maxdiffusion import variants
-from maxdiffusion.config import Config
-from maxdiffusion.config.load import replaced
-from maxdiffusion.planning import analytic
-from maxdiffusion.planning.pool import Answer, Job, Pool
-from maxdiffusion.planning.results import Refused, Row, Split, Stage
+from maxdiffusion.errors import UserError
+from maxdiffusion.planning import worker
+from maxdiffusion.planning.pool import Pool
+from maxdiffusion.planning.results import Answer, Refused, Row, Split, Stage
+from maxdiffusion.planning.target import Target
+from maxdiffusion.request import Job, on_mesh
+from maxdiffusion.request.cost import Layout, Run
 
 log = logging.getLogger(__name__)
 
@@ -21,114 +22,108 @@ Key = tuple[Any, ...]  # a stage and what of a split its programs follow from
 
 def rank(row: Row) -> tuple[bool, bool, float]:
     """What fits first, then what was compiled as a whole, then the fastest."""
-    return not row.fits, not row.known, row.seconds.total
+    return not row.fits, not row.compiled, row.seconds.total
 
 
 class Compilation:
-    """Takes the place of modelled figures in `rows`, as far as time goes."""
+    """Replaces modelled figures in rows by compiled ones, as far as time goes."""
 
     def __init__(
         self,
-        cfg: Config,
+        job: Job,
         rows: dict[Split, Row],
-        model: analytic.Model,
+        layouts: Mapping[Split, Layout],
+        run: Run,
         pool: Pool,
-        gib: float,
-        job: Callable[..., Job],
+        target: Target,
     ) -> None:
-        """`rows` is changed in place; `job` makes a job of a config and a stage."""
-        self.cfg, self.rows, self.model, self.pool, self.gib, self.job = cfg, rows, model, pool, gib, job
-        self.modelled = {split: dict(row.stages) for split, row in rows.items()}
+        """`rows` is changed in place."""
+        self.job, self.rows, self.layouts, self.run, self.pool, self.target = job, rows, layouts, run, pool, target
         self.refused: list[Refused] = []
-        self.left: set[Key] = set()
+        self.left: set[Key] = set()  # for which time did not suffice
         self.done: set[Key] = set()
+        self.failed: dict[Key, UserError] = {}
+        self.unkept = "" if job.cfg.jax_cache_dir not in ("", "none") else "jax_cache_dir names no folder"
 
-    def run(self) -> None:
-        """Each split with the weights that are likely to fit, then the recommended one where it was derived."""
-        self._compile(self._first())
-        self._derive()
-        while self.rows:
-            best = min(self.rows.values(), key=rank)
-            wanted = [
-                (self._key(name, best.split), best.split)
-                for name, stage in best.stages.items()
-                if stage.source != "compiled"
-            ]
-            if not best.fits or not (wanted := [each for each in wanted if each[0] not in self.left]):
-                return
-            self._compile(wanted)
-            self._derive()
+    def compile(self) -> None:
+        """Compiles each split with whole weights if these may fit, then with spread ones where they did not.
+
+        Raises:
+          UserError: nothing could be compiled.
+        """
+        pairs: dict[str, list[Split]] = {}
+        for split in sorted(self.rows, key=lambda split: rank(self.rows[split])):
+            pairs.setdefault(split.name, []).append(split)
+        first = [self._likely(pair) for pair in pairs.values()]
+        self._compile(first)
+        again = {split.name for split in first if split in self.rows and not self.rows[split].fits}
+        self._compile(split for split in list(self.rows) if split.name in again and split.sharded)
+        if self.failed and not self.done:
+            raise next(iter(self.failed.values()))
 
     def notes(self) -> list[str]:
-        """What one has to know of the figures."""
-        found = []
+        """What one has to know of the figures, as sentences."""
+        found, all_of_them = [], f"{len(self.left | self.done | self.failed.keys())} compilations"
         if self.left:
+            again = "" if self.unkept else "; run again to have them, too: what is compiled is kept"
             found.append(
-                f"plan_minutes={self.cfg.plan_minutes:g} ended before {len(self.left)} of {len(self.left | self.done)} "
-                "compilations; run again to have them, too: what is compiled is kept"
+                f"plan_minutes={self.job.cfg.plan_minutes:g} ended before {len(self.left)} of {all_of_them}{again}"
             )
-        sources = {stage.source for row in self.rows.values() for stage in row.stages.values()}
-        if "derived" in sources:
-            found.append("derived: from the same split compiled with its weights otherwise spread")
-        if "modelled" in sources:
+        if self.unkept and self.done:
+            found.append(f"what was compiled is not kept for the next plan: {self.unkept}")
+        found += dict.fromkeys(f"{len(self.failed)} of {all_of_them} failed: {error}" for error in self.failed.values())
+        if any(stage.source == "modelled" for row in self.rows.values() for stage in row.stages.values()):
             found.append("modelled: not compiled, arithmetic alone")
         return found
 
-    def _first(self) -> list[tuple[Key, Split]]:
-        """Stage by stage of each split, the most promising first; of two that differ in weights one."""
-        twins: dict[str, list[Split]] = {}
-        for split in self.rows:
-            twins.setdefault(split.name, []).append(split)
-        chosen = []
-        for pair in twins.values():
-            whole = [split for split in pair if self.model.transformers(split) < 0.97 * self.gib]
-            chosen.append(min(whole or pair, key=lambda split: split.sharded if whole else not split.sharded))
-        chosen.sort(key=lambda split: rank(self.rows[split]))
-        return [(self._key(stage, split), split) for split in chosen for stage in ("denoise", "decode", "text")]
+    def _likely(self, pair: list[Split]) -> Split:
+        """Of splits that differ in how the weights lie, whole ones where they leave room."""
+        whole = [split for split in pair if self.run.transformers(self.layouts[split]) < 0.97 * self.target.gib]
+        return min(whole or pair, key=lambda split: split.sharded if whole else not split.sharded)
 
     def _key(self, stage: str, split: Split) -> Key:
         """Text and decode are the same on splits that place their weights and pictures alike."""
-        spread = (split.data, split.fsdp, split.context, split.tensor)
-        spec = variants.get(self.cfg.model_name)
-        pictures = stage == "decode" or bool(self.cfg.video) or spec.conditions not in ((), ("start",))
         if stage == "denoise":
             return stage, split.overrides
-        several = self.model.units(split.data) > self.model.segments  # the transformer stays while others are decoded
-        return stage, spread if pictures or split.sharded else (), split.sharded and (stage == "text" or several)
+        spread = (split.data, split.fsdp, split.context, split.tensor)
+        conditions = self.job.spec.task.conditions
+        pictures = stage == "decode" or bool(self.job.cfg.video) or conditions not in ((), ("start",))
+        stays = self.run.units(self.layouts[split]) > self.run.segments  # the transformer, while others are decoded
+        return stage, spread if pictures or split.sharded else (), split.sharded and (stage == "text" or stays)
 
-    def _compile(self, wanted: list[tuple[Key, Split]]) -> None:
-        jobs: dict[Key, Job] = {}
-        for key, split in wanted:
-            if key not in self.done:
-                jobs.setdefault(key, self.job(config=replaced(self.cfg, split.overrides).to_json(), stage=key[0]))
+    def _compile(self, wanted: Iterable[Split]) -> None:
+        jobs, names = {}, {}
+        for split in wanted:
+            for stage in ("denoise", "decode", "text"):
+                key = self._key(stage, split)
+                if key not in self.done and key not in jobs:
+                    job, slice_ = on_mesh(self.job, split.overrides), self.target.slice
+                    topology = slice_.topology if slice_ else None
+                    jobs[key] = functools.partial(worker.compile_stage, job, stage, topology, self.target.gib)
+                    names[key] = split.name
         if jobs:
             log.info("compiling %d programs' stages; the first takes minutes", len(jobs))
-        names = {key: split.name for key, split in reversed(wanted)}
-        self.pool.map(jobs, lambda key, answer: self._answer(key, names[key], answer))
+        self.pool.map(jobs, lambda key, answer: self._take(key, names[key], answer))
 
-    def _answer(self, key: Key, name: str, answer: Answer | None) -> None:
-        if answer is None:
-            self.left.add(key)
-        elif answer.stage is None:
-            for split in [split for split in self.rows if self._key(key[0], split) == key]:
-                del self.rows[split]
-                self.refused.append(Refused(split.name, answer.refused or ""))
-        else:
-            self._take(key, answer.stage)
-            took = sum(program.compile_seconds for program in answer.stage.programs)
-            log.info("%s of %s: %.2f GiB, compiled in %.0f s", key[0], name, answer.stage.gib, took)
-
-    def _take(self, key: Key, stage: Stage) -> None:
-        self.done.add(key)
-        for split, row in self.rows.items():
-            if self._key(key[0], split) == key:
-                timed = stage.seconds.total or not stage.programs
-                row.stages[key[0]] = stage if timed else analytic.timed(stage, self.modelled[split][key[0]])
-
-    def _derive(self) -> None:
-        """What differs in its weights alone from what was compiled."""
-        for (split, row), (other, twin) in itertools.product(self.rows.items(), repeat=2):
-            for name in ("text", "denoise"):
-                ours, theirs = row.stages[name], twin.stages[name]
-                if (ours.source, theirs.source) == ("modelled", "compiled") and split.name == other.name:
-                    row.stages[name] = analytic.twin(name, theirs, self.model, other, split, self.gib)
+    def _take(self, key: Key, name: str, answer: Answer | UserError | None) -> None:
+        mine = [split for split in self.rows if self._key(key[0], split) == key]
+        match answer:
+            case None:
+                self.left.add(key)
+            case UserError():
+                self.failed[key] = answer
+                log.warning("%s of %s: %s", key[0], name, answer)
+            case Answer(stage=None):
+                for split in mine:
+                    del self.rows[split]
+                    self.refused.append(Refused(split.name, answer.refused))
+            case Answer(stage=Stage() as stage):
+                self.done.add(key)
+                for split in mine:
+                    stages = self.rows[split].stages
+                    timed = stage.seconds.total or not stage.programs
+                    stages[key[0]] = stage if timed else stage.timed(stages[key[0]])
+                took = sum(program.compile_seconds for program in stage.programs)
+                log.info("%s of %s: %.2f GiB, compiled in %.0f s", key[0], name, stage.gib, took)
+        if isinstance(answer, Answer):
+            self.unkept = answer.unkept or self.unkept

@@ -1,6 +1,6 @@
 """Cycles of Pallas kernels, which the compiler does not tell in a program's text; imports no jax.
 
-`FLASH` was counted by `scripts/tpu_kernels.py` in the schedules of `kernels.flash` alone, with the default blocks. A
+`FLASH` was counted by `scripts/tpu.py kernels` in the schedules of `kernels.flash` alone, with the default blocks. A
 grid step of it, however long the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static:
 waits for memory are left out, which came to 3 to 4 % where such kernels were timed.
 """

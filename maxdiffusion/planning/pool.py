@@ -1,150 +1,139 @@
-"""Jobs for `worker`, each in a process of its own, a few at a time. Imports no jax."""
+"""Functions run in processes of their own, a few at a time, in the environment of a target. Imports no jax."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
+import multiprocessing
+import multiprocessing.process
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import pydantic
-
-import maxdiffusion
 from maxdiffusion.errors import UserError
-from maxdiffusion.planning.results import Stage
 
 K = TypeVar("K")
+T = TypeVar("T")
 
-_GIB_EACH = 3.0  # memory of this machine that a worker may take: 1 to 3 measured
-_ROOT = str(Path(maxdiffusion.__file__).parents[1])
-
-
-class Job(pydantic.BaseModel):
-    """What is to be compiled.
-
-    Attributes:
-      config: a `Config`, as JSON.
-      stage: text, denoise or decode.
-      slice: the name of a TPU slice; None is this machine's own devices.
-      gib: memory of a device, in GiB.
-    """
-
-    config: dict[str, Any]
-    stage: str
-    slice: str | None
-    gib: float
-
-
-class Answer(pydantic.BaseModel):
-    """One of: the stage, the sentence that refuses it, what this machine's devices are."""
-
-    stage: Stage | None = None
-    refused: str | None = None
-    devices: dict[str, Any] | None = None
+GIB_EACH = 3.0  # memory of this machine that a worker may take: 1 to 3 measured
 
 
 class Pool:
-    """Runs jobs; none outlives it."""
+    """Runs each function in a fresh process, with a temporary folder of its own; neither outlives it."""
 
-    def __init__(self, environment: Mapping[str, str], deadline: float, command: tuple[str, ...] = ()):
-        """The variables are added to ours; `deadline` is one of `time.monotonic`; `command` is for tests."""
-        self._environment = {**os.environ, **environment}
-        path = [_ROOT, self._environment.get("PYTHONPATH", "")]
-        self._environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        self._deadline = deadline
-        self._command = command or (sys.executable, "-m", "maxdiffusion.planning.worker")
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._closed = False
-        self._lock = threading.Lock()
+    def __init__(self, environment: Mapping[str, str], deadline: float, workers: int | None = None) -> None:
+        """Adds the variables to ours before a function's module is imported.
 
-    def map(self, jobs: Mapping[K, Job], on_answer: Callable[[K, Answer | None], None]) -> None:
-        """Does the jobs, in order, and hands on answers as they come; None where the deadline came first.
+        Args:
+          environment: the variables.
+          deadline: of `time.monotonic`.
+          workers: processes at a time; None is one for each processor of ours, as far as memory goes.
+        """
+        self._environment, self._deadline = {**os.environ, **environment}, deadline
+        self._workers = workers or max(1, int(min(_processors(), available() / GIB_EACH)))
+
+    def map(self, jobs: Mapping[K, Callable[[], T]], on_answer: Callable[[K, T | UserError | None], None]) -> None:
+        """Starts the jobs in order and hands on what they return as it comes.
+
+        Where a job fails or its process dies the answer is a sentence; where the deadline came first it is None.
+        """
+        with contextlib.ExitStack() as everything:
+            waiting, running = list(jobs.items())[::-1], dict[Future[T], tuple[K, _Worker, contextlib.ExitStack]]()
+            while waiting or running:
+                while waiting and len(running) < self._workers:
+                    key, job = waiting.pop()
+                    if time.monotonic() > self._deadline:
+                        on_answer(key, None)
+                        continue
+                    own = everything.enter_context(contextlib.ExitStack())
+                    worker = own.enter_context(_worker(self._environment, self._deadline))
+                    running[worker.executor.submit(job)] = key, worker, own
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key, worker, own = running.pop(future)
+                    answer = self._answer(future, worker)
+                    own.close()
+                    on_answer(key, answer)
+
+    def do(self, job: Callable[[], T]) -> T | None:
+        """What the job returns; None where the deadline came first.
 
         Raises:
-          UserError: a job cannot be done: libtpu does not start, this machine has no memory for it.
+          UserError: it failed, or its process died.
         """
-        with ThreadPoolExecutor(workers()) as threads:
-            waiting = {threads.submit(self.do, job): key for key, job in jobs.items()}
-            try:
-                left = set(waiting)
-                while left:
-                    done, left = wait(left, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        on_answer(waiting[future], future.result())
-            except BaseException:
-                for future in waiting:
-                    future.cancel()
-                self.close()
-                raise
+        answers: dict[int, T | UserError | None] = {}
+        self.map({0: job}, answers.__setitem__)
+        if isinstance(answer := answers[0], UserError):
+            raise answer
+        return answer
 
-    def do(self, job: Job | None) -> Answer | None:
-        """The answer to one job; None where the deadline came first. No job asks what this machine's devices are."""
-        with tempfile.TemporaryDirectory(prefix="plan-") as folder:
-            environment = self._environment | {"TMPDIR": folder}
-            with self._lock:
-                if self._closed or time.monotonic() > self._deadline:
-                    return None
-                process = subprocess.Popen(
-                    self._command,
-                    env=environment,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C reaches us alone, and all that a worker starts ends with it
-                )
-                self._running.add(process)
-            try:
-                return self._answer(process, job)
-            finally:
-                _kill(process)
-                with self._lock:
-                    self._running.discard(process)
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _answer(self, process: subprocess.Popen[bytes], job: Job | None) -> Answer | None:
-        assert process.stdin and process.stdout and process.stderr
-        errors = process.stderr
-        # Its stdin stays open as long as it runs: its end tells the worker that we are gone.
-        logs: list[bytes] = []
-        reader = threading.Thread(target=lambda: logs.append(errors.read()), daemon=True)
-        reader.start()
-        timer = threading.Timer(max(0.0, self._deadline - time.monotonic()), _kill, [process])
-        timer.start()
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write((job.model_dump_json() if job else "").encode() + b"\n")
-            process.stdin.flush()
-        text = process.stdout.read()
-        code = process.wait()
-        timer.cancel()
-        reader.join()
-        if code == 0:
-            return Answer.model_validate_json(text)
-        if self._closed or time.monotonic() > self._deadline:
-            return None
-        raise UserError(_reason(code, b"".join(logs).decode(errors="replace")))
-
-    def close(self) -> None:
-        """Ends what runs."""
-        with self._lock:
-            self._closed = True
-            for process in self._running:
-                _kill(process)
+    def _answer(self, future: Future[T], worker: _Worker) -> T | UserError | None:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            if time.monotonic() > self._deadline:
+                return None
+            worker.process.join()
+            said = worker.log.read_text(errors="replace") if worker.log.exists() else ""
+            return UserError(_reason(said, worker.process.exitcode))
+        except Exception as error:
+            return UserError(_reason(f"{type(error).__name__}: {error}"))
 
 
-def workers() -> int:
-    """How many at a time: one for each processor of ours, as far as memory goes."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(min(processors, _available() / _GIB_EACH)))
+@dataclasses.dataclass(frozen=True)
+class _Worker:
+    executor: ProcessPoolExecutor
+    process: multiprocessing.process.BaseProcess
+    log: Path  # what it and its libraries print
+
+
+@contextlib.contextmanager
+def _worker(environment: Mapping[str, str], deadline: float) -> Iterator[_Worker]:
+    """An executor of one process, which ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="plan-", ignore_cleanup_errors=True) as folder:
+        log, others = Path(folder, "log"), set(multiprocessing.active_children())
+        given = dict(environment) | {"TMPDIR": folder}
+        executor = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _begin, (given, log, deadline))
+        executor.submit(os.getpid)  # starts it
+        (process,) = set(multiprocessing.active_children()) - others
+        try:
+            yield _Worker(executor, process, log)
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()  # which may not have begun a group yet
+            executor.shutdown()
+
+
+def _begin(environment: Mapping[str, str], log: Path, deadline: float) -> None:
+    """Prepares a worker, before it imports what it is to run."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.setsid()  # Ctrl-C reaches our parent alone, and all that is started here ends with this group
+    said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    threading.Thread(target=_end, args=(log.parent, deadline), daemon=True).start()
+
+
+def _end(folder: Path, deadline: float) -> None:
+    """Ends this group of processes with its parent, or at the deadline."""
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join(max(0.0, deadline - time.monotonic()))
+    for _ in range(1000):  # as long as another thread still adds to it
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+    os.killpg(0, signal.SIGKILL)
 
 
 def libtpu() -> bool:
@@ -152,8 +141,8 @@ def libtpu() -> bool:
     return importlib.util.find_spec("libtpu") is not None
 
 
-def _available() -> float:
-    """GiB of memory that nobody uses."""
+def available() -> float:
+    """GiB of this machine's memory that nobody uses."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -161,22 +150,12 @@ def _available() -> float:
     return float("inf")
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """And all that it started."""
-    if process.poll() is None:  # once it was waited for, the number may be another's
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _reason(code: int, log: str) -> str:
+def _reason(log: str, code: int | None = None) -> str:
     """One sentence for a worker that ended without an answer."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    if code == -signal.SIGKILL or "MemoryError" in log or "std::bad_alloc" in log:
-        return (
-            f"Compiling was killed, most likely as this machine's memory is full ({_available():.1f} GiB are free, a "
-            f"compilation takes up to {_GIB_EACH:g}); end other programs and run again: what was compiled is kept."
-        )
     if "lockfile" in log or "already in use" in log:
         return (
             "libtpu is locked by another process on this machine; end that process, or remove /tmp/libtpu_lockfile if "
@@ -184,5 +163,11 @@ def _reason(code: int, log: str) -> str:
         )
     if "No space left on device" in log:
         return "Compiling found the disk of temporary files full; free some space or set TMPDIR to another folder."
-    shown = next((line for line in reversed(lines) if "Error" in line), (lines or ["it said nothing"])[-1])
-    return f"Compiling failed with exit code {code}: {shown[:600]}."
+    if code == -signal.SIGKILL or "MemoryError" in log or "std::bad_alloc" in log:
+        return (
+            f"Compiling was killed, most likely as this machine's memory is full ({available():.1f} GiB are free, a "
+            f"compilation takes up to {GIB_EACH:g}); end other programs and run again."
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it said nothing"]
+    shown = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    return f"Compiling failed{f' with exit code {code}' if code else ''}: {shown[:600]}."

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from maxdiffusion.hardware import links
-from maxdiffusion.hardware.chips import Generation, Machine
+from maxdiffusion.hardware.chips import DeviceSpeed, Generation
 from maxdiffusion.planning.kernels import cycles
-from maxdiffusion.planning.results import Seconds
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Step, Work
+from maxdiffusion.request.cost import Seconds
 
 # What TPUs took, relative to the same count of the programs of others: 0.973 to 1.013 for guided steps of the 14B model
 # on TPU7x-8, at most 1.086 on v6e-8 (that figure holds text and VAE as well), 1.03 and 1.04 for kernels alone. A range
@@ -31,23 +31,23 @@ class Prediction:
     uncounted: tuple[str, ...] = ()
 
 
-def predict(schedule: Schedule, generation: Generation, *, taken: float = 1.0) -> Prediction:
+def predict(schedule: Schedule, generation: Generation, *, branch_probability: float = 1.0) -> Prediction:
     """The time of a program on one slice.
 
     Args:
       schedule: of the program.
       generation: of the slice.
-      taken: how often, of 1, a conditional takes the slowest of its branches and not the fastest, such as the layers of
-        VACE that have a control layer.
+      branch_probability: of the slowest branch of a conditional, instead of the fastest, such as of the layers of VACE
+        that have a control layer.
     """
-    fast = _Clock(generation, generation.machine, taken)
-    machine = dataclasses.replace(
-        generation.machine,
-        link=SLOW_LINKS * generation.machine.link,
-        in_chip=SLOW_LINKS * generation.machine.in_chip,
+    fast = _Clock(generation, generation.speed, branch_probability)
+    speed = dataclasses.replace(
+        generation.speed,
+        link=SLOW_LINKS * generation.speed.link,
+        in_chip=SLOW_LINKS * generation.speed.in_chip,
     )
     parts = fast.time(schedule.steps)
-    slow = _Clock(generation, machine, taken).time(schedule.steps)
+    slow = _Clock(generation, speed, branch_probability).time(schedule.steps)
     low, high = CALIBRATION[0] * parts.total, CALIBRATION[1] * slow.total
     return Prediction(dataclasses.replace(parts, low=low, high=high), tuple(sorted(fast.uncounted)))
 
@@ -58,8 +58,8 @@ class _Clock:
     What the cores of a chip exchange does not take its links.
     """
 
-    def __init__(self, generation: Generation, machine: Machine, taken: float) -> None:
-        self.generation, self.machine, self.taken = generation, machine, taken
+    def __init__(self, generation: Generation, speed: DeviceSpeed, branch_probability: float) -> None:
+        self.generation, self.speed, self.branch_probability = generation, speed, branch_probability
         self.uncounted: set[str] = set()
 
     def time(self, steps: Sequence[Step]) -> Seconds:
@@ -69,7 +69,7 @@ class _Clock:
         for step in steps:
             match step:
                 case Collective():
-                    duration, leaves = seconds(step, self.machine), _chips(step, self.machine) > 1
+                    duration, leaves = seconds(step, self.speed), _chips(step, self.speed) > 1
                     end = free[leaves] = max(free[leaves], parts.total) + duration
                     if step.key:
                         begun[step.key] = duration, end
@@ -97,10 +97,10 @@ class _Clock:
                 return self.time(step.body) * step.times
             case Choice():
                 ways = sorted((self.time(branch) for branch in step.branches), key=lambda way: way.total)
-                return ways[-1] * self.taken + ways[0] * (1 - self.taken)
+                return ways[-1] * self.branch_probability + ways[0] * (1 - self.branch_probability)
 
 
-_MODELS: dict[str, tuple[int, Callable[[int, int, int, Machine], float]]] = {
+_MODELS: dict[str, tuple[int, Callable[[int, int, int, DeviceSpeed], float]]] = {
     "all-to-all": (1, links.all_to_all),
     "all-gather": (1, links.all_gather),
     "reduce-scatter": (1, links.all_gather),
@@ -109,11 +109,11 @@ _MODELS: dict[str, tuple[int, Callable[[int, int, int, Machine], float]]] = {
 }
 
 
-def seconds(collective: Collective, machine: Machine) -> float:
+def seconds(collective: Collective, speed: DeviceSpeed) -> float:
     """Modelled time of a collective within a slice, were it alone."""
     times, model = _MODELS[collective.kind]
-    return times * model(collective.size, len(collective.group), _chips(collective, machine), machine)
+    return times * model(collective.size, len(collective.group), _chips(collective, speed), speed)
 
 
-def _chips(collective: Collective, machine: Machine) -> int:
-    return len({number // machine.cores for number in collective.group})
+def _chips(collective: Collective, speed: DeviceSpeed) -> int:
+    return len({number // speed.cores for number in collective.group})

@@ -67,8 +67,7 @@ def weights(row: Row) -> str:
 
 def source(row: Row) -> str:
     """Of its least certain stage."""
-    found = {stage.source for stage in row.stages.values()}
-    return next(name for name in ("modelled", "derived", "compiled") if name in found)
+    return "compiled" if row.compiled else "modelled"
 
 
 def _summary(plan: Plan, price: float | None) -> str:

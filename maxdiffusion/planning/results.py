@@ -7,31 +7,9 @@ from typing import Literal
 
 import pydantic
 
-# Where figures come from: the compiler; a compiled split that differs in its weights alone; arithmetic.
-Source = Literal["compiled", "derived", "modelled"]
+from maxdiffusion.request.cost import Layout, Run, Seconds
 
-
-@dataclasses.dataclass(frozen=True)
-class Seconds:
-    """Predicted, of one call: parts that add up, what of collectives lies beside them, and the range of the sum."""
-
-    attention: float = 0.0
-    linear: float = 0.0
-    other: float = 0.0
-    exposed: float = 0.0
-    hidden: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.attention + self.linear + self.other + self.exposed
-
-    def __add__(self, more: Seconds) -> Seconds:
-        return Seconds(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(more), strict=True)))
-
-    def __mul__(self, times: float | int) -> Seconds:
-        return Seconds(*(times * value for value in dataclasses.astuple(self)))
+Source = Literal["compiled", "modelled"]  # by the compiler, or by `request.cost`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +60,44 @@ class Stage:
     def of(self, name: str) -> Seconds:
         """Of all calls of the programs of one name."""
         return sum((each.seconds * each.times for each in self.programs if each.name == name), Seconds())
+
+    def timed(self, modelled: Stage) -> Stage:
+        """The same, of a compiler that counts no cycles, with the seconds of a modelled stage."""
+        (model,) = modelled.programs
+        calls = max(1, sum(each.times for each in self.programs if each.name == model.name))
+        seconds = modelled.seconds * (1 / calls)
+        programs = [
+            dataclasses.replace(each, seconds=seconds) if each.name == model.name else each for each in self.programs
+        ]
+        return dataclasses.replace(self, programs=tuple(programs))
+
+
+def modelled(run: Run, layout: Layout, gib: float) -> dict[str, Stage]:
+    """The three stages by arithmetic, on devices of so much memory."""
+    found = {
+        "text": ("text", run.text(layout)),
+        "denoise": ("step", run.step(layout)),
+        "decode": ("decode", run.decode(layout)),
+    }
+    return {
+        stage: Stage("modelled", (Program(name, *estimate),), estimate.gib <= gib)
+        for stage, (name, estimate) in found.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a worker found.
+
+    Attributes:
+      stage: None where it is refused.
+      refused: why the run is refused on this split.
+      unkept: why what was compiled is not kept for the next plan; of what is kept empty.
+    """
+
+    stage: Stage | None = None
+    refused: str = ""
+    unkept: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +160,8 @@ class Row:
         return self.stages["denoise"].of("step") * (1 / self.steps)
 
     @property
-    def known(self) -> bool:
-        """Whether no stage is modelled."""
-        return all(stage.source != "modelled" for stage in self.stages.values())
+    def compiled(self) -> bool:
+        return all(stage.source == "compiled" for stage in self.stages.values())
 
     @property
     def peak(self) -> str:

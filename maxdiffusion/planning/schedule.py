@@ -110,28 +110,6 @@ def steps(hlo: str) -> tuple[Step, ...]:
     return tuple(_steps(computations, entry))
 
 
-def collectives(program: tuple[Step, ...]) -> Iterator[tuple[Collective, int]]:
-    """Each collective of a program's text once, with how many kernels lie between its start and its end."""
-    begun: dict[str, tuple[Collective, int]] = {}
-    kernels = 0
-    for step in program:
-        match step:
-            case Kernel():
-                kernels += 1
-            case Collective(key=""):
-                yield step, 0
-            case Collective():
-                begun[step.key] = step, kernels
-            case Done():
-                started, before = begun.pop(step.key)
-                yield started, kernels - before
-            case Loop():
-                yield from collectives(step.body)
-            case Choice():
-                for branch in step.branches:
-                    yield from collectives(branch)
-
-
 # ---- the text
 
 

@@ -2,74 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
-from maxdiffusion.attention.options import KernelOptions
-from maxdiffusion.attention.plan import AttentionPlan, plans
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config
-from maxdiffusion.config.examples import examples
-from maxdiffusion.config.load import replaced
 from maxdiffusion.errors import UserError
-from maxdiffusion.parallel import axes, resolve, startup
+from maxdiffusion.parallel import axes, resolve
 from maxdiffusion.planning.results import Refused, Split
+from maxdiffusion.request import Job, on_mesh
+from maxdiffusion.request import layout as layout_of
+from maxdiffusion.request.cost import Layout, Run
 
 _SHARDED: tuple[str, tuple[str, ...]] = (axes.EMBED, ("fsdp", "context"))
 
 
-def splits(
-    cfg: Config, heads: int, devices: int, platform: str
-) -> tuple[dict[Split, AttentionPlan], tuple[Refused, ...]]:
-    """Every legal split of that many devices with its attention, and what forbids the others.
+def splits(job: Job, run: Run, devices: int) -> tuple[dict[Split, Layout], tuple[Refused, ...]]:
+    """Every legal split of that many devices, and what forbids the others.
 
-    Open are, where `cfg` leaves them so: data (the guidance pair, or several videos), Ulysses, and whether weights are
-    spread over the context axis.
+    What the config leaves open: data (the guidance pair, or several videos), Ulysses, and whether weights are sharded
+    over the context axis.
 
     Raises:
       UserError: nothing is legal.
     """
-    found: dict[Split, AttentionPlan] = {}
+    cfg, found = job.cfg, dict[Split, Layout]()
     refused: list[Refused] = []
-    for data in _data(cfg, devices):
+    for data in _data(cfg, run, devices):
         words = () if data is None else (f"ici_data_parallelism={data}",)
         name = f"data {data}" if data else "these degrees"
         try:
-            tried = replaced(cfg, words)
-            ici, dcn = resolve(*startup.degrees(tried), [None] * devices)
-            legal, illegal = plans(
-                tried.attention,
-                heads=heads,
-                context=ici.context * dcn.context,
-                ulysses_shards=tried.ulysses_shards,
-                platform=platform,
-                dtype=tried.activations_dtype,
-                tensor=ici.tensor * dcn.tensor,
-                options=KernelOptions.read(tried),
-                chunks=tried.ulysses_attention_chunks,
-                ring_direction=tried.ring_direction,
-            )
+            tried, here = on_mesh(job, words).cfg, [None] * devices
+            ici, _ = resolve(*layout_of.degrees(tried), here)
+            legal, illegal = layout_of.layouts(tried, run, here)
         except UserError as error:
             refused.append(Refused(name, str(error)))
             continue
         pair = f"data {ici.data} x " if ici.data > 1 else ""
         for ulysses, reason in illegal.items():
             refused.append(Refused(f"{pair}ring {ici.context // ulysses} x ulysses {ulysses}", str(reason)))
-        for ulysses, plan in legal.items():
+        for ulysses, layout in legal.items():
+            plan = layout.attention
             own = (*words, f"ulysses_shards={ulysses}") if _open(cfg, plan) else words
-            for sharded, rules in _weights(cfg, ici.context):
-                split = Split(ici.data, ici.fsdp, ici.context, plan.ring, ulysses, ici.tensor, sharded, (*own, *rules))
-                found[split] = plan
+            for sharded, rules in _weights(cfg, layout.context):
+                degrees = (layout.data, layout.fsdp, layout.context, plan.ring, ulysses, plan.tensor)
+                found[Split(*degrees, sharded, (*own, *rules))] = dataclasses.replace(layout, sharded=sharded)
     if not found:
         raise UserError(refused[-1].reason)
     return found, tuple(refused)
 
 
-def _data(cfg: Config, devices: int) -> Iterator[int | None]:
+def _data(cfg: Config, run: Run, devices: int) -> Iterator[int | None]:
     """Degrees of the data axis that are worth a try; None leaves what is given."""
     if cfg.ici_data_parallelism != "auto":
         yield None
         return
-    branches = 2 if cfg.guidance_scale > 1 and cfg.guidance_mode != "two_pass" else 1
-    rows = branches * len(examples(cfg))
+    pair = run.guided and cfg.guidance_mode != "two_pass"
+    rows = (1 + pair) * run.videos
     # One device has no choice; of several, every number that keeps all of them busy.
     yield from (n for n in range(1, devices + 1) if devices % n == 0 and rows % n == 0)
 

@@ -63,10 +63,12 @@ def devices_of(tpu: Slice | None, pool: Pool) -> Target:
     """
     if tpu:
         return Target(tpu, "tpu", tpu.generation.kind, tpu.devices, tpu.generation.gib, tpu.chips)
-    answer = pool.do(None)
-    if answer is None or answer.devices is None:
+    from maxdiffusion.planning import worker
+
+    here = pool.do(worker.devices)
+    if here is None:
         raise UserError("This machine's devices did not answer within plan_minutes; write a larger one.")
-    return Target(None, chips=answer.devices["devices"], **answer.devices)
+    return Target(None, chips=here["devices"], **here)
 
 
 def _own_slice() -> str:

@@ -1,74 +1,43 @@
-"""A process that compiles one stage of a run: a job on stdin, the answer on stdout.
-
-It lives no longer than the process that started it, which holds its stdin open: at its end all that was begun here
-ends, and the temporary folder that was given to it goes.
-"""
+"""What a process of the pool does: compiles one stage of a run, or tells this machine's devices."""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import signal
-import sys
-import tempfile
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import pydantic
 
-from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, predict, schedule
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.pool import Answer, Job
-from maxdiffusion.planning.programs import Lowered, programs
-from maxdiffusion.planning.results import Program, Seconds, Stage
+from maxdiffusion.planning.results import Answer, Program, Stage
+from maxdiffusion.programs import Program as RunProgram
+from maxdiffusion.programs import programs
+from maxdiffusion.request import Job
+from maxdiffusion.request.cost import Seconds
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import Setup
 from maxdiffusion.runtime import compile_cache
-from maxdiffusion.weights.official import configs_of
 
 GIB = 2**30
+# Programs by stage; `text` is conditioning as a whole.
+STAGES = {"text": ("image", "encode", "text"), "denoise": ("prepare", "step"), "decode": ("decode",)}
 
 
-class Compiled(pydantic.BaseModel):
-    """What is kept of a program: what the compiler said of it, or why it refused it."""
+class Compiled(pydantic.BaseModel, extra="forbid"):
+    """What the compiler said of a program, or why it refused it, as the cache keeps it."""
 
-    gib: float = 0.0
-    seconds: Seconds = Seconds()
-    fault: str = ""
-    refused: str = ""
-
-
-def main() -> None:
-    """Does the job."""
-    given, out = sys.stdin.buffer.readline(), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        answer = _do(Job.model_validate_json(given)) if given.strip() else Answer(devices=_here())
-    except UserError as error:
-        answer = Answer(refused=str(error))
-    out.write(answer.model_dump_json().encode())
-    out.flush()
+    gib: float = pydantic.Field(ge=0)
+    seconds: Seconds
+    fault: str
+    refused: str
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 1):  # not of sys.stdin, which a thread would hold when Python ends
-        pass
-    if os.getpgrp() == os.getpid():  # else somebody runs this by hand
-        folder = Path(tempfile.gettempdir())
-        for _ in range(1000):  # as long as another thread still adds to it
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                break
-        os.killpg(0, signal.SIGKILL)
-
-
-def _here() -> dict[str, Any]:
+def devices() -> dict[str, Any]:
     """Platform, kind and number of this machine's devices, and GiB of each; a CPU's share of what the machine has."""
     device, count = jax.devices()[0], jax.device_count()
     stats = device.memory_stats() or {}
@@ -77,50 +46,62 @@ def _here() -> dict[str, Any]:
     return {"platform": device.platform, "kind": device.device_kind, "devices": count, "gib": gib}
 
 
-def _do(job: Job) -> Answer:
-    cfg = Config.model_validate(job.config)
+def compile_stage(job: Job, stage: str, topology: str | None, gib: float) -> Answer:
+    """Compiles the programs of a stage.
+
+    Args:
+      job: the run on its split.
+      stage: a key of `STAGES`.
+      topology: of a TPU slice; None is this machine's own devices.
+      gib: memory of a device.
+    """
     compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
-    tpu = slice_of(job.slice) if job.slice else None
-    configs = configs_of(cfg)
-    store = Cache(cfg.jax_cache_dir)
+    tpu = slice_of(topology) if topology else None
+    store, unkept = Cache(job.cfg.jax_cache_dir), ""
     made: list[Program] = []
     faults: list[str] = []
-    for each in programs(cfg, configs, tpu.described() if tpu else jax.devices()):
-        if each.stage != job.stage:
-            continue
-        name = cache.program(each.lowered.as_text(), each.options, tpu.topology if tpu else str(jax.devices()))
-        begun = time.monotonic()
-        compiled = store.read(name, Compiled.model_validate_json)
-        if compiled is None:
-            compiled = _compile(each, tpu)
-            store.write(name, compiled.model_dump_json().encode())
-        if compiled.refused:
-            return Answer(refused=f"The compiler refuses the program {each.name}: {compiled.refused}")
-        faults += [compiled.fault] if compiled.fault else []
-        took = time.monotonic() - begun
-        made.append(Program(each.name, each.times, compiled.gib + each.resident / GIB, compiled.seconds, took))
-    fits = all(program.gib <= job.gib for program in made)
-    return Answer(stage=Stage("compiled", tuple(made), fits, "; ".join(faults)))
+    try:
+        setup = Setup.of(job, read_configs(job.cfg), tpu.described() if tpu else jax.devices())
+        network = setup.configs["transformer"]
+        probability = len(network.adapter_layers) / network.num_layers
+        for each in programs(setup):
+            if each.name not in STAGES[stage]:
+                continue
+            name = cache.program(each.name, each.lowered.as_text(), topology or str(jax.devices()))
+            begun = time.monotonic()
+            compiled = store.read(name, Compiled.model_validate_json)
+            if compiled is None:
+                compiled = _compile(each, tpu, probability)
+                unkept = store.write(name, compiled.model_dump_json().encode()) or unkept
+            if compiled.refused:
+                raise UserError(f"The compiler refuses the program {each.name}: {compiled.refused}")
+            faults += [compiled.fault] if compiled.fault else []
+            took = time.monotonic() - begun
+            made.append(Program(each.name, each.times, compiled.gib + each.resident / GIB, compiled.seconds, took))
+    except UserError as error:
+        return Answer(refused=str(error), unkept=unkept)
+    fits = all(program.gib <= gib for program in made)
+    return Answer(Stage("compiled", tuple(made), fits, "; ".join(faults)), unkept=unkept)
 
 
-def _compile(program: Lowered, tpu: Slice | None) -> Compiled:
+def _compile(program: RunProgram, tpu: Slice | None, branch_probability: float) -> Compiled:
+    """`branch_probability` is the share of the transformer's layers that an adapter adds to: a branch in its loop."""
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         said = " ".join(str(error).split())
         needed = _needed(said)
         if needed is None:
-            return Compiled(refused=said[:400])
-        return Compiled(gib=needed, fault=f"the compiler says that {program.name} needs {needed:.2f} GiB")
+            return Compiled(gib=0, seconds=Seconds(), fault="", refused=said[:400])
+        fault = f"the compiler says that {program.name} needs {needed:.2f} GiB"
+        return Compiled(gib=needed, seconds=Seconds(), fault=fault, refused="")
     memory: Any = compiled.memory_analysis()
-    gib = memory.peak_memory_in_bytes / GIB
-    if tpu is None:
-        return Compiled(gib=gib)
-    found = predict.predict(schedule.read(compiled), tpu.generation, taken=program.taken)
-    fault = ""
+    found, fault = predict.Prediction(Seconds()), ""
+    if tpu:
+        found = predict.predict(schedule.read(compiled), tpu.generation, branch_probability=branch_probability)
     if found.uncounted:
         fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
-    return Compiled(gib=gib, seconds=found.seconds, fault=fault)
+    return Compiled(gib=memory.peak_memory_in_bytes / GIB, seconds=found.seconds, fault=fault, refused="")
 
 
 def _needed(message: str) -> float | None:
@@ -133,7 +114,3 @@ def _needed(message: str) -> float | None:
         return None
     number, unit = [group for group in found.groups() if group]
     return float(number) * 1024.0 ** ("KMGT".index(unit) - 2)
-
-
-if __name__ == "__main__":
-    main()

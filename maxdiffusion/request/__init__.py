@@ -1,8 +1,8 @@
 """From values as written to a run that is checked, and what it needs before it starts: files, mesh, networks."""
 
 from maxdiffusion.request.job import Job
-from maxdiffusion.request.resolve import job_of, load, on_mesh, resolve
+from maxdiffusion.request.resolve import job_of, load, on_mesh, resolve, with_keys
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.request.videos import Video
 
-__all__ = ["Job", "Segments", "Video", "job_of", "load", "on_mesh", "resolve"]
+__all__ = ["Job", "Segments", "Video", "job_of", "load", "on_mesh", "resolve", "with_keys"]

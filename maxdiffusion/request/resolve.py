@@ -58,15 +58,30 @@ def job_of(cfg: Config) -> Job:
       UserError: as `checks.check_job`, or the videos or their segments cannot be made.
     """
     spec = variants.get(cfg.model_name)
+    if cfg.inspect:
+        return Job(cfg, spec, (), Segments(cfg.num_frames, cfg.num_frames))
+    job = Job(cfg, spec, videos.read(cfg), _segments(cfg, spec))
+    checks.check_job(job)
+    return job
+
+
+def _segments(cfg: Config, spec: variants.WanSpec) -> Segments:
     length, overlap = cfg.num_frames, 0
     if spec.task.segmented:
         length, overlap = cfg.segment_frame_length, cfg.prev_segment_conditioning_frames
-    references = spec.task.reference_frames + len(cfg.reference_images)
-    if cfg.inspect:
-        return Job(cfg, spec, (), Segments(cfg.num_frames, length, 0, references))
-    job = Job(cfg, spec, videos.read(cfg), Segments(cfg.num_frames, length, overlap, references))
-    checks.check_job(job)
-    return job
+    return Segments(cfg.num_frames, length, overlap, spec.task.reference_frames + len(cfg.reference_images))
+
+
+def with_keys(job: Job, **keys: Any) -> Job:
+    """The same run with other keys; a new size is that of all videos.
+
+    Raises:
+      UserError: its segments cannot be made.
+    """
+    cfg = job.cfg.model_copy(update=keys)
+    size = {side: keys[side] for side in ("width", "height") if side in keys}
+    videos = tuple(dataclasses.replace(video, **size) for video in job.videos)
+    return Job(cfg, job.spec, videos, _segments(cfg, job.spec))
 
 
 def on_mesh(job: Job, words: Sequence[str]) -> Job:

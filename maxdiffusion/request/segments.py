@@ -11,7 +11,7 @@ from maxdiffusion.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """`frames` in segments of `length`, of which each but the first repeats the last `overlap` frames of the one before.
+    """`frames` in segments of `length`, each but the first starting with the last `overlap` frames of the one before.
 
     `reference_frames` latent frames stand before those of each segment: denoised with them, dropped from the result.
 

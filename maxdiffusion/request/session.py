@@ -52,7 +52,7 @@ class Setup:
           UserError: the devices do not fit the degrees, or the schedule has no steps.
         """
         recipe = recipe_of(job)
-        return cls(job, recipe, configs, *layout.lay_out(job, recipe, configs["transformer"], devices))
+        return cls(job, recipe, configs, *layout.lay_out(job, recipe, configs, devices))
 
     @functools.cached_property
     def builders(self) -> Mapping[str, Build]:

@@ -116,7 +116,7 @@ _SLUG_BYTES = 60
 
 
 def stem_of(cfg: Config, video: Video) -> str:
-    """The file name, without suffix, of a video that is given none; without its words where metadata are to have none."""
+    """The default file name of a video, without suffix; without its words where metadata are to hold no prompt."""
     words = video.prompt if cfg.save_prompt_in_metadata else ""
     return default_stem(words, video.seed, video.width, video.height, cfg.num_frames)
 

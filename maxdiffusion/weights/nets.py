@@ -9,9 +9,11 @@ transformer = nets.load("transformer")
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -53,6 +55,17 @@ def builders(
         **dict.fromkeys(("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, **half)),
         "vae": lambda config: WanVAE(config, weights_dtype=vae_dtype, dtype=vae_dtype),
     }
+
+
+def sizes(build: Mapping[str, Build], configs: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Number and bytes of the weights of each net, by folder."""
+    found = {}
+    for name, config in configs.items():
+        leaves = jax.tree.leaves(nnx.state(build[name](config)))
+        counts = [math.prod(leaf.shape) for leaf in leaves]
+        nbytes = sum(count * leaf.dtype.itemsize for count, leaf in zip(counts, leaves, strict=True))
+        found[name] = sum(counts), nbytes
+    return found
 
 
 def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Assignments]:

@@ -49,7 +49,7 @@ def test_no_slice_names_those_that_are(name, message):
 
 def test_collectives_by_hand():
     """100 MB on devices of v6e, whose links carry 100 GB/s, and of TPU7x, two on a chip."""
-    v6e, v7x = (GENERATIONS[name].machine for name in ("v6e", "TPU7x"))
+    v6e, v7x = (GENERATIONS[name].speed for name in ("v6e", "TPU7x"))
     size = 100_000_000
     assert links.all_to_all(size, 4, 4, v6e) == pytest.approx(size / 200e9)
     assert links.all_to_all(size, 8, 8, v6e) == pytest.approx(size / 100e9)
@@ -60,7 +60,7 @@ def test_collectives_by_hand():
     assert links.permute(size, 2, 1, v7x) == pytest.approx(size / 600e9)
     assert links.all_gather(size, 8, 8, v6e) == pytest.approx(size * 7 / 8 / 200e9)
     # A cube of eight chips has four links across its middle, a plane of eight two.
-    v5p = GENERATIONS["v5p"].machine
+    v5p = GENERATIONS["v5p"].speed
     assert links.all_to_all(size, 8, 8, v5p) == pytest.approx(links.all_to_all(size, 8, 8, v6e) / 2)
     assert links.all_to_all(size, 1, 1, v6e) == links.permute(size, 1, 1, v6e) == 0
 

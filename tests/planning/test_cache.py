@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from maxdiffusion import request
-from maxdiffusion.planning import cache
+from maxdiffusion.planning import cache, worker
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.weights import official
 
@@ -22,7 +22,7 @@ def parse(content):
 def test_what_is_kept_is_found_beside_the_compiled_programs(tmp_path):
     folder = tmp_path / "here" / "xla"
     assert Cache(str(folder)).read("a", parse) is None
-    Cache(str(folder)).write("a", b"one")
+    assert Cache(str(folder)).write("a", b"one") == ""
     Cache(str(folder)).write("a", b"two")
     Cache(str(folder)).write("b", b"broken")
     assert Cache(str(folder)).read("a", parse) == b"two" and Cache(str(folder)).read("b", parse) is None
@@ -36,14 +36,27 @@ def test_without_a_folder_nothing_is_kept(off, tmp_path, monkeypatch):
     assert Cache(off).read("a", parse) is None and not list(tmp_path.iterdir())
 
 
-def test_where_it_cannot_be_written_it_says_so_once(tmp_path, caplog):
+def test_where_it_cannot_be_written_it_says_why(tmp_path):
     (tmp_path / "plans").write_text("no folder")
+    why = Cache(str(tmp_path / "xla")).write("a", b"one")
+    assert why.startswith("cannot write ") and "a part of its path is a file, not a folder" in why
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": 1}',
+        b'{"gib": 1.0}',
+        b'{"gib": 1.0, "seconds": {}, "fault": "", "refused": "", "a": 1}',
+        b'{"gib": -1.0, "seconds": {}, "fault": "", "refused": ""}',
+        b"{}",
+        b"",
+    ],
+)
+def test_an_entry_of_something_else_is_not_believed(content, tmp_path):
     store = Cache(str(tmp_path / "xla"))
-    store.write("a", b"one")
-    store.write("b", b"two")
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("what is compiled now is not kept for the next plan: cannot write ")
-    assert "a part of its path is a file, not a folder; choose another folder" in warning
+    store.write("a", content)
+    assert store.read("a", worker.Compiled.model_validate_json) is None
 
 
 def test_a_plan_is_known_by_all_that_it_follows_from():
@@ -60,8 +73,8 @@ def test_a_plan_is_known_by_all_that_it_follows_from():
     assert base not in (cache.asked(cfg, smaller, "v6e:2x4"), cache.asked(cfg, configs, "v6e:4x4"))
 
 
-def test_a_program_is_known_by_its_text_and_what_it_is_compiled_for_and_with():
-    base = cache.program("module", {"a": "1"}, "v6e:2x4")
-    assert cache.program("module", {"a": "1"}, "v6e:2x4") == base
-    others = [("module2", {"a": "1"}, "v6e:2x4"), ("module", {"a": "2"}, "v6e:2x4"), ("module", {"a": "1"}, "v5e:2x4")]
+def test_a_program_is_known_by_its_name_its_text_and_what_it_is_compiled_for():
+    base = cache.program("step", "module", "v6e:2x4")
+    assert cache.program("step", "module", "v6e:2x4") == base
+    others = [("decode", "module", "v6e:2x4"), ("step", "module2", "v6e:2x4"), ("step", "module", "v5e:2x4")]
     assert all(cache.program(*other) != base for other in others)

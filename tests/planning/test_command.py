@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 import pytest
-from maxdiffusion.planning.programs import programs
 
 from maxdiffusion import cli, request, variants
 from maxdiffusion.planning import command
+from maxdiffusion.planning.programs import programs
 from maxdiffusion.weights import official
 
 ROOT = Path(__file__).parents[2]
@@ -109,11 +109,11 @@ def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeyp
 @pytest.mark.parametrize("page", sorted(CONFIGS.glob("wan2*.yml")), ids=lambda page: page.stem)
 def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     """What a worker would compile, by its config as a job has it: nothing is missing that the networks take."""
-    jobs = []
-    monkeypatch.setattr("maxdiffusion.planning.pool.Pool.do", lambda pool, job: jobs.append(job))
+    jobs = {}
+    monkeypatch.setattr("maxdiffusion.planning.pool.Pool.map", lambda pool, wanted, on_answer: jobs.update(wanted))
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
     command.make(request.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
-    cfg = config.Config.model_validate(jobs[0].config)
+    cfg = config.Config.model_validate(next(iter(jobs.values())).args[0])
     found = list(programs(cfg, official.configs_of(cfg), jax.devices()[:8]))
     names = {program.name for program in found}
     assert names >= {"text", "prepare", "step", "decode"}

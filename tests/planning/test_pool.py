@@ -1,10 +1,11 @@
-"""Jobs in processes of their own, here small programs in the worker's place: in order, in time, and none left over."""
+"""Functions in processes of their own: in order, in time, in their environment, and none left over."""
 
+import functools
+import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -12,82 +13,83 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning import pool
-from maxdiffusion.planning.pool import Job, Pool
+from maxdiffusion.planning.pool import Pool
 
 ROOT = Path(__file__).parents[2]
-JOB = Job(config={}, stage="text", slice=None, gib=1.0)
-ANSWER = """
-import sys, tempfile, pathlib
-job = sys.stdin.readline()
-pathlib.Path(tempfile.mkdtemp(), "dump").touch()
-print('{"devices": {"folder": "%s"}}' % tempfile.gettempdir())
-"""
+LOOK = """[
+    __import__('tempfile').gettempdir(), __import__('os').environ.get('PLAN_TEST'), __import__('os').getpid(),
+    'jax' in __import__('sys').modules, open(__import__('tempfile').mkdtemp() + '/dump', 'w').close(),
+]"""
 
 
-def python(program: str, seconds: float = 60) -> Pool:
-    return Pool({}, time.monotonic() + seconds, (sys.executable, "-c", program))
+def run(code: str):
+    return functools.partial(exec, code)
 
 
-def test_answers_come_and_temporary_files_go():
+def of(seconds: float = 60, **given) -> Pool:
+    return Pool({"PLAN_TEST": "here"}, time.monotonic() + seconds, **given)
+
+
+def test_each_has_a_fresh_process_with_its_environment_and_a_folder_that_goes():
     answers = {}
-    python(ANSWER).map({n: JOB for n in range(3)}, answers.__setitem__)
-    folders = {answer.devices["folder"] for answer in answers.values()}
-    assert sorted(answers) == [0, 1, 2] and len(folders) == 3
+    of(workers=2).map({n: functools.partial(eval, LOOK.replace("\n", "")) for n in range(3)}, answers.__setitem__)
+    folders, values, processes, jax, _ = zip(*answers.values(), strict=True)
+    assert set(answers) == {0, 1, 2} and set(values) == {"here"} and not any(jax)
+    assert len(set(folders)) == len(set(processes)) == 3 and os.getpid() not in processes
     assert not any(Path(folder).exists() for folder in folders)
 
 
-def test_what_is_late_is_ended_and_what_was_not_begun_is_left(monkeypatch):
-    monkeypatch.setattr(pool, "workers", lambda: 1)
+def test_what_is_late_is_ended_and_what_was_not_begun_is_left():
     answers, begun = {}, time.monotonic()
-    python("import time; time.sleep(60)", seconds=1).map({1: JOB, 2: JOB}, answers.__setitem__)
+    of(1, workers=1).map(dict.fromkeys((1, 2), functools.partial(time.sleep, 60)), answers.__setitem__)
     assert answers == {1: None, 2: None} and time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(
-    ("program", "sentence"),
+    ("job", "sentence"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "this machine's memory is full"),
-        ("raise RuntimeError('The TPU is already in use by process 7')", "libtpu is locked by another process"),
-        ("raise RuntimeError('open(/tmp/libtpu_lockfile)')", "libtpu is locked by another process"),
-        ("raise OSError(28, 'No space left on device')", "disk of temporary files full"),
-        ("raise ValueError('odd shape')", "failed with exit code 1: ValueError: odd shape."),
+        (run("import os; os.kill(os.getpid(), 9)"), "this machine's memory is full"),
+        (run("import os; print('Error: odd', flush=True); os._exit(3)"), "failed with exit code 3: Error: odd."),
+        (run("import os; os._exit(3)"), "failed with exit code 3: it said nothing."),
+        (run("raise RuntimeError('The TPU is already in use by process 7')"), "libtpu is locked by another process"),
+        (run("raise RuntimeError('open(/tmp/libtpu_lockfile)')"), "libtpu is locked by another process"),
+        (run("raise OSError(28, 'No space left on device')"), "disk of temporary files full"),
+        (run("raise ValueError('odd shape')"), "Compiling failed: ValueError: odd shape."),
     ],
 )
-def test_a_worker_that_fails_is_one_sentence(program, sentence):
-    with pytest.raises(UserError) as error:
-        python(program).map({1: JOB}, lambda key, answer: None)
-    assert sentence in str(error.value) and "\n" not in str(error.value)
+def test_a_worker_that_fails_is_one_sentence_and_the_rest_goes_on(job, sentence):
+    answers = {}
+    of().map({1: job, 2: functools.partial(eval, "40 + 2")}, answers.__setitem__)
+    assert isinstance(answers[1], UserError) and answers[2] == 42
+    assert sentence in str(answers[1]) and "\n" not in str(answers[1])
+    with pytest.raises(UserError):
+        of().do(job)
 
 
 def test_no_more_workers_than_memory_allows(monkeypatch):
-    monkeypatch.setattr(pool, "_available", lambda: 0.5)
-    assert pool.workers() == 1
-    monkeypatch.setattr(pool, "_available", lambda: float("inf"))
-    assert pool.workers() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(pool, "available", lambda: 0.5)
+    begun = {}
+    times = functools.partial(eval, "(__import__('time').monotonic(), __import__('time').sleep(0.5))[0]")
+    of().map({1: times, 2: times}, begun.__setitem__)
+    assert abs(begun[2] - begun[1]) > 0.5
 
 
 PARENT = """
-import signal, sys, time
+import functools, signal, sys, time
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.pool import Job
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in its background
-pool = Pool({}, time.monotonic() + 600)
-pool._command = (sys.executable, "-c", sys.argv[1])
 try:
-    pool.map({n: Job(config={}, stage="text", slice=None, gib=1.0) for n in range(2)}, print)
+    Pool({}, time.monotonic() + 600, workers=2).map({n: functools.partial(exec, sys.argv[1]) for n in range(2)}, print)
 except KeyboardInterrupt:
     sys.exit(130)
 """
-# The worker's own watch over its parent, and a child of its own.
+# A worker with a child of its own.
 CHILD = """
-import subprocess, sys, tempfile, threading, time
-from maxdiffusion.planning import worker
-
-sys.stdin.buffer.readline()
-threading.Thread(target=worker._end_with_parent, daemon=True).start()
+import json, os, subprocess, tempfile, time
 child = subprocess.Popen(["sleep", "600"])
-open(tempfile.gettempdir() + "/begun", "w").write("%d" % child.pid)
+with open(tempfile.gettempdir() + "/begun", "w") as file:
+    json.dump([os.getpid(), child.pid], file)
 time.sleep(600)
 """
 
@@ -95,17 +97,29 @@ time.sleep(600)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_nothing_outlives_the_parent(how, tmp_path):
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", PARENT, textwrap.dedent(CHILD)]
-    parent = subprocess.Popen(command, env=environment, start_new_session=True)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], env=environment, start_new_session=True)
     try:
-        wait(lambda: list(tmp_path.glob("plan-*/begun")))
-        (pid, *_) = [int(file.read_text()) for file in tmp_path.glob("plan-*/begun") if file.read_text()]
+        wait(lambda: len(numbers(tmp_path)) == 4)
+        processes = numbers(tmp_path)
         parent.send_signal(how)
         assert parent.wait(30) == (130 if how is signal.SIGINT else -how)
     finally:
         parent.kill()
-    wait(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
+    wait(lambda: not any(map(lives, processes)))
     wait(lambda: not list(tmp_path.iterdir()))
+
+
+def numbers(folder):
+    """Of the workers and their children."""
+    files = [file.read_text() for file in folder.glob("plan-*/begun")]
+    return [number for text in files if text.endswith("]") for number in json.loads(text)]
+
+
+def lives(number):
+    try:
+        return "Z" not in Path(f"/proc/{number}/stat").read_text().split()[2]
+    except FileNotFoundError:
+        return False
 
 
 def wait(until):

@@ -8,13 +8,13 @@ from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import GENERATIONS
 from maxdiffusion.planning import kernels
 from maxdiffusion.planning.predict import predict
-from maxdiffusion.planning.results import Seconds
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Work
+from maxdiffusion.request.cost import Seconds
 
 V6E = GENERATIONS["v6e"]
 SECOND = int(V6E.ghz * 1e9)
 # A permutation of so many bytes takes a second.
-SIZE = int(V6E.machine.link)
+SIZE = int(V6E.speed.link)
 
 
 def parts(*steps, **given):
@@ -48,13 +48,13 @@ def test_cores_of_a_chip_do_not_wait_for_its_links():
     rotation = Collective("collective-permute", 10**9, (0, 2), "rotation")
     exchange = Collective("all-to-all", 10**6, (0, 1))
     found = predict(Schedule((rotation, exchange), 0), GENERATIONS["TPU7x"]).seconds
-    assert found.exposed == pytest.approx(links.all_to_all(10**6, 2, 1, GENERATIONS["TPU7x"].machine))
+    assert found.exposed == pytest.approx(links.all_to_all(10**6, 2, 1, GENERATIONS["TPU7x"].speed))
 
 
-def test_a_conditional_is_taken_as_often_as_told():
+def test_a_conditional_has_its_probability():
     choice = Choice(((Work("a", False, SECOND),), ()))
     assert parts(Loop(40, (choice,))).other == 40
-    assert parts(Loop(40, (choice,)), taken=0.2).other == pytest.approx(8)
+    assert parts(Loop(40, (choice,)), branch_probability=0.2).other == pytest.approx(8)
 
 
 def test_a_range_widens_with_slow_links():
@@ -114,8 +114,8 @@ def test_the_range_holds_what_was_measured(static, hardware):
 def test_the_collectives_of_a_published_step():
     """Of the 14B model on TPU7x-8, U2 R2: in each of 40 layers four all-to-alls of 193.5 MB between the cores of a
     chip, and a rotation of k and v that a hop of 20 ms covers."""
-    machine = GENERATIONS["TPU7x"].machine
+    speed = GENERATIONS["TPU7x"].speed
     share = 18_900 * 40 * 128 * 2
-    exchange = 40 * 4 * links.all_to_all(share, 2, 1, machine)
+    exchange = 40 * 4 * links.all_to_all(share, 2, 1, speed)
     assert exchange == pytest.approx(0.026, rel=0.02)
-    assert 2 * links.permute(share, 2, 2, machine) < 20.33e-3
+    assert 2 * links.permute(share, 2, 2, speed) < 20.33e-3

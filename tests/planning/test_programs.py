@@ -11,13 +11,12 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from maxdiffusion.config.examples import examples
-from maxdiffusion.planning.programs import nbytes, programs, shallow
 from PIL import Image
 
 from maxdiffusion import conditioning, parallel, request
 from maxdiffusion.conditioning import text
 from maxdiffusion.config import parts
+from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise import loop, sampling
 from maxdiffusion.media.write import write
 from maxdiffusion.models.clip import CLIPVisionConfig
@@ -26,6 +25,7 @@ from maxdiffusion.models.dit.config import AnimateConfig, VACEConfig
 from maxdiffusion.models.umt5 import UMT5Config
 from maxdiffusion.models.vae import VAEConfig
 from maxdiffusion.parallel import axes, startup
+from maxdiffusion.planning.programs import nbytes, programs
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official, specs
@@ -43,11 +43,11 @@ FACES = AnimateConfig(4, (("4", 4), ("8", 4), ("16", 4)), FACE, 10, 5, 14, 16, 2
 CASES = {
     "wan2.1-t2v": ({}, ["video=VIDEO", "prompt=[a,b,c]", "loop=scan"]),
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
-    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn", "guidance_scale_2=1"]),
+    "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn"]),
     "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, ["image=IMAGE"]),
-    "wan2.1-vace": ({"adapter": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
+    "wan2.1-vace": ({"side": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
     "wan2.2-animate": (
-        {"in_channels": 12, "adapter": FACES, **TOKENS},
+        {"in_channels": 12, "side": FACES, **TOKENS},
         [
             "image=IMAGE",
             "pose_video=VIDEO",
@@ -196,12 +196,6 @@ def test_what_lives_beside_a_program(tmp_path):
     assert both["decode"] == one["decode"]  # no transformer is kept when the only batch is decoded
     assert more["decode"] - one["decode"] == weights and most["decode"] - one["decode"] == 2 * weights
     assert one["text"] == both["text"] == 0
-
-
-def test_shallow_nets_keep_the_hints_of_the_layers_they_have():
-    nets = shallow(official.configs(get("wan2.1-vace-14b")), 6)
-    assert nets["transformer"].num_layers == 6 and nets["transformer"].adapter.vace_layers == (0, 5)
-    assert nets["text_encoder"].num_layers == 6 and nets["vae"] == official.configs(get("wan2.1-vace-14b"))["vae"]
 
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():

@@ -3,21 +3,25 @@
 from pathlib import Path
 
 import pytest
-from maxdiffusion.config.load import replaced
 
 from maxdiffusion import request
+from maxdiffusion.config.load import replaced
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
+from maxdiffusion.request import cost
+from maxdiffusion.weights import official
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def found(*words, heads=40, devices=8, platform="tpu", page="wan2.1_t2v_14b"):
+def found(*words, page="wan2.1_t2v_14b"):
     cfg = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words]).cfg
-    legal, refused = splits(cfg, heads, devices, platform)
-    for split, plan in legal.items():
+    run = cost.Run.of(cfg, official.configs_of(cfg), cost.experts_of(cfg), "TPU v6 lite", "tpu")
+    legal, refused = splits(cfg, run, 8)
+    for split, layout in legal.items():
         tried = replaced(cfg, split.overrides)  # the words are ones that the command takes
-        assert tried.ulysses_shards in (split.ulysses, -1) and plan.ulysses == split.ulysses
+        assert tried.ulysses_shards in (split.ulysses, -1) and layout.attention.ulysses == split.ulysses
+        assert (layout.batch, layout.holders) == (split.data * split.fsdp, split.holders)
     return legal, refused
 
 
@@ -70,8 +74,15 @@ def test_several_videos_may_lie_side_by_side():
     assert {split.data for split in legal} == {1, 2, 4}
 
 
+@pytest.mark.parametrize(("scales", "data"), [((1, 1), {1}), ((3, 1), {1, 2}), ((1, 3), {1, 2}), ((3, 3), {1, 2})])
+def test_the_pair_may_split_where_either_expert_is_guided(scales, data):
+    words = [f"{key}={scale}" for key, scale in zip(("guidance_scale", "guidance_scale_2"), scales, strict=True)]
+    legal, _ = found(*words, page="wan2.2_t2v_a14b")
+    assert {split.data for split in legal} == data
+
+
 def test_a_refused_split_has_the_sentence_of_the_run():
-    legal, refused = found(heads=12, page="wan2.1_t2v_1.3b")
+    legal, refused = found(page="wan2.1_t2v_1.3b")
     assert {split.ulysses for split in legal} == {1, 2, 4}
     assert [each.name for each in refused] == ["ring 1 x ulysses 8"]
     assert "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4" in refused[0].reason
@@ -90,5 +101,5 @@ def test_a_refused_split_has_the_sentence_of_the_run():
 )
 def test_where_nothing_is_legal_it_says_why(words, sentence):
     with pytest.raises(UserError) as error:
-        found("ici_data_parallelism=1", *words, heads=12, page="wan2.1_t2v_1.3b")
+        found("ici_data_parallelism=1", *words, page="wan2.1_t2v_1.3b")
     assert sentence in str(error.value)

@@ -23,9 +23,9 @@ def run(topology: str, code: str, *args: object, timeout: int = 600) -> str:
 
 
 def script(topology: str, *words: str, timeout: int = 1800) -> str:
-    """What scripts/tpu_memory.py prints."""
+    """What `scripts/tpu.py memory` prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return command([sys.executable, str(ROOT / "scripts" / "tpu_memory.py"), topology, *words], environment, timeout)
+    return command([sys.executable, str(ROOT / "scripts" / "tpu.py"), "memory", topology, *words], environment, timeout)
 
 
 def command(command: list[str], environment: dict[str, str], timeout: int) -> str:

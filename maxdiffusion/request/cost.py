@@ -1,0 +1,409 @@
+"""Predicted seconds and memory of a run on a split of the devices, for the choice at startup and for plans.
+
+Arithmetic from the nets' sizes and public figures of chips and links (`hardware`); nothing was timed. Its factors were
+fitted to compiled programs of the official models, see tests/request/test_cost.py.
+
+Self-attention of one layer:
+
+    ring x hop + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls and their layouts
+
+  hop         4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
+  merge       k and v into the kernel's layout, two fp32 results into one: 26 bytes per value / rate of merging
+  rotation    a device's k and v over the link to the next ring shard
+  all-to-all  of a device's share of q, k, v or the output; their layouts: 78 bytes per value / memory bandwidth
+
+A pass of the network adds its matrix products, passes over the activations and the gathers of spread weights; the run
+adds the text encoder and the VAE, which splits the width of the picture over the context axis. Imports no jax.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from maxdiffusion.attention.block_sizes import blocks, flash_blocks
+from maxdiffusion.attention.options import TAKEN
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.errors import UserError
+from maxdiffusion.hardware import links
+from maxdiffusion.hardware.chips import GENERATIONS, KINDS, DeviceSpeed
+from maxdiffusion.request.job import Job
+from maxdiffusion.request.nets import builders
+
+if TYPE_CHECKING:
+    from maxdiffusion.denoise.recipe import Recipe
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
+TEXT = 512  # tokens of a prompt
+RANGE = (0.8, 1.4)  # of predicted seconds
+
+# Fitted.
+_PRODUCTS = 0.85  # of peak, of matrix products and convolutions
+_PASSES = 50  # over activations of tokens x model dim in a layer
+_MERGE = 26  # bytes per value of a further hop
+_MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
+_LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
+_EXPOSED = 0.45  # of the all-to-alls, what no product hides
+_GATHERING = 0.1  # of the gathers of spread weights, the same
+_ALIVE = 8.5  # activations of tokens x model dim in memory at once
+_TURNING = 4  # more of them in a ring: keys and values that travel, two results
+_WHOLE = 1.5  # layers of spread weights that are gathered at a time
+_VAE_ALIVE = (2200, 775)  # bytes in memory for a pixel of a chunk of 4 frames, and more for each byte of a value
+_VAE_WORK = 0.33  # FLOP for a pixel of a frame and a weight
+_VAE_BYTES = 200_000  # read and written for a pixel of a frame, in either dtype
+
+# Speeds of devices that are in no table, by platform; of an unknown TPU those of v6e.
+SPEEDS: Mapping[str, DeviceSpeed] = MappingProxyType(
+    {
+        "cpu": DeviceSpeed(0.1e12, 20e9, 10e9),
+        "gpu": DeviceSpeed(400e12, 3000e9, 400e9),
+        "tpu": GENERATIONS["v6e"].speed,
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Predicted seconds: parts that add up, the collectives hidden beside them, and the range of the sum."""
+
+    attention: float = 0.0
+    linear: float = 0.0
+    other: float = 0.0
+    exposed: float = 0.0
+    hidden: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.attention + self.linear + self.other + self.exposed
+
+    def __add__(self, more: Seconds) -> Seconds:
+        return Seconds(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(more), strict=True)))
+
+    def __mul__(self, times: float | int) -> Seconds:
+        return Seconds(*(times * value for value in dataclasses.astuple(self)))
+
+
+class Estimate(NamedTuple):
+    """How often a run calls a program, GiB per device at its peak, and seconds of one call."""
+
+    times: int
+    gib: float
+    seconds: Seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How devices share a run.
+
+    Attributes:
+      attention: its plan, whose `heads` are known.
+      data: devices over the batch, which the guidance pair may take.
+      fsdp: devices over the weights and the batch.
+      context: devices over the tokens: ring x ulysses, or any number where keys are gathered.
+      sharded: whether weights are spread over the context axis, too.
+      slices: slices of devices that the context axis spans.
+    """
+
+    attention: AttentionPlan
+    data: int = 1
+    fsdp: int = 1
+    context: int = 1
+    sharded: bool = False
+    slices: int = 1
+
+    @property
+    def batch(self) -> int:
+        """Devices over the batch."""
+        return self.data * self.fsdp
+
+    @property
+    def holders(self) -> int:
+        """Devices over which one copy of the weights is spread, without those of the tensor axis."""
+        return self.fsdp * (self.context if self.sharded else 1)
+
+
+class Expert(NamedTuple):
+    """Denoise steps of one transformer, and whether guidance makes them take two branches."""
+
+    steps: int
+    guided: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run in numbers.
+
+    Attributes:
+      device_kind, platform: of the devices, as jax calls them.
+      nets: number and bytes of each net's weights, by folder.
+      tokens: of the largest video that is denoised at once.
+      layers, width, head_dim: of the transformer.
+      itemsize: bytes of one of its activations.
+      vae_itemsize: bytes of one of the VAE's.
+      experts: in order; those that are in memory together are counted by `together`.
+      together: transformers in memory at a time.
+      videos: of the run.
+      rows: videos that a device of the batch makes at once.
+      mode: `guidance_mode`.
+      limit: tokens on a device up to which `guidance_mode=auto` batches both branches.
+      segments: parts of a video that are made one after another.
+      pixels: of a segment, all frames, as the VAE's convolutions see them.
+      frames: of a segment.
+      prompts: that are encoded.
+    """
+
+    device_kind: str
+    platform: str
+    nets: Mapping[str, tuple[int, int]]
+    tokens: int
+    layers: int
+    width: int
+    head_dim: int
+    itemsize: int
+    vae_itemsize: int
+    experts: tuple[Expert, ...]
+    together: int
+    videos: int
+    rows: int
+    mode: str
+    limit: int
+    segments: int
+    pixels: int
+    frames: int
+    prompts: int
+
+    @classmethod
+    def of(cls, job: Job, recipe: Recipe, configs: Mapping[str, Any], device_kind: str, platform: str) -> Run:
+        """The run of `job` with networks of these configs (by folder), for the largest of its videos.
+
+        Raises:
+          UserError: a size does not suit the transformer.
+        """
+        from maxdiffusion.denoise.guidance import BATCHED_TOKENS
+        from maxdiffusion.weights import nets
+
+        cfg, cut, videos = job.cfg, job.segments, job.videos
+        network, vae = configs["transformer"], configs["vae"]
+        experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.segments)
+        return cls(
+            device_kind=device_kind,
+            platform=platform,
+            nets=nets.sizes(builders(cfg, AttentionPlan()), configs),
+            tokens=job.max_tokens(network),
+            layers=network.num_layers,
+            width=network.num_attention_heads * network.attention_head_dim,
+            head_dim=network.attention_head_dim,
+            itemsize=4 if cfg.activations_dtype == "float32" else 2,
+            vae_itemsize=4 if cfg.vae_dtype == "float32" else 2,
+            experts=experts,
+            together=len(experts) if cfg.expert_residency == "together" else 1,
+            videos=len(videos),
+            rows=cfg.per_device_batch_size,
+            mode=cfg.guidance_mode,
+            limit=BATCHED_TOKENS,
+            segments=len(cut),
+            pixels=cut.length * max(video.height * video.width for video in videos) // (vae.patch_size or 1) ** 2,
+            frames=cut.length,
+            prompts=len(
+                {text for video in videos for text in (video.prompt, video.negative_prompt)[: 1 + recipe.guided]}
+            ),
+        )
+
+    @property
+    def guided(self) -> bool:
+        """Whether any step takes two branches."""
+        return any(expert.guided for expert in self.experts)
+
+    @property
+    def steps(self) -> int:
+        """Denoise steps of a segment."""
+        return sum(expert.steps for expert in self.experts)
+
+    @property
+    def speed(self) -> DeviceSpeed:
+        return KINDS[self.device_kind].speed if self.device_kind in KINDS else SPEEDS[self.platform]
+
+    @property
+    def peak(self) -> float:
+        """FLOP/s of matrix products on a device."""
+        return KINDS[self.device_kind].peak if self.device_kind in KINDS else 2 * SPEEDS[self.platform].attention
+
+    @property
+    def ceiling(self) -> float:
+        """FLOP/s where one side of the products is narrow."""
+        return KINDS[self.device_kind].ceiling if self.device_kind in KINDS else self.peak
+
+    @property
+    def merging(self) -> float:
+        """Bytes/s of merges on a device; where no clock is known, a quarter of the memory's."""
+        if self.device_kind not in KINDS:
+            return 0.25 * self.speed.memory
+        return _MERGING * 1e9 * KINDS[self.device_kind].ghz * KINDS[self.device_kind].tensor_cores
+
+    def batch(self, layout: Layout) -> int:
+        """Videos of one batch."""
+        return min(self.videos, self.rows * layout.batch)
+
+    def units(self, layout: Layout) -> int:
+        """Segments of batches that the run makes."""
+        return -(-self.videos // self.batch(layout)) * self.segments
+
+    def passes(self, expert: Expert, layout: Layout) -> tuple[int, int]:
+        """Calls of the network in a step, and examples that a device has in one."""
+        single, double = (-(-rows // layout.batch) for rows in (self.batch(layout), 2 * self.batch(layout)))
+        if not expert.guided:
+            return 1, single
+        fits = self.tokens * double <= max(self.tokens * single, self.limit)
+        return (1, double) if self.mode == "batched" or (self.mode == "auto" and fits) else (2, single)
+
+    def text(self, layout: Layout) -> Estimate:
+        """The text encoder on one prompt."""
+        weights, nbytes = self.nets["text_encoder"]
+        share = nbytes / (layout.holders * layout.attention.tensor)
+        seconds = _seconds(linear=2 * weights * TEXT / self.peak, other=share / self.speed.memory)
+        return Estimate(self.prompts, share / GIB + 0.3, seconds)
+
+    def step(self, layout: Layout) -> Estimate:
+        """One denoise step: the mean of the experts' seconds, the largest memory."""
+        ways = [self.passes(expert, layout) for expert in self.experts]
+        seconds = sum(
+            (self._pass(e, layout) * n * x.steps for x, (n, e) in zip(self.experts, ways, strict=True)), Seconds()
+        )
+        gib = max(
+            self._step_gib(expert, examples, layout) for expert, (_, examples) in zip(self.experts, ways, strict=True)
+        )
+        return Estimate(self.steps * self.units(layout), gib, seconds * (1 / self.steps))
+
+    def decode(self, layout: Layout) -> Estimate:
+        """The VAE on a segment of a batch."""
+        weights, nbytes = self.nets["vae"]
+        pixels = -(-self.batch(layout) // layout.batch) * self.pixels / layout.context
+        alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * self.vae_itemsize) * 4 * pixels / self.frames
+        waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
+        seconds = _seconds(
+            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.ceiling),
+            other=_VAE_BYTES * pixels / self.speed.memory,
+        )
+        return Estimate(self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
+
+    def seconds(self, layout: Layout) -> float:
+        """All calls of all three."""
+        return sum(
+            each.times * each.seconds.total for each in (self.text(layout), self.step(layout), self.decode(layout))
+        )
+
+    def transformers(self, layout: Layout) -> float:
+        """GiB on each device of the transformers in memory."""
+        return self.together * self.nets["transformer"][1] / (layout.holders * layout.attention.tensor) / GIB
+
+    def attention(self, layout: Layout, examples: int) -> Attention:
+        """Seconds of one layer's self-attention by the rule above, for so many examples on a device."""
+        plan, speed = layout.attention, self.speed
+        assert plan.heads is not None
+        heads, shard = plan.heads // plan.tensor, -(-self.tokens // layout.context)
+        rows, columns = queries, keys = shard * plan.ulysses, shard * layout.context // plan.ring
+        if "block_q" in TAKEN[plan.kernel]:
+            own = plan.kernel == "flash"  # which skips what is padding in a block of keys
+            sizes = (flash_blocks if own else blocks)(self.device_kind, queries, keys, plan.options)
+            rows, columns = (
+                -(-n // m) * m for n, m in ((queries, sizes.q), (keys, sizes.compute if own else sizes.kv))
+            )
+        values = examples * shard * heads * self.head_dim
+        hop = 4 * examples * (heads // plan.ulysses) * rows * columns * self.head_dim / speed.attention
+        hops, share = plan.ring - 1, self.itemsize * values  # bytes of q, k, v or the output
+        chips = {degree: max(1, degree // speed.cores) for degree in (layout.context, plan.ulysses)}
+        if plan.context < layout.context:  # keys and values are gathered
+            exchange = 2 * links.all_gather(share * layout.context, layout.context, chips[layout.context], speed)
+        else:
+            exchange = 4 * links.all_to_all(share, plan.ulysses, chips[plan.ulysses], speed)
+        if layout.slices > 1:
+            rotation = links.between_slices(2 * share, speed)
+        else:
+            rotation = links.permute(2 * share, layout.context, chips[layout.context], speed)
+        return Attention(
+            compute=plan.ring * hop,
+            exchange=exchange,
+            rotation=hops * max(0.0, rotation - hop),
+            layouts=values * (_MERGE * hops / self.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
+        )
+
+    def _pass(self, examples: int, layout: Layout) -> Seconds:
+        """One call of the transformer."""
+        attention, speed, tensor = self.attention(layout, examples), self.speed, layout.attention.tensor
+        tokens = examples * -(-self.tokens // layout.context)
+        weights, nbytes = self.nets["transformer"]
+        activations = tokens * self.width // tensor * self.itemsize
+        gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
+        return _seconds(
+            attention=self.layers * attention.compute,
+            linear=2 * tokens * weights / tensor / (_PRODUCTS * self.peak),
+            other=self.layers * (attention.layouts + _PASSES * activations / speed.memory),
+            exposed=self.layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
+        )
+
+    def _step_gib(self, expert: Expert, examples: int, layout: Layout) -> float:
+        """Weights, of spread ones some layers whole, activations, and the keys and values of the text."""
+        tensor = layout.attention.tensor
+        whole = _WHOLE / self.layers * self.nets["transformer"][1] / tensor if layout.holders > 1 else 0.0
+        value = self.width // tensor * self.itemsize
+        text = (1 + expert.guided) * -(-self.batch(layout) // layout.batch) * self.layers * 2 * TEXT * value
+        tokens = examples * -(-self.tokens // layout.context)
+        alive = _ALIVE + (_TURNING if layout.attention.ring > 1 else 0)
+        return self.transformers(layout) + (whole + text + alive * tokens * value) / GIB
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Seconds of one layer: kernels, all-to-alls, rotation that no kernel hides, layouts and merges."""
+
+    compute: float
+    exchange: float
+    rotation: float
+    layouts: float
+
+
+def choose(
+    found: Mapping[tuple[int, int], Layout], refused: Mapping[tuple[int, int], UserError], run: Run
+) -> tuple[int, int]:
+    """The key (data, ulysses) of the split with the fastest run, of those that are open.
+
+    Logs it, the others by time, and why the refused ones are illegal; nothing where there is one and no other was
+    thinkable.
+
+    Raises:
+      UserError: nothing is legal; the reason is that of the largest Ulysses.
+    """
+    if not found:
+        raise refused[max(refused)]
+    if len(found) == 1 and not refused:
+        return next(iter(found))
+    best, *others = sorted(found, key=lambda key: run.seconds(found[key]))
+    log.info("ulysses_shards=auto: %s", _described(best, found[best], run))
+    for key in others:
+        log.info("  rather than %s", _described(key, found[key], run))
+    for (data, ulysses), reason in refused.items():
+        log.info("  not data %d, ulysses %d: %s", data, ulysses, reason)
+    return best
+
+
+def _described(key: tuple[int, int], layout: Layout, run: Run) -> str:
+    pair = f"the guidance pair over data {key[0]}, " if key[0] > 1 else ""
+    step = run.step(layout).seconds
+    shown = ", ".join(f"{name} {getattr(step, name):.3g}" for name in ("attention", "linear", "other", "exposed"))
+    plan = layout.attention
+    return (
+        f"{pair}ring {plan.ring} x ulysses {plan.ulysses}, modelled {run.seconds(layout):.4g} s, of a step "
+        f"{step.total:.3g} ({shown})"
+    )
+
+
+def _seconds(**parts: float) -> Seconds:
+    total = sum(parts.values())
+    return Seconds(**parts, low=RANGE[0] * total, high=RANGE[1] * total)
