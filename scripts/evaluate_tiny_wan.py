@@ -116,7 +116,7 @@ def from_ours(args, chosen):
     sys.path.insert(0, str(root))
     from PIL import Image
 
-    from maxdiffusion import config, generate_wan
+    from maxdiffusion import generate_wan, request
 
     with tempfile.TemporaryDirectory() as folder:
         images = [f"{folder}/{number}.png" for number, case in enumerate(chosen) if case.still]

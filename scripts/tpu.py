@@ -50,7 +50,7 @@ from maxdiffusion.planning import schedule  # noqa: E402
 from maxdiffusion.planning.predict import predict  # noqa: E402
 
 if TYPE_CHECKING:
-    from maxdiffusion.planning.programs import Lowered
+    from maxdiffusion.programs import Program
 
 PROGRAMS = ("image", "encode", "text", "prepare", "step", "decode")
 SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}  # the smallest of a whole host of each generation
@@ -107,20 +107,21 @@ def gib(nbytes: int) -> str:
 
 def compile_all(
     topology: str, words: list[str], names: tuple[str, ...], layers: int | None
-) -> Iterator[tuple[Lowered, float, Any, float]]:
+) -> Iterator[tuple[Program, float, Any, float]]:
     """(program, seconds, jax.stages.Compiled, probability of a branch in its loop) of each program of these names."""
     os.environ |= compile_only(topology)
     devices = slice_of(topology).described()
-    from maxdiffusion import config
-    from maxdiffusion.planning.programs import programs
-    from maxdiffusion.weights import official
+    from maxdiffusion import request
+    from maxdiffusion.programs import programs
+    from maxdiffusion.request.nets import read_configs
+    from maxdiffusion.request.session import Setup
 
-    cfg = request.load([*words, "prompt=a cat", "jax_cache_dir="]).cfg
-    configs = official.configs_of(cfg)
+    job = request.load([*words, "prompt=a cat", "jax_cache_dir="])
+    configs = read_configs(job.cfg)
     if layers:
         configs = shallow(configs, layers)
-    probability = len(configs["transformer"].side_layers) / configs["transformer"].num_layers
-    for program in programs(cfg, configs, devices):
+    probability = len(configs["transformer"].adapter_layers) / configs["transformer"].num_layers
+    for program in programs(Setup.of(job, configs, devices)):
         if program.name in names:
             lowered, start = program.lowered, time.perf_counter()
             compiled = lowered.compile()
@@ -135,9 +136,9 @@ def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
     def cut(config: Any) -> Any:
         depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
         changes: dict[str, Any] = {depth: min(layers, getattr(config, depth)) for depth in depths}
-        if isinstance(side := getattr(config, "side", None), VACEConfig):
-            hints = tuple(layer for layer in side.vace_layers if layer < layers)
-            changes["side"] = dataclasses.replace(side, vace_layers=hints)
+        if isinstance(adapter := getattr(config, "adapter", None), VACEConfig):
+            hints = tuple(layer for layer in adapter.vace_layers if layer < layers)
+            changes["adapter"] = dataclasses.replace(adapter, vace_layers=hints)
         return dataclasses.replace(config, **changes)
 
     return {name: cut(config) for name, config in configs.items()}

@@ -7,8 +7,8 @@ import pytest
 
 from maxdiffusion import request
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import DiTConfig
 from maxdiffusion.request.layout import lay_out
+from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import recipe_of
 
 
@@ -105,8 +105,8 @@ def test_refused_before_loading(tmp_path, words, devices, heads, says):
     with pytest.raises(UserError) as refusal:
         job = request.load([str(tmp_path / "case.yml"), *split])
         assert devices != WHEN_READ
-        sizes = {"ffn_dim": 512, "in_channels": 16, "out_channels": 16, "text_dim": 64}
-        network = DiTConfig(num_layers=2, num_attention_heads=heads, attention_head_dim=128, **sizes)
-        lay_out(job, recipe_of(job), network, devices)
+        configs = read_configs(job.cfg)
+        transformer = dataclasses.replace(configs["transformer"], num_attention_heads=heads)
+        lay_out(job, recipe_of(job), {**configs, "transformer": transformer}, devices)
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(refusal.value)), refusal.value
     assert "\n" not in str(refusal.value)

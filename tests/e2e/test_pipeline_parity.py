@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maxdiffusion import generate_wan
+from maxdiffusion.request import load
 from maxdiffusion.weights.latents_io import save_latents
 
 PROMPT = "a green square moving left on a black background"
@@ -54,7 +55,7 @@ def test_video_equals_the_reference(
     save_latents(tmp_path / "noise.safetensors", noise, {})
     shift, theirs = reference(checkpoint, noise, size=size, frames=frames, steps=6, scale=4.0)
     (tmp_path / "run.yml").write_text("# all keys are given as words\n")
-    cfg = request.load(
+    job = load(
         [
             str(tmp_path / "run.yml"),
             f"model_name={model}",
@@ -78,8 +79,8 @@ def test_video_equals_the_reference(
             f"ici_data_parallelism={data}",
             f"ici_context_parallelism={context}",
         ]
-    ).cfg
-    (path,) = generate_wan.run(cfg)
+    )
+    (path,) = generate_wan.run(job)
     ours = np.load(path)
     assert ours.shape == theirs.shape
     assert theirs.std() > 5, "a flat video would compare equal to anything flat"

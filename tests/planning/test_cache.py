@@ -8,7 +8,7 @@ import pytest
 from maxdiffusion import request
 from maxdiffusion.planning import cache, worker
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.weights import official
+from maxdiffusion.request.nets import read_configs
 
 PAGE = Path(__file__).parents[2] / "configs" / "wan2.1_t2v_14b.yml"
 
@@ -60,17 +60,21 @@ def test_an_entry_of_something_else_is_not_believed(content, tmp_path):
 
 
 def test_a_plan_is_known_by_all_that_it_follows_from():
-    cfg = request.load([str(PAGE), "plan=v6e-8"]).cfg
-    configs = official.configs_of(cfg)
-    base = cache.asked(cfg, configs, "v6e:2x4")
+    job = request.load([str(PAGE), "plan=v6e-8"])
+    configs = read_configs(job.cfg)
+
+    def changed(key, value):
+        return request.job_of(job.cfg.model_copy(update={key: value}))
+
+    base = cache.asked(job, configs, "v6e:2x4")
     same = {"seed": (5,), "prompt": ("a",), "progress": "off", "price_per_chip_hour": 3.0, "plan_minutes": 9.0}
     other = {"num_frames": 41, "prompt": ("a", "b"), "vae_dtype": "bfloat16", "scan_layers": False}
     for key, value in same.items():
-        assert cache.asked(cfg.model_copy(update={key: value}), configs, "v6e:2x4") == base, key
+        assert cache.asked(changed(key, value), configs, "v6e:2x4") == base, key
     for key, value in other.items():
-        assert cache.asked(cfg.model_copy(update={key: value}), configs, "v6e:2x4") != base, key
+        assert cache.asked(changed(key, value), configs, "v6e:2x4") != base, key
     smaller = {**configs, "transformer": dataclasses.replace(configs["transformer"], num_layers=2)}
-    assert base not in (cache.asked(cfg, smaller, "v6e:2x4"), cache.asked(cfg, configs, "v6e:4x4"))
+    assert base not in (cache.asked(job, smaller, "v6e:2x4"), cache.asked(job, configs, "v6e:4x4"))
 
 
 def test_a_program_is_known_by_its_name_its_text_and_what_it_is_compiled_for():

@@ -10,10 +10,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from maxdiffusion import cli, request, variants
+from maxdiffusion import cli, request
 from maxdiffusion.planning import command
-from maxdiffusion.planning.programs import programs
-from maxdiffusion.weights import official
+from maxdiffusion.programs import programs
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import Setup
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -108,16 +109,16 @@ def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeyp
 
 @pytest.mark.parametrize("page", sorted(CONFIGS.glob("wan2*.yml")), ids=lambda page: page.stem)
 def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
-    """What a worker would compile, by its config as a job has it: nothing is missing that the networks take."""
+    """What a worker would compile, as a worker has it: nothing is missing that the networks take."""
     jobs = {}
     monkeypatch.setattr("maxdiffusion.planning.pool.Pool.map", lambda pool, wanted, on_answer: jobs.update(wanted))
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
     command.make(request.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
-    cfg = config.Config.model_validate(next(iter(jobs.values())).args[0])
-    found = list(programs(cfg, official.configs_of(cfg), jax.devices()[:8]))
+    job = next(iter(jobs.values())).args[0]
+    found = list(programs(Setup.of(job, read_configs(job.cfg), jax.devices()[:8])))
     names = {program.name for program in found}
     assert names >= {"text", "prepare", "step", "decode"}
-    assert ("image" in names) == ("image_encoder" in variants.get(cfg.model_name).nets)
+    assert ("image" in names) == ("image_encoder" in job.spec.nets)
     next(program for program in found if program.name == "prepare").lowered  # noqa: B018
 
 

@@ -14,7 +14,8 @@ from maxdiffusion.planning.splits import splits
 from maxdiffusion.planning.target import devices_of
 from maxdiffusion.request import cost
 from maxdiffusion.request.cost import Seconds
-from maxdiffusion.weights import official
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import recipe_of
 
 PAGE = Path(__file__).parents[2] / "configs" / "wan2.1_t2v_14b.yml"
 
@@ -28,7 +29,7 @@ class Desk(Pool):
 
     def map(self, jobs, on_answer):
         for key, job in jobs.items():
-            cfg, stage = config.Config.model_validate(job.args[0]), job.args[1]
+            cfg, stage = job.args[0].cfg, job.args[1]
             self.asked.append((stage, cfg.ici_data_parallelism, cfg.ulysses_shards, bool(cfg.logical_axis_rules)))
             answer = None if len(self.asked) > self.most else self.answers(cfg, stage)
             on_answer(key, Answer(answer) if isinstance(answer, Stage) else answer)
@@ -41,12 +42,12 @@ def stage_of(name, gib=20.0, seconds=1.0, fits=True):
 
 
 def compilation(desk, name="v6e-8"):
-    cfg = request.load([str(PAGE), f"plan={name}"]).cfg
+    job = request.load([str(PAGE), f"plan={name}"])
     target = devices_of(slice_of(name), desk)
-    run = cost.Run.of(cfg, official.configs_of(cfg), cost.experts_of(cfg), target.kind, target.platform)
-    layouts, _ = splits(cfg, run, target.devices)
+    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), target.kind, target.platform)
+    layouts, _ = splits(job, run, target.devices)
     rows = {split: Row(split, 50, modelled(run, layout, target.gib)) for split, layout in layouts.items()}
-    made = Compilation(cfg, rows, layouts, run, desk, target)
+    made = Compilation(job, rows, layouts, run, desk, target)
     made.compile()
     return made
 

@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 
 from maxdiffusion import request
-from maxdiffusion.config.load import replaced
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.request import cost
-from maxdiffusion.weights import official
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import recipe_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def found(*words, page="wan2.1_t2v_14b"):
-    cfg = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words]).cfg
-    run = cost.Run.of(cfg, official.configs_of(cfg), cost.experts_of(cfg), "TPU v6 lite", "tpu")
-    legal, refused = splits(cfg, run, 8)
+    job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
+    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), "TPU v6 lite", "tpu")
+    legal, refused = splits(job, run, 8)
     for split, layout in legal.items():
-        tried = replaced(cfg, split.overrides)  # the words are ones that the command takes
+        tried = request.on_mesh(job, split.overrides).cfg  # the words are ones that the command takes
         assert tried.ulysses_shards in (split.ulysses, -1) and layout.attention.ulysses == split.ulysses
         assert (layout.batch, layout.holders) == (split.data * split.fsdp, split.holders)
     return legal, refused

@@ -11,13 +11,14 @@ import pytest
 
 from maxdiffusion import request
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.denoise.guidance import BatchedGuidance, NoGuidance, choose
+from maxdiffusion.denoise.guidance import BatchedGuidance, choose
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import slice_of
-from maxdiffusion.parallel import startup
 from maxdiffusion.request import cost
+from maxdiffusion.request import layout as layout_of
 from maxdiffusion.request.cost import Expert, Layout
-from maxdiffusion.weights import official
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import recipe_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GIB = 2**30
@@ -25,8 +26,8 @@ KINDS = {"TPU7x": "tpu", "TPU v6 lite": "tpu", "TPU v5": "tpu", "TPU v5 lite": "
 
 
 def run_of(kind, *words, page="wan2.1_t2v_14b", platform="tpu"):
-    cfg = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words]).cfg
-    return cost.Run.of(cfg, official.configs_of(cfg), cost.experts_of(cfg), kind, platform)
+    job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
+    return cost.Run.of(job, recipe_of(job), read_configs(job.cfg), kind, platform)
 
 
 def layout(data, ring, ulysses, *, heads=40, kernel="flash", **given):
@@ -37,7 +38,7 @@ def layout(data, ring, ulysses, *, heads=40, kernel="flash", **given):
 # ---- against compiled programs
 
 # A guided step of wan2.1_t2v_14b at 1280x720, 81 frames: (data, ring, ulysses) -> seconds, GiB per device at its peak.
-# Compiled at commit 652c362 with jax 0.10.2 and libtpu 0.0.42.1 by `python scripts/tpu_memory.py TOPOLOGY
+# Compiled at commit 652c362 with jax 0.10.2 and libtpu 0.0.42.1 by `python scripts/tpu.py memory TOPOLOGY
 # configs/wan2.1_t2v_14b.yml attention=ulysses_ring ulysses_shards=N ici_data_parallelism=N --programs step`, on v5e
 # with logical_axis_rules=[[embed,[fsdp,context]]]. Ring 8 on v6e is by `plan=v6e-8` of the same commit (README).
 COMPILED = {
@@ -120,11 +121,11 @@ def test_the_memory_of_every_page_is_near_what_was_compiled(page, folder, gib):
     words = ["size=832*480"] if "480p" in page else ["size=1280*720"] if "animate" in page else []
     words += ["image=a", "size=1280*720"] if "i2v" in page and "ti2v" not in page and "480p" not in page else []
     kind = slice_of(folder).generation.kind
-    cfg = request.load([str(CONFIGS / f"{own}.yml"), "plan=v6e-8", *words]).cfg
-    run = cost.Run.of(cfg, official.configs_of(cfg), cost.experts_of(cfg), kind, "tpu")
+    job = request.load([str(CONFIGS / f"{own}.yml"), "plan=v6e-8", *words])
+    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), kind, "tpu")
     found = {}
     for data in (1, 2) if run.guided else (1,):
-        found |= {(data, n): each for n, each in startup.layouts(cfg, run, [Device(kind)] * 8, data)[0].items()}
+        found |= {(data, n): each for n, each in layout_of.layouts(job.cfg, run, [Device(kind)] * 8, data)[0].items()}
     assert run.step(found[cost.choose(found, {}, run)]).gib == pytest.approx(gib, rel=0.13)
 
 
@@ -182,9 +183,8 @@ def test_both_branches_share_a_batch_where_the_loop_says_so(mode, words, size):
         split = layout(data, 1, 8 // data)
         rows = run.batch(split)
         per_shard = [run.tokens * -(-number // data) for number in (rows, 2 * rows)]
-        shared = isinstance(choose(mode, [5.0], *per_shard), BatchedGuidance)
+        shared = isinstance(choose(mode, *per_shard), BatchedGuidance)
         assert run.passes(Expert(1, True), split) == ((1, -(-2 * rows // data)) if shared else (2, -(-rows // data)))
-        assert isinstance(choose(mode, [1.0], *per_shard), NoGuidance)
         assert run.passes(Expert(1, False), split) == (1, -(-rows // data))
 
 

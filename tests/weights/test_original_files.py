@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from maxdiffusion import request
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
+from maxdiffusion.request.nets import open_checkpoint
 from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
 from maxdiffusion.weights.checkpoint import read_header
 from maxdiffusion.weights.nets import builders
@@ -178,7 +179,7 @@ def test_dimensions_are_those_of_the_config(checkpoint):
 
 
 def test_a_file_for_a_net_that_the_model_lacks(checkpoint, tmp_path):
-    with pytest.raises(UserError, match=r"image_encoder_file=x has no meaning for a model without image_encoder"):
+    with pytest.raises(UserError, match=r"image_encoder_file=x is not used by a model without image_encoder"):
         specs.open_pipeline(checkpoint, files={"image_encoder": Path("x")})
 
 
@@ -242,7 +243,7 @@ def test_paths_of_weight_files(checkpoint, tmp_path):
         request.load(written(tmp_path, tmp_path / "dit.safetensors"))
     cfg = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors")).cfg
     assert cfg.transformer_file == str(tmp_path / "dit.safetensors")
-    pipeline = specs.open_config(cfg)
+    pipeline = open_checkpoint(cfg)
     assert pipeline.configs["transformer"].attention_head_dim == 12
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import jax
 import pytest
-from maxdiffusion.planning.programs import programs
 
 from maxdiffusion import request
-from maxdiffusion.weights import official
+from maxdiffusion.programs import programs
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import Setup
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
 GIVEN = {
     "I2V": ("image=a", "size=1280*720"),
@@ -22,9 +23,9 @@ def of_page(page: str, *words: str, kinds=("prepare", "step")):
     """The programs of a page on one device."""
     path = str(ROOT / "configs" / f"{page}.yml")
     kind = next(kind for kind in ("FLF2V", "TI2V", "I2V", "ANIMATE", "T2V") if kind.lower() in page or kind == "T2V")
-    cfg = request.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words]).cfg
-    made = [each for each in programs(cfg, official.configs_of(cfg), jax.devices()[:1]) if each.name in kinds]
-    return cfg, made
+    job = request.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words])
+    made = [each for each in programs(Setup.of(job, read_configs(job.cfg), jax.devices()[:1])) if each.name in kinds]
+    return job.cfg, made
 
 
 @pytest.mark.parametrize("page", PAGES)

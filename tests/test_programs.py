@@ -15,24 +15,25 @@ from PIL import Image
 
 from maxdiffusion import conditioning, parallel, request
 from maxdiffusion.conditioning import text
-from maxdiffusion.config import parts
-from maxdiffusion.config.examples import examples
-from maxdiffusion.denoise import loop, sampling
+from maxdiffusion.denoise import loop
+from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media.write import write
 from maxdiffusion.models.clip import CLIPVisionConfig
 from maxdiffusion.models.dit import DiTConfig
 from maxdiffusion.models.dit.config import AnimateConfig, VACEConfig
 from maxdiffusion.models.umt5 import UMT5Config
 from maxdiffusion.models.vae import VAEConfig
-from maxdiffusion.parallel import axes, startup
-from maxdiffusion.planning.programs import nbytes, programs
+from maxdiffusion.parallel import axes
+from maxdiffusion.programs import nbytes, programs
+from maxdiffusion.request.nets import read_configs
+from maxdiffusion.request.session import Session, Setup
 from maxdiffusion.runtime.stages import Stages
+from maxdiffusion.sampling import Sampler
 from maxdiffusion.variants import get
-from maxdiffusion.weights import official, specs
-from maxdiffusion.weights.loader import placed
-from maxdiffusion.weights.nets import Nets, builders_of
+from maxdiffusion.weights import specs
+from maxdiffusion.weights.nets import Nets
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 FRAMES, SIDE, FACE = 9, 32, 16
 TOWER = CLIPVisionConfig(16, 32, 3, 2, patch_size=14, image_size=28)
 TEXT = UMT5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
@@ -45,9 +46,9 @@ CASES = {
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
     "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn"]),
     "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, ["image=IMAGE"]),
-    "wan2.1-vace": ({"side": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
+    "wan2.1-vace": ({"adapter": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
     "wan2.2-animate": (
-        {"in_channels": 12, "side": FACES, **TOKENS},
+        {"in_channels": 12, "adapter": FACES, **TOKENS},
         [
             "image=IMAGE",
             "pose_video=VIDEO",
@@ -71,8 +72,8 @@ def nets_of(model):
 
 
 def loaded(folder, model):
-    """The config of a run of a folder that holds what `config.load` reads."""
-    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {"_class_name": get(model).transformer_class}
+    """A run of a folder that holds the files that its config names."""
+    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {"_class_name": get(model).task.transformer_class}
     (folder / "transformer").mkdir()
     (folder / "transformer" / "config.json").write_text(json.dumps(raw))
     write(np.zeros((FRAMES, FACE, FACE, 3), np.uint8), folder / "VIDEO", 16, "png", {})
@@ -85,22 +86,21 @@ def loaded(folder, model):
     common = [f"size={SIDE}*{SIDE}", f"num_frames={FRAMES}", "num_inference_steps=4", f"output_dir={folder}"]
     mesh = ["attention=ulysses", "ici_data_parallelism=2", "guidance_mode=batched"]
     named = [f"model_name={model}", f"pretrained_model_name_or_path={folder}"]
-    return request.load([str(folder / "run.yml"), *named, *common, *mesh, *words]).cfg
+    return request.load([str(folder / "run.yml"), *named, *common, *mesh, *words])
 
 
 class Zeros(Nets):
     """Nets without a checkpoint, whose parameters are zeros, each on its devices."""
 
-    def __init__(self, configs, build, placement):
-        self.configs = configs
-        self.described = {name: placed(build[name](configs[name]), placement) for name in configs}
+    def __init__(self, setup):
+        self.setup = setup
         self.folder = ROOT / "models" / "wan_tiny"
 
     def nbytes_on_disk(self, name):
         return 0
 
     def load(self, name, on_tensor):
-        graph, leaves = nnx.split(self.described[name])
+        graph, leaves = nnx.split(self.setup.abstract(name))
         zeros = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), leaves)
         return nnx.merge(graph, zeros)
 
@@ -158,23 +158,28 @@ class NotedCompiled(jax.stages.Compiled):
 @pytest.mark.parametrize("compute", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("model", CASES)
 def test_a_run_calls_the_programs_that_are_described(model, compute, tmp_path, monkeypatch):
-    cfg, configs, devices = loaded(tmp_path, model), nets_of(model), jax.devices()[:4]
+    setup = Setup.of(loaded(tmp_path, model), nets_of(model), jax.devices()[:4])
     monkeypatch.setattr(text, "BUCKET", text.MAX_LENGTH)  # the longest is what is described
-    described = list(programs(cfg, configs, devices))
+    described = list(programs(setup))
     want = collections.Counter()
     for program in described:
         want[program.lowered.as_text()] += program.times
 
-    plan, placement, shape = startup.lay_out(cfg, configs, devices)
-    nets, stages, videos = Zeros(configs, builders_of(cfg, plan), placement), Stages("off"), examples(cfg)
+    s = Session(setup, Zeros(setup), Stages("off"))
     spy = Spy(compute)
     for module in (parallel, loop):
         monkeypatch.setattr(module, "jit", spy)
-    with parallel.use(placement):
-        inputs = conditioning.read(cfg, videos)
-        for _, latents in sampling.sample(cfg, videos, nets, shape, None, inputs, stages):
-            vae = stages.load(nets, "vae")
-            list(parts.of(cfg).decode(lambda part, vae=vae: vae.decode_chunks(parallel.put(part, axes.BATCH)), latents))
+    with parallel.use(setup.placement):
+        sampler = Sampler(s, conditioning.encode(s, conditioning.read(s.job)))
+        experts = LoadedExperts(s.load, s.job.cfg.expert_residency)
+        for work in sampler.order():
+            latents = sampler.advance(work, experts)
+            if latents is not None:
+                vae = s.load("vae")
+                chunks = s.job.segments.decode(
+                    lambda part, vae=vae: vae.decode_chunks(parallel.put(part, axes.BATCH)), latents
+                )
+                list(chunks)
     names = {program.lowered.as_text(): f"{program.name} {program.times}" for program in described}
     missing = [names[program] for program in want if spy.calls[program] != want[program]]
     assert not missing
@@ -183,15 +188,17 @@ def test_a_run_calls_the_programs_that_are_described(model, compute, tmp_path, m
 
 
 def test_what_lives_beside_a_program(tmp_path):
-    cfg, configs, devices = loaded(tmp_path, "wan2.2-i2v"), nets_of("wan2.2-i2v"), jax.devices()[:4]
+    job, configs, devices = loaded(tmp_path, "wan2.2-i2v"), nets_of("wan2.2-i2v"), jax.devices()[:4]
+
+    def resident(**keys):
+        changed = request.job_of(job.cfg.model_copy(update=keys))
+        return {program.name: program.resident for program in programs(Setup.of(changed, configs, devices))}
+
     together = {"expert_residency": "together"}
     one, both, more, most = (
-        {program.name: program.resident for program in programs(cfg.model_copy(update=keys), configs, devices)}
-        for keys in ({}, together, {"prompt": ("a", "b", "c")}, together | {"prompt": ("a", "b", "c")})
+        resident(**keys) for keys in ({}, together, {"prompt": ("a", "b", "c")}, together | {"prompt": ("a", "b", "c")})
     )
-    build = builders_of(cfg, startup.lay_out(cfg, configs, devices)[0])
-    transformer = build["transformer"](configs["transformer"])
-    weights = nbytes(nnx.state(transformer))
+    weights = nbytes(nnx.state(Setup.of(job, configs, devices).abstract("transformer")))
     assert both["prepare"] - one["prepare"] == weights
     assert both["decode"] == one["decode"]  # no transformer is kept when the only batch is decoded
     assert more["decode"] - one["decode"] == weights and most["decode"] - one["decode"] == 2 * weights
@@ -199,8 +206,8 @@ def test_what_lives_beside_a_program(tmp_path):
 
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():
-    cfg = request.load([str(ROOT / "configs" / "wan_tiny.yml")]).cfg
-    assert official.configs_of(cfg) == specs.open_pipeline(ROOT / "models" / "wan_tiny").configs
+    job = request.load([str(ROOT / "configs" / "wan_tiny.yml")])
+    assert read_configs(job.cfg) == specs.open_pipeline(ROOT / "models" / "wan_tiny").configs
 
 
 def test_bytes_per_device():
