@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxdiffusion import conditioning, parallel
-from maxdiffusion.conditioning import image, text
+from maxdiffusion.conditioning import text
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
@@ -183,6 +183,8 @@ class _Run:
             grid = self.job.latent_grid(batches[0][0][0])
             shapes = conditioning.shapes(self.job, videos, self.configs, grid)
             if shapes.images:
+                from maxdiffusion.conditioning import image
+
                 side = self.configs["image_encoder"].image_size
                 net = nnx.split(self.setup.abstract("image_encoder"))
                 lower = functools.partial(_lower, image.program, *net, self.like((1, side, side, 3)))

@@ -85,7 +85,7 @@ class Task:
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "strength"), conditions=("start",))
+T2V = Task("T2V", takes=("video", "strength"), conditions=("video_to_video",))
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
@@ -101,7 +101,7 @@ TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="im
 VACE = Task(
     "VACE",
     takes=("video", "mask", "reference_images", "conditioning_scale"),
-    conditions=("control",),
+    conditions=("vace",),
     pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
 )
@@ -118,7 +118,7 @@ ANIMATE = Task(
         "prev_segment_conditioning_frames",
     ),
     needs=("image", "pose_video", "face_video"),
-    conditions=("image_tokens", "performance"),
+    conditions=("image_tokens", "animate"),
     shaped_by="pose_video",
     extra_channels=True,
     segmented=True,

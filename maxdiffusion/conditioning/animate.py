@@ -20,8 +20,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
-from maxdiffusion.conditioning.image import read_originals
-from maxdiffusion.conditioning.kind import SEGMENT, Grid, Kind, Shapes, fp32
+from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.models.dit import Frames
@@ -48,7 +47,7 @@ class Inputs(NamedTuple):
     mask: UInt8[np.ndarray, "f _ _ 3"] | None
 
 
-def read(job: Job) -> Inputs:
+def read(job: Job, images: Images) -> Inputs:
     """The contents of `image`, `pose_video`, `face_video` and, to replace, `background_video` and `mask_video`.
 
     Raises:
@@ -63,7 +62,7 @@ def read(job: Job) -> Inputs:
         background = control_video.read("background_video", str(cfg.background_video), frames, *size)
         mask = control_video.read("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
         background, mask = background[:frames], mask[:frames]
-    characters = read_originals(job) or {}
+    characters = {at: np.asarray(image) for at, image in images.items()}
     for at, image in characters.items():
         (own_height, own_width, _), (h, w) = image.shape, inside(image, *size)
         if not min(h, w):

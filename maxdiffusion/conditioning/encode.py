@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,22 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from maxdiffusion.conditioning import animate, image, text, vace, video_to_video
+from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
+from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.dit import Context
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed
 
-KINDS: Mapping[str, Kind] = {
-    "image_tokens": image.TOKENS,
-    "image_channels": image.CHANNELS,
-    "first_frame": image.FIRST_FRAME,
-    "control": vace.KIND,
-    "start": video_to_video.KIND,
-    "performance": animate.KIND,
+# A condition of a task -> where its `Kind` is; a run imports those of its variant.
+KINDS: Mapping[str, str] = {
+    "image_tokens": "image:TOKENS",
+    "image_channels": "image:CHANNELS",
+    "first_frame": "image:FIRST_FRAME",
+    "vace": "vace:KIND",
+    "video_to_video": "video_to_video:KIND",
+    "animate": "animate:KIND",
 }
+
+
+def kind(name: str) -> Kind:
+    """The kind of conditioning of that name, a key of `KINDS`."""
+    module, _, value = KINDS[name].partition(":")
+    return getattr(importlib.import_module(f"maxdiffusion.conditioning.{module}"), value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Inputs:
 
 
 def read(job: Job) -> Inputs:
-    """Reads and checks every file, before anything is loaded.
+    """Reads and checks every file, each image once, before anything is loaded.
 
     Raises:
       UserError: a file is damaged, or does not suit the config, on any host.
@@ -52,13 +61,14 @@ def read(job: Job) -> Inputs:
     if job.cfg.decode_latents:
         return Inputs({})
     with distributed.fail_together():
-        found = {name: KINDS[name].read(job) for name in job.spec.task.conditions}
+        images = {at: open_image(at) for video in job.videos for at in video.images}
+        found = {name: kind(name).read(job, images) for name in job.spec.task.conditions}
     return Inputs({name: given for name, given in found.items() if given is not None})
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """All that videos of one shape are conditioned on beside the text, in shapes, as `encode` makes it."""
-    found = [KINDS[name].shapes(job, videos, configs, grid) for name in job.spec.task.conditions]
+    found = [kind(name).shapes(job, videos, configs, grid) for name in job.spec.task.conditions]
     return Shapes(
         {name: value for each in found for name, value in each.fields.items()},
         sum((Counter(each.encoded) for each in found), Counter()),
@@ -73,11 +83,11 @@ class Conditioning:
         self,
         by_prompt: Mapping[str, jax.Array],
         fields: Mapping[Video, Mapping[str, Any]],
-        performer: animate.Performer | None = None,
+        performer: Any = None,
     ) -> None:
         """`by_prompt` holds text embeddings, k e_text in fp32; `fields` the other fields of each video's `Context`.
 
-        `performer` makes those that differ from segment to segment of a long video.
+        `performer` (see `animate.Performer`) makes those that differ from segment to segment of a long video.
         """
         self._by_prompt = by_prompt
         self._fields = fields
@@ -118,9 +128,12 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
     videos = s.job.videos
     fields: dict[Video, dict[str, Any]] = {video: {} for video in videos}
     for name, given in inputs.by_kind.items():
-        for video, value in zip(videos, KINDS[name].encode(s, given), strict=True):
-            fields[video][KINDS[name].field] = value
+        for video, value in zip(videos, kind(name).encode(s, given), strict=True):
+            fields[video][kind(name).field] = value
     negative = [video.negative_prompt for video in videos] if s.recipe.guided else []
     by_prompt = text.encode(s, [*(video.prompt for video in videos), *negative])
-    performer = animate.Performer(s, inputs.by_kind["performance"]) if "performance" in inputs.by_kind else None
-    return Conditioning(by_prompt, fields, performer)
+    if "animate" not in inputs.by_kind:
+        return Conditioning(by_prompt, fields)
+    from maxdiffusion.conditioning.animate import Performer
+
+    return Conditioning(by_prompt, fields, Performer(s, inputs.by_kind["animate"]))

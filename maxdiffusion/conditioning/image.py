@@ -17,9 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
-from maxdiffusion.conditioning.kind import NOTHING, Grid, Kind, Shapes, fp32
-from maxdiffusion.media.fetch import open_image
-from maxdiffusion.models.clip.vision import preprocess
+from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.models.dit import Frames
 from maxdiffusion.models.vae import WanVAE
 from maxdiffusion.request import Job, Video
@@ -32,27 +30,21 @@ Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
 Fitted = Mapping[tuple[str, int, int], Float[np.ndarray, "_ _ 3"]]
 
 
-def read_originals(job: Job) -> Originals | None:
-    """All images in their own size; None where none is given.
-
-    Raises:
-      UserError: see `open_image`.
-    """
-    return {at: np.asarray(open_image(at)) for video in job.videos for at in video.images} or None
+def read_originals(job: Job, images: Images) -> Originals | None:
+    """All images in their own size; None where none is given."""
+    return {at: np.asarray(image) for at, image in images.items()} or None
 
 
-def read_fitted(job: Job) -> Fitted | None:
-    """All images in the size of their video, [-1, 1]; None where none is given. Logs what became of each.
-
-    Raises:
-      UserError: see `open_image`.
-    """
+def read_fitted(job: Job, images: Images) -> Fitted | None:
+    """All images in the size of their video, [-1, 1]; None where none is given. Logs how each was resized."""
     wanted = dict.fromkeys(key for video in job.videos for key in _fitted(video))
-    return {key: _fit(open_image(key[0]), *key) for key in wanted} or None
+    return {key: _fit(images[key[0]], *key) for key in wanted} or None
 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
+    from maxdiffusion.models.clip.vision import preprocess
+
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):

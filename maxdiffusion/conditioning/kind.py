@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from PIL import Image
 
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 
 Grid = tuple[int, int, int]
+Images = Mapping[str, Image.Image]
 
 
 class Shapes(NamedTuple):
@@ -35,14 +37,15 @@ class Kind(NamedTuple):
     """A kind of conditioning; `Task.conditions` names those of a variant.
 
     Attributes:
-      read: the run -> what its files hold, checked as far as it can be without a network; None where none is given.
+      read: (the run, its images by location, RGB) -> the contents of its files, checked as far as possible without a
+        network; None where none is given.
       encode: (session, what was read) -> for each video its part of the conditioning, a pytree without the batch axis.
       field: of `Context`, to which that part belongs; or START, or SEGMENT.
       shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> what `encode` makes of
         them, in shapes; nothing where `read` finds nothing.
     """
 
-    read: Callable[[Job], Any]
+    read: Callable[[Job, Images], Any]
     encode: Callable[[Session, Any], Sequence[Any]]
     field: str
     shapes: Callable[[Job, Sequence[Video], Mapping[str, Any], Grid], Shapes]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
-from maxdiffusion.conditioning.kind import Grid, Kind, Shapes, fp32
+from maxdiffusion.conditioning.kind import Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.frames import to_float
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
     references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
 
-def read(job: Job) -> Inputs:
+def read(job: Job, images: Images) -> Inputs:
     """The contents of `video`, `mask` and `reference_images`; without a video or a mask all is made anew.
 
     Raises:

@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
-from maxdiffusion.conditioning.kind import NOTHING, START, Grid, Kind, Shapes
+from maxdiffusion.conditioning.kind import NOTHING, START, Grid, Images, Kind, Shapes
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 
 
-def read(job: Job) -> Float[np.ndarray, "f h w 3"] | None:
+def read(job: Job, images: Images) -> Float[np.ndarray, "f h w 3"] | None:
     """The frames of `video` in [-1, 1]; None without one.
 
     Raises:

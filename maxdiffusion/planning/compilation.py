@@ -87,7 +87,7 @@ class Compilation:
             return stage, split.overrides
         spread = (split.data, split.fsdp, split.context, split.tensor)
         conditions = self.job.spec.task.conditions
-        pictures = stage == "decode" or bool(self.job.cfg.video) or conditions not in ((), ("start",))
+        pictures = stage == "decode" or bool(self.job.cfg.video) or conditions not in ((), ("video_to_video",))
         stays = self.run.units(self.layouts[split]) > self.run.segments  # the transformer, while others are decoded
         return stage, spread if pictures or split.sharded else (), split.sharded and (stage == "text" or stays)
 

@@ -22,6 +22,12 @@ def video(path, width=32, height=16):
     return Video("a", "", 0, width, height, image=str(path))
 
 
+def read(*videos):
+    """The fitted images of a run of these videos."""
+    images = {at: fetch.open_image(at) for each in videos for at in each.images}
+    return image.read_fitted(job(*videos), images)
+
+
 def job(*videos):
     """A run of these videos."""
     return Job(Config.model_construct(), get("wan2.2-ti2v"), tuple(videos), Segments(1, 1))
@@ -32,7 +38,7 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
     pixels[8:32] = 200  # what is left of a square in a video of half its height, with two rows of black on each side
     Image.fromarray(pixels).save(tmp_path / "a.png")
     with caplog.at_level("INFO", "maxdiffusion"):
-        ((key, fitted),) = image.read_fitted(job(video(tmp_path / "a.png"), video(tmp_path / "a.png"))).items()
+        ((key, fitted),) = read(video(tmp_path / "a.png"), video(tmp_path / "a.png")).items()
     assert key == (str(tmp_path / "a.png"), 32, 16) and fitted.shape == (16, 32, 3)
     np.testing.assert_allclose(fitted, 200 / 255 * 2 - 1, atol=0.3)
     assert "40 x 40 pixels, made 32 x 32, cropped to 32 x 16" in caplog.text
@@ -41,8 +47,8 @@ def test_an_image_of_another_shape_covers_the_video_and_is_cropped_in_the_middle
 def test_videos_of_other_sizes_have_their_own_image(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     wanted = [video(tmp_path / "a.png"), video(tmp_path / "a.png", 16, 16)]
-    assert [value.shape for value in image.read_fitted(job(*wanted)).values()] == [(16, 32, 3), (16, 16, 3)]
-    assert image.read_fitted(job(Video("a", "", 0, 32, 16))) is None
+    assert [value.shape for value in read(*wanted).values()] == [(16, 32, 3), (16, 16, 3)]
+    assert read(Video("a", "", 0, 32, 16)) is None
 
 
 def test_a_first_frame_is_given_where_there_is_an_image(tmp_path):
@@ -57,7 +63,7 @@ def test_a_first_frame_is_given_where_there_is_an_image(tmp_path):
             return SimpleNamespace(encode=lambda x: x[:, :, ::8, ::8])
 
     session = object.__new__(WithoutCheckpoint)
-    without, given = image.encode_first(session, image.read_fitted(session.job))
+    without, given = image.encode_first(session, read(*videos))
     assert without.first is None and given.first.shape == (1, 2, 4, 3)
 
 
