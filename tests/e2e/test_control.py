@@ -17,6 +17,7 @@ from maxdiffusion import generate_wan, request
 from maxdiffusion.media.write import write
 from maxdiffusion.request import Segments
 from maxdiffusion.weights.latents_io import save_latents
+from tests.support.videos import psnr
 
 PROMPT = "a green square moving left on a black background"
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
@@ -89,11 +90,6 @@ def run(
     ]
     (path,) = generate_wan.run(request.load([str(folder / "run.yml"), *common, *words]))
     return np.load(path)
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def reference(cls: type, checkpoint: Path, **given: object) -> tuple[float, np.ndarray]:

@@ -17,6 +17,7 @@ import pytest
 
 from maxdiffusion import generate_wan, request
 from tests.support.hosts import free_port
+from tests.support.videos import psnr
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "wan_tiny.yml")
@@ -51,11 +52,6 @@ def processes(*commands: Sequence[str], limit_first: int | None = None, **env: s
         for process in started:
             process.kill()
             process.wait()
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def finish(started: list[subprocess.Popen], timeout: float = 500) -> tuple[list[int], list[str]]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
+from tests.support.videos import psnr
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"))
 TRANSFORMER = SCRIPT["PRESETS"]["tiny"]["transformer"]
@@ -94,11 +95,6 @@ def picture(path, seed, size):
 EIGHT = ("attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
 # As far as the numbers go one device: every device does the whole of it, attention densely.
 ONE = ("ici_data_parallelism=-1", "ici_context_parallelism=1")
-
-
-def psnr(a, b):
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
 def common(folder, model, checkpoint, noise, size, steps=4):

@@ -8,9 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from maxdiffusion import generate_wan, request
+from tests.support.videos import made, psnr
 
-ROOT = Path(__file__).parents[2]
 RING = ("attention=ulysses_ring",)
 SPLITS = {
     "R1 U8": (*RING, "ulysses_shards=8"),
@@ -26,9 +25,8 @@ SPLITS = {
 
 
 def video(folder: Path, *words: str) -> np.ndarray:
-    common = ["num_inference_steps=4", "output_format=npy", "log_level=error", "jax_cache_dir=", f"output_dir={folder}"]
-    (path,) = generate_wan.run(request.load([str(ROOT / "configs" / "wan_tiny.yml"), *common, *words]))
-    return np.load(path).astype(np.float64)
+    (one,) = made(folder, "num_inference_steps=4", *words)
+    return one
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,6 @@ def one_device(tmp_path_factory) -> np.ndarray:
 )
 def test_the_same_video(one_device, tmp_path, split):
     assert len(jax.devices()) == 8
-    error = np.mean((video(tmp_path, *SPLITS[split]) - one_device) ** 2)
-    figure = np.inf if error == 0 else 10 * np.log10(255**2 / error)
+    figure = psnr(video(tmp_path, *SPLITS[split]), one_device)
     print(f"{split}: {figure:.1f} dB")
     assert figure > 60

@@ -10,6 +10,7 @@ import torch
 from maxdiffusion import generate_wan
 from maxdiffusion.request import load
 from maxdiffusion.weights.latents_io import save_latents
+from tests.support.videos import psnr
 
 PROMPT = "a green square moving left on a black background"
 
@@ -31,11 +32,6 @@ def reference(checkpoint, noise, *, size, frames, steps, scale):
         output_type="np",
     ).frames[0]
     return shift, np.round(video * 255).astype(np.uint8)
-
-
-def psnr(a, b):
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return np.inf if error == 0 else 10 * np.log10(255**2 / error)
 
 
 @pytest.mark.parametrize(

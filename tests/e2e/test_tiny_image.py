@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
+from tests.support.videos import made, psnr
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "wan_tiny_i2v"
@@ -24,10 +24,6 @@ SPEC.loader.exec_module(data)
 
 DIRECTIONS = ("left", "down")
 STEPS = 6
-
-
-def psnr(a, b):
-    return 10 * np.log10(255**2 / max(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2), 1e-9))
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +41,8 @@ def videos(tmp_path_factory, noise):
         f"prompt=[{', '.join(f'moving {direction}' for direction in DIRECTIONS)}]",
         f"num_inference_steps={STEPS}",
         f"initial_latents={folder}/noise.safetensors",
-        f"output_dir={folder}",
-        "output_format=npy",
-        "jax_cache_dir=",
-        "log_level=error",
     ]
-    return [np.load(p) for p in generate_wan.run(request.load([str(ROOT / "configs" / "wan_tiny_i2v.yml"), *words]))]
+    return made(folder, *words, page="wan_tiny_i2v")
 
 
 def test_the_first_frame_is_the_image(videos):
