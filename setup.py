@@ -1,4 +1,4 @@
-"""Packaging: the requirements files are the one place of version pins."""
+"""Packaging: ranges of versions that the test suite passed on; requirements.txt has the exact pins that CI installs."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,30 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-
-def pins(file: str) -> list[str]:
-    """The requirements of a file, without comments."""
-    lines = (line.partition("#")[0].strip() for line in (HERE / file).read_text().splitlines())
-    return [line for line in lines if line]
-
-
-RUNTIME = pins("requirements.txt")
-JAX = next(pin.partition("==")[2] for pin in RUNTIME if pin.startswith("jax=="))
-TOKAMAX = next(pin for pin in pins("requirements-dev.txt") if pin.startswith("tokamax=="))
+# Lower bounds are the pins of requirements.txt. Of jax and what follows its releases the suite was run on the oldest and
+# the newest version of the range (jax 0.10.2 on Python 3.11; 0.12.0.1, flax 0.12.12 and tokamax 0.0.17 on 3.12).
+JAX = "jax{}>=0.10.2,<0.13"
+RUNTIME = [
+    "absl-py>=2.5.1,<3",
+    "av>=18.1,<19",
+    "flax>=0.12.8,<0.13",
+    "fsspec>=2026.9",
+    "ftfy>=6.3.1,<7",
+    "huggingface_hub>=2.4,<3",
+    "imageio>=2.38.1,<3",
+    JAX.format(""),
+    "jaxtyping>=0.3.11,<0.4",
+    "ml_dtypes>=0.6,<1",
+    "numpy>=2.4.6,<3",
+    "pillow>=13,<14",
+    "pydantic>=2.14.3,<3",
+    "PyYAML>=6.0.3,<7",
+    "safetensors>=0.8,<0.9",
+    "tqdm>=4.70.1,<5",
+    "transformers>=5.23,<6",
+    "universal_pathlib>=0.3.10,<0.4",
+]
+DEVELOPMENT = [line.partition("#")[0].strip() for line in (HERE / "requirements-dev.txt").read_text().splitlines()]
 VERSION = re.search(r'__version__ = "(.*)"', (HERE / "maxdiffusion" / "__init__.py").read_text())[1]
 
 setup(
@@ -31,11 +45,11 @@ setup(
     packages=find_packages(include=["maxdiffusion", "maxdiffusion.*"]),
     install_requires=RUNTIME,
     extras_require={
-        "tpu": [f"jax[tpu]=={JAX}", TOKAMAX],
-        "gcs": ["gcsfs==2026.10.1"],  # gs://; 19 MB to download
-        "cuda12": [f"jax[cuda12]=={JAX}"],
-        "cuda13": [f"jax[cuda13]=={JAX}"],
-        "test": pins("requirements-dev.txt"),
+        "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],
+        "gcs": ["gcsfs>=2026.9"],  # gs://; 19 MB to download
+        "cuda12": [JAX.format("[cuda12]")],
+        "cuda13": [JAX.format("[cuda13]")],
+        "test": [line for line in DEVELOPMENT if line],
     },
     entry_points={"console_scripts": ["generate_wan = maxdiffusion.cli:main"]},
 )
