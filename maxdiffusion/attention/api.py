@@ -1,12 +1,12 @@
-"""One entry for every attention mode: global arrays in and out, the split over devices inside."""
+"""Self- and cross-attention in every mode, on global arrays that are split over the mesh inside."""
 
 from __future__ import annotations
 
 import jax
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention import kernels
-from maxdiffusion.attention.kernels import Local
+from maxdiffusion.attention.dense import Local
+from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.ring import ring
@@ -22,11 +22,11 @@ def self_attention(
     v: Float[Array, "b s n d"],
     valid: Bool[Array, "b s"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention among the video tokens, split as the plan says over the mesh of the current placement.
+    """Self-attention of the video tokens, split by the plan over the mesh of the current placement.
 
-    Any number of tokens: they are padded to a multiple of the context devices and the padding is masked by its global
-    position. A batch that does not divide its devices is computed by each of them. A False in `valid` removes that key;
-    a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
+    The tokens are padded to a multiple of the context devices, and the padding is masked by its global position. A
+    batch that does not divide over its devices is computed by each of them. A False in `valid` masks that key; a row
+    without keys gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
 
     Raises:
       UserError: the mesh or its rules contradict the plan.
@@ -34,7 +34,7 @@ def self_attention(
     placement = _placement(plan)
     if placement is None or plan.scheme == "local":
         return cross_attention(plan, q, k, v, valid)
-    local = kernels.local(plan)
+    local = KERNELS[plan.kernel].local(plan.options)
     if plan.ring > 1:
         local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way")
     if plan.ulysses > 1:
@@ -49,23 +49,23 @@ def cross_attention(
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention of the video tokens to a list of keys that every context device holds whole (text, image).
+    """Attention of the video tokens to keys of text or images, which are replicated over the context devices.
 
-    Queries stay where they are, in every scheme, and nothing is communicated if the keys are replicated. Otherwise as
+    Queries are not moved, in any scheme; there is no communication if the keys arrive replicated. Otherwise as
     `self_attention`.
     """
     placement = _placement(plan)
-    local = kernels.local(plan)
+    local = KERNELS[plan.kernel].local(plan.options)
     if placement is None:
         return local(q, k, v, valid)[0].astype(q.dtype)
     return _on_mesh(placement, local, q, k, v, valid, split_keys=False)
 
 
 def check(plan: AttentionPlan, placement: Placement | None) -> None:
-    """Whether the plan runs under that placement.
+    """Checks that the plan can run under the placement.
 
     Raises:
-      UserError: the mesh or its rules contradict it.
+      UserError: the mesh or its rules contradict the plan.
     """
     mesh = {} if placement is None else dict(placement.mesh.shape)
     given = mesh.get(axes.RING, 1), mesh.get(axes.ULYSSES, 1)
@@ -76,7 +76,7 @@ def check(plan: AttentionPlan, placement: Placement | None) -> None:
         )
     if placement is not None and plan.scheme != "local" and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
         raise UserError(
-            f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE)!r}, but "
+            f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE) or None}, but "
             f"attention={plan.scheme} needs it on {axes.CONTEXT!r}; remove that rule or choose attention=dot_product."
         )
 
@@ -98,7 +98,7 @@ def _on_mesh(
     *,
     split_keys: bool,
 ) -> jax.Array:
-    """Pads, splits, runs `local` on every device, joins and cuts. Masks are small and replicated over the context."""
+    """Pads, runs `local` on every device's shard, and cuts the padding. Masks are replicated over the context axis."""
     length, keys = q.shape[1], k.shape[1]
     context = placement.degree(axes.SEQUENCE)
     batch = placement.dividing(axes.BATCH, q.shape[0])

@@ -22,7 +22,7 @@ DIFFERENTIABLE = ("dot_product", "chunked")
 def kernel(request, monkeypatch):
     monkeypatch.setattr(chunked, "SMALL", 0)
     monkeypatch.setattr(chunked, "CHUNK", 16)
-    return jax.jit(KERNELS[request.param])
+    return jax.jit(KERNELS[request.param].local())
 
 
 @pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
@@ -73,7 +73,7 @@ def test_gradients_agree(kernel):
 
     got, want = (
         jax.jit(jax.grad(functools.partial(loss, run), argnums=(0, 1, 2)))(q, k, v)
-        for run in (kernel, KERNELS["dot_product"])
+        for run in (kernel, KERNELS["dot_product"].local())
     )
     for one, other in zip(got, want, strict=True):
         assert jnp.abs(one - other).max() < 1e-5 * jnp.abs(other).max()
@@ -82,7 +82,7 @@ def test_gradients_agree(kernel):
 def test_chunked_memory_is_linear_in_the_tokens():
     def temporary(tokens):
         q, k, v = (jax.ShapeDtypeStruct((1, tokens, 2, 16), jnp.float32) for _ in range(3))
-        return jax.jit(KERNELS["chunked"]).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(KERNELS["chunked"].local()).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(8192) < 2.2 * temporary(4096) < 2 * 4 * 2 * 4096**2 / 4
 
@@ -91,7 +91,7 @@ def test_chunked_memory_is_linear_in_the_tokens():
 def test_merge_joins_any_split_of_the_keys(cut):
     q, k, v, mask = reference.inputs(20)
     mask = mask.at[0, :12].set(False)
-    dense = jax.jit(KERNELS["dot_product"])
+    dense = jax.jit(KERNELS["dot_product"].local())
     parts = [dense(q, k[:, part], v[:, part], mask[:, part]) for part in (slice(0, cut), slice(cut, 20))]
     for one, other in (parts, parts[::-1]):
         out, lse = jax.jit(merge)(*one, *other)
