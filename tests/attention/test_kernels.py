@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxdiffusion import parallel
 from maxdiffusion.attention import chunked
-from maxdiffusion.attention.kernels import KERNELS
+from maxdiffusion.attention.api import self_attention
+from maxdiffusion.attention.dense import dense
+from maxdiffusion.attention.kernels import KERNELS, Kernel
 from maxdiffusion.attention.merge import merge
+from maxdiffusion.attention.options import KernelOptions
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.errors import UserError
 from tests.attention import reference
 
 CASES = [(1, 1, jnp.float32), (64, 64, jnp.float32), (61, 7, jnp.float32), (7, 61, jnp.bfloat16)]
@@ -108,3 +114,34 @@ def test_merging_nothing_with_nothing_is_nothing_also_in_the_gradient():
         jnp.isfinite(g).all()
         for g in jax.jit(jax.grad(lambda *a: merge(*a, out, lse)[0].sum(), argnums=(0, 1)))(out, lse)
     )
+
+
+calls = []
+
+
+def added(q, k, v, valid=None, *, options):
+    """The kernel of the test below."""
+    calls.append((k.shape[1], options))
+    return dense(q, k, v, valid)
+
+
+def test_a_kernel_is_added_by_one_row(monkeypatch):
+    row = Kernel(
+        "added", f"{__name__}:added", ("cpu",), ("float32",), ("block_q",), names={"local": "mine", "ring": "mine_ring"}
+    )
+    monkeypatch.setitem(KERNELS, row.name, row)
+    given = {"heads": reference.HEADS, "context": 2, "options": KernelOptions(block_q=32)}
+    plan = AttentionPlan.parse("mine_ring", **given)
+    mesh = parallel.make_mesh(parallel.Degrees(context=2), devices=jax.devices()[:2])
+    q, k, v, mask = reference.inputs(13)
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        out = jax.jit(lambda *a: self_attention(plan, *a))(q, k, v, mask)
+    assert reference.error(out, reference.attention(q, k, v, mask)[0]) < 2e-6
+    assert calls == [(7, KernelOptions(block_q=32))] * 2
+    for refused, words in (
+        ({"platform": "tpu"}, "lacks on tpu; choose auto or one of dot_product"),
+        ({"dtype": "bfloat16"}, "attention=mine computes in float32, not bfloat16"),
+        ({"options": KernelOptions(block_kv=128)}, "block_kv=128 is not used by the attention kernel added"),
+    ):
+        with pytest.raises(UserError, match=words):
+            AttentionPlan.parse("mine", **{**given, **refused})
