@@ -12,7 +12,7 @@ from maxdiffusion.attention.block_sizes import STRIP, flash_blocks, span
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
 from maxdiffusion.kernels.flash import flash_attention
-from maxdiffusion.parallel import first_device
+from maxdiffusion.parallel.placement import first_device
 
 VMEM_LIMIT = 60 << 20  # bytes; TPU7x has 64 MiB, the others 128
 

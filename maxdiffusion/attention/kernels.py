@@ -1,4 +1,4 @@
-"""The table of local kernels: what one device computes between the collectives. Imports no jax."""
+"""The table of local kernels, the attention of one device between collectives. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attention plan: scheme, local kernel and degrees, parsed once from the config. Imports no jax."""
+"""The attention plan, parsed once from the config. Imports no jax."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names() -> dict[str, tuple[str, str | None]]:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan:
-    """scheme x local kernel x degrees, checked when it is made.
+    """Scheme, local kernel and degrees of attention, checked by the constructor.
 
     Attributes:
       scheme: how self-attention is split over the context axis. `local` gathers keys and values and splits queries
@@ -38,7 +38,7 @@ class AttentionPlan:
       ring: devices around which keys and values rotate; ring x ulysses is the context degree.
       ulysses: devices that trade sequence for heads.
       heads: attention heads of the model; None skips the checks that need it.
-      tensor: tensor-parallel devices, over which heads are split besides.
+      tensor: tensor-parallel devices, which split the heads too.
       options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
       ring_direction: `one_way`, or `two_way`: halves of keys and values travel in opposite directions.
@@ -152,7 +152,7 @@ def plans(
       ulysses_shards: context devices that trade sequence for heads; None or -1 leaves it open.
       platform: jax's name of the platform: cpu, gpu or tpu.
       dtype: dtype of q, k and v.
-      tensor: tensor-parallel devices, over which heads are split besides.
+      tensor: tensor-parallel devices, which split the heads too.
       options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
       ring_direction: one of `RING_DIRECTIONS`.
@@ -167,18 +167,19 @@ def plans(
     known = {"auto": ("auto", None), **names()}
     if name not in known:
         raise UserError(f"attention={name} is unknown; choose one of {', '.join(known)}.")
-    scheme, chosen = known[name]
-    kernel = KERNELS[chosen or best_kernel(platform, dtype)]
-    if not kernel.runs_on(platform):
+    scheme, named = known[name]
+    kernel = named or best_kernel(platform, dtype)
+    row = KERNELS[kernel]
+    if not row.runs_on(platform):
         runs = [n for n, (_, k) in names().items() if k is None or KERNELS[k].runs_on(platform)]
         raise UserError(
             f"attention={name} needs a kernel that this installation lacks on {platform}; choose auto or one of "
             f"{', '.join(runs)}."
         )
-    if not kernel.takes(dtype):
+    if not row.takes(dtype):
         raise UserError(
-            f"attention={name} computes in {' or '.join(kernel.dtypes)}, not {dtype}; write "
-            f"activations_dtype={kernel.dtypes[0]} or attention=auto."
+            f"attention={name} computes in {' or '.join(row.dtypes)}, not {dtype}; write "
+            f"activations_dtype={row.dtypes[0]} or attention=auto."
         )
     asked = None if ulysses_shards in (None, -1) else ulysses_shards
     if asked is not None and (asked < 1 or context % asked):
@@ -200,9 +201,7 @@ def plans(
         ring = 1 if scheme == "local" else context // ulysses
         each = _scheme(ring, ulysses) if scheme == "auto" or context == 1 else scheme
         try:
-            found[ulysses] = AttentionPlan(
-                each, kernel.name, ring, ulysses, heads, tensor, options, chunks, ring_direction
-            )
+            found[ulysses] = AttentionPlan(each, kernel, ring, ulysses, heads, tensor, options, chunks, ring_direction)
         except UserError as error:
             refused[ulysses] = error
     return found, refused

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from maxdiffusion.attention.block_sizes import LANES, Blocks, blocks
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, KernelOptions
-from maxdiffusion.parallel import first_device
+from maxdiffusion.parallel.placement import first_device
 
 # (q: b n s d, k: b n k d, v: b n k d, segments of q: b s and of k: b k, or None) -> (out: b n s d, lse: b n s)
 _Kernel = Callable[[jax.Array, jax.Array, jax.Array, "tuple[jax.Array, jax.Array] | None"], tuple[jax.Array, jax.Array]]

@@ -2,7 +2,7 @@
 
 With S^T = K Q^T and O^T = V^T P^T the second product contracts over keys, which fills a 256-wide matrix unit at a head
 dim of 128 (P V would run at half rate): the ceiling is 2/3 of peak, not 1/2. The maximum and the sum of a row are then
-taken over sublanes, one statistic per row; the sum is a product of P with ones, beside V.
+taken over sublanes, one statistic per row; the sum is a product of P with ones, next to V.
 
 The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135). A
 bound of each row's logits replaces its running maximum where it is tight enough.
@@ -54,7 +54,7 @@ def flash_attention(
       q: queries, scaled by the caller: by log2(e) / sqrt(d) for the usual attention.
       k: keys.
       v: values.
-      center: fp32, the mean of the keys or another point near them.
+      center: fp32, the mean of the keys or another point of their convex hull.
       radius: fp32, the largest distance of a key from the center. No logit of a query exceeds q center + |q| radius
         (Cauchy and Schwarz). If |q| radius is less than `LOOSEST` for all queries of a block, that bound takes the
         place of a running maximum, which saves the vector unit much of its work.

@@ -3,17 +3,7 @@
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.compiler import compiler_options, jit
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import (
-    Placement,
-    current,
-    data_degree,
-    first_device,
-    gathered,
-    like,
-    put,
-    shard,
-    use,
-)
+from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, like, put, shard, use
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -24,7 +14,6 @@ __all__ = [
     "compiler_options",
     "current",
     "data_degree",
-    "first_device",
     "gathered",
     "jit",
     "like",

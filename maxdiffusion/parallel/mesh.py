@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -88,7 +89,7 @@ def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devic
     Raises:
       UserError: the degrees do not multiply to the devices, or `ulysses` does not divide the context of a slice.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = jax.devices() if devices is None else devices
     ici, dcn = resolve(ici, dcn, devices)
     if ulysses < 1 or ici.context % ulysses:
         legal = " or ".join(str(d) for d in range(1, ici.context + 1) if ici.context % d == 0)
@@ -97,9 +98,8 @@ def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devic
         )
     inner = (ici.data, ici.fsdp, ici.context // ulysses, ulysses, ici.tensor)
     outer = (dcn.data, dcn.fsdp, dcn.context, 1, dcn.tensor)
-    by_slice: dict[int, list[Any]] = {}
-    for device in devices:
-        by_slice.setdefault(_slice(device), []).append(device)
-    slices = np.stack([arrange(by_slice[index], inner) for index in sorted(by_slice)]).reshape(*outer, *inner)
+    by_slice = itertools.groupby(sorted(devices, key=_slice), key=_slice)
+    slices = np.stack([arrange(list(group), inner) for _, group in by_slice]).reshape(*outer, *inner)
+    # From (dcn axes, ici axes) to (dcn, ici) of each axis.
     grid = slices.transpose(np.arange(10).reshape(2, 5).T.ravel()).reshape(np.multiply(outer, inner))
     return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))

@@ -1,4 +1,4 @@
-"""What attention and its mesh cannot do, each refused before anything loads, with what is legal."""
+"""Illegal combinations of attention and mesh are refused before anything loads, with the legal choices."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ TPU = [Device("tpu", "TPU v6 lite")] * 8
 SLICES = [Device("tpu", "TPU v6 lite", index) for index in (0, 0, 0, 0, 1, 1, 1, 1)]
 WHEN_READ = "the words are refused as such"
 
-# (words, devices, heads, what the sentence says)
+# (words, devices, heads, part of the error)
 CASES = [
     # values
     ("attention=ulyses_ring", WHEN_READ, 40, "did you mean ulysses_ring?"),

@@ -1,4 +1,4 @@
-"""cuDNN's kernel without a GPU: that it lowers for CUDA, and that what surrounds it is exact."""
+"""cuDNN's kernel without a GPU: it lowers for CUDA, and the code around it is exact."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tests.attention import reference
 
 @pytest.fixture(autouse=True)
 def version(monkeypatch):
-    """What the lowering asks the machine, which has none."""
+    """The version of cuDNN, which the lowering reads from the machine."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 

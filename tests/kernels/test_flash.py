@@ -1,4 +1,4 @@
-"""The kernel itself, interpreted, in several blocks of either side; what a whole call must hold is in the contract."""
+"""The kernel, interpreted, with several blocks of queries and keys; whole calls are in attention/test_contract.py."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ S, K, D = 384, 640, 128
 
 @pytest.fixture(scope="module")
 def case():
-    """q, k, v and masks: of an example, the second block of keys counts in part, and the first one not at all."""
+    """q, k, v and a mask: the first example keeps the keys before 300, the second those from 320 on."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 1, n, D), dtype=np.float32) for n in (S, K, K))
     valid = np.ones((2, K), bool)
@@ -86,7 +86,7 @@ def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
     center, radius = map(np.asarray, bounding_ball(keys))
     over = (q * center[:, :, None]).sum(axis=-1) + looseness(q, radius) - logits.max(axis=-1)
     assert over.min() > -1e-3 and (over <= looseness(q, radius) + 1e-3).all()
-    assert looseness(q, radius).max() < 30  # the mean of the keys does not count
+    assert looseness(q, radius).max() < 30  # does not depend on the mean of the keys
 
 
 def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
