@@ -39,7 +39,7 @@ def run(job: Job) -> None:
     print(_table(rows), flush=True)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.attention.plan import AttentionPlan
     from maxdiffusion.weights import mapping, nets
 
     build = builders(job.cfg, AttentionPlan())

@@ -91,7 +91,6 @@ def _kernels(shape: tuple[int, ...], options: dict[str, str]) -> Runs:
     import jax
 
     from maxdiffusion.attention.kernels import KERNELS
-    from maxdiffusion.attention.plan import PLATFORMS
 
     dtype = options["dtype"]
     arrays = _arrays(shape)
@@ -107,8 +106,9 @@ def _kernels(shape: tuple[int, ...], options: dict[str, str]) -> Runs:
     inputs = [jax.numpy.asarray(a, dtype) for a in arrays]
     for name, kernel in KERNELS.items():
         # Off TPUs, Pallas interprets the kernels of TPUs, which says nothing of their speed.
-        if jax.default_backend() in PLATFORMS[name]:
-            compiled = jax.jit(lambda *a, kernel=kernel: kernel(*a)[0].astype(dtype)).lower(*inputs).compile()
+        if jax.default_backend() in kernel.platforms:
+            local = kernel.local()
+            compiled = jax.jit(lambda *a, local=local: local(*a)[0].astype(dtype)).lower(*inputs).compile()
             memory = compiled.memory_analysis().temp_size_in_bytes
             runs[name] = (lambda compiled=compiled: compiled(*inputs).block_until_ready()), memory
     return runs
@@ -119,7 +119,8 @@ def _mode(shape: tuple[int, ...], options: dict[str, str]) -> Runs:
     import jax
 
     from maxdiffusion import parallel
-    from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
+    from maxdiffusion.attention.api import cross_attention, self_attention
+    from maxdiffusion.attention.plan import AttentionPlan
 
     _, tokens, keys, heads, _ = shape
     count = jax.device_count()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from flax import nnx  # noqa: E402
 
-from maxdiffusion.attention import AttentionPlan  # noqa: E402
+from maxdiffusion.attention.plan import AttentionPlan  # noqa: E402
 from maxdiffusion.denoise.guidance import BatchedGuidance  # noqa: E402
 from maxdiffusion.denoise.loop import Denoiser  # noqa: E402
 from maxdiffusion.denoise.network import split  # noqa: E402

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.weights import mapping
 from maxdiffusion.weights.nets import Nets, builders
 from maxdiffusion.weights.specs import open_pipeline

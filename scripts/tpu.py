@@ -208,7 +208,7 @@ sizes = choose(devices[0].device_kind, tokens, keys, options)
 place = parallel.Placement(parallel.make_mesh(parallel.Degrees(), devices=devices[:1]), parallel.rules_for())
 shape = lambda dims, dtype: jax.ShapeDtypeStruct(dims, dtype, sharding=place.sharding())
 q, k = (shape((1, n, 2, 128), jnp.bfloat16) for n in (tokens, keys))
-run = jax.shard_map(lambda *a: KERNELS[name](*a, options=options), mesh=place.mesh, in_specs=P(), out_specs=P(),
+run = jax.shard_map(KERNELS[name].local(options), mesh=place.mesh, in_specs=P(), out_specs=P(),
                     check_vma=False)
 with parallel.use(place):
     jax.jit(run).lower(q, k, k, shape((1, keys), bool)).compile()
@@ -219,7 +219,8 @@ print(json.dumps([sizes.q, sizes.kv, sizes.compute, block_sizes.span(sizes)]))
 _MODE = (
     _SETUP
     + """
-from maxdiffusion.attention import AttentionPlan, self_attention, cross_attention
+from maxdiffusion.attention.api import cross_attention, self_attention
+from maxdiffusion.attention.plan import AttentionPlan
 count = len(devices)
 plan = AttentionPlan.parse(given["mode"], heads=given["heads"], context=count, ulysses_shards=given["ulysses_shards"],
                            platform="tpu")
@@ -299,7 +300,7 @@ def kernel_schedule(generation: str, kernel: str, tokens: int, keys: int, blocks
 
 def scheduled(name: str, generation: str, options: dict[str, str], tune: bool) -> list[dict[str, Any]]:
     """Rows of the kernel that a mode runs on one device of a generation, and of the mode's collectives."""
-    from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.attention.plan import AttentionPlan
 
     _, tokens, keys, heads, _ = SHAPES[name]
     devices = SLICES[generation].devices

@@ -1,12 +1,12 @@
-"""One entry for every attention mode: global arrays in and out, the split over devices inside."""
+"""Self- and cross-attention in every mode, on global arrays that are split over the mesh inside."""
 
 from __future__ import annotations
 
 import jax
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention import kernels
-from maxdiffusion.attention.kernels import Local
+from maxdiffusion.attention.dense import Local
+from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.ring import ring
@@ -22,24 +22,21 @@ def self_attention(
     v: Float[Array, "b s n d"],
     valid: Bool[Array, "b s"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention among the video tokens, split as the plan says over the mesh of the current placement.
+    """Self-attention of the video tokens, split by the plan over the mesh of the current placement.
 
-    Any number of tokens: they are padded to a multiple of the context devices and the padding is masked by its global
-    position. A batch that does not divide its devices is computed by each of them. A False in `valid` removes that key;
-    a row that has no key left gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
+    The tokens are padded to a multiple of the context devices, and the padding is masked by its global position. A
+    batch that does not divide over its devices is computed by each of them. A False in `valid` masks that key; a row
+    without keys gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
 
     Raises:
       UserError: the mesh or its rules contradict the plan.
     """
-    placement = _placement(plan)
-    if placement is None or plan.scheme == "local":
-        return cross_attention(plan, q, k, v, valid)
-    local = kernels.local(plan)
+    local = KERNELS[plan.kernel].local(plan.options)
     if plan.ring > 1:
         local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way")
     if plan.ulysses > 1:
         local = ulysses(local, plan.chunks)
-    return _on_mesh(placement, local, q, k, v, valid, split_keys=True)
+    return _attend(plan, local, q, k, v, valid, split_keys=plan.scheme != "local")
 
 
 def cross_attention(
@@ -49,47 +46,39 @@ def cross_attention(
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
 ) -> Float[Array, "b s n d"]:
-    """Attention of the video tokens to a list of keys that every context device holds whole (text, image).
+    """Attention of the video tokens to keys of text or images, which are replicated over the context devices.
 
-    Queries stay where they are, in every scheme, and nothing is communicated if the keys are replicated. Otherwise as
+    Queries are not moved, in any scheme; there is no communication if the keys arrive replicated. Otherwise as
     `self_attention`.
     """
-    placement = _placement(plan)
-    local = kernels.local(plan)
-    if placement is None:
-        return local(q, k, v, valid)[0].astype(q.dtype)
-    return _on_mesh(placement, local, q, k, v, valid, split_keys=False)
+    local = KERNELS[plan.kernel].local(plan.options)
+    return _attend(plan, local, q, k, v, valid, split_keys=False)
 
 
 def check(plan: AttentionPlan, placement: Placement | None) -> None:
-    """Whether the plan runs under that placement.
+    """Checks that the plan can run under the placement.
 
     Raises:
-      UserError: the mesh or its rules contradict it.
+      UserError: the mesh or its rules contradict the plan.
     """
+    if plan.scheme == "local":
+        return
     mesh = {} if placement is None else dict(placement.mesh.shape)
     given = mesh.get(axes.RING, 1), mesh.get(axes.ULYSSES, 1)
-    if plan.scheme != "local" and given != (plan.ring, plan.ulysses):
+    if given != (plan.ring, plan.ulysses):
         raise UserError(
             f"The attention plan is for ring {plan.ring} x ulysses {plan.ulysses}, but the mesh has {given[0]} x "
             f"{given[1]}; make the mesh with ulysses={plan.ulysses} and a context of {plan.context}."
         )
-    if placement is not None and plan.scheme != "local" and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
+    if placement is not None and placement.rules.get(axes.SEQUENCE) != axes.CONTEXT:
         raise UserError(
-            f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE)!r}, but "
+            f"The logical axis {axes.SEQUENCE!r} is mapped to {placement.rules.get(axes.SEQUENCE) or None}, but "
             f"attention={plan.scheme} needs it on {axes.CONTEXT!r}; remove that rule or choose attention=dot_product."
         )
 
 
-def _placement(plan: AttentionPlan) -> Placement | None:
-    """The current placement if it has several devices, checked against the plan."""
-    placement = current()
-    check(plan, placement)
-    return None if placement is None or placement.mesh.size == 1 else placement
-
-
-def _on_mesh(
-    placement: Placement,
+def _attend(
+    plan: AttentionPlan,
     local: Local,
     q: jax.Array,
     k: jax.Array,
@@ -98,7 +87,19 @@ def _on_mesh(
     *,
     split_keys: bool,
 ) -> jax.Array:
-    """Pads, splits, runs `local` on every device, joins and cuts. Masks are small and replicated over the context."""
+    """Pads, runs `local` on every device's shard, and cuts the padding; masks are replicated over the context axis.
+
+    Without a placement or on one device it only calls `local`.
+    """
+
+    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
+        return local(q, k, v, valid)[0].astype(q.dtype)
+
+    placement = current()
+    check(plan, placement)
+    if placement is None or placement.mesh.size == 1:
+        return per_device(q, k, v, valid)
+
     length, keys = q.shape[1], k.shape[1]
     context = placement.degree(axes.SEQUENCE)
     batch = placement.dividing(axes.BATCH, q.shape[0])
@@ -108,12 +109,7 @@ def _on_mesh(
     q = pad_to_multiple(q, 1, context)
     k, v = (pad_to_multiple(x, 1, context if split_keys else 1) for x in (k, v))
     valid = validity(q.shape[0], keys, k.shape[1], valid)
-
-    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-        return local(q, k, v, valid)[0].astype(q.dtype)
-
     specs = (query_spec, key_spec, key_spec, None if valid is None else placement.spec(batch, None))
-    # check_vma: Pallas kernels do not say over which mesh axes their results vary.
+    # check_vma=False: Pallas kernels do not declare the mesh axes over which their results vary.
     run = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=query_spec, check_vma=False)
-    out = run(q, k, v, valid)
-    return out[:, :length]
+    return run(q, k, v, valid)[:, :length]

@@ -7,8 +7,7 @@ from jaxtyping import Array, Bool, Float
 from maxdiffusion.attention.dense import dense, exponentiate
 from maxdiffusion.attention.layout import pad_to_multiple
 
-# Measured on one AVX-512 core in fp32: dense wins at 58 thousand logits in all (0.19 against 0.26 ms) and loses from
-# 160 thousand on (0.51 against 0.35); of 64 to 1024 rows, 256 is the best or near it at 180 to 4,096 tokens.
+# Measured on one core (docs/tpu_layouts.md): `scripts/bench_attention.py`.
 CHUNK = 256
 SMALL = 1 << 17
 
@@ -19,9 +18,9 @@ def chunked(
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
-    """What `dense` computes, holding `CHUNK` x k logits at a time; up to `SMALL` logits in all it is `dense`.
+    """Computes `dense` with `CHUNK` x k logits in memory at a time; calls `dense` for up to `SMALL` logits in all.
 
-    bf16 inputs are widened one head at a time (exact), because XLA's bf16 products on a CPU widen at every chunk.
+    bf16 inputs are converted to fp32 (exact) one head at a time: XLA's bf16 products on a CPU convert in every chunk.
     """
     batch, length, heads, _ = q.shape
     keys = k.shape[1]
@@ -30,18 +29,18 @@ def chunked(
 
     chunks = -(-length // CHUNK)
     chunk = -(-length // chunks)
-    rows = [pad_to_multiple(q, 1, chunk), k, v]
-    by_head = [x.transpose(0, 2, 1, 3).reshape(batch * heads, x.shape[1], x.shape[3]) for x in rows]
+    padded = pad_to_multiple(q, 1, chunk)
+    by_head = [x.transpose(0, 2, 1, 3).reshape(batch * heads, *x.shape[1::2]) for x in (padded, k, v)]
     example = jnp.arange(batch * heads) // heads
 
     def one_head(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         q, k, v = (x.astype(jnp.float32) for x in args[:3])
-        seen = None if valid is None else valid[args[3]]
+        mask = None if valid is None else valid[args[3]]
 
         def one_chunk(q: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = q @ k.T
-            if seen is not None:
-                logits = jnp.where(seen, logits, -jnp.inf)
+            if mask is not None:
+                logits = jnp.where(mask, logits, -jnp.inf)
             weights, total, lse = exponentiate(logits)
             return (weights @ v) / total[:, None], lse
 

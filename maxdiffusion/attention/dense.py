@@ -1,8 +1,13 @@
-"""Dense attention: every logit at once. The reference for all other kernels, and the fastest where it is small."""
+"""Dense attention: all logits in memory at once. The reference of all other kernels, and the fastest for few logits."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+# A local kernel: (q: b s n d, k: b k n d, v: b k n d, valid: b k or None) -> (out: b s n d, lse: b s n), as `dense`.
+Local = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 
 
 def dense(

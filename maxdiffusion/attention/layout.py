@@ -1,11 +1,11 @@
-"""Fitting arrays to shards: pad, say which keys are real, cut again."""
+"""Padding of arrays to shards, and the masks of padded keys."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
 
 def pad_to_multiple(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped[Array, "..."]:
-    """Zeros (False) at the end of an axis, until its length is a multiple."""
+    """Appends zeros (False) to an axis until its length is a multiple."""
     missing = -x.shape[axis] % multiple
     if not missing:
         return x
@@ -17,9 +17,9 @@ def pad_to_multiple(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped
 def validity(
     batch: int, length: int, padded: int, valid: Bool[Array, "b k"] | None
 ) -> Bool[Array, "b padded_k"] | None:
-    """Which of `padded` keys count: key g does if and only if g < length and the caller's mask allows it.
+    """Mask of `padded` keys: key g is valid if and only if g < length and the caller's mask allows it.
 
-    None where all do. Index g is global: each hop of a ring looks up the keys of the shard that its block came from.
+    None if every key is valid. Index g is global: each hop of a ring slices the mask of the shard its keys came from.
     """
     if valid is not None:
         return pad_to_multiple(valid, 1, padded)

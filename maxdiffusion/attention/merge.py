@@ -1,4 +1,4 @@
-"""Merging attention over disjoint sets of keys: the online softmax."""
+"""Merges attention over disjoint sets of keys (online softmax)."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ def merge(
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
     """Attention over the union of two disjoint key sets (Milakov and Gimelshein, arXiv 1805.02867).
 
-    `lse` is the natural log of the sum of exponentiated logits, fp32; -inf where no key was valid, `out` is 0 there.
-    Rows without a key on either side stay (0, -inf); no NaN arises, nor does one in the gradient.
+    `lse` is the natural log of the sum of exponentiated logits, fp32; rows without a valid key have -inf and `out` 0.
+    Rows without a key on either side stay (0, -inf). Neither the value nor the gradient has NaN.
     """
     top = jnp.maximum(lse, other_lse)
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))

@@ -1,69 +1,47 @@
-"""The frozen description of how attention runs, parsed once from the config; imports no jax."""
+"""The attention plan, parsed once from the config. Imports no jax."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
+from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.errors import UserError
 
 SCHEMES = ("local", "ring", "ulysses", "ulysses_ring")
 RING_DIRECTIONS = ("one_way", "two_way")
 
-# Local kernel -> the platforms that run it. A kernel that is added here is also added to `kernels.KERNELS`
-# and `options.TAKEN`.
-PLATFORMS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "dot_product": frozenset({"cpu", "gpu", "tpu"}),
-        "chunked": frozenset({"cpu", "gpu", "tpu"}),
-        "flash": frozenset({"tpu"}),
-        "splash": frozenset({"tpu"}),
-        "tokamax_splash": frozenset({"tpu"}),
-        "cudnn_flash": frozenset({"gpu"}),
-    }
-)
 
-# Local kernel -> the dtypes of q, k and v that it takes; the others take every one.
-DTYPES: Mapping[str, tuple[str, ...]] = MappingProxyType({"cudnn_flash": ("bfloat16", "float16")})
-
-# What users write -> (scheme, kernel); the kernel None is the fastest exact one that the platform has for the dtype.
-NAMES: Mapping[str, tuple[str, str | None]] = MappingProxyType(
-    {
-        "dot_product": ("local", "dot_product"),
-        "chunked": ("local", "chunked"),
-        "flash": ("local", "flash"),
-        "splash": ("local", "splash"),
-        "tokamax_flash": ("local", "tokamax_splash"),
-        "cudnn_flash": ("local", "cudnn_flash"),
-        "ring": ("ring", None),
-        "tokamax_ring": ("ring", "tokamax_splash"),
-        "ulysses": ("ulysses", None),
-        "ulysses_ring": ("ulysses_ring", None),
-    }
-)
+def names() -> dict[str, tuple[str, str | None]]:
+    """Value of the config's `attention` -> (scheme, kernel); None is the platform's fastest exact kernel."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for scheme in SCHEMES:
+        if scheme != "local":
+            found[scheme] = scheme, None
+        for kernel in KERNELS.values():
+            if name := (kernel.names or {"local": kernel.name}).get(scheme):
+                found[name] = scheme, kernel.name
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
 class AttentionPlan:
-    """scheme x local kernel x degrees, checked when it is made.
+    """Scheme, local kernel and degrees of attention, checked by the constructor.
 
     Attributes:
       scheme: how self-attention is split over the context axis. `local` gathers keys and values and splits queries
         only; `ring` rotates keys and values (Liu et al., arXiv 2310.01889); `ulysses` trades sequence for heads by
         all-to-all (Jacobs et al., arXiv 2309.14509); `ulysses_ring` does both (Fang and Zhao, arXiv 2405.07719).
-      kernel: what one device computes, a key of `PLATFORMS`.
-      ring: devices around which keys and values rotate; times `ulysses` it is the context degree.
+      kernel: key of `KERNELS`.
+      ring: devices around which keys and values rotate; ring x ulysses is the context degree.
       ulysses: devices that trade sequence for heads.
-      heads: attention heads of the model; None (models built alone) skips the checks that need it.
-      tensor: devices over which heads are split besides.
-      options: what is set of the kernel.
+      heads: attention heads of the model; None skips the checks that need it.
+      tensor: tensor-parallel devices, which split the heads too.
+      options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
-      ring_direction: `one_way`, or `two_way`: halves of keys and values travel in either direction.
+      ring_direction: `one_way`, or `two_way`: halves of keys and values travel in opposite directions.
 
     Raises:
       UserError: the degrees do not divide the heads or contradict the scheme, or the scheme or the kernel does not take
@@ -83,9 +61,9 @@ class AttentionPlan:
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
             raise UserError(f"The attention scheme {self.scheme!r} is unknown; choose one of {', '.join(SCHEMES)}.")
-        if self.kernel not in PLATFORMS:
-            raise UserError(f"The attention kernel {self.kernel!r} is unknown; choose one of {', '.join(PLATFORMS)}.")
-        self.options.check(self.kernel)
+        if self.kernel not in KERNELS:
+            raise UserError(f"The attention kernel {self.kernel!r} is unknown; choose one of {', '.join(KERNELS)}.")
+        KERNELS[self.kernel].check(self.options)
         for name in ("ring", "ulysses", "tensor", "chunks"):
             if getattr(self, name) < 1:
                 raise UserError(f"The attention plan has {name}={getattr(self, name)}; it must be 1 or more.")
@@ -118,9 +96,10 @@ class AttentionPlan:
         heads = self.heads // self.tensor
         if heads % self.ulysses:
             legal = _choices(legal_ulysses(self.heads, self.ring * self.ulysses, self.tensor))
+            over = f" over {self.tensor} tensor-parallel devices" if self.tensor > 1 else ""
             how = ", with attention=ulysses_ring" if self.scheme == "ulysses" else ""
             raise UserError(
-                f"ulysses_shards={self.ulysses} cannot split {_heads(self.heads, self.tensor)}; choose {legal}{how}."
+                f"ulysses_shards={self.ulysses} cannot split {self.heads} heads{over}; choose {legal}{how}."
             )
         if heads // self.ulysses % self.chunks:
             raise UserError(
@@ -135,10 +114,10 @@ class AttentionPlan:
 
     @classmethod
     def parse(cls, name: str, **given: Any) -> AttentionPlan:
-        """The plan that a config's `attention` means on given devices: of `plans`, the one with the largest Ulysses.
+        """Selects the plan with the largest Ulysses degree from `plans(name, **given)`.
 
         Raises:
-          UserError: as `plans`, or none of the splits is legal.
+          UserError: as `plans`, or no split is legal.
         """
         found, refused = plans(name, **given)
         if not found:
@@ -160,45 +139,47 @@ def plans(
     chunks: int = 1,
     ring_direction: str = "one_way",
 ) -> tuple[dict[int, AttentionPlan], dict[int, UserError]]:
-    """What a config's `attention` and `ulysses_shards` may mean on given devices.
+    """All legal plans for a config's `attention` and `ulysses_shards` on the given devices.
 
-    `auto` and `ulysses_ring` leave the split open unless `ulysses_shards` is given; any other name has one meaning.
-    `auto` and the names of a scheme alone take the platform's best kernel. What is named runs, or this raises.
+    `auto` and `ulysses_ring` leave the split open unless `ulysses_shards` is given; any other name has one split.
+    `auto` and the names of a scheme alone take the platform's best kernel. A named kernel is never replaced by another.
 
     Args:
-      name: `auto` or a key of `NAMES`.
+      name: `auto` or a key of `names()`.
       heads: attention heads of the model.
-      context: devices that share the tokens.
-      slices: over how many slices of devices they are spread; Ulysses stays within one.
-      ulysses_shards: how many of them trade sequence for heads; None or -1 leaves it open.
-      platform: what jax calls the devices: cpu, gpu or tpu.
-      dtype: of q, k and v.
-      tensor: devices over which heads are split besides.
-      options: what is set of the kernel.
+      context: devices of the context axis.
+      slices: slices that the context axis spans; Ulysses stays within one.
+      ulysses_shards: context devices that trade sequence for heads; None or -1 leaves it open.
+      platform: jax's name of the platform: cpu, gpu or tpu.
+      dtype: dtype of q, k and v.
+      tensor: tensor-parallel devices, which split the heads too.
+      options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
       ring_direction: one of `RING_DIRECTIONS`.
 
     Returns:
-      Ulysses degree -> plan of every legal split, and Ulysses degree -> what forbids it.
+      Ulysses degree -> plan of every legal split, and Ulysses degree -> error of every illegal one.
 
     Raises:
       UserError: an unknown name, a kernel that the platform lacks or that does not take the dtype or an option, or
         degrees that do not divide.
     """
-    if name != "auto" and name not in NAMES:
-        raise UserError(f"attention={name} is unknown; choose one of auto, {', '.join(NAMES)}.")
-    scheme, kernel = NAMES.get(name, ("auto", None))
-    kernel = kernel or best_kernel(platform, dtype)
-    if not _available(kernel, platform):
-        runs = [n for n, (_, k) in NAMES.items() if k is None or _available(k, platform)]
+    known = {"auto": ("auto", None), **names()}
+    if name not in known:
+        raise UserError(f"attention={name} is unknown; choose one of {', '.join(known)}.")
+    scheme, named = known[name]
+    kernel = named or best_kernel(platform, dtype)
+    row = KERNELS[kernel]
+    if not row.runs_on(platform):
+        runs = [n for n, (_, k) in names().items() if k is None or KERNELS[k].runs_on(platform)]
         raise UserError(
             f"attention={name} needs a kernel that this installation lacks on {platform}; choose auto or one of "
             f"{', '.join(runs)}."
         )
-    if not _takes(kernel, dtype):
+    if not row.takes(dtype):
         raise UserError(
-            f"attention={name} computes in {' or '.join(DTYPES[kernel])}, not {dtype}; write "
-            f"activations_dtype={DTYPES[kernel][0]} or attention=auto."
+            f"attention={name} computes in {' or '.join(row.dtypes)}, not {dtype}; write "
+            f"activations_dtype={row.dtypes[0]} or attention=auto."
         )
     asked = None if ulysses_shards in (None, -1) else ulysses_shards
     if asked is not None and (asked < 1 or context % asked):
@@ -227,10 +208,14 @@ def plans(
 
 
 def best_kernel(platform: str, dtype: str = "float32") -> str:
-    """The fastest exact local kernel of a platform for a dtype."""
-    for kernel in ("flash", "cudnn_flash", "chunked"):
-        if _available(kernel, platform) and _takes(kernel, dtype):
-            return kernel
+    """Name of the fastest exact local kernel of a platform for a dtype.
+
+    Raises:
+      UserError: an unknown platform.
+    """
+    for name in ("flash", "cudnn_flash", "chunked"):
+        if KERNELS[name].runs_on(platform) and KERNELS[name].takes(dtype):
+            return name
     raise UserError(f"No attention kernel runs on the platform {platform!r}; choose cpu, gpu or tpu.")
 
 
@@ -239,23 +224,10 @@ def legal_ulysses(heads: int, context: int, tensor: int = 1) -> list[int]:
     return _divisors(math.gcd(context, max(heads // tensor, 1)))
 
 
-def _available(kernel: str, platform: str) -> bool:
-    installed = kernel != "tokamax_splash" or importlib.util.find_spec("tokamax") is not None
-    return installed and platform in PLATFORMS[kernel]
-
-
-def _takes(kernel: str, dtype: str) -> bool:
-    return dtype in DTYPES.get(kernel, (dtype,))
-
-
 def _scheme(ring: int, ulysses: int) -> str:
     if ring == 1:
         return "local" if ulysses == 1 else "ulysses"
     return "ring" if ulysses == 1 else "ulysses_ring"
-
-
-def _heads(heads: int, tensor: int) -> str:
-    return f"{heads} heads" + (f" over {tensor} tensor-parallel devices" if tensor > 1 else "")
 
 
 def _divisors(n: int) -> list[int]:

@@ -1,24 +1,22 @@
-"""Ulysses attention: an all-to-all trades a shard of the sequence for a shard of the heads, and back."""
+"""Ulysses attention: an all-to-all exchanges a shard of the sequence for a shard of the heads, and back."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
-from maxdiffusion.attention.kernels import Local
+from maxdiffusion.attention.dense import Local
 from maxdiffusion.parallel import axes
 
 
 def ulysses(local: Local, chunks: int = 1) -> Local:
     """`local` over all tokens of the ulysses axis (Jacobs et al., arXiv 2309.14509), to be called under `shard_map`.
 
-    q, k and v hold one shard of the tokens and every head; `local` sees all tokens of the axis, in order, and one shard
-    of the heads, and `valid` reaches it as it is. The output travels in the dtype of q.
+    q, k and v hold one shard of the tokens and every head; `local` gets all tokens of the axis, in order, one shard of
+    the heads, and `valid` unchanged. The output travels in the dtype of q.
 
-    The heads go in `chunks` groups, each with an all-to-all of its own for q, k, v and the output. Those of the next
-    group may lie beside the kernel of this one, between two barriers: without them XLA starts all of them before the
-    first kernel, or each one only after it. How many do is the compiler's choice: of the schedule for v6e (libtpu
-    0.0.42.1, 5 chunks, U8, xla_tpu_enable_async_all_to_all=true) 2 of 20, of the others those of the first group lie
-    beside projections, as they do without chunks. It keeps no more than one in flight.
+    The heads are processed in `chunks` groups, each with its own all-to-all of q, k, v and the output. Those of the
+    next group may overlap with the kernel of the current one, between two barriers: without barriers XLA starts all of
+    them before the first kernel, or each one only after it. docs/tpu_layouts.md says how many do overlap.
     """
 
     def attend(
@@ -29,16 +27,15 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
         groups = list(zip(*(jnp.split(x, chunks, axis=2) for x in (q, k, v)), strict=True))
         results: list[tuple[jax.Array, jax.Array]] = []
-        held = ahead = [_gather_tokens(x) for x in groups[0]]
+        group = next_group = [_gather_tokens(x) for x in groups[0]]
         for number in range(chunks):
             if number + 1 < chunks:
-                ahead = [_gather_tokens(x) for x in groups[number + 1]]
-            q_now, k_now, v_now = held
-            out, lse = local(q_now, k_now, v_now, valid)
+                next_group = [_gather_tokens(x) for x in groups[number + 1]]
+            out, lse = local(group[0], group[1], group[2], valid)
             results.append((out.astype(q.dtype), lse))
             if number + 1 < chunks:
-                held, results[-1], groups[number + 2 :] = jax.lax.optimization_barrier(
-                    (ahead, results[-1], groups[number + 2 :])
+                group, results[-1], groups[number + 2 :] = jax.lax.optimization_barrier(
+                    (next_group, results[-1], groups[number + 2 :])
                 )
         out, lse = (jnp.concatenate([_gather_heads(x) for x in part], axis=2) for part in zip(*results, strict=True))
         return out, lse
@@ -46,8 +43,8 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     return attend
 
 
-# Both exchanges have one part for each device as the first axis, and heads before tokens, as kernels take them: on a
-# TPU what is sent and what arrives is then a run of whole tiles; only the side that has all tokens copies them, once.
+# Both exchanges have the device as the first axis and heads before tokens, the kernels' layout: on a TPU each part is
+# then a contiguous run of whole tiles, and only the side that has all tokens copies them, once.
 
 
 def _gather_tokens(x: Shaped[Array, "b s n *d"]) -> Shaped[Array, "b all_s own_n *d"]:
@@ -63,5 +60,5 @@ def _gather_heads(x: Shaped[Array, "b all_s own_n *d"]) -> Shaped[Array, "b s n 
 
 
 def _exchange(parts: Shaped[Array, "ulysses ..."]) -> Shaped[Array, "ulysses ..."]:
-    """Part i goes to device i; the results are in the order of the devices that they came from."""
+    """Sends part i to device i; returns the received parts in the order of their senders."""
     return jax.lax.all_to_all(parts, axes.ULYSSES, split_axis=0, concat_axis=0)

@@ -6,9 +6,11 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from maxdiffusion.attention.plan import names
 
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
@@ -57,6 +59,10 @@ FolderName = Annotated[str, AfterValidator(_one_folder)]
 OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
+if TYPE_CHECKING:
+    AttentionName = str
+else:
+    AttentionName = Literal["auto", *names()]
 Format = Literal["mp4", "gif", "webp", "png", "npy"]
 BlockSizes = Annotated[
     dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
@@ -229,19 +235,7 @@ class Config(BaseModel):
     """Safetensors file of latents: only decode and write them."""
 
     # ---- attention and parallelism
-    attention: Literal[
-        "auto",
-        "dot_product",
-        "chunked",
-        "flash",
-        "splash",
-        "tokamax_flash",
-        "cudnn_flash",
-        "ring",
-        "tokamax_ring",
-        "ulysses",
-        "ulysses_ring",
-    ] = _key(PARALLELISM, "auto")
+    attention: AttentionName = _key(PARALLELISM, "auto")
     """How self-attention is computed and split over the context axis; tokamax_* need the package's `tpu` extra."""
     ulysses_shards: Annotated[Degree, BeforeValidator(lambda value: -1 if value == "auto" else value)] = _key(
         PARALLELISM, -1, alias="ulysses_size"

@@ -2,10 +2,10 @@
 
 With S^T = K Q^T and O^T = V^T P^T the second product contracts over keys, which fills a 256-wide matrix unit at a head
 dim of 128 (P V would run at half rate): the ceiling is 2/3 of peak, not 1/2. The maximum and the sum of a row are then
-taken over sublanes, one statistic per row; the sum is a product of P with ones, beside V.
+taken over sublanes, one statistic per row; the sum is a product of P with ones, next to V.
 
-The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135). Where
-a bound of each row's logits is tight enough it takes the maximum's place.
+The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135). A
+bound of each row's logits replaces its running maximum where it is tight enough.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
-ONES = 16  # rows of ones beside V^T, whose product with P is the sum: a tile of bf16
-AHEAD = 5  # tiles of logits that are under way while one is exponentiated
-LOWEST = -1e30  # the maximum before the first key; finite, so that differences of two are no NaN
-# Looseness of a bound up to which its sums are exact: they are then at least 2^-88, and what underflows in one, 2^-126
-# for each of at most 2^17 keys, is less than 2^-20 of it.
+ONES = 16  # rows of ones below V^T, whose product with P is the row sum: a tile of bf16
+PIPELINE_DEPTH = 5  # tiles whose logits are in flight while the softmax of an earlier tile is computed
+LOWEST = -1e30  # the maximum before the first key; finite, because the difference of two -inf is NaN
+# Looseness of a bound up to which its sums are exact: a sum is then at least 2^-88, and the terms that underflow, less
+# than 2^-126 for each of at most 2^17 keys, add up to less than 2^-20 of it.
 LOOSEST = 88.0
 
 
@@ -33,7 +33,7 @@ def flash_attention(
     q: Float[Array, "b n s d"],
     k: Float[Array, "b n k d"],
     v: Float[Array, "b n k d"],
-    mean: Float[Array, "b n d"],
+    center: Float[Array, "b n d"],
     radius: Float[Array, "b n"],
     valid: Bool[Array, "b k"] | None = None,
     *,
@@ -51,28 +51,28 @@ def flash_attention(
     and -inf. No gradient.
 
     Args:
-      q: scaled by the caller, by log2(e) / sqrt(d) for the usual attention.
+      q: queries, scaled by the caller: by log2(e) / sqrt(d) for the usual attention.
       k: keys.
       v: values.
-      mean: fp32, of the keys, or any other point amid them.
-      radius: fp32, how far from it the farthest key is. No logit of a query exceeds q mean + |q| radius (Cauchy and
-        Schwarz). In a block of queries none of which has |q| radius above `LOOSEST` that bound takes the place of a
-        running maximum, which spares the vector unit much of its work.
-      valid: the keys that count. The sum leaves out the others, but not maximum and output: their values must be 0, and
-        their logits no larger than the row's largest. Of a block, what follows its last such key is skipped.
-      block_q: queries that a grid step holds, a multiple of 128, as d is. The last step's may reach beyond s: no query
-        sees another.
-      block_kv: keys that a grid step holds; divides k.
-      compute: keys that one product takes, a multiple of 128.
-      span: keys that a round of the loop takes, unrolled, a multiple of compute; a rest takes rounds of `compute`.
-      strip: queries that one product takes: the width of the matrix unit.
-      vmem_limit: bytes of vector memory; the compiler's default where None.
-      interpret: without a TPU.
+      center: fp32, the mean of the keys or another point of their convex hull.
+      radius: fp32, the largest distance of a key from the center. No logit of a query exceeds q center + |q| radius
+        (Cauchy and Schwarz). If |q| radius is less than `LOOSEST` for all queries of a block, that bound takes the
+        place of a running maximum, which saves the vector unit much of its work.
+      valid: False leaves a key out of the sum, but not out of maximum and output: its value must be 0, and its logits
+        must not exceed the row's largest. In a block of keys the parts after the last valid key are skipped.
+      block_q: queries per grid step, a multiple of 128, as d is. The last block may reach beyond s: queries are
+        independent.
+      block_kv: keys per grid step; divides k.
+      compute: keys per matrix product, a multiple of 128.
+      span: keys per round of the unrolled loop, a multiple of compute; a rest takes rounds of `compute` keys.
+      strip: queries per matrix product: the width of the matrix unit.
+      vmem_limit: bytes of vector memory; None is the compiler's default.
+      interpret: run without a TPU.
     """
     batch, heads, tokens, dim = q.shape
     keys = k.shape[2]
     prefetched = [radius]
-    inputs, weights = [q, k, v, mean[:, :, None]], []
+    inputs, weights = [q, k, v, center[:, :, None]], []
     if valid is not None:
         prefetched.append(_counts(valid, block_kv, compute))
         inputs.append(valid.astype(v.dtype)[:, None])
@@ -80,19 +80,19 @@ def flash_attention(
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
-    of_mean = pl.BlockSpec((1, 1, 1, dim), lambda b, h, i, j, *_: (b, h, 0, 0))
+    of_center = pl.BlockSpec((1, 1, 1, dim), lambda b, h, i, j, *_: (b, h, 0, 0))
     out, lse = pl.pallas_call(
         functools.partial(_kernel, tokens=tokens, compute=compute, span=span, strip=strip, masked=valid is not None),
         name=f"flash_attention_{block_q}_{block_kv}",
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(prefetched),
             grid=(batch, heads, pl.cdiv(tokens, block_q), keys // block_kv),
-            in_specs=[of_queries, of_keys, of_keys, of_mean, *weights],
+            in_specs=[of_queries, of_keys, of_keys, of_center, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
                 pltpu.VMEM((dim + ONES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
-                pltpu.VMEM((AHEAD, compute, strip), jnp.float32),
+                pltpu.VMEM((PIPELINE_DEPTH, compute, strip), jnp.float32),
                 pltpu.SMEM((1,), jnp.int32),
             ],
         ),
@@ -109,18 +109,19 @@ def flash_attention(
 
 
 def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "b blocks"]:
-    """How many parts of each block there are up to its last key that counts."""
+    """Number of parts of each block up to the part of its last valid key."""
     some = valid.reshape(valid.shape[0], -1, block // compute, compute).any(-1)
     return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
 
 
 def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked: bool) -> None:
-    """One block of queries with one of keys.
+    """Attention of one block of queries to one block of keys.
 
-    refs: radius, [counts], q, k, v, mean, [valid], out, lse, sums of outputs, maxima, logits under way, sound.
+    refs: radius, [counts], q, k, v, center, [valid], out, lse, accumulators of outputs and sums, maxima (or bounds),
+    logits in flight, bound_is_tight.
     """
     radius_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, mean_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, waiting_ref, sound_ref = arrays
+    q_ref, k_ref, v_ref, center_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, inflight_ref, tight_ref = arrays
     example, head, block, step = (pl.program_id(axis) for axis in range(4))
     count = counts_ref[example, step] if masked else k_ref.shape[2] // compute
 
@@ -128,20 +129,20 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
         rows = tokens - block * q_ref.shape[2]
-        looseness = _bound(q_ref, mean_ref, radius_ref[example, head], rows, top_ref)
-        sound_ref[0] = (looseness < LOOSEST).astype(jnp.int32)
+        looseness = _bound(q_ref, center_ref, radius_ref[example, head], rows, top_ref)
+        tight_ref[0] = (looseness < LOOSEST).astype(jnp.int32)
 
         @pl.when(looseness >= LOOSEST)
         def _() -> None:
             top_ref[...] = jnp.full_like(top_ref, LOWEST)
 
-    sound = sound_ref[0] == 1
+    bound_is_tight = tight_ref[0] == 1
     keys_ref = valid_ref[0] if masked else None
-    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, waiting_ref, compute, strip)
+    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, inflight_ref, compute, strip)
 
     def add(parts: int, first: Any) -> None:
-        pl.when(sound)(lambda: tiles.add(first, parts, running=False))
-        pl.when(~sound)(lambda: tiles.add(first, parts, running=True))
+        pl.when(bound_is_tight)(lambda: tiles.add(first, parts, running=False))
+        pl.when(~bound_is_tight)(lambda: tiles.add(first, parts, running=True))
 
     @pl.when(count > 0)
     def _() -> None:
@@ -162,30 +163,31 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
 
 
-def _bound(q_ref: Any, mean_ref: Any, radius: jax.Array, rows: jax.Array, top_ref: Any) -> jax.Array:
-    """Writes what no logit of a row exceeds; returns by how much at most it exceeds the largest one of the `rows`.
+def _bound(q_ref: Any, center_ref: Any, radius: jax.Array, rows: jax.Array, top_ref: Any) -> jax.Array:
+    """Writes an upper bound of each row's logits; returns how much it exceeds the largest logit, at most, over `rows`.
 
-    The largest logit of a row is no less than the mean one, q mean.
+    The largest logit of a row is at least the mean one, q center.
     """
 
-    def some(number: jax.Array, loosest: jax.Array) -> jax.Array:
+    def strip_bound(number: jax.Array, loosest: jax.Array) -> jax.Array:
         first = pl.multiple_of(number * LANES, LANES)
         q = q_ref[0, 0, pl.ds(first, LANES), :].astype(jnp.float32)
-        middle, square = ((q * other).T.sum(axis=0, keepdims=True) for other in (mean_ref[0, 0], q))
-        reach = jnp.sqrt(square) * radius
-        top_ref[:, pl.ds(first, LANES)] = middle + reach
-        real = first + jax.lax.broadcasted_iota(jnp.int32, reach.shape, 1) < rows
-        return jnp.maximum(loosest, jnp.where(real, reach, 0.0))
+        mean_logit, square = ((q * other).T.sum(axis=0, keepdims=True) for other in (center_ref[0, 0], q))
+        slack = jnp.sqrt(square) * radius
+        top_ref[:, pl.ds(first, LANES)] = mean_logit + slack
+        real = first + jax.lax.broadcasted_iota(jnp.int32, slack.shape, 1) < rows
+        return jnp.maximum(loosest, jnp.where(real, slack, 0.0))
 
-    return jax.lax.fori_loop(0, q_ref.shape[2] // LANES, some, jnp.zeros((1, LANES), jnp.float32)).max()
+    return jax.lax.fori_loop(0, q_ref.shape[2] // LANES, strip_bound, jnp.zeros((1, LANES), jnp.float32)).max()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tiles:
-    """The products of one block: tiles of `compute` keys, a part of the block, by a strip of queries.
+    """The matrix products of one block, in tiles of one part (`compute` keys) by one strip of queries.
 
-    The compiler keeps the order of products, so the logits of a tile are written `AHEAD` tiles before their softmax:
-    the vector unit then works beside the matrix unit. Those of the next part's first tiles wait in `waiting`.
+    The compiler keeps the order of products, so the logits of a tile are computed `PIPELINE_DEPTH` tiles before their
+    softmax: vector and matrix unit then work at the same time. `inflight` carries the logits of the next part's first
+    tiles from one round to the next.
     """
 
     q: Any
@@ -194,44 +196,44 @@ class _Tiles:
     valid: Any
     acc: Any
     top: Any
-    waiting: Any
+    inflight: Any
     compute: int
     strip: int
 
     def begin(self) -> None:
-        """The logits of the first tiles."""
-        for slot, tile in enumerate(self._of(0)[:AHEAD]):
-            self._wait(slot, self._logits(*tile))
+        """Fills the pipeline with the logits of the first tiles."""
+        for slot, tile in enumerate(self._of(0)[:PIPELINE_DEPTH]):
+            self._put(slot, self._logits(*tile))
 
     def add(self, first: Any, parts: int, *, running: bool) -> None:
-        """Adds the attention over some parts to the accumulators, unrolled; the maximum is a running one or stays."""
+        """Accumulates the attention over some parts, unrolled, with a running maximum or the bound in its place."""
         tiles = [tile for part in range(parts) for tile in self._of(first + part)]
         last = self.k.shape[2] // self.compute - 1
-        after = self._of(jnp.minimum(first + parts, last))[:AHEAD]  # computed in vain behind the last part
-        under_way = [self.waiting[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(after)]
-        for (keys, strip), coming in zip(tiles, [*tiles, *after][len(after) :], strict=True):
-            under_way.append(self._logits(*coming))
-            s, top, acc = under_way.pop(0), self.top[:, strip], self.acc[:, strip]
+        after = self._of(jnp.minimum(first + parts, last))[:PIPELINE_DEPTH]  # unused behind the last part
+        inflight = [self.inflight[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(after)]
+        for (keys, strip), upcoming in zip(tiles, [*tiles, *after][len(after) :], strict=True):
+            inflight.append(self._logits(*upcoming))
+            s, top, acc = inflight.pop(0), self.top[:, strip], self.acc[:, strip]
             if running:
                 higher = jnp.maximum(top, s.max(axis=0, keepdims=True))
                 acc *= jnp.exp2(top - higher)
                 self.top[:, strip] = top = higher
             weights = jnp.exp2(s - top).astype(self.v.dtype)
             self.acc[:, strip] = acc + self._product(self._values(keys), weights, ((1,), (0,)))
-        for slot, s in enumerate(under_way):
-            self._wait(slot, s)
+        for slot, s in enumerate(inflight):
+            self._put(slot, s)
 
     def _of(self, part: Any) -> list[tuple[Any, slice]]:
-        """(keys, strip of queries) of a part's tiles."""
+        """The tiles of a part: (keys, strip of queries)."""
         keys = pl.ds(pl.multiple_of(part * self.compute, LANES), self.compute)
         size = self.q.shape[2]
         return [(keys, slice(start, min(start + self.strip, size))) for start in range(0, size, self.strip)]
 
-    def _wait(self, slot: int, s: jax.Array) -> None:
-        self.waiting[slot, :, : s.shape[1]] = s
+    def _put(self, slot: int, s: jax.Array) -> None:
+        self.inflight[slot, :, : s.shape[1]] = s
 
     def _values(self, keys: Any) -> jax.Array:
-        """V^T, and below it rows whose product with P is its sum over the keys that count."""
+        """V^T, and below it `ONES` rows whose product with P is its sum over the valid keys."""
         shape = (ONES, self.compute)
         ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
         return jnp.concatenate([self.v[0, 0, keys, :].T, ones])

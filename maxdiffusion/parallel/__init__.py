@@ -1,4 +1,4 @@
-"""Meshes, logical axes and the table between them."""
+"""The device mesh, logical axes and the rules that map them onto it."""
 
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.compiler import compiler_options, jit

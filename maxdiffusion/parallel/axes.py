@@ -1,6 +1,6 @@
-"""The names of every logical and every mesh axis, once."""
+"""Names of the logical axes and of the mesh axes."""
 
-# Mesh axes. Users know `context`; it is split into `ring` (outer) and `ulysses` (inner, nearest neighbours).
+# Mesh axes. The config's `context` is split into `ring` (outer) and `ulysses` (inner, nearest neighbours).
 DATA, FSDP, RING, ULYSSES, TENSOR = "data", "fsdp", "ring", "ulysses", "tensor"
 MESH_AXES = (DATA, FSDP, RING, ULYSSES, TENSOR)
 CONTEXT = (RING, ULYSSES)

@@ -1,4 +1,4 @@
-"""How programs are compiled for the devices of the current placement."""
+"""Compiler options for the devices of the current placement."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from maxdiffusion.parallel.placement import Placement, current
 log = logging.getLogger(__name__)
 
 _TPU = {
-    # Off: matmuls whose weights are gathered would become loops of small ones, three times as long in all.
+    # Off: matmuls with gathered weights would become loops of small ones, which take three times as long.
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-    # Without it no all-to-all lies beside a kernel, whatever ulysses_attention_chunks.
+    # Without it no all-to-all overlaps with a kernel, whatever ulysses_attention_chunks.
     "xla_tpu_enable_async_all_to_all": "true",
     # 32 MiB by default on v6e and TPU7x, 16 on v5e and v5p; attention with large blocks needs more.
     "xla_tpu_scoped_vmem_limit_kib": "49152",
@@ -24,7 +24,7 @@ _TPU = {
 
 
 def compiler_options() -> dict[str, str | bool]:
-    """Options for `jax.stages.Lowered.compile`; none where the devices are no TPUs."""
+    """Options for `jax.stages.Lowered.compile`; empty on other devices than TPUs."""
     placement = current()
     if placement is None or placement.mesh.devices.flat[0].platform != "tpu":
         return {}
@@ -32,40 +32,25 @@ def compiler_options() -> dict[str, str | bool]:
     return {**_TPU}
 
 
-def jit(
-    function: Callable[..., Any],
-    static_argnums: int | tuple[int, ...] = (),
-    donate_argnums: int | tuple[int, ...] = (),
-    out_shardings: Any = None,
-    tpu_level: int | None = None,
-) -> Any:
-    """`jax.jit` of a function that asks for the current placement: each has its own programs, with its options.
+def jit(function: Callable[..., Any], *, tpu_level: int | None = None, **options: Any) -> Any:
+    """`jax.jit(function, **options)` of a function that uses the current placement, with the options of its compiler.
 
-    jax's cache, keyed by the function and the mesh, would not see that the rules have changed. Arguments that a program
-    does not use are arguments all the same: they stay in memory, and the compiler's figures count them. `tpu_level` is
-    XLA's optimization level, in its own numbers: O0 is 9, O1 19; None leaves it to XLA.
+    Each placement has its own programs: jax's cache, keyed by the function and the mesh, would not see that the rules
+    have changed. Arguments that a program does not use stay in memory and in the compiler's figures. `tpu_level` is
+    XLA's optimization level in its own numbers: O0 is 9, O1 19; None is XLA's default.
     """
-    return _jit(current(), function, static_argnums, donate_argnums, out_shardings, tpu_level)
+    return _jit(current(), function, tpu_level, **options)
 
 
 @functools.lru_cache(maxsize=32)
-def _jit(
-    placement: Placement | None, function: Callable[..., Any], static: Any, donate: Any, out: Any, level: int | None
-) -> Any:
+def _jit(placement: Placement | None, function: Callable[..., Any], level: int | None, **options: Any) -> Any:
     del placement
-    options: dict[str, Any] = compiler_options()
-    if options and level is not None:
-        options["optimization_level"] = level
+    compiler: dict[str, Any] = compiler_options()
+    if compiler and level is not None:
+        compiler["optimization_level"] = level
 
     @functools.wraps(function)
     def own(*args: Any) -> Any:
         return function(*args)
 
-    return jax.jit(
-        own,
-        static_argnums=static,
-        donate_argnums=donate,
-        out_shardings=out,
-        keep_unused=True,
-        compiler_options=options or None,
-    )
+    return jax.jit(own, keep_unused=True, compiler_options=compiler or None, **options)

@@ -1,8 +1,9 @@
-"""Devices -> one mesh with named axes, made once at startup."""
+"""The device mesh with named axes, made once at startup."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -17,15 +18,15 @@ from maxdiffusion.parallel.topology import arrange
 
 FILL = -1
 
-Devices = Sequence[Any]  # jax.Device, or a description of one (a topology that is only compiled for)
+Devices = Sequence[Any]  # jax.Device, or a description of one (of a topology that programs are only compiled for)
 
 
 @dataclasses.dataclass(frozen=True)
 class Degrees:
-    """How many devices share each thing; at most one is -1, which takes all that are left.
+    """Degrees of parallelism; at most one is -1, which takes all devices that are left.
 
-    Used twice: inside a slice of connected devices (ici) and over several slices (dcn). The names are those of the
-    config keys: `Degrees(data=2, context=-1)` is `ici_data_parallelism=2 ici_context_parallelism=-1`.
+    There are two sets: inside a slice (ici) and over slices (dcn). The fields are named like the config keys:
+    `Degrees(data=2, context=-1)` is `ici_data_parallelism=2 ici_context_parallelism=-1`.
     """
 
     data: int = 1
@@ -34,7 +35,7 @@ class Degrees:
     tensor: int = 1
 
     def filled(self, devices: int, kind: str = "ici") -> Degrees:
-        """These degrees with -1 replaced, so that their product is `devices`.
+        """Replaces -1 so that the product of the degrees is `devices`.
 
         Raises:
           UserError: two -1, a degree below 1, or a product that is not the number of devices.
@@ -49,9 +50,7 @@ class Degrees:
             )
         for name, degree in given.items():
             if degree < 1 and degree != FILL:
-                raise UserError(
-                    f"{key.format(name)}={degree} is no degree; give 1 or more, or -1 for all that are left."
-                )
+                raise UserError(f"{key.format(name)}={degree} must be 1 or more, or -1 for all that are left.")
         fixed = math.prod(degree for degree in given.values() if degree != FILL)
         unit = "devices" if kind == "ici" else "slices"
         shown = " x ".join(f"{name} {degree}" for name, degree in given.items() if degree not in (1, FILL)) or "1"
@@ -59,45 +58,38 @@ class Degrees:
             return dataclasses.replace(self, **{free[0]: devices // fixed})
         if not free and fixed == devices:
             return self
-        needs = "a multiple of" if free else ""
-        advice = f"set {key.format(free[0] if free else 'context')}=-1 and let the others multiply to one of"
         divisors = ", ".join(str(d) for d in range(1, devices + 1) if devices % d == 0)
         raise UserError(
-            f"{kind} parallelism {shown} needs {f'{needs} {fixed}'.strip()} {unit}, but there are {devices}; "
-            f"{advice} {divisors}."
+            f"{kind} parallelism {shown} needs {'a multiple of ' if free else ''}{fixed} {unit}, but there are "
+            f"{devices}; set {key.format(free[0] if free else 'context')}=-1 and let the others multiply to one of "
+            f"{divisors}."
         )
 
 
-def slice_count(devices: Devices | None = None) -> int:
-    """The number of slices (groups joined by fast links) among the devices; 1 where the platform names none."""
-    devices = jax.devices() if devices is None else devices
-    return len({_slice(device) for device in devices})
-
-
 def _slice(device: Any) -> int:
+    """The index of the device's slice (a group joined by fast links); 0 on platforms without slices."""
     return getattr(device, "slice_index", 0)
 
 
-def resolve(ici: Degrees, dcn: Degrees, devices: Devices | None = None) -> tuple[Degrees, Degrees]:
-    """Both sets of degrees with their -1 filled for these devices (all by default).
+def resolve(ici: Degrees, dcn: Degrees, devices: Devices) -> tuple[Degrees, Degrees]:
+    """Replaces the -1 in both sets of degrees for these devices.
 
-    `ici.context * dcn.context` is the context degree that the attention plan is parsed for.
+    `ici.context * dcn.context` is the context degree of the attention plan.
     """
-    devices = jax.devices() if devices is None else devices
-    slices = slice_count(devices)
+    slices = len({_slice(device) for device in devices})
     return ici.filled(len(devices) // slices, "ici"), dcn.filled(slices, "dcn")
 
 
 def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devices: Devices | None = None) -> Mesh:
     """The mesh (data, fsdp, ring, ulysses, tensor) over these devices (all by default), with Auto axis types.
 
-    The context axis is split into ring x ulysses. A Ulysses group (and a tensor group inside it) holds neighbouring
-    devices, and rings run over the groups (see `topology.arrange`); slices are the outermost part of each axis.
+    The context axis is split into ring x ulysses. The devices of a Ulysses group (and of a tensor group inside it) are
+    neighbours, and rings connect the groups (see `topology.arrange`); slices are the outermost part of each axis.
 
     Raises:
       UserError: the degrees do not multiply to the devices, or `ulysses` does not divide the context of a slice.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = jax.devices() if devices is None else devices
     ici, dcn = resolve(ici, dcn, devices)
     if ulysses < 1 or ici.context % ulysses:
         legal = " or ".join(str(d) for d in range(1, ici.context + 1) if ici.context % d == 0)
@@ -106,10 +98,8 @@ def make_mesh(ici: Degrees, dcn: Degrees = Degrees(), *, ulysses: int = 1, devic
         )
     inner = (ici.data, ici.fsdp, ici.context // ulysses, ulysses, ici.tensor)
     outer = (dcn.data, dcn.fsdp, dcn.context, 1, dcn.tensor)
-    by_slice: dict[int, list[Any]] = {}
-    for device in devices:
-        by_slice.setdefault(_slice(device), []).append(device)
-    slices = np.stack([arrange(by_slice[index], inner) for index in sorted(by_slice)]).reshape(*outer, *inner)
-    order = [axis for pair in zip(range(5), range(5, 10), strict=True) for axis in pair]
-    grid = slices.transpose(order).reshape([o * i for o, i in zip(outer, inner, strict=True)])
+    by_slice = itertools.groupby(sorted(devices, key=_slice), key=_slice)
+    slices = np.stack([arrange(list(group), inner) for _, group in by_slice]).reshape(*outer, *inner)
+    # From (dcn axes, ici axes) to (dcn, ici) of each axis.
+    grid = slices.transpose(np.arange(10).reshape(2, 5).T.ravel()).reshape(np.multiply(outer, inner))
     return Mesh(grid, axes.MESH_AXES, axis_types=(AxisType.Auto,) * len(axes.MESH_AXES))

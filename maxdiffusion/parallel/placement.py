@@ -1,4 +1,4 @@
-"""The context in which model code asks for a placement: a mesh and the table of logical axes."""
+"""The current placement of arrays: a mesh and the rules that map logical axes onto it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from maxdiffusion.parallel.rules import DEFAULTS, MeshAxes
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh and the table that maps logical axes onto it."""
+    """A mesh and the rules that map logical axes onto it."""
 
     mesh: Mesh
     rules: Mapping[str, MeshAxes]
@@ -33,13 +34,13 @@ class Placement:
         """The PartitionSpec of an array whose dimensions carry the given logical names (None: replicated).
 
         Raises:
-          UserError: a name that no table knows, or a mesh axis that would shard two dimensions of one array.
+          UserError: an unknown name, or a mesh axis that would shard two dimensions of one array.
         """
-        unknown = [name for name in logical if name is not None and name not in self.rules and name not in DEFAULTS]
+        unknown = [name for name in logical if name not in (None, *self.rules, *DEFAULTS)]
         if unknown:
-            raise UserError(f"The logical axis {unknown[0]!r} does not exist; choose one of {', '.join(DEFAULTS)}.")
-        parts = tuple(None if name is None else self.rules.get(name) for name in logical)
-        used: list[str] = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
+            raise UserError(f"The logical axis {unknown[0]!r} is unknown; choose one of {', '.join(DEFAULTS)}.")
+        parts = [() if name is None else self.rules.get(name, ()) for name in logical]
+        used = [axis for part in parts for axis in part]
         twice = sorted({axis for axis in used if used.count(axis) > 1})
         if twice:
             raise UserError(
@@ -52,12 +53,11 @@ class Placement:
         return NamedSharding(self.mesh, self.spec(*logical))
 
     def degree(self, logical: str) -> int:
-        """Over how many devices a dimension of that name is split."""
-        part = self.rules.get(logical) or ()
-        return math.prod(self.mesh.shape[axis] for axis in ((part,) if isinstance(part, str) else part))
+        """The number of devices that a dimension of that name is split over."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules.get(logical, ()))
 
     def dividing(self, logical: str | None, size: int) -> str | None:
-        """The name, or None (held whole) where its devices do not divide a dimension of that size."""
+        """The name, or None (replicated) if its devices do not divide a dimension of that size."""
         return None if logical is None or size % self.degree(logical) else logical
 
 
@@ -66,10 +66,10 @@ _current: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("pla
 
 @contextlib.contextmanager
 def use(placement: Placement | None) -> Iterator[None]:
-    """Makes `placement` the one that `shard` and the attention refer to.
+    """Makes `placement` the current one, which `shard` and attention use.
 
-    Its mesh becomes jax's context mesh as well, which is part of the key of `jax.jit`: a function that was traced under
-    another mesh is traced again. (Two placements on one mesh with different rules still need two jitted functions.)
+    Its mesh becomes jax's context mesh too, which is part of the cache key of `jax.jit`: a function that was traced
+    under another mesh is traced again. Two placements on one mesh with different rules need two jitted functions.
     """
     with contextlib.ExitStack() as stack:
         if placement is not None and placement.mesh.size > 1:
@@ -82,10 +82,16 @@ def current() -> Placement | None:
     return _current.get()
 
 
-def shard(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Constrains `x` to the current placement; outside of one (a unit test, a single device) it is the identity.
+def first_device() -> Any:
+    """The first device of the current placement (a `jax.Device` or a description), else of jax."""
+    placement = current()
+    return jax.devices()[0] if placement is None else placement.mesh.devices.flat[0]
 
-    A batch that does not divide its devices is replicated over them: one prompt is, its guidance pair need not be.
+
+def shard(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Constrains the sharding of `x` by the current placement; returns `x` without one or on a single device.
+
+    A batch that does not divide over its devices is replicated.
     """
     placement = current()
     if placement is None or placement.mesh.size == 1:
@@ -96,7 +102,7 @@ def shard(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def put(x: np.ndarray, *logical: str | None) -> jax.Array:
-    """`x`, the same on every host, under the current placement; dimensions without a name are whole."""
+    """Puts `x`, the same on every host, on the devices of the current placement; unnamed dimensions are replicated."""
     placement = current()
     if placement is None or placement.mesh.size == 1:
         return jnp.asarray(x)
@@ -104,7 +110,7 @@ def put(x: np.ndarray, *logical: str | None) -> jax.Array:
 
 
 def like(shape: Sequence[int], dtype: DTypeLike, *logical: str | None) -> jax.ShapeDtypeStruct:
-    """What `put` makes of such an array, described: a dimension that does not divide its devices is whole."""
+    """Shape, dtype and sharding of `put`'s result; a dimension that does not divide over its devices is replicated."""
     placement = current()
     if placement is None:
         return jax.ShapeDtypeStruct(tuple(shape), dtype)
@@ -113,9 +119,9 @@ def like(shape: Sequence[int], dtype: DTypeLike, *logical: str | None) -> jax.Sh
 
 
 def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:
-    """A weight, stored in parts along its model dim, as matmuls take it: gathered along that dim, just before its use.
+    """Gathers a weight along its model dim, over which it is stored in shards, just before its use.
 
-    Said nowhere, the compiler might split the activations along that dim instead, or move sums of them.
+    Without this constraint the compiler might shard the activations along that dim, or reduce partial sums of them.
     """
     placement = current()
     if placement is None or placement.degree(axes.EMBED) == 1 or axes.EMBED not in logical:
@@ -126,6 +132,6 @@ def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def data_degree() -> int:
-    """Devices of the data axis: how many batches are made side by side."""
+    """Devices of the data axis: the number of batches that run at the same time."""
     placement = current()
     return 1 if placement is None else placement.mesh.shape[axes.DATA]

@@ -1,4 +1,4 @@
-"""The table logical axis -> mesh axis."""
+"""The rules: logical axis -> mesh axes."""
 
 from __future__ import annotations
 
@@ -7,55 +7,51 @@ from collections.abc import Mapping, Sequence
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
 
-MeshAxes = str | tuple[str, ...] | None
+MeshAxes = tuple[str, ...]  # empty: not sharded
 
-# One table for every attention scheme: they differ in what they do with the context axis, not in what lies on it.
+# The same rules for every attention scheme: all of them shard the same dimensions over the context axis.
 DEFAULTS: Mapping[str, MeshAxes] = {
     axes.BATCH: (axes.DATA, axes.FSDP),
     axes.SEQUENCE: axes.CONTEXT,
-    axes.HEADS: axes.TENSOR,
+    axes.HEADS: (axes.TENSOR,),
     axes.WIDTH: axes.CONTEXT,
-    axes.EMBED: axes.FSDP,
-    axes.MLP: axes.TENSOR,
-    axes.VOCAB: axes.TENSOR,
-    axes.LAYERS: None,
+    axes.EMBED: (axes.FSDP,),
+    axes.MLP: (axes.TENSOR,),
+    axes.VOCAB: (axes.TENSOR,),
+    axes.LAYERS: (),
 }
 
 
 def rules_for(overrides: Sequence[tuple[str, str | Sequence[str] | None]] = ()) -> dict[str, MeshAxes]:
-    """The built-in table, with the config's `logical_axis_rules` on top: pairs of a logical and one or more mesh axes.
+    """The default rules, overridden by the config's `logical_axis_rules`: pairs of a logical and one or more mesh axes.
 
-    `context` stands for ring and ulysses, an empty list or None for "not sharded".
+    `context` stands for ring and ulysses; an empty list or None means not sharded.
 
     Raises:
-      UserError: a logical or mesh axis that does not exist, or a logical axis given twice.
+      UserError: an unknown logical or mesh axis, or one that is given twice.
     """
-    table = dict(DEFAULTS)
-    seen: set[str] = set()
+    given: dict[str, MeshAxes] = {}
     for logical, mesh in overrides:
         if logical not in DEFAULTS:
             raise UserError(
-                f"logical_axis_rules names the logical axis {logical!r}, which does not exist; choose one of "
+                f"logical_axis_rules names the logical axis {logical!r}, which is unknown; choose one of "
                 f"{', '.join(DEFAULTS)}."
             )
-        if logical in seen:
+        if logical in given:
             raise UserError(f"logical_axis_rules names the logical axis {logical!r} twice; keep one of them.")
-        seen.add(logical)
-        table[logical] = _mesh_axes(logical, mesh)
-    return table
+        given[logical] = _mesh_axes(logical, mesh)
+    return {**DEFAULTS, **given}
 
 
 def _mesh_axes(logical: str, mesh: str | Sequence[str] | None) -> MeshAxes:
     names = () if mesh is None else (mesh,) if isinstance(mesh, str) else tuple(mesh)
-    expanded = [axis for name in names for axis in (axes.CONTEXT if name == "context" else (name,))]
+    expanded = tuple(axis for name in names for axis in (axes.CONTEXT if name == "context" else (name,)))
     for axis in expanded:
         if axis not in axes.MESH_AXES:
             raise UserError(
-                f"logical_axis_rules maps {logical!r} to the mesh axis {axis!r}, which does not exist; choose from "
+                f"logical_axis_rules maps {logical!r} to the mesh axis {axis!r}, which is unknown; choose from "
                 f"{', '.join(axes.MESH_AXES)} or context."
             )
         if expanded.count(axis) > 1:
             raise UserError(f"logical_axis_rules maps {logical!r} to the mesh axis {axis!r} twice; once is enough.")
-    if len(expanded) == 1 and not (isinstance(mesh, str) and mesh == "context"):
-        return expanded[0]
-    return tuple(expanded) or None
+    return expanded

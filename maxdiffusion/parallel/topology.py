@@ -1,4 +1,4 @@
-"""Where each device of one slice goes in the mesh, from the coordinates of the chips."""
+"""The order of a slice's devices in the mesh, from the coordinates of the chips."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 
 Shape = tuple[int, ...]
 
-# How far the two cores of a chip are, in links between chips: of TPU7x, (1 / 600) / (1 / 100) s per GB.
+# Distance of the two cores of a chip, in links between chips: of TPU7x, (1 / 600) / (1 / 100) s per GB.
 _CORE = 1 / 6
 
 
 def arrange(devices: Sequence[Any], shape: Shape) -> np.ndarray:
     """The devices of one slice as an array of `shape` = (data, fsdp, ring, ulysses, tensor).
 
-    TPUs tell their place in a grid of chips. Each axis of the mesh is a box in that grid, of the boxes of the axes
-    after it. Of all ways to cut the grid: the one with the most compact tensor groups, then Ulysses groups (nothing
-    hides their all-to-all), then the least traffic on a link when the rings turn, then closed rings.
-    Other devices, and TPUs that do not fill a grid, are taken in their order.
+    TPUs have coordinates in a grid of chips. Each axis of the mesh is a box in that grid, made of the boxes of the axes
+    after it. Of all ways to cut the grid, the best has the most compact tensor groups, then Ulysses groups (their
+    all-to-all does not overlap with compute), then the least traffic per link when rings rotate, then closed rings.
+    Other devices, and TPUs that do not fill a grid, keep their order.
     """
     flat = np.empty(len(devices), object)
     flat[:] = devices
@@ -41,7 +41,7 @@ def arrange(devices: Sequence[Any], shape: Shape) -> np.ndarray:
 
 
 def walk(box: Shape) -> list[Shape]:
-    """All points of a grid, each next to the one before, and the last next to the first where the grid allows it."""
+    """A path through all points of a grid from neighbour to neighbour, closed if the grid has a closed one."""
     even = next((axis for axis, size in enumerate(box) if size % 2 == 0), None)
     if even is None or max(box) == math.prod(box):
         return _snake(box)
@@ -53,7 +53,7 @@ def walk(box: Shape) -> list[Shape]:
 
 
 def _snake(box: Shape) -> list[Shape]:
-    """All points of a grid, each next to the one before."""
+    """A path through all points of a grid from neighbour to neighbour."""
     points: list[Shape] = [()]
     for size in box:
         points = [(*p, i) for n, p in enumerate(points) for i in (range(size) if n % 2 == 0 else reversed(range(size)))]
@@ -61,7 +61,7 @@ def _snake(box: Shape) -> list[Shape]:
 
 
 def _cuts(left: Shape, stride: Shape, sizes: Shape) -> Iterator[list[tuple[Shape, Shape]]]:
-    """Every way to make a grid of boxes of the given sizes, the first innermost: (box, its stride) of each."""
+    """Yields every way to build a grid of boxes of the given sizes, innermost first, as (box, its stride) of each."""
     if not sizes:
         yield []
         return
@@ -86,9 +86,9 @@ def _spread(box: Shape, stride: Shape) -> float:
 
 
 def _load(box: Shape, stride: Shape) -> int:
-    """How many blocks one link carries when every device sends its own to the next box: the longest stride of a step.
+    """Blocks per link when every device sends one to the next box: the longest stride of a step.
 
-    No more when the last box of an open line sends to the first: that takes the links of the other direction.
+    The transfer from the last box of an open line to the first adds none: it takes the links of the other direction.
     """
     return max((s for size, s in zip(box, stride, strict=True) if size > 1), default=0)
 

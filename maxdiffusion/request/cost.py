@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maxdiffusion.attention.block_sizes import blocks, flash_blocks
-from maxdiffusion.attention.options import TAKEN
+from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware import links
@@ -309,7 +309,7 @@ class Run:
         assert plan.heads is not None
         heads, shard = plan.heads // plan.tensor, -(-self.tokens // layout.context)
         rows, columns = queries, keys = shard * plan.ulysses, shard * layout.context // plan.ring
-        if "block_q" in TAKEN[plan.kernel]:
+        if "block_q" in KERNELS[plan.kernel].options:
             own = plan.kernel == "flash"  # which skips what is padding in a block of keys
             sizes = (flash_blocks if own else blocks)(self.device_kind, queries, keys, plan.options)
             rows, columns = (

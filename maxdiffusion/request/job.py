@@ -25,9 +25,9 @@ def kernel_options(cfg: Config) -> KernelOptions:
     """
     return KernelOptions(
         **cfg.flash_block_sizes,
-        base2_exp=cfg.use_base2_exp,
-        scheduler=cfg.use_experimental_scheduler,
-        vmem_limit_kib=cfg.attention_vmem_limit_kib,
+        use_base2_exp=cfg.use_base2_exp,
+        use_experimental_scheduler=cfg.use_experimental_scheduler,
+        attention_vmem_limit_kib=cfg.attention_vmem_limit_kib,
     )
 
 

@@ -12,7 +12,7 @@ from maxdiffusion.runtime.paths import parse, reach
 from maxdiffusion.weights import hub, official, specs
 
 if TYPE_CHECKING:
-    from maxdiffusion.attention import AttentionPlan
+    from maxdiffusion.attention.plan import AttentionPlan
     from maxdiffusion.weights.nets import Build
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.request import checks, layout, nets

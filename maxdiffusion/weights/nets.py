@@ -17,7 +17,7 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.clip import CLIPVision
 from maxdiffusion.models.dit import WanTransformer
 from maxdiffusion.models.umt5 import UMT5Encoder

@@ -1,4 +1,4 @@
-"""What attention and its mesh cannot do, each refused before anything loads, with what is legal."""
+"""Illegal combinations of attention and mesh are refused before anything loads, with the legal choices."""
 
 import dataclasses
 import re
@@ -27,7 +27,7 @@ TPU = [Device("tpu", "TPU v6 lite")] * 8
 SLICES = [Device("tpu", "TPU v6 lite", index) for index in (0, 0, 0, 0, 1, 1, 1, 1)]
 WHEN_READ = "the words are refused as such"
 
-# (words, devices, heads, what the sentence says)
+# (words, devices, heads, part of the error)
 CASES = [
     # values
     ("attention=ulyses_ring", WHEN_READ, 40, "did you mean ulysses_ring?"),
@@ -40,8 +40,8 @@ CASES = [
     ("ici_data_parallelism=half", WHEN_READ, 40, "a valid integer"),
     ("flash_block_sizes=512", WHEN_READ, 40, "a mapping, such as {block_q: 2048, block_kv: 1024}"),
     ("flash_block_sizes={block_x: 512}", WHEN_READ, 40, "'block_q', 'block_kv' or 'block_kv_compute'"),
-    ("flash_block_sizes={block_q: 100}", WHEN_READ, 40, "no multiple of 16; choose 96 or 112"),
-    ("flash_block_sizes={block_kv: 1000}", WHEN_READ, 40, "no multiple of 128; choose 896 or 1024"),
+    ("flash_block_sizes={block_q: 100}", WHEN_READ, 40, "not a multiple of 16; choose 96 or 112"),
+    ("flash_block_sizes={block_kv: 1000}", WHEN_READ, 40, "not a multiple of 128; choose 896 or 1024"),
     ("flash_block_sizes={block_kv: 512, block_kv_compute: 384}", WHEN_READ, 40, "choose 128 or 256 or 512"),
     ("flash_block_sizes={block_kv_compute: 384}", WHEN_READ, 40, "give block_kv as well"),
     # heads, shards and context

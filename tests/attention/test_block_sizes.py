@@ -47,7 +47,7 @@ def test_any_length_gets_legal_blocks_of_our_kernel(kind, tokens, keys):
 @pytest.mark.parametrize("tokens", [32_760, 75_600])
 @pytest.mark.parametrize("kind", [*FLASH, "TPU v5 lite"])
 def test_our_kernel_works_little_for_the_padding_of_official_sizes(kind, tokens, ring):
-    """Of the keys what follows the last part with one is skipped."""
+    """The kernel skips the parts of a block after the last one with a key."""
     length = -(-tokens // ring)
     sizes = flash_blocks(kind, length, length)
     assert (length + -length % sizes.q) * (length + -length % sizes.compute) < 1.03 * length**2

@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
+from maxdiffusion.attention.api import cross_attention, self_attention
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.parallel import axes
 
 COLLECTIVE = re.compile(r" = .*? (all-to-all|collective-permute|all-gather|all-reduce|reduce-scatter)(?:-start)?\(")

@@ -1,4 +1,4 @@
-"""cuDNN's kernel without a GPU: that it lowers for CUDA, and that what surrounds it is exact."""
+"""cuDNN's kernel without a GPU: it lowers for CUDA, and the code around it is exact."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,16 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
-from maxdiffusion.attention.cudnn import _valid_first, cudnn_flash
+from maxdiffusion.attention.api import cross_attention, self_attention
+from maxdiffusion.attention.cudnn import cudnn_flash, valid_first
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from tests.attention import reference
 
 
 @pytest.fixture(autouse=True)
 def version(monkeypatch):
-    """What the lowering asks the machine, which has none."""
+    """The version of cuDNN, which the lowering reads from the machine."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
 
 
@@ -60,7 +61,7 @@ def test_what_auto_chooses_on_a_gpu_lowers_for_cuda(dtype, kernels):
 
 def test_the_order_of_keys_does_not_matter():
     q, k, v, mask = reference.inputs(9, 21)
-    first_k, first_v, count = _valid_first(k, v, mask)
+    first_k, first_v, count = valid_first(k, v, mask)
     front = jnp.arange(21) < count[:, None]
     for got, want in zip(
         reference.attention(q, first_k, first_v, front), reference.attention(q, k, v, mask), strict=True

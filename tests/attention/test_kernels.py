@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxdiffusion import parallel
 from maxdiffusion.attention import chunked
-from maxdiffusion.attention.kernels import KERNELS
+from maxdiffusion.attention.api import self_attention
+from maxdiffusion.attention.dense import dense
+from maxdiffusion.attention.kernels import KERNELS, Kernel
 from maxdiffusion.attention.merge import merge
+from maxdiffusion.attention.options import KernelOptions
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.errors import UserError
 from tests.attention import reference
 
 CASES = [(1, 1, jnp.float32), (64, 64, jnp.float32), (61, 7, jnp.float32), (7, 61, jnp.bfloat16)]
@@ -22,7 +28,7 @@ DIFFERENTIABLE = ("dot_product", "chunked")
 def kernel(request, monkeypatch):
     monkeypatch.setattr(chunked, "SMALL", 0)
     monkeypatch.setattr(chunked, "CHUNK", 16)
-    return jax.jit(KERNELS[request.param])
+    return jax.jit(KERNELS[request.param].local())
 
 
 @pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
@@ -73,7 +79,7 @@ def test_gradients_agree(kernel):
 
     got, want = (
         jax.jit(jax.grad(functools.partial(loss, run), argnums=(0, 1, 2)))(q, k, v)
-        for run in (kernel, KERNELS["dot_product"])
+        for run in (kernel, KERNELS["dot_product"].local())
     )
     for one, other in zip(got, want, strict=True):
         assert jnp.abs(one - other).max() < 1e-5 * jnp.abs(other).max()
@@ -82,7 +88,7 @@ def test_gradients_agree(kernel):
 def test_chunked_memory_is_linear_in_the_tokens():
     def temporary(tokens):
         q, k, v = (jax.ShapeDtypeStruct((1, tokens, 2, 16), jnp.float32) for _ in range(3))
-        return jax.jit(KERNELS["chunked"]).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
+        return jax.jit(KERNELS["chunked"].local()).lower(q, k, v).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(8192) < 2.2 * temporary(4096) < 2 * 4 * 2 * 4096**2 / 4
 
@@ -91,7 +97,7 @@ def test_chunked_memory_is_linear_in_the_tokens():
 def test_merge_joins_any_split_of_the_keys(cut):
     q, k, v, mask = reference.inputs(20)
     mask = mask.at[0, :12].set(False)
-    dense = jax.jit(KERNELS["dot_product"])
+    dense = jax.jit(KERNELS["dot_product"].local())
     parts = [dense(q, k[:, part], v[:, part], mask[:, part]) for part in (slice(0, cut), slice(cut, 20))]
     for one, other in (parts, parts[::-1]):
         out, lse = jax.jit(merge)(*one, *other)
@@ -108,3 +114,34 @@ def test_merging_nothing_with_nothing_is_nothing_also_in_the_gradient():
         jnp.isfinite(g).all()
         for g in jax.jit(jax.grad(lambda *a: merge(*a, out, lse)[0].sum(), argnums=(0, 1)))(out, lse)
     )
+
+
+calls = []
+
+
+def added(q, k, v, valid=None, *, options):
+    """The kernel of the test below."""
+    calls.append((k.shape[1], options))
+    return dense(q, k, v, valid)
+
+
+def test_a_kernel_is_added_by_one_row(monkeypatch):
+    row = Kernel(
+        "added", f"{__name__}:added", ("cpu",), ("float32",), ("block_q",), names={"local": "mine", "ring": "mine_ring"}
+    )
+    monkeypatch.setitem(KERNELS, row.name, row)
+    given = {"heads": reference.HEADS, "context": 2, "options": KernelOptions(block_q=32)}
+    plan = AttentionPlan.parse("mine_ring", **given)
+    mesh = parallel.make_mesh(parallel.Degrees(context=2), devices=jax.devices()[:2])
+    q, k, v, mask = reference.inputs(13)
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        out = jax.jit(lambda *a: self_attention(plan, *a))(q, k, v, mask)
+    assert reference.error(out, reference.attention(q, k, v, mask)[0]) < 2e-6
+    assert calls == [(7, KernelOptions(block_q=32))] * 2
+    for refused, words in (
+        ({"platform": "tpu"}, "lacks on tpu; choose auto or one of dot_product"),
+        ({"dtype": "bfloat16"}, "attention=mine computes in float32, not bfloat16"),
+        ({"options": KernelOptions(block_kv=128)}, "block_kv=128 is not used by the attention kernel added"),
+    ):
+        with pytest.raises(UserError, match=words):
+            AttentionPlan.parse("mine", **{**given, **refused})

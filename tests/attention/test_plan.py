@@ -1,9 +1,9 @@
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
-from maxdiffusion.attention import plan as plans
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
@@ -114,18 +114,19 @@ def test_the_constructor_checks(given, words):
         AttentionPlan(**given)
 
 
-def test_every_kernel_has_a_platform():
-    assert set(plans.PLATFORMS) == set(KERNELS)
+def test_every_kernel_has_a_platform_and_a_function():
+    assert all(set(kernel.platforms) & {"cpu", "gpu", "tpu"} for kernel in KERNELS.values())
+    assert all(callable(kernel.local()) for kernel in KERNELS.values())
 
 
 def test_tokamax_is_asked_for_only_where_it_is_installed(monkeypatch):
-    monkeypatch.setattr(plans.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="choose auto or one of dot_product, chunked, flash, splash, ring"):
         parse("tokamax_flash", platform="tpu")
 
 
 def test_the_plan_needs_no_jax():
     code = (
-        "import sys, maxdiffusion.attention as a; a.AttentionPlan.parse('auto', heads=8); print('jax' in sys.modules)"
+        "import sys; from maxdiffusion.attention.plan import plans; plans('auto', heads=8); print('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

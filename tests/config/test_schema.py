@@ -4,10 +4,9 @@ import ast
 from pathlib import Path
 from typing import get_args
 
-import pytest
-
 import maxdiffusion
 from maxdiffusion import variants
+from maxdiffusion.attention.plan import names
 from maxdiffusion.config import Config, help, schema
 
 PACKAGE = Path(maxdiffusion.__file__).parent
@@ -80,8 +79,4 @@ def test_every_key_has_a_group_and_a_description() -> None:
 
 
 def test_attention_names_are_those_that_the_plan_parses() -> None:
-    from maxdiffusion.attention import plan
-
-    if not hasattr(plan, "NAMES"):
-        pytest.skip("the table of attention names is not there yet")
-    assert {"auto", *plan.NAMES} == set(get_args(Config.model_fields["attention"].annotation))
+    assert get_args(Config.model_fields["attention"].annotation) == ("auto", *names())

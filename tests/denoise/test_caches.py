@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import Network, split

@@ -1,4 +1,4 @@
-"""The kernel itself, interpreted, in several blocks of either side; what a whole call must hold is in the contract."""
+"""The kernel, interpreted, with several blocks of queries and keys; whole calls are in attention/test_contract.py."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion.attention.dense import dense
-from maxdiffusion.attention.flash import extent, flash, harmless
+from maxdiffusion.attention.flash import bounding_ball, flash, neutralize_masked_keys
 from maxdiffusion.kernels.flash import LOOSEST, flash_attention
 
 S, K, D = 384, 640, 128
@@ -17,7 +17,7 @@ S, K, D = 384, 640, 128
 
 @pytest.fixture(scope="module")
 def case():
-    """q, k, v and masks: of an example, the second block of keys counts in part, and the first one not at all."""
+    """q, k, v and a mask: the first example keeps the keys before 300, the second those from 320 on."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.standard_normal((2, 1, n, D), dtype=np.float32) for n in (S, K, K))
     valid = np.ones((2, K), bool)
@@ -50,13 +50,13 @@ def looseness(q, radius):
 def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span, masked, running):
     q, k, v, valid = case
     mask = jnp.asarray(valid) if masked else None
-    keys, values = harmless(jnp.asarray(k), jnp.asarray(v), mask)
-    mean, radius = extent(keys)
+    keys, values = neutralize_masked_keys(jnp.asarray(k), jnp.asarray(v), mask)
+    center, radius = bounding_ball(keys)
     assert looseness(q, radius).max() < LOOSEST
     radius = jnp.full_like(radius, jnp.inf) if running else radius
     sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span, "strip": 256}
     run = functools.partial(flash_attention, **sizes, interpret=True)
-    out, lse = jax.jit(run)(q, keys, values, mean, radius, mask)
+    out, lse = jax.jit(run)(q, keys, values, center, radius, mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
     assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
     assert np.abs(lse - want_lse).max() < 5e-6
@@ -67,11 +67,11 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     valid = valid.copy()
     valid[1] = False
     bad_k, bad_v = (np.where(valid[:, None, :, None], x, np.nan) for x in (k, v))
-    keys, values = harmless(jnp.asarray(bad_k), jnp.asarray(bad_v), jnp.asarray(valid))
-    mean, radius = extent(keys)
+    keys, values = neutralize_masked_keys(jnp.asarray(bad_k), jnp.asarray(bad_v), jnp.asarray(valid))
+    center, radius = bounding_ball(keys)
     sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     run = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))
-    out, lse = run(q, keys, values, mean, radius.at[1].set(jnp.inf), jnp.asarray(valid))
+    out, lse = run(q, keys, values, center, radius.at[1].set(jnp.inf), jnp.asarray(valid))
     want, _ = reference(q, k, v, valid)
     assert np.abs(out[0] - want[0]).max() < 2e-6 * np.abs(want).max()
     assert not out[1].any() and (lse[1] == -jnp.inf).all()
@@ -82,11 +82,11 @@ def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
     q, k, _, valid = case
     k = k + np.float32(shift)
     logits = np.where(valid[:, None, None], np.einsum("bnsd,bnkd->bnsk", q, k), -np.inf)
-    keys, _ = harmless(jnp.asarray(k), jnp.zeros((2, 1, K, D)), jnp.asarray(valid))
-    mean, radius = map(np.asarray, extent(keys))
-    over = (q * mean[:, :, None]).sum(axis=-1) + looseness(q, radius) - logits.max(axis=-1)
+    keys, _ = neutralize_masked_keys(jnp.asarray(k), jnp.zeros((2, 1, K, D)), jnp.asarray(valid))
+    center, radius = map(np.asarray, bounding_ball(keys))
+    over = (q * center[:, :, None]).sum(axis=-1) + looseness(q, radius) - logits.max(axis=-1)
     assert over.min() > -1e-3 and (over <= looseness(q, radius) + 1e-3).all()
-    assert looseness(q, radius).max() < 30  # the mean of the keys does not count
+    assert looseness(q, radius).max() < 30  # does not depend on the mean of the keys
 
 
 def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
@@ -95,8 +95,8 @@ def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
     q, k, v = (jnp.asarray(rng.standard_normal((1, 150, 2, 16), dtype=np.float32)) for _ in range(3))
     q = q.at[:, :, 1].multiply(60)
     valid = jnp.arange(150)[None] < 140
-    keys, _ = harmless(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), valid)
-    loose = looseness(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, extent(keys)[1]).max(axis=-1)
+    keys, _ = neutralize_masked_keys(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), valid)
+    loose = looseness(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, bounding_ball(keys)[1]).max(axis=-1)
     assert loose[0, 0] < LOOSEST < loose[0, 1]
     (out, lse), (want, want_lse) = flash(q, k, v, valid), dense(q, k, v, valid)
     assert jnp.abs(out - want).max() < 1e-5 * jnp.abs(want).max()
@@ -109,13 +109,13 @@ def test_each_block_of_queries_decides_for_itself(case, tokens):
     q, k, v, valid = case
     q = q[:, :, :tokens].copy()
     q[:, :, 200] *= 300
-    keys, values = harmless(jnp.asarray(k), jnp.asarray(v), jnp.asarray(valid))
-    mean, radius = extent(keys)
+    keys, values = neutralize_masked_keys(jnp.asarray(k), jnp.asarray(v), jnp.asarray(valid))
+    center, radius = bounding_ball(keys)
     loose = looseness(q, radius).max(axis=1)
     assert loose[:, 200].min() > LOOSEST > np.delete(loose, 200, axis=1).max()
     sizes = {"block_q": 128, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     out, lse = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))(
-        q, keys, values, mean, radius, jnp.asarray(valid)
+        q, keys, values, center, radius, jnp.asarray(valid)
     )
     want, want_lse = reference(q, k, v, valid)
     assert np.abs(out - want).max() < 5e-6 * np.abs(want).max()

@@ -9,7 +9,7 @@ import torch
 from diffusers import WanAnimateTransformer3DModel
 from flax import nnx
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.models.dit.animate import Performance

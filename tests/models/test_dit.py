@@ -14,7 +14,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from flax import nnx
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, heads, rope
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
@@ -102,7 +102,7 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np, sys
 from flax import nnx
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.parallel.mesh import Degrees, make_mesh
 from maxdiffusion.parallel.rules import rules_for

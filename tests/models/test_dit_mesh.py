@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.loader import placed

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import WanTransformer
 from maxdiffusion.models.umt5 import UMT5Encoder
 from maxdiffusion.parallel import axes

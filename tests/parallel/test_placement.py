@@ -4,7 +4,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan, self_attention
+from maxdiffusion.attention.api import self_attention
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes, rules_for
 
@@ -21,12 +22,12 @@ def test_every_logical_axis_has_a_rule():
 @pytest.mark.parametrize(
     ("override", "want"),
     [
-        (("batch", "data"), "data"),
+        (("batch", "data"), ("data",)),
         (("batch", ["data", "ring"]), ("data", "ring")),
         (("embed", "context"), axes.CONTEXT),
         (("embed", ["fsdp", "context"]), ("fsdp", "ring", "ulysses")),
-        (("embed", None), None),
-        (("embed", []), None),
+        (("embed", None), ()),
+        (("embed", []), ()),
     ],
 )
 def test_the_users_rule_wins(override, want):
@@ -40,8 +41,8 @@ def test_the_users_rule_wins(override, want):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ([("activation_batch", "data")], "'activation_batch', which does not exist; choose one of batch, sequence"),
-        ([("batch", "date")], "'date', which does not exist; choose from data, fsdp, ring, ulysses, tensor or context"),
+        ([("activation_batch", "data")], "'activation_batch', which is unknown; choose one of batch, sequence"),
+        ([("batch", "date")], "'date', which is unknown; choose from data, fsdp, ring, ulysses, tensor or context"),
         ([("batch", ["data", "data"])], "'data' twice"),
         ([("batch", ["context", "ring"])], "'ring' twice"),
         ([("batch", "data"), ("batch", None)], "'batch' twice"),
@@ -57,7 +58,7 @@ def test_specs_and_collisions():
     assert place.spec("batch", "sequence", None) == PartitionSpec(("data", "fsdp"), ("ring", "ulysses"), None)
     with pytest.raises(UserError, match="'fsdp' twice"):
         place.spec("batch", "embed")
-    with pytest.raises(UserError, match="'head' does not exist"):
+    with pytest.raises(UserError, match="'head' is unknown"):
         place.spec("head")
 
 

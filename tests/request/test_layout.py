@@ -68,7 +68,7 @@ def test_options_reach_the_plan(place, caplog):
     assert got == {} and plan.scheme == "local" and plan.kernel == "chunked"
     assert "attention=auto: kernel chunked, the fastest exact one for float32 here" in caplog.text
     assert "ulysses_shards" not in caplog.text
-    with pytest.raises(UserError, match="use_base2_exp=True has no meaning for the attention kernel chunked"):
+    with pytest.raises(UserError, match="use_base2_exp=True is not used by the attention kernel chunked"):
         place("use_base2_exp=true")
 
 

@@ -288,9 +288,9 @@ def test_kernel_options(place: Path) -> None:
         "flash_block_sizes: {block_q: 3024, block_kv: 2048}\nattention_vmem_limit_kib: 65536\n",
     )
     cfg = request.load([file]).cfg
-    assert kernel_options(cfg) == KernelOptions(3024, 2048, base2_exp=False, vmem_limit_kib=65536)
+    assert kernel_options(cfg) == KernelOptions(3024, 2048, use_base2_exp=False, attention_vmem_limit_kib=65536)
     cfg = request.load([file, 'flash_block_sizes={"block_q": 512}', "use_base2_exp="]).cfg
-    assert kernel_options(cfg) == KernelOptions(512, vmem_limit_kib=65536)
+    assert kernel_options(cfg) == KernelOptions(512, attention_vmem_limit_kib=65536)
     for words in ([], ["flash_block_sizes={}"], ["flash_block_sizes="]):
         assert request.load(["base.yml", *words]).cfg.flash_block_sizes == {}
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import AttentionPlan, self_attention
+from maxdiffusion.attention.api import self_attention
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.attention.options import KernelOptions
 
 topology, scheme, kernel, tokens = *sys.argv[1:4], int(sys.argv[4])

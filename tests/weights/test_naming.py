@@ -13,7 +13,7 @@ import torch
 from diffusers.loaders import single_file_utils
 
 from maxdiffusion import variants
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights import dimensions, mapping, naming, specs
 from maxdiffusion.weights.checkpoint import read_header

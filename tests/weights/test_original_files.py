@@ -14,7 +14,7 @@ import transformers
 from safetensors.numpy import load_file
 
 from maxdiffusion import request
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.request.nets import open_checkpoint
 from maxdiffusion.weights import dimensions, loader, mapping, naming, specs

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.dit.block import Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig

@@ -13,7 +13,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
+from maxdiffusion.attention.api import cross_attention, self_attention
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotate

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maxdiffusion.attention import AttentionPlan
+from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.adapter import NoAdapter
 from maxdiffusion.models.dit.animate import Animate
 from maxdiffusion.models.dit.block import Block, Signal
