@@ -57,8 +57,14 @@ def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: boo
         disable_progress_bars()
     at = f"{repo} on {constants.ENDPOINT}"
     try:
-        options = {"allow_patterns": _PATTERNS, "ignore_patterns": list(ignore), "local_files_only": not fetch}
-        return Path(huggingface_hub.snapshot_download(repo, revision=revision, **options))
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=_PATTERNS,
+            ignore_patterns=list(ignore),
+            local_files_only=not fetch,
+        )
+        return Path(folder)
     except errors.GatedRepoError:
         raise UserError(
             f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to a token of yours."
