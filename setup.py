@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# Lower bounds are the pins of requirements.txt. Of jax and what follows its releases the suite was run on the oldest and
-# the newest version of the range (jax 0.10.2 on Python 3.11; 0.12.0.1, flax 0.12.12 and tokamax 0.0.17 on 3.12).
+# Lower bounds are the pins of requirements.txt. Of jax the suite was run on the oldest and the newest version of the
+# range: 0.10.2 on Python 3.11, and 0.12.0.1 with flax 0.12.12 and tokamax 0.0.17 on 3.12.
 JAX = "jax{}>=0.10.2,<0.13"
 RUNTIME = [
     "absl-py>=2.5.1,<3",

@@ -1,4 +1,4 @@
-"""`inspect=true`: what a checkpoint is and whether it would load, from its headers alone."""
+"""`inspect=true`: the variant and networks of a checkpoint, and whether it would load, from its headers alone."""
 
 from __future__ import annotations
 
@@ -12,30 +12,28 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.request import Job
 from maxdiffusion.request.nets import builders, open_checkpoint
 from maxdiffusion.weights import naming
-from maxdiffusion.weights.sources import RowSlice, Scaled, TensorSource
+from maxdiffusion.weights.sources import TensorSource
 
 
 def run(job: Job) -> None:
-    """Prints the variant, then each net's naming, dtypes, size and parameters, then what they take in memory.
+    """Prints the variant, then each network's naming, dtypes, size and parameters, then their sizes in memory.
 
     Nothing is fetched or loaded and no device is touched. The first two need no jax and appear within a second; the
     check against the networks, strict as that of a run, follows once jax is imported.
 
     Raises:
-      UserError: the checkpoint would not load: for each net that does not fit, what is missing and what is foreign.
+      UserError: the checkpoint would not load; it names the missing and the unknown tensors of each network.
     """
-    spec, pipeline = job.spec, open_checkpoint(job.cfg, fetch=False)
-    dims = variants.Dims.of(pipeline.files.configs["transformer"])
-    print(f"{spec.name} ({spec.model_type}): {dims}\n{pipeline.files.folder}", flush=True)
+    spec, checkpoint = job.spec, open_checkpoint(job.cfg, fetch=False)
+    dims = variants.Dims.of(vars(checkpoint.configs["transformer"]))
+    print(f"{spec.name} ({spec.model_type}): {dims}\n{checkpoint.folder}", flush=True)
     rows = [("net", "names", "stored as", "on disk", "parameters", "file")]
-    for name in pipeline.specs:
-        tensors = pipeline.tensors[name]
-        names = "original" if naming.is_original(tensors) else "diffusers"
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        count = sum(math.prod(tensor.shape) for tensor in tensors.values())
-        path = pipeline.files.paths[name]
-        where = str(path).removeprefix(f"{pipeline.files.folder}/")
-        rows.append((name, names, _dtypes(tensors), _size(size), f"{count / 1e6:,.1f} M", where))
+    for name, net in checkpoint.nets.items():
+        names = "original" if naming.is_original(net.tensors) else "diffusers"
+        size = sum(tensor.nbytes for tensor in net.tensors.values())
+        count = sum(math.prod(tensor.shape) for tensor in net.tensors.values())
+        where = str(net.path).removeprefix(f"{checkpoint.folder}/")
+        rows.append((name, names, _dtypes(net.tensors), _size(size), f"{count / 1e6:,.1f} M", where))
     print(_table(rows), flush=True)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -44,9 +42,9 @@ def run(job: Job) -> None:
 
     build = builders(job.cfg, AttentionPlan())
     faults, memory = [], []
-    for name in pipeline.specs:
+    for name in checkpoint.nets:
         try:
-            abstract, _ = nets.matched(pipeline, name, build[name])
+            abstract, _ = nets.matched(checkpoint, name, build[name])
         except UserError as error:
             faults.append(str(error))
         else:
@@ -62,19 +60,11 @@ def _dtypes(tensors: Mapping[str, TensorSource]) -> str:
     """The dtypes with their shares of the numbers, the largest first: `F8_E4M3 scaled 97 %, F16 3 %`."""
     counts: collections.Counter[str] = collections.Counter()
     for tensor in tensors.values():
-        counts[_stored_as(tensor)] += math.prod(tensor.shape)
-    total = max(sum(counts.values()), 1)
+        counts[tensor.stored_as] += math.prod(tensor.shape)
     if len(counts) == 1:
         return next(iter(counts))
+    total = max(sum(counts.values()), 1)
     return ", ".join(f"{dtype} {100 * count / total:.3g} %" for dtype, count in counts.most_common())
-
-
-def _stored_as(tensor: TensorSource) -> str:
-    if isinstance(tensor, RowSlice):
-        return _stored_as(tensor.parent)
-    if isinstance(tensor, Scaled):
-        return tensor.parent.dtype + (" scaled" if tensor.scale else "")
-    return tensor.dtype
 
 
 def _size(nbytes: int) -> str:

@@ -1,7 +1,7 @@
-"""Every variant of WAN that runs here, as data: what identifies it, where it lives, its official defaults.
+"""Every variant of WAN that runs here, as data: its identity, its checkpoint and its official defaults.
 
 A new variant is a new row of `VARIANTS`. A run reads the dimensions of its networks from the checkpoint's own files;
-those of the table tell checkpoints apart and stand in for an official one that is not here.
+those of the table identify checkpoints and stand in for an official one that has not been fetched.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 
-# The negative prompt of the official repositories (`sample_neg_prompt`). WAN 2.1 alone says more where it starts from
-# images: no shaking camera, and between two images no cut.
+# The negative prompt of the official repositories (`sample_neg_prompt`). Only WAN 2.1 adds to it for image inputs: no
+# shaking camera, and between two images no cut.
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
@@ -24,7 +24,7 @@ NEGATIVE_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
-    """What tells the transformers of one family apart (keys of the checkpoint's transformer/config.json)."""
+    """The dimensions that tell the transformers of one family apart (keys of transformer/config.json)."""
 
     num_layers: int
     num_attention_heads: int
@@ -36,13 +36,13 @@ class Dims:
         """Reads the dimensions.
 
         Raises:
-          UserError: one of them is missing or no integer.
+          UserError: one of them is missing or not an integer.
         """
         values = {field.name: transformer_config.get(field.name) for field in dataclasses.fields(cls)}
         for name, value in values.items():
             if not isinstance(value, int):
                 raise UserError(
-                    f"The checkpoint's transformer/config.json gives {name} as {value!r}, which is no integer; "
+                    f"The checkpoint's transformer/config.json gives {name} as {value!r}, which is not an integer; "
                     "it must be a WAN checkpoint in the diffusers layout."
                 )
         return cls(**values)  # type: ignore[arg-type]
@@ -56,18 +56,18 @@ class Dims:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a kind of model does, as data: conditioning, checks, planning and the loader read it.
+    """A kind of model, as data that conditioning, checks, planning and the loader read.
 
     Attributes:
       name: the config's `model_type`.
       takes: the keys of images, videos and control that it uses.
-      needs: those of them that it cannot do without.
+      needs: the required ones among them.
       conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
       shaped_by: the key whose image or video gives `size=auto` its proportions.
       extra_channels: whether the network's input has more channels than its output.
-      two_images: whether image tokens are those of two images.
+      two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
-      reference_frames: latent frames that stand before those of each segment, beside those of `reference_images`.
+      reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_class: `_class_name` of model_index.json.
       transformer_class: `_class_name` of transformer/config.json.
     """
@@ -130,12 +130,13 @@ ANIMATE = Task(
 
 @dataclasses.dataclass(frozen=True)
 class WanSpec:
-    """One variant: its names, what identifies its checkpoint, its strides and its official defaults.
+    """One variant: its names, its checkpoint, its strides and its official defaults.
 
-    `network` is transformer/config.json without keys at their default (of the miniatures what identifies them); None
-    stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
-    `flow_shift_480p` the shift up to 832 x 480 pixels. Strides are (frames, height, width). From `num_inference_steps`
-    on, fields carry the names of the config keys whose defaults they are.
+    `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
+    them); None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
+    the default first, and `flow_shift_480p` is the shift up to 832 x 480 pixels. Strides are (frames, height, width).
+    Each field from `num_inference_steps` to `boundary_ratio` but `flow_shift_480p` is the default of the config key of
+    its name.
     """
 
     name: str
@@ -147,8 +148,6 @@ class WanSpec:
     num_inference_steps: int
     flow_shift: float
     guidance_scale: float
-    height: int
-    width: int
     num_frames: int
     fps: int
     negative_prompt: str
@@ -165,8 +164,18 @@ class WanSpec:
         return self.task.name
 
     @property
+    def width(self) -> int:
+        """The default width, that of the first of `sizes`."""
+        return self.sizes[0][0]
+
+    @property
+    def height(self) -> int:
+        """The default height, that of the first of `sizes`."""
+        return self.sizes[0][1]
+
+    @property
     def dims(self) -> Dims | None:
-        """Those of `network`."""
+        """The dimensions in `network`."""
         return Dims.of(self.network) if self.network else None
 
     def latent_grid(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -188,8 +197,6 @@ _WAN21_T2V = WanSpec(
     num_inference_steps=50,
     flow_shift=5.0,
     guidance_scale=5.0,
-    height=480,
-    width=832,
     num_frames=81,
     fps=16,
     negative_prompt=NEGATIVE_PROMPT,
@@ -221,8 +228,6 @@ _WAN21_FLF2V = dataclasses.replace(
     flow_shift_480p=None,
     negative_prompt="镜头切换，" + _WAN21_I2V.negative_prompt,
     sizes=_720P,
-    height=720,
-    width=1280,
 )
 
 _WAN22_T2V = dataclasses.replace(
@@ -235,8 +240,6 @@ _WAN22_T2V = dataclasses.replace(
     guidance_scale=4.0,
     guidance_scale_2=3.0,
     boundary_ratio=0.875,
-    height=720,
-    width=1280,
     nets=("text_encoder", "transformer", "transformer_2", "vae"),
 )
 
@@ -256,8 +259,6 @@ _WAN22_TI2V = dataclasses.replace(
     family="wan2.2",
     task=TI2V,
     sizes=((1280, 704), (704, 1280)),
-    height=704,
-    width=1280,
     num_frames=121,
     fps=24,
     vae_stride=(4, 16, 16),
@@ -271,8 +272,6 @@ _WAN22_ANIMATE = dataclasses.replace(
     sizes=_720P,
     num_inference_steps=20,
     guidance_scale=1.0,
-    height=720,
-    width=1280,
     num_frames=77,
     fps=30,
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
@@ -283,8 +282,6 @@ _TINY: dict[str, Any] = {
     "num_inference_steps": 12,
     "flow_shift": 3.0,
     "guidance_scale": 2.0,
-    "height": 96,
-    "width": 96,
     "num_frames": 17,
     "fps": 8,
     "negative_prompt": "",
@@ -311,8 +308,6 @@ _ROWS = (
         hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
         network=_14B,
         sizes=_720P + _480P,
-        height=720,
-        width=1280,
     ),
     _WAN21_T2V,
     dataclasses.replace(
@@ -327,8 +322,6 @@ _ROWS = (
         hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
         network={**_14B, "vace_in_channels": 96, "vace_layers": [*range(0, 40, 5)]},
         sizes=_720P + _480P,
-        height=720,
-        width=1280,
     ),
     _WAN21_VACE,
     dataclasses.replace(
@@ -343,8 +336,6 @@ _ROWS = (
         hub_id="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
         network=_14B_TOKENS,
         sizes=_720P,
-        height=720,
-        width=1280,
     ),
     _WAN21_I2V,
     dataclasses.replace(
@@ -398,7 +389,7 @@ def get(name: str) -> WanSpec:
     """The variant of that exact name.
 
     Raises:
-      UserError: there is none.
+      UserError: no variant has it.
     """
     if name not in VARIANTS:
         raise UserError(f"model_name {name!r} is not a variant; choose one of {', '.join(VARIANTS)}.")
@@ -428,9 +419,9 @@ def candidates(model_name: str, model_type: str | None = None) -> tuple[WanSpec,
 
 
 def matching(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = ()) -> tuple[WanSpec, ...]:
-    """The variants to which a transformer/config.json may belong: rows with its dimensions, else those for any size.
+    """The variants to which a transformer/config.json may belong: rows with its dimensions, else rows for any size.
 
-    `among` is all by default.
+    `among` is all rows by default.
 
     Raises:
       UserError: the dimensions are missing.
@@ -441,45 +432,37 @@ def matching(transformer_config: Mapping[str, Any], among: Sequence[WanSpec] = (
     return tuple(spec for spec in fitting if spec.dims) or tuple(fitting)
 
 
-def identify(transformer_config: Mapping[str, Any]) -> WanSpec | None:
-    """The first of `matching`."""
-    return next(iter(matching(transformer_config)), None)
-
-
 def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that is not the variant which the config names.
+    """Refuses a checkpoint of another variant than the config names.
 
     Args:
       spec: the variant named.
       transformer_config: the checkpoint's transformer/config.json.
 
     Raises:
-      UserError: it is another one; both are named, and what to write instead.
+      UserError: it is of another variant; both are named, and what to write instead.
     """
-    dims = Dims.of(transformer_config)
-    if spec.dims in (dims, None) and _same_kind(spec, transformer_config):
+    if matching(transformer_config, (spec,)):
         return
-    actual = identify(transformer_config)
     kind = transformer_config.get("_class_name") or spec.task.transformer_class
-    is_what = f"which is {actual.name}" if actual else "which is none of the variants known here"
-    advice = (
-        f"write model_name: {actual.name}, or give the checkpoint of {spec.name}"
-        if actual
-        else f"give the checkpoint of {spec.name}" + (f", {spec.hub_id}" if spec.hub_id else "")
-    )
-    raise UserError(f"model_name is {spec.name}, but the checkpoint holds a {kind} with {dims}, {is_what}; {advice}.")
+    given = f"model_name is {spec.name}, but the checkpoint holds a {kind} with {Dims.of(transformer_config)}"
+    if actual := next(iter(matching(transformer_config)), None):
+        raise UserError(
+            f"{given}, which is {actual.name}; write model_name: {actual.name}, or give the checkpoint of {spec.name}."
+        )
+    hub_id = f", {spec.hub_id}" if spec.hub_id else ""
+    raise UserError(f"{given}, which is not a variant known here; give the checkpoint of {spec.name}{hub_id}.")
 
 
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
     """Whether class, channels and image tokens are those of the model type."""
-    named = transformer_config.get("_class_name", spec.task.transformer_class)
-    channels = transformer_config.get("in_channels")
+    task, channels = spec.task, transformer_config.get("in_channels")
     latents_only = (transformer_config.get("out_channels") or channels) == channels
     image = transformer_config.get("image_dim") is not None
     positions = transformer_config.get("pos_embed_seq_len") is not None  # of two images
     return (
-        named == spec.task.transformer_class
-        and latents_only != spec.task.extra_channels
+        transformer_config.get("_class_name", task.transformer_class) == task.transformer_class
+        and latents_only != task.extra_channels
         and image == ("image_encoder" in spec.nets)
-        and (positions == spec.task.two_images or (spec.task.two_images and spec.dims is None))
+        and (positions == task.two_images or (task.two_images and spec.dims is None))
     )

@@ -37,7 +37,7 @@ from maxdiffusion.denoise.segments import Segment  # noqa: E402
 from maxdiffusion.denoise.solvers import SOLVERS  # noqa: E402
 from maxdiffusion.models.dit.context import Context, Contexts  # noqa: E402
 from maxdiffusion.runtime.versions import versions  # noqa: E402
-from maxdiffusion.weights import specs  # noqa: E402
+from maxdiffusion.weights.checkpoint import open_checkpoint  # noqa: E402
 from maxdiffusion.weights.nets import Nets, builders  # noqa: E402
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     shift, scale = pipeline.scheduler.config.flow_shift, 4.0
     plan = AttentionPlan.parse("auto", heads=pipeline.transformer.config.num_attention_heads)
-    nets = Nets(specs.open_pipeline(args.model), builders(plan, weights_dtype=jnp.float32, dtype=jnp.float32))
+    nets = Nets(open_checkpoint(args.model), builders(plan, weights_dtype=jnp.float32, dtype=jnp.float32))
     transformer, vae = nets.load("transformer"), nets.load("vae")
 
     rng = np.random.default_rng(0)

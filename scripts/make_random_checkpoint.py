@@ -1,7 +1,8 @@
-"""Writes a random WAN 2.1 text-to-video checkpoint of any size in the diffusers layout, for load and memory tests.
+"""Writes a random WAN checkpoint of any size in the diffusers layout, for load and memory tests.
 
     python scripts/make_random_checkpoint.py FOLDER --preset 1.3b --dtype bf16 --nets transformer
     python scripts/make_random_checkpoint.py FOLDER --preset tiny --set transformer.num_layers=4 vae.base_dim=16
+    python scripts/make_random_checkpoint.py FOLDER --nets text_encoder transformer transformer_2 vae  # two experts
 
 Names and shapes come from the reference's own classes, built without memory on torch's meta device (diffusers and torch
 are development requirements); the numbers stream to the disk, so that 14B needs no more host memory than tiny does.
@@ -57,7 +58,7 @@ PRESETS: dict[str, dict[str, dict]] = {
 
 
 def build(net: str, config: dict) -> torch.nn.Module:
-    if net == "transformer":
+    if net.startswith("transformer"):
         return diffusers.WanTransformer3DModel(**config)
     if net == "vae":
         return diffusers.AutoencoderKLWan(**config)
@@ -154,6 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
     parser.add_argument("--nets", nargs="+", default=["text_encoder", "transformer", "vae"], help="write only these")
+    parser.add_argument("--pipeline", default="WanPipeline", help="the pipeline's class in model_index.json")
     parser.add_argument("--shard-gb", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="*", default=[], metavar="NET.KEY=VALUE", help="changes to the preset's configs")
@@ -167,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
 
     args.folder.mkdir(parents=True, exist_ok=True)
     index = {
-        "_class_name": "WanPipeline",
+        "_class_name": args.pipeline,
         "_diffusers_version": diffusers.__version__,
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
@@ -183,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     for net in args.nets:
         folder = args.folder / net
         folder.mkdir(exist_ok=True)
-        count = write_net(folder, net, configs[net], args.dtype, int(args.shard_gb * 2**30), args.seed)
+        config, seed = configs["transformer" if net == "transformer_2" else net], args.seed + (net == "transformer_2")
+        count = write_net(folder, net, config, args.dtype, int(args.shard_gb * 2**30), seed)
         print(f"{net}: {count:,} parameters, {args.dtype}")
 
 

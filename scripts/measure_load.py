@@ -20,8 +20,8 @@ import jax.numpy as jnp
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.weights import mapping
+from maxdiffusion.weights.checkpoint import open_checkpoint
 from maxdiffusion.weights.nets import Nets, builders
-from maxdiffusion.weights.specs import open_pipeline
 
 
 def memory(key: str) -> int:
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=["text_encoder", "transformer", "vae"])
     args = parser.parse_args()
     build = builders(AttentionPlan(), weights_dtype=args.weights_dtype, dtype=args.weights_dtype)
-    nets = Nets(open_pipeline(args.folder), build)
+    nets = Nets(open_checkpoint(args.folder), build)
     jax.block_until_ready(jnp.zeros(1))  # the backend's own memory belongs to `before`
     for name in args.nets:
         print(json.dumps(measure(nets, name)), flush=True)

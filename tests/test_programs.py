@@ -30,7 +30,7 @@ from maxdiffusion.request.session import Session, Setup
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.sampling import Sampler
 from maxdiffusion.variants import get
-from maxdiffusion.weights import specs
+from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.nets import Nets
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ class Zeros(Nets):
 
     def __init__(self, setup):
         self.setup = setup
-        self.folder = ROOT / "models" / "wan_tiny"
+        self.checkpoint = Checkpoint(ROOT / "models" / "wan_tiny", {})
 
     def nbytes_on_disk(self, name):
         return 0
@@ -207,7 +207,7 @@ def test_what_lives_beside_a_program(tmp_path):
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():
     job = request.load([str(ROOT / "configs" / "wan_tiny.yml")])
-    assert read_configs(job.cfg) == specs.open_pipeline(ROOT / "models" / "wan_tiny").configs
+    assert read_configs(job.cfg) == open_checkpoint(ROOT / "models" / "wan_tiny").configs
 
 
 def test_bytes_per_device():

@@ -93,7 +93,7 @@ def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[Array, "k e"]]
     """Each different prompt's text embedding, fp32 (`MAX_LENGTH`, e); the encoder is freed again."""
     different = list(dict.fromkeys(prompts))
     with s.stages("text"):
-        tokenizer = load_tokenizer(s.nets.folder / "tokenizer")
+        tokenizer = load_tokenizer(s.nets.checkpoint.folder / "tokenizer")
     encoder, embeddings = s.load("text_encoder"), {}
     with s.stages("text", len(different), "prompts") as advance:
         for prompt in different:

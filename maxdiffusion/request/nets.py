@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 from maxdiffusion import variants
 from maxdiffusion.config.schema import Config
 from maxdiffusion.runtime.paths import parse, reach
-from maxdiffusion.weights import hub, official, specs
+from maxdiffusion.weights import checkpoint, hub, official
 
 if TYPE_CHECKING:
     from maxdiffusion.attention.plan import AttentionPlan
     from maxdiffusion.weights.nets import Build
 
 
-def open_checkpoint(cfg: Config, fetch: bool = True) -> specs.Pipeline:
+def open_checkpoint(cfg: Config, fetch: bool = True) -> checkpoint.Checkpoint:
     """The checkpoint, opened; a hub id is fetched first, if it may be. Imports no jax.
 
     Raises:
       UserError: it cannot be fetched, is damaged, or is not of the variant that the config names.
     """
-    spec = variants.get(cfg.model_name)
     given = {
         "text_encoder": cfg.text_encoder_file,
         "image_encoder": cfg.image_encoder_file,
@@ -33,9 +32,7 @@ def open_checkpoint(cfg: Config, fetch: bool = True) -> specs.Pipeline:
     files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
-    pipeline = specs.open_pipeline(folder, spec, files)
-    variants.check(spec, pipeline.files.configs["transformer"])
-    return pipeline
+    return checkpoint.open_checkpoint(folder, variants.get(cfg.model_name), files)
 
 
 def read_configs(cfg: Config) -> Mapping[str, Any]:

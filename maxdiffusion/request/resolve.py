@@ -21,7 +21,8 @@ from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
 from maxdiffusion.weights import dimensions
-from maxdiffusion.weights.checkpoint import official_layout, read_json
+from maxdiffusion.weights.checkpoint import official_layout
+from maxdiffusion.weights.headers import read_json
 
 
 def load(argv: Sequence[str]) -> Job:

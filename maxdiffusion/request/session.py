@@ -111,7 +111,7 @@ class Session:
         facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
         facts |= {f"version of {key}": value for key, value in versions().items()}
         shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
-        distributed.check_agree(facts | {"videos": repr(shown), "checkpoint": self.nets.files.digest()} | digests)
+        distributed.check_agree(facts | {"videos": repr(shown), "checkpoint": self.nets.checkpoint.digest()} | digests)
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -158,8 +158,8 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
     """
     stages = Stages(job.cfg.progress)
     with distributed.fail_together(), stages("load"):
-        pipeline = nets.open_checkpoint(job.cfg)
-        setup = Setup.of(job, pipeline.configs, devices)
-        session = Session(setup, Nets(pipeline, setup.builders, setup.placement), stages)
+        checkpoint = nets.open_checkpoint(job.cfg)
+        setup = Setup.of(job, checkpoint.configs, devices)
+        session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
     with parallel.use(setup.placement), stages.clock.compilation():
         yield session

@@ -1,4 +1,4 @@
-"""What a transformer's tensors say about it: its config.json, for a file that comes without one. Imports no jax."""
+"""A transformer's config.json from the shapes of its tensors, for a file without one. Imports no jax."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights import naming
-from maxdiffusion.weights.checkpoint import read_tensors
+from maxdiffusion.weights.headers import read_tensors
 from maxdiffusion.weights.tables import original
 
 HEAD_DIM = 128  # of every official WAN transformer
@@ -20,7 +20,7 @@ def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
     """`transformer_config` of a file, an index of shards or a folder, from its headers.
 
     Raises:
-      UserError: it cannot be read, or holds no WAN transformer.
+      UserError: it cannot be read, or does not hold a WAN transformer.
     """
     tensors = naming.normalised(read_tensors(path), original.DIT)
     return transformer_config({name: tensor.shape for name, tensor in tensors.items()}, base, str(path))
@@ -31,8 +31,8 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
 
     Args:
       shapes: of all tensors, by their diffusers names.
-      base: the config.json of a transformer of the same family, or nothing; the size of a head, which no shape tells,
-        is taken from it and is 128 otherwise.
+      base: the config.json of a transformer of the same family, or empty; the head size, which does not follow from
+        shapes, is read from it and is 128 otherwise.
       what: the file, for the message.
 
     Raises:
@@ -43,7 +43,7 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
     def shape(name: str, axes: int = 2) -> tuple[int, ...]:
         if name not in shapes:
             raise UserError(
-                f"{what} has no tensor {name} under that name or its original one, so it is no WAN transformer; "
+                f"{what} has no tensor {name} under that name or its original one, so it is not a WAN transformer; "
                 "give the file of one."
             )
         if len(shapes[name]) != axes:

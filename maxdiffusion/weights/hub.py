@@ -12,32 +12,24 @@ from pathlib import Path
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, reach
 
-# All that a pipeline in the diffusers layout needs: no pictures, no pickles, no other formats.
-PATTERNS = ("*.json", "*.safetensors", "tokenizer/*")
+_PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def resolve(
-    name_or_path: str,
-    revision: str | None = None,
-    patterns: Sequence[str] = PATTERNS,
-    ignore: Sequence[str] = (),
-    fetch: bool = True,
-) -> AnyPath:
+def resolve(name_or_path: str, revision: str | None = None, ignore: Sequence[str] = (), fetch: bool = True) -> AnyPath:
     """The folder of a checkpoint; a folder that exists wins over a hub id of the same spelling.
 
-    What is fetched lands in huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
-    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean what they mean to that library. Of several processes each fetches into the
+    Files are fetched into huggingface_hub's cache, where a file has its name only once it is whole. HF_ENDPOINT,
+    HF_HUB_OFFLINE, HF_TOKEN and HF_HOME mean the same as for that library. Each of several processes fetches into the
     cache of its own host; where they share one, the library's file locks let one fetch and the others wait.
 
     Args:
-      name_or_path: a folder (gs://... is read from where it lies), or `organisation/name` on the hub.
+      name_or_path: a folder (gs://... is read in place), or `organisation/name` on the hub.
       revision: branch, tag or commit on the hub; None is its main branch.
-      patterns: file names to fetch, with wildcards.
-      ignore: those of them to leave out.
-      fetch: whether what is not in the cache may be fetched.
+      ignore: file names that are not fetched, with wildcards.
+      fetch: whether files that are not in the cache may be fetched.
 
     Raises:
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
@@ -53,11 +45,11 @@ def resolve(
             f"{name_or_path!r} is neither a folder here nor a hub id; give an existing folder, or organisation/name "
             "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
-    return _snapshot(name_or_path, revision, patterns, ignore, fetch)
+    return _snapshot(name_or_path, revision, ignore, fetch)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], ignore: Sequence[str], fetch: bool) -> Path:
-    import huggingface_hub  # only here: a local folder shall not wait for it
+def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: bool) -> Path:
+    import huggingface_hub  # imported here: a local folder does not need it
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import disable_progress_bars
 
@@ -65,15 +57,14 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], ignore: 
         disable_progress_bars()
     at = f"{repo} on {constants.ENDPOINT}"
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(ignore),
-                local_files_only=not fetch,
-            )
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=_PATTERNS,
+            ignore_patterns=list(ignore),
+            local_files_only=not fetch,
         )
+        return Path(folder)
     except errors.GatedRepoError:
         raise UserError(
             f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to a token of yours."
@@ -89,7 +80,7 @@ def _snapshot(repo: str, revision: str | None, patterns: Sequence[str], ignore: 
         why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else why
         part = "only a part of it is" if isinstance(error, errors.IncompleteSnapshotError) else "it is not"
         raise UserError(
-            f"{repo!r} is no folder here, {why} and {part} in the cache {constants.HF_HUB_CACHE}; "
+            f"{repo!r} is not a folder here, {why} and {part} in the cache {constants.HF_HUB_CACHE}; "
             "connect once to fetch it, or give a local folder."
         ) from None
     except (OSError, errors.HTTPError, errors.XetDownloadError) as error:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
 from jaxtyping import Float
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
-from maxdiffusion.weights.checkpoint import read_header
+from maxdiffusion.weights.headers import read_header
 
 KEY = "latents"
 
@@ -19,16 +20,20 @@ KEY = "latents"
 def save_latents(
     path: AnyPath, latents: Float[np.ndarray, "b f h w c"], metadata: Mapping[str, str], overwrite: bool = False
 ) -> None:
-    """Writes the latents, normalised as the solver leaves them, so that `path` is either whole or absent.
+    """Writes the latents, normalised as the solver returns them; `path` is either whole or absent.
 
     Raises:
       UserError: `path` exists, its folder cannot be written to, or the disk is full; nothing is left behind.
     """
     data = np.ascontiguousarray(np.asarray(latents, np.float32).transpose(0, 4, 1, 2, 3))
-    # A prompt of bytes that are no UTF-8 has lone surrogates, which the format cannot hold.
+    # A prompt of bytes that are not UTF-8 has lone surrogates, which the format cannot hold.
     texts = {key: text.encode("utf-8", "backslashreplace").decode() for key, text in metadata.items()}
+    # The safetensors library writes metadata in random order; equal latents give equal bytes here.
+    tensor = {"dtype": "F32", "shape": data.shape, "data_offsets": (0, data.nbytes)}
+    header = json.dumps({"__metadata__": texts, KEY: tensor}, ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8 bytes
     with atomic_path(path, overwrite) as temporary:
-        temporary.write_bytes(safetensors.numpy.save({KEY: data}, texts))
+        temporary.write_bytes(struct.pack("<Q", len(header)) + header + data.tobytes())
 
 
 def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict[str, str]]:

@@ -1,9 +1,9 @@
 """Streams tensors from safetensors to the shards of an nnx module.
 
-Each tensor is read by small strips of rows that are written, permuted and cast, straight into the buffers of its
-shards. On the
-CPU these buffers become the parameter itself (jax aliases aligned host memory); on other devices a stacked parameter is
-filled one slot at a time where it will live. So the host never holds more than one tensor beside what it keeps.
+Each tensor is read in small strips of rows, which are permuted, cast and written straight into the buffers of its
+shards. On the CPU these buffers become the parameter itself (jax aliases aligned host memory); on other devices a
+stacked parameter is filled one slot at a time on the devices. So the host never holds more than one tensor beside the
+parameters that stay on it.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ log = logging.getLogger(__name__)
 # tiles of 16: each step of the 14B model would begin with a copy of all weights, 22 GiB.
 MATRICES = {"TPU7x": Layout((0, 1, 2), ((16, 128), (2, 1)))}
 
-_ALIGNMENT = 64  # what XLA's CPU client asks of a host buffer that it aliases
+ALIASING = ("cpu",)  # platforms whose arrays are the host buffers themselves
+_ALIGNMENT = 64  # bytes: XLA's CPU client aliases host buffers so aligned
 
-Box = tuple[tuple[int, int], ...]  # (start, stop) per axis of an array: the part that one device holds
+Box = tuple[tuple[int, int], ...]  # (start, stop) per axis: the part of an array on one device
 Module = TypeVar("Module", bound=nnx.Module)
 
 
@@ -49,9 +50,9 @@ def materialize(
     """A copy of `abstract` whose parameters hold the checkpoint's weights, each on its devices.
 
     Args:
-      abstract: the net; each parameter gives its shape and dtype and, as metadata, the logical axes that decide its
+      abstract: the network; each parameter gives its shape and dtype and, as metadata, the logical axes that decide its
         sharding. It stays as it is, so that it can be loaded again.
-      assignments: what `mapping.match` found for it.
+      assignments: the result of `mapping.match` for it.
       placement: None puts everything on jax's default device.
       on_tensor: called with the number of bytes of each tensor once it is read.
 
@@ -61,28 +62,39 @@ def materialize(
     """
 
     def fill(name: str, leaf: nnx.Variable[Any]) -> jax.Array:
-        sharding = _sharding(name, leaf, placement)
-        array = _parameter(leaf.shape, np.dtype(leaf.dtype), sharding, assignments[name], on_tensor)
-        return jax.device_put(array, _format(leaf, sharding))
+        like = _shape(name, leaf, placement)
+        devices: set[Any] = like.sharding.device_set
+        aliasing = all(device.platform in ALIASING for device in devices)
+        read = _from_host if aliasing or assignments[name][0].layer is None else _slot_by_slot
+        array = read(like, assignments[name], on_tensor)
+        return array if like.format.layout is None else jax.device_put(array, like.format)
 
     return _map(fill, abstract)
 
 
 def placed(abstract: Module, placement: Placement | None) -> Module:
     """A copy of `abstract` whose shapes carry the shardings that `materialize` would give: enough to compile for."""
-
-    def place(name: str, leaf: nnx.Variable[Any]) -> jax.ShapeDtypeStruct:
-        sharding = _sharding(name, leaf, placement)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_format(leaf, sharding))
-
-    return _map(place, abstract)
+    return _map(lambda name, leaf: _shape(name, leaf, placement), abstract)
 
 
 def _map(make: Callable[[str, nnx.Variable[Any]], object], abstract: Module) -> Module:
-    """A copy of `abstract` with a new value for each parameter, made from its dotted name and description."""
+    """A copy of `abstract` with a new value for each parameter, made from its dotted name and its abstract value."""
     graph, state = nnx.split(abstract)
     leaves = [(path, leaf.replace(make(".".join(map(str, path)), leaf))) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def _shape(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and sharding of a parameter, and the layout of stacked bf16 matrices where MATRICES has one.
+
+    Split arrays have none: there XLA chooses its own layout, and jax refuses another.
+    """
+    sharding = _sharding(name, leaf, placement)
+    devices: set[Any] = sharding.device_set
+    (kind,) = {device.device_kind for device in devices}
+    if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 and sharding.is_fully_replicated:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=Format(MATRICES[kind], sharding))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -> Sharding:
@@ -97,45 +109,18 @@ def _sharding(name: str, leaf: nnx.Variable[Any], placement: Placement | None) -
     return placement.sharding(*fitting)
 
 
-def _format(leaf: nnx.Variable[Any], sharding: Sharding) -> Sharding | Format:
-    """The sharding, with the layout in which the devices compute with stacked matrices in bf16 where it is another.
-
-    Not of arrays that are split: there XLA puts its own in its place, which jax refuses.
-    """
-    devices: Any = sharding.device_set
-    (kind,) = {device.device_kind for device in devices}
-    if kind in MATRICES and leaf.dtype == jnp.bfloat16 and len(leaf.shape) == 3 and sharding.is_fully_replicated:
-        return Format(MATRICES[kind], sharding)
-    return sharding
-
-
-def _parameter(
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    sharding: Sharding,
-    assignments: Sequence[Assignment],
-    on_tensor: Callable[[int], object],
-) -> jax.Array:
-    devices: set[Any] = sharding.device_set
-    if assignments[0].layer is None or all(device.platform == "cpu" for device in devices):
-        return _from_host(shape, dtype, sharding, assignments, on_tensor)
-    return _slot_by_slot(shape, dtype, sharding, assignments, on_tensor)
-
-
 def _slot_by_slot(
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    sharding: Sharding,
-    assignments: Sequence[Assignment],
-    on_tensor: Callable[[int], object],
+    like: jax.ShapeDtypeStruct, assignments: Sequence[Assignment], on_tensor: Callable[[int], object]
 ) -> jax.Array:
     """A stacked parameter whose slots are copied, one after another, into the array on the devices."""
-    stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=sharding)(shape, dtype)
+    stack = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=like.sharding)(like.shape, like.dtype)
+    sharding = like.sharding
     if isinstance(sharding, NamedSharding):
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    slot_like = jax.ShapeDtypeStruct(like.shape[1:], like.dtype, sharding=sharding)
 
     def read(assignment: Assignment) -> jax.Array:
-        return _from_host(shape[1:], dtype, sharding, [dataclasses.replace(assignment, layer=None)], on_tensor)
+        return _from_host(slot_like, [dataclasses.replace(assignment, layer=None)], on_tensor)
 
     for layer, slot in enumerate(paths.each(assignments[0].tensor.file, read, assignments)):
         stack = _set_slot(stack, slot, layer)
@@ -149,18 +134,14 @@ def _set_slot(stack: jax.Array, slot: jax.Array, layer: jax.Array) -> jax.Array:
 
 
 def _from_host(
-    shape: tuple[int, ...],
-    dtype: np.dtype,
-    sharding: Sharding,
-    assignments: Sequence[Assignment],
-    on_tensor: Callable[[int], object],
+    like: jax.ShapeDtypeStruct, assignments: Sequence[Assignment], on_tensor: Callable[[int], object]
 ) -> jax.Array:
     """An array of `assignments` (one tensor, or all slots of a stack) from one host buffer for each distinct shard."""
     boxes: dict[Any, Box] = {
-        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), shape, strict=True))
-        for device, index in sharding.addressable_devices_indices_map(shape).items()
+        device: tuple(part.indices(size)[:2] for part, size in zip(index or (), like.shape, strict=True))
+        for device, index in like.sharding.addressable_devices_indices_map(like.shape).items()
     }
-    buffers = {box: _aligned(tuple(stop - start for start, stop in box), dtype) for box in set(boxes.values())}
+    buffers = {box: _aligned(tuple(stop - start for start, stop in box), like.dtype) for box in set(boxes.values())}
 
     def read(assignment: Assignment) -> int:
         if assignment.layer is None:
@@ -173,7 +154,7 @@ def _from_host(
     for nbytes in paths.each(assignments[0].tensor.file, read, assignments):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
-    return jax.make_array_from_single_device_arrays(shape, sharding, jax.block_until_ready(arrays))
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, jax.block_until_ready(arrays))
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

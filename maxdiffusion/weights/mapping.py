@@ -1,8 +1,9 @@
-"""Which tensor of a checkpoint fills which parameter: strict both ways, decided before a single weight is read."""
+"""Which tensor of a checkpoint fills which parameter, matched strictly both ways before a weight is read."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -18,9 +19,9 @@ from maxdiffusion.weights.sources import FLOATS, TensorSource
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """One tensor and where it goes: the whole parameter, or slot `layer` of a stacked one.
+    """One tensor and its target: a whole parameter, or slot `layer` of a stacked one.
 
-    `shape` is that of the parameter or slot; `copies` are the same tensor under its other names.
+    `shape` is the shape of the parameter or slot; `copies` are the same tensor under its other names.
     """
 
     tensor: TensorSource
@@ -30,7 +31,7 @@ class Assignment:
     copies: tuple[TensorSource, ...] = ()
 
 
-Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of their layers
+Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of layers
 
 
 def parameters(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
@@ -49,11 +50,11 @@ def match(
     """Finds the tensors that fill every parameter of `module`.
 
     Args:
-      tensors: the checkpoint's, by name; no number is read.
-      rules: the net's name table.
-      module: the net, abstract; it gives the shapes and the number of stacked layers.
+      tensors: of the checkpoint, by name.
+      rules: the network's name table.
+      module: the abstract network; it gives the shapes and the number of stacked layers.
       what: the checkpoint's folder, for the message.
-      ignored: regular expressions of the names that the net knowingly does not use.
+      ignored: regular expressions of the names that the network knowingly does not use.
 
     Raises:
       UserError: listing every tensor without a parameter, every parameter without a tensor, every wrong shape or dtype.
@@ -64,6 +65,7 @@ def match(
     wrong: dict[str, list[str]] = defaultdict(list)
     missing: list[str] = []
     used: set[str] = set()
+    ruled: set[str] = set()
 
     for target, layer, names, rule in _slots(params, rules):
         shape = params[target].shape if layer is None else params[target].shape[1:]
@@ -71,6 +73,7 @@ def match(
         if any(name in used for name in names) or layer in (assignment.layer for assignment in found[target]):
             raise ValueError(f"two rules read {names} or fill {target}")
         used.update(names)
+        ruled.add(target)
         if not present:
             missing.append(names[0])
             continue
@@ -82,7 +85,6 @@ def match(
         found[target].append(Assignment(present[0], rule, shape, layer, tuple(present[1:])))
 
     surplus = [name for name in tensors if name not in used and not any(re.fullmatch(skip, name) for skip in ignored)]
-    ruled = {target for target, *_ in _slots(params, rules)}
     problems = [
         _listed("missing from the checkpoint", missing),
         _listed("not a part of the model", surplus),
@@ -100,7 +102,7 @@ def match(
 def _slots(
     params: Mapping[str, nnx.Variable[Any]], rules: Sequence[Rule]
 ) -> Iterator[tuple[str, int | None, tuple[str, ...], Rule]]:
-    """(parameter, layer, torch names, rule) of all that the rules say about this model."""
+    """(parameter, layer, torch names, rule) of each parameter or slot that a rule names."""
     for rule in rules:
         names = (rule.source, *rule.aliases)
         pattern = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(rule.target)))
@@ -144,12 +146,8 @@ def grouped(names: Iterable[str]) -> list[str]:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers in words: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    """Sorted numbers as text: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
+    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in group] for _, group in groups]
     text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
     return f"{{{text}}}" if len(numbers) > 1 else text

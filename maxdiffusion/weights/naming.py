@@ -10,30 +10,30 @@ import re
 from collections.abc import Iterator, Mapping
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights.sources import RowSlice, Scaled, Stored, TensorSource
+from maxdiffusion.weights.sources import TensorSource, row_slice, scaled
 from maxdiffusion.weights.tables.original import Table
 
 PREFIX = "model.diffusion_model."  # that files for ComfyUI may put before the names of a transformer
 FP8 = ("F8_E4M3", "F8_E5M2")
 
-# Beside `X.weight` in fp8: its scale, in either spelling, and what serves fp8 activations, which are not used here.
+# Tensors beside `X.weight` in fp8: its scale, in either spelling, and those for fp8 activations, which are not used.
 # Format: github.com/comfyanonymous/ComfyUI, QUANTIZATION.md; `scaled_fp8` marks files of the older spelling.
 _SCALES = ("scale_weight", "weight_scale")
 _UNUSED = ("scale_input", "input_scale", "comfy_quant")
 _MARK = "scaled_fp8"
 
 
-def normalised(tensors: Mapping[str, Stored], table: Table) -> dict[str, TensorSource]:
-    """The tensors by their diffusers names, fp8 scaled and fused ones split; `name` stays the stored one.
+def normalised(tensors: Mapping[str, TensorSource], table: Table) -> dict[str, TensorSource]:
+    """A file's tensors by their diffusers names, fp8 scaled and fused ones split; `name` stays the stored one.
 
-    A name that the table does not know stays as it is, for the match to judge.
+    A name that is not in the table is kept; `mapping.match` accepts or refuses it.
 
     Raises:
       UserError: a scaled file with an fp8 weight that has no scale or one in blocks; two names of one tensor.
     """
     found = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
     result: dict[str, TensorSource] = {}
-    for name, tensor in renamed(with_scales(found), table):
+    for name, tensor in _renamed(_with_scales(found), table):
         if name in result:
             raise UserError(
                 f"{tensor.file} stores {tensor.name!r} and {result[name].name!r}, which are two names of one tensor; "
@@ -44,21 +44,17 @@ def normalised(tensors: Mapping[str, Stored], table: Table) -> dict[str, TensorS
 
 
 def is_original(tensors: Mapping[str, TensorSource]) -> bool:
-    """Whether what `normalised` returned had names of the official repositories."""
+    """Whether any tensor of `normalised` is stored under its name in the official repositories."""
     return any(name != tensor.name.removeprefix(PREFIX) for name, tensor in tensors.items())
 
 
-def renamed(tensors: Mapping[str, TensorSource], table: Table) -> Iterator[tuple[str, TensorSource]]:
-    """(new name, tensor) of each; a tensor of several modules becomes as many."""
-    rows = [(_pattern(module), targets) for module, targets in table.items()]
+def _renamed(tensors: Mapping[str, TensorSource], table: Table) -> Iterator[tuple[str, TensorSource]]:
+    """(new name, tensor) of each; the rows of a tensor of several modules are split evenly."""
+    rows = [(_pattern(module), (ours,) if isinstance(ours, str) else ours) for module, ours in table.items()]
     for name, tensor in tensors.items():
         for pattern, targets in rows:
             if hit := pattern.fullmatch(name):
-                parameter = hit.groups()[-1]
-                names = [
-                    target.format(**hit.groupdict()) + (parameter or "")
-                    for target in ((targets,) if isinstance(targets, str) else targets)
-                ]
+                names = [target.format(**hit.groupdict()) + (hit.groups()[-1] or "") for target in targets]
                 yield from zip(names, _split(tensor, len(names)), strict=True)
                 break
         else:
@@ -69,21 +65,19 @@ def _pattern(module: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(module)) + r"(\.[a-z]+)?")
 
 
-def _split(tensor: TensorSource, parts: int) -> Iterator[TensorSource]:
-    """Equal parts of its rows; whatever does not divide is left to the match, as the shape that it is."""
+def _split(tensor: TensorSource, parts: int) -> list[TensorSource]:
+    """Equal parts of its rows; where they do not divide, `mapping.match` refuses the shape."""
     if parts == 1:
-        yield tensor
-        return
+        return [tensor]
     count = tensor.shape[0] // parts if tensor.shape else 0
-    for part in range(parts):
-        yield RowSlice(tensor, part * count, count)
+    return [row_slice(tensor, part * count, count) for part in range(parts)]
 
 
-def with_scales(tensors: Mapping[str, Stored]) -> dict[str, TensorSource]:
-    """The tensors, fp8 as `Scaled` and without the scales, which are a part of what they scale."""
-    result: dict[str, TensorSource] = dict(tensors)
+def _with_scales(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    """The tensors, each in fp8 as `scaled`, without the scales."""
+    result = dict(tensors)
     unscaled = []
-    scaled = result.pop(_MARK, None) is not None
+    has_scales = result.pop(_MARK, None) is not None
     for name, tensor in tensors.items():
         if tensor.dtype not in FP8 or name not in result:
             continue
@@ -94,10 +88,10 @@ def with_scales(tensors: Mapping[str, Stored]) -> dict[str, TensorSource]:
         if scale is None:
             unscaled.append(name)
         else:
-            scaled = True
+            has_scales = True
             _check_scale(tensor, scale)
-        result[name] = Scaled(tensor, scale)
-    if scaled and (bare := [tensors[name] for name in unscaled if name in result]):
+        result[name] = scaled(tensor, scale)
+    if has_scales and (bare := [tensors[name] for name in unscaled if name in result]):
         raise UserError(
             f"{bare[0].file} is a scaled fp8 file, but {len(bare)} of its fp8 tensors have no scale, such as "
             f"{bare[0].name!r}; use a whole file, or one in bf16 or fp16."
@@ -105,7 +99,7 @@ def with_scales(tensors: Mapping[str, Stored]) -> dict[str, TensorSource]:
     return result
 
 
-def _check_scale(tensor: Stored, scale: Stored) -> None:
+def _check_scale(tensor: TensorSource, scale: TensorSource) -> None:
     rows = tensor.shape[0] if tensor.shape else 1
     if scale.dtype not in ("F32", "BF16", "F16") or not (
         math.prod(scale.shape) == 1 or scale.shape in ((rows,), (rows, 1))

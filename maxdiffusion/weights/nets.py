@@ -1,7 +1,6 @@
-"""The nets of an opened pipeline: matched with their tensors as a whole, then loaded one at a time.
+"""The networks of an opened checkpoint: all matched with their tensors, then loaded one at a time.
 
-pipeline = specs.open_pipeline(folder)
-nets = Nets(pipeline, builders(plan, ...), placement)
+nets = Nets(open_checkpoint(folder), builders(plan, ...), placement)
 text_encoder = nets.load("text_encoder"); ...; del text_encoder
 transformer = nets.load("transformer")
 """
@@ -24,9 +23,9 @@ from maxdiffusion.models.umt5 import UMT5Encoder
 from maxdiffusion.models.vae import WanVAE
 from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
-from maxdiffusion.weights.specs import Pipeline
+from maxdiffusion.weights.checkpoint import NETS, Checkpoint
 
-Build = Callable[[Any], nnx.Module]  # the net's config -> the abstract net: shapes in place of arrays
+Build = Callable[[Any], nnx.Module]  # a network's config -> the abstract network: shapes in place of arrays
 
 
 def builders(
@@ -38,17 +37,13 @@ def builders(
     vae_dtype: DTypeLike = "float32",
     scan_layers: bool = True,
 ) -> dict[str, Build]:
-    """How the nets of a pipeline are built.
+    """How each network is built, by its folder.
 
-    `text_encoder_dtype` (None: those of the transformer), which the image encoder shares, and `vae_dtype` hold for
-    weights and activations alike.
+    `text_encoder_dtype` (None: the transformer's dtypes), which is also the image encoder's, and `vae_dtype` are the
+    dtype of both weights and activations.
     """
     half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
-    text = {
-        **half,
-        "weights_dtype": text_encoder_dtype or weights_dtype,
-        "dtype": text_encoder_dtype or dtype,
-    }
+    text = {**half, "weights_dtype": text_encoder_dtype or weights_dtype, "dtype": text_encoder_dtype or dtype}
     return {
         "text_encoder": lambda config: UMT5Encoder(config, **text),
         "image_encoder": lambda config: CLIPVision(config, **text),
@@ -68,48 +63,42 @@ def sizes(build: Mapping[str, Build], configs: Mapping[str, Any]) -> dict[str, t
     return found
 
 
-def matched(pipeline: Pipeline, name: str, build: Build) -> tuple[nnx.Module, mapping.Assignments]:
-    """One net, abstract, and the tensors that fill it.
+def matched(checkpoint: Checkpoint, name: str, build: Build) -> tuple[nnx.Module, mapping.Assignments]:
+    """One network, abstract, and the tensors that fill it.
 
     Raises:
       UserError: weights and config do not fit; it names every tensor and parameter concerned.
     """
-    abstract, spec, what = build(pipeline.configs[name]), pipeline.specs[name], pipeline.files.paths
-    assignments = mapping.match(
-        pipeline.tensors[name], spec.rules, abstract, what=str(what[name]), ignored=spec.ignored
-    )
-    return abstract, assignments
+    spec, net = NETS[name], checkpoint.nets[name]
+    abstract = build(net.config)
+    return abstract, mapping.match(net.tensors, spec.rules, abstract, what=str(net.path), ignored=spec.ignored)
 
 
 class Nets:
-    """Nothing loaded is kept here: a module that `load` returned and that was dropped is freed by the next `load`."""
+    """Loads networks and keeps none: one that `load` returned and that was dropped is freed by the next `load`."""
 
-    def __init__(self, pipeline: Pipeline, build: Mapping[str, Build], placement: Placement | None = None):
-        """Builds every net without numbers and matches its parameters with the checkpoint; reads no weight.
+    def __init__(self, checkpoint: Checkpoint, build: Mapping[str, Build], placement: Placement | None = None):
+        """Builds every network without numbers and matches its parameters with the checkpoint; reads no weight.
 
         Args:
-          pipeline: from `open_pipeline`.
-          build: for each folder of the pipeline, its config -> the net.
-          placement: where the parameters will live; None is jax's default device.
+          checkpoint: from `open_checkpoint`.
+          build: for each folder of the checkpoint, config -> network.
+          placement: the mesh for the parameters; None is jax's default device.
 
         Raises:
           UserError: weights and config do not fit; it names every tensor and parameter concerned.
         """
-        self.files = pipeline.files
-        self.folder = pipeline.files.folder
-        self.configs = pipeline.configs
+        self.checkpoint = checkpoint
         self._placement = placement
-        self._nets: dict[str, tuple[nnx.Module, mapping.Assignments]] = {}
-        for name in pipeline.specs:
-            self._nets[name] = matched(pipeline, name, build[name])
+        self._nets = {name: matched(checkpoint, name, build[name]) for name in checkpoint.nets}
 
     def nbytes_on_disk(self, name: str) -> int:
         """How many bytes `load(name)` reads: the total of its progress."""
         return sum(each.tensor.nbytes for assigned in self._nets[name][1].values() for each in assigned)
 
     def load(self, name: str, on_tensor: Callable[[int], object] = lambda nbytes: None) -> nnx.Module:
-        """Streams one net to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
-        # flax's flattened states are cyclic (0.12.8): a net that was dropped holds its arrays until a collection.
+        """Streams one network to its devices; `on_tensor` gets the number of bytes of each tensor once it is read."""
+        # flax's flattened states are cyclic (0.12.8): a network that was dropped holds its arrays until a collection.
         gc.collect()
         abstract, assignments = self._nets[name]
         return loader.materialize(abstract, assignments, self._placement, on_tensor)

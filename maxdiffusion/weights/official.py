@@ -1,6 +1,6 @@
-"""The nets' configs of the official checkpoints, for programs that are compiled without a checkpoint.
+"""The networks' configs of the official checkpoints, for programs that are compiled without a checkpoint.
 
-Names and shapes follow from them; tests/golden/manifests proves both right.
+The names and shapes that follow from them are tested against tests/golden/manifests.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from maxdiffusion.variants import VARIANTS, WanSpec
 
 
 def configs(spec: WanSpec) -> dict[str, Any]:
-    """The config of each net of a variant's official checkpoint, by its folder.
+    """The config of each network of a variant's official checkpoint, by its folder.
 
     Raises:
       UserError: the variant has no official checkpoint.
     """
     if spec.hub_id is None or spec.network is None:
         raise UserError(
-            f"The variant {spec.name} has no official checkpoint that would tell its size; give "
+            f"The variant {spec.name} has no official checkpoint, which would give its size; give "
             "pretrained_model_name_or_path=FOLDER, or model_name="
             f"{' or '.join(name for name, each in VARIANTS.items() if each.hub_id)}."
         )

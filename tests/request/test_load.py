@@ -227,7 +227,7 @@ def test_the_bundled_checkpoints_are_the_variants_of_their_configs(place: Path, 
     assert cfg.pretrained_model_name_or_path == str(CONFIGS.parent / "models" / name)
     content = json.loads((Path(cfg.pretrained_model_name_or_path) / "transformer" / "config.json").read_text())
     spec = variants.get(cfg.model_name)
-    assert variants.identify(content) is spec and spec.dims == variants.Dims.of(content)
+    assert variants.matching(content)[0] is spec and spec.dims == variants.Dims.of(content)
 
 
 def test_configs_are_overlays_of_a_page() -> None:

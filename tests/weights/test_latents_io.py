@@ -42,6 +42,13 @@ def test_any_shape_and_any_metadata(tmp_path_factory, shape, meta):
     assert got_meta == meta
 
 
+def test_equal_latents_and_metadata_are_equal_bytes(tmp_path):
+    meta = {str(i): "x" for i in range(20)}
+    for name in ("a", "b"):
+        save_latents(tmp_path / name, LATENTS, meta)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("stored", "message"),
     [

@@ -10,7 +10,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes
 from maxdiffusion.runtime import paths
 from maxdiffusion.weights import loader, mapping, sources
-from maxdiffusion.weights.checkpoint import read_tensors
+from maxdiffusion.weights.headers import read_tensors
 from tests.bucket import Bucket, bucket
 
 from . import synthetic
@@ -96,20 +96,21 @@ def test_a_bucket_that_stops_answering_is_one_sentence(bucket, monkeypatch, faul
 
 
 @pytest.mark.parametrize("place", ["here", "gs://bucket/net"])
-def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, place):
+def test_slot_by_slot_equals_the_whole_stack(tmp_path, bucket, monkeypatch, place):
     """The way of devices other than the CPU, here on CPU devices."""
     stored = synthetic.tensors()
     folder = tmp_path if place == "here" else bucket.root / "bucket" / "net"
     synthetic.write_net(folder, stored)
-    net, placement = synthetic.Net(), mesh_placement(4, 2)
+    placement = mesh_placement(4, 2)
     folder = folder if place == "here" else paths.parse(place)
-    assignments = mapping.match(read_tensors(folder), synthetic.RULES, net, what="")
-    for name in ("blocks.ffn.kernel", "blocks.norm.scale"):
-        param = mapping.parameters(net)[name]
-        sharding = placement.sharding(*param.get_metadata()["out_sharding"])
-        got = loader._slot_by_slot(param.shape, np.dtype(np.float32), sharding, assignments[name], lambda nbytes: None)
-        assert got.sharding.is_equivalent_to(sharding, ndim=len(param.shape))
-        np.testing.assert_array_equal(np.asarray(got), synthetic.expected(stored)[name])
+    whole, by_slot = [], []
+    want = values(load(folder, synthetic.Net(), placement, whole.append))
+    monkeypatch.setattr(loader, "ALIASING", ())
+    got = values(load(folder, synthetic.Net(), placement, by_slot.append))
+    assert sorted(by_slot) == sorted(whole)
+    for name, array in synthetic.expected(stored).items():
+        assert got[name].sharding.is_equivalent_to(want[name].sharding, ndim=array.ndim)
+        np.testing.assert_array_equal(np.asarray(got[name]), array, err_msg=name)
 
 
 @pytest.mark.parametrize("place", [lambda: None, lambda: mesh_placement(2, 4)], ids=["one device", "mesh"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights.checkpoint import read_tensors
+from maxdiffusion.weights.headers import read_tensors
 from maxdiffusion.weights.mapping import grouped, match
 from maxdiffusion.weights.rule import Rule, Transform
 

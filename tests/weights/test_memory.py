@@ -16,7 +16,7 @@ import jax, jax.numpy as jnp
 from flax import nnx
 from maxdiffusion.models.layers import parameter
 from maxdiffusion.weights import loader, mapping
-from maxdiffusion.weights.checkpoint import read_tensors
+from maxdiffusion.weights.headers import read_tensors
 from maxdiffusion.weights.rule import Rule, Transform
 
 class Net(nnx.Module):

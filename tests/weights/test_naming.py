@@ -15,10 +15,11 @@ from diffusers.loaders import single_file_utils
 from maxdiffusion import variants
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights import dimensions, mapping, naming, specs
-from maxdiffusion.weights.checkpoint import read_header
+from maxdiffusion.weights import dimensions, mapping, naming
+from maxdiffusion.weights.checkpoint import NETS
+from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.nets import builders
-from maxdiffusion.weights.sources import RowSlice, Scaled, Stored, strips
+from maxdiffusion.weights.sources import scaled, stored, strips
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
 
@@ -47,16 +48,9 @@ def manifest(name):
 def infos(shapes, dtype="F32"):
     result, start = {}, 0
     for name, shape in shapes.items():
-        result[name] = Stored(name, dtype, tuple(shape), Path("x"), start)
+        result[name] = stored(name, dtype, tuple(shape), Path("x"), start)
         start += result[name].nbytes
     return result
-
-
-def span(tensor):
-    """First and last byte, of the file, of a tensor that is stored or a part of one."""
-    stored, first = (tensor.parent, tensor.first) if isinstance(tensor, RowSlice) else (tensor, 0)
-    start = stored.start + first * stored.nbytes // (stored.shape or (1,))[0]
-    return start, start + tensor.nbytes
 
 
 def to_original(shapes, table):
@@ -81,7 +75,7 @@ def test_every_official_tensor_has_one_original_name_and_comes_back(name):
     table = UNIONS.get(name, table)
     back = naming.normalised({naming.PREFIX + key: tensor for key, tensor in theirs.items()}, table)
     assert {key: tensor.shape for key, tensor in back.items()} == shapes
-    covered = sorted(map(span, back.values()))  # every byte is used once
+    covered = sorted((each.start, each.start + each.nbytes) for each in back.values())  # every byte is used once
     assert [end for _, end in covered][:-1] == [start for start, _ in covered][1:]
     assert naming.is_original(back)
     assert naming.normalised(infos(shapes), table) == infos(shapes)
@@ -113,7 +107,7 @@ def test_an_original_file_alone_builds_and_fills_its_transformer(name):
     raw = dimensions.transformer_config({key: tensor.shape for key, tensor in tensors.items()}, {}, name)
     spec = next(spec for spec in variants.VARIANTS.values() if spec.name.startswith(name))
     variants.check(spec, raw)
-    net = next(net for net in specs.nets_of(spec) if net.folder == "transformer")
+    net = NETS["transformer"]
     build = builders(AttentionPlan(), weights_dtype="bfloat16", dtype="bfloat16")["transformer"]
     abstract = build(net.parse(raw))
     found = mapping.match(tensors, net.rules, abstract, what=name, ignored=net.ignored)
@@ -133,7 +127,7 @@ Q = "blocks.0.self_attn.q"
 
 
 @pytest.fixture
-def stored():
+def weight():
     """8 x 6, every row different, among them the largest number and a subnormal one."""
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((8, 6)).astype(np.float32) * 20
@@ -155,31 +149,31 @@ def read(path, dtype=np.float32):
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("kind", [E4M3, E5M2])
 @pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1)])
-def test_scaled_fp8(stored, tmp_path, kind, shape, spelling):
+def test_scaled_fp8(weight, tmp_path, kind, shape, spelling):
     scale = (np.float32(0.03) + np.arange(math.prod(shape), dtype=np.float32)).reshape(shape)
-    file = {f"{naming.PREFIX}{Q}.weight": stored.astype(kind), f"{naming.PREFIX}{Q}.{spelling}": scale}
+    file = {f"{naming.PREFIX}{Q}.weight": weight.astype(kind), f"{naming.PREFIX}{Q}.{spelling}": scale}
     if spelling == "scale_weight":
         file |= {f"{naming.PREFIX}scaled_fp8": np.zeros(2, kind), f"{naming.PREFIX}{Q}.scale_input": np.ones((), "f4")}
     else:
         file |= {f"{naming.PREFIX}{Q}.comfy_quant": np.zeros(30, np.uint8)}
     write(tmp_path / "a.safetensors", file)
-    want = torch.from_numpy(stored.astype(kind).astype(np.float32)) * torch.from_numpy(
+    want = torch.from_numpy(weight.astype(kind).astype(np.float32)) * torch.from_numpy(
         scale.reshape(-1, 1) if scale.size > 1 else scale
     )
     np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), want.numpy())
 
 
 @pytest.mark.parametrize("kind", [E4M3, E5M2])
-def test_fp8_without_scales_is_cast(stored, tmp_path, kind):
-    write(tmp_path / "a.safetensors", {f"{Q}.weight": stored.astype(kind)})
-    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), stored.astype(kind).astype(np.float32))
+def test_fp8_without_scales_is_cast(weight, tmp_path, kind):
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": weight.astype(kind)})
+    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), weight.astype(kind).astype(np.float32))
 
 
 def test_every_byte_of_fp8_means_what_torch_says(tmp_path):
     codes, file = torch.arange(256, dtype=torch.uint8), tmp_path / "bytes"
     file.write_bytes(bytes(range(256)))
     for name, kind in {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}.items():
-        got = Scaled(Stored("w", name, (256,), file, 0)).rows(0, 256)
+        got = scaled(stored("w", name, (256,), file, 0)).rows(0, 256)
         np.testing.assert_array_equal(got, codes.view(kind).float().numpy())
 
 
@@ -191,8 +185,8 @@ def test_every_byte_of_fp8_means_what_torch_says(tmp_path):
         ({f"{Q}.scale_weight": np.ones((), np.int32)}, r"by I32\[\]"),
     ],
 )
-def test_scales_that_cannot_be_meant(stored, tmp_path, broken, message):
-    write(tmp_path / "a.safetensors", {f"{Q}.weight": stored.astype(E4M3), **broken})
+def test_scales_that_cannot_be_meant(weight, tmp_path, broken, message):
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": weight.astype(E4M3), **broken})
     with pytest.raises(UserError, match=message):
         read(tmp_path / "a.safetensors")
 

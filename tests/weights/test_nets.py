@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.variants import get
-from maxdiffusion.weights import mapping, official, specs
+from maxdiffusion.weights import mapping, official
+from maxdiffusion.weights.checkpoint import NETS, open_checkpoint
 from maxdiffusion.weights.nets import Nets, builders
-from maxdiffusion.weights.sources import Stored
+from maxdiffusion.weights.sources import stored
 from tests import parity
 
 ROOT = Path(__file__).parents[2]
-NETS = ("text_encoder", "transformer", "vae")
+TEXT_TO_VIDEO = ("text_encoder", "transformer", "vae")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def build(weights_dtype):
 
 
 def nets(folder, weights_dtype=jnp.float32):
-    return Nets(specs.open_pipeline(folder), build(weights_dtype))
+    return Nets(open_checkpoint(folder), build(weights_dtype))
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,11 @@ def stored_in(folder):
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", TEXT_TO_VIDEO)
 def test_every_parameter_is_what_the_parity_tests_fill_in(whole, checkpoint, name):
     """Those copy a state dict by code of their own; with it each net computes what the reference does."""
-    pipeline = specs.open_pipeline(checkpoint)
-    net = build(jnp.float32)[name](pipeline.configs[name])
-    want = parity.load_state_dict(net, pipeline.specs[name].rules, stored_in(checkpoint / name))
+    net = build(jnp.float32)[name](open_checkpoint(checkpoint).configs[name])
+    want = parity.load_state_dict(net, NETS[name].rules, stored_in(checkpoint / name))
     want = {path: param.get_value() for path, param in mapping.parameters(want).items()}
     got = {path: param.get_value() for path, param in mapping.parameters(whole.load(name)).items()}
     assert got.keys() == want.keys()
@@ -79,7 +79,7 @@ def test_every_parameter_is_what_the_parity_tests_fill_in(whole, checkpoint, nam
 
 def test_the_reference_reads_the_same_folder(checkpoint):
     pipeline = diffusers.WanPipeline.from_pretrained(checkpoint)
-    for name in NETS:
+    for name in TEXT_TO_VIDEO:
         theirs = getattr(pipeline, name).state_dict()
         for key, tensor in stored_in(checkpoint / name).items():
             assert torch.equal(theirs[key], tensor), key
@@ -98,7 +98,7 @@ def test_a_dropped_net_is_freed_before_the_next_is_loaded(whole):
 
 def test_dtypes_and_progress(checkpoint):
     loaded = nets(checkpoint, jnp.bfloat16)
-    for name in NETS:
+    for name in TEXT_TO_VIDEO:
         read = []
         net = loaded.load(name, read.append)
         assert sum(read) == loaded.nbytes_on_disk(name)
@@ -139,9 +139,9 @@ def test_unused_norms_of_the_official_files_are_accepted(copy):
 
 def test_opening_does_not_import_jax(checkpoint):
     code = (
-        "import sys, pathlib; from maxdiffusion.weights import specs\n"
-        "pipeline = specs.open_pipeline(pathlib.Path(sys.argv[1]))\n"
-        "print(pipeline.configs['transformer'].num_layers, sorted({'jax', 'numpy', 'torch'} & set(sys.modules)))"
+        "import sys, pathlib; from maxdiffusion.weights.checkpoint import open_checkpoint\n"
+        "checkpoint = open_checkpoint(pathlib.Path(sys.argv[1]))\n"
+        "print(checkpoint.configs['transformer'].num_layers, sorted({'jax', 'numpy', 'torch'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True)
     assert run.stdout == "2 []\n", run.stderr
@@ -170,10 +170,10 @@ OFFICIAL = {
 def test_official_checkpoints_map_whole(manifest):
     """Names and shapes of the official files; no weight is allocated."""
     variant, name = OFFICIAL[manifest]
-    spec = next(spec for spec in specs.NETS if spec.folder == name)
+    spec = NETS[name]
     abstract = build(jnp.bfloat16)[name](official.configs(get(variant))[name])
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
-    tensors = {key: Stored(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
+    tensors = {key: stored(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
     found = mapping.match(tensors, spec.rules, abstract, what=manifest, ignored=spec.ignored)
     used = [tensor.name for slots in found.values() for slot in slots for tensor in (slot.tensor, *slot.copies)]
     unused = [key for key in shapes if any(re.fullmatch(pattern, key) for pattern in spec.ignored)]
@@ -184,9 +184,8 @@ def test_official_configs_are_the_defaults_of_the_references_classes():
     """What shapes do not show: heads, patches, epsilons."""
     with torch.device("meta"):
         theirs = {"transformer": diffusers.WanTransformer3DModel(), "vae": diffusers.AutoencoderKLWan()}
-    for spec in specs.NETS:
-        if spec.folder in theirs:
-            want = spec.parse(dict(theirs[spec.folder].config))
-            got = official.configs(get("wan2.1-t2v-14b"))[spec.folder]
-            numbers = {key: getattr(got, key) for key in ("latents_mean", "latents_std") if hasattr(got, key)}
-            assert got == dataclasses.replace(want, **numbers)
+    for name, reference in theirs.items():
+        want = NETS[name].parse(dict(reference.config))
+        got = official.configs(get("wan2.1-t2v-14b"))[name]
+        numbers = {key: getattr(got, key) for key in ("latents_mean", "latents_std") if hasattr(got, key)}
+        assert got == dataclasses.replace(want, **numbers)

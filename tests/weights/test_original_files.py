@@ -16,9 +16,10 @@ from safetensors.numpy import load_file
 from maxdiffusion import request
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.request.nets import open_checkpoint
-from maxdiffusion.weights import dimensions, loader, mapping, naming, specs
-from maxdiffusion.weights.checkpoint import read_header
+from maxdiffusion.request import nets
+from maxdiffusion.weights import dimensions, loader, mapping, naming
+from maxdiffusion.weights.checkpoint import NETS, open_checkpoint
+from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.nets import builders
 from maxdiffusion.weights.tables import original
 from tests.weights.safetensors_file import original_name, write
@@ -51,10 +52,10 @@ def abstract(net, dtype, config):
 
 def load(folder, net, files=None, dtype=jnp.float32):
     """What `Nets` does for one of its nets; the same abstract one for all tests."""
-    pipeline = specs.open_pipeline(folder, files=files)
-    module, spec = abstract(net, dtype, pipeline.configs[net]), pipeline.specs[net]
-    what = str(pipeline.files.paths[net])
-    assignments = mapping.match(pipeline.tensors[net], spec.rules, module, what=what, ignored=spec.ignored)
+    opened, spec = open_checkpoint(folder, files=files).nets[net], NETS[net]
+    module = abstract(net, dtype, opened.config)
+    what = str(opened.path)
+    assignments = mapping.match(opened.tensors, spec.rules, module, what=what, ignored=spec.ignored)
     loaded = loader.materialize(module, assignments)
     return {path: np.asarray(param.get_value()) for path, param in mapping.parameters(loaded).items()}
 
@@ -104,8 +105,8 @@ def test_both_namings_of_the_image_encoder_give_the_same_parameters(tmp_path):
     rest = {"visual.head": (24, 8), "textual.token_embedding.weight": (9, 4), "log_scale": ()}
     write(tmp_path / "original.safetensors", theirs | {name: np.zeros(shape, "f4") for name, shape in rest.items()})
 
-    net = next(net for net in specs.NETS if net.folder == "image_encoder")
-    module = abstract(net.folder, jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
+    net = NETS["image_encoder"]
+    module = abstract("image_encoder", jnp.float32, net.parse(raw | {"image_size": 28, "hidden_act": "gelu"}))
     loaded = []
     for file in ("diffusers", "original"):
         tensors = naming.normalised(read_header(tmp_path / f"{file}.safetensors")[0], net.original)
@@ -180,12 +181,12 @@ def test_dimensions_are_those_of_the_config(checkpoint):
 
 def test_a_file_for_a_net_that_the_model_lacks(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"image_encoder_file=x is not used by a model without image_encoder"):
-        specs.open_pipeline(checkpoint, files={"image_encoder": Path("x")})
+        open_checkpoint(checkpoint, files={"image_encoder": Path("x")})
 
 
 def test_a_file_of_another_net(checkpoint, tmp_path):
     write(tmp_path / "vae.safetensors", renamed(stored_in(checkpoint / "vae"), original.VAE21))
-    with pytest.raises(UserError, match=r"vae\.safetensors has no tensor patch_embedding\.weight.*no WAN transformer"):
+    with pytest.raises(UserError, match=r"vae\.safetensors has no tensor patch_embedding\.weight.*not a WAN"):
         dimensions.read_config(tmp_path / "vae.safetensors", {})
 
 
@@ -243,8 +244,7 @@ def test_paths_of_weight_files(checkpoint, tmp_path):
         request.load(written(tmp_path, tmp_path / "dit.safetensors"))
     cfg = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors")).cfg
     assert cfg.transformer_file == str(tmp_path / "dit.safetensors")
-    pipeline = open_checkpoint(cfg)
-    assert pipeline.configs["transformer"].attention_head_dim == 12
+    assert nets.open_checkpoint(cfg).configs["transformer"].attention_head_dim == 12
 
 
 def test_official_repositories_and_pickles(checkpoint, tmp_path):
@@ -258,17 +258,17 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     with pytest.raises(UserError, match=sentence):
         request.load(written(tmp_path, official))
     with pytest.raises(UserError, match=sentence):
-        specs.open_pipeline(official)
+        open_checkpoint(official)
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):
-        specs.open_pipeline(checkpoint, files={"vae": official / "Wan2.1_VAE.pth"})
-    assert len(specs.open_pipeline(checkpoint, files={"transformer": official}).files.tensors["transformer"]) > 50
+        open_checkpoint(checkpoint, files={"vae": official / "Wan2.1_VAE.pth"})
+    assert len(open_checkpoint(checkpoint, files={"transformer": official}).nets["transformer"].tensors) > 50
 
 
 def test_a_sentencepiece_model_alone(checkpoint, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     (folder / "tokenizer" / "spiece.model").write_bytes(b"sp")
-    specs.open_pipeline(folder)
+    open_checkpoint(folder)
     (folder / "tokenizer" / "tokenizer.json").unlink()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"has spiece\.model and no tokenizer\.json.*of google/umt5-xxl"):
-        specs.open_pipeline(folder)
+        open_checkpoint(folder)

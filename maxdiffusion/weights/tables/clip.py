@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from maxdiffusion.weights.rule import Rule, Transform
+from maxdiffusion.weights.rule import Rule, Rules, Transform, norm, weight_bias
 
 _LAYER = "encoder.layers.{layer}"
 _LINEARS = {f"self_attn.{name}": f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
@@ -12,22 +12,14 @@ _RULES = (
     Rule("embeddings.class_embedding", "class_embedding", reshape=True),
     Rule("embeddings.patch_embedding.weight", "patch_embedding.kernel", Transform.CONV2D, reshape=True),
     Rule("embeddings.position_embedding.weight", "position_embedding", reshape=True),
-    Rule("pre_layrnorm.weight", "pre_norm.scale"),  # sic
-    Rule("pre_layrnorm.bias", "pre_norm.bias"),
-    *(
-        Rule(f"{_LAYER}.{source}.weight", f"layers.{ours}.kernel", Transform.LINEAR)
-        for source, ours in _LINEARS.items()
-    ),
-    *(Rule(f"{_LAYER}.{source}.bias", f"layers.{ours}.bias") for source, ours in _LINEARS.items()),
-    *(
-        Rule(f"{_LAYER}.{norm}.{source}", f"layers.{norm}.{ours}")
-        for norm in ("layer_norm1", "layer_norm2")
-        for source, ours in (("weight", "scale"), ("bias", "bias"))
-    ),
+    *norm("pre_layrnorm", "pre_norm"),  # sic
+    *(rule for source, ours in _LINEARS.items() for rule in weight_bias(f"{_LAYER}.{source}", f"layers.{ours}")),
+    *norm(f"{_LAYER}.layer_norm1", "layers.layer_norm1"),
+    *norm(f"{_LAYER}.layer_norm2", "layers.layer_norm2"),
 )
 
-RULES: tuple[Rule, ...] = tuple(dataclasses.replace(rule, aliases=(f"vision_model.{rule.source}",)) for rule in _RULES)
-# The model reads the hidden states before the last layer, which no norm and no projection has seen.
+RULES: Rules = tuple(dataclasses.replace(rule, aliases=(f"vision_model.{rule.source}",)) for rule in _RULES)
+# The model returns the hidden states before the last layer, to which no norm and no projection is applied.
 IGNORED = (
     r"(vision_model\.)?post_layernorm\.(weight|bias)",
     r"(vision_model\.)?embeddings\.position_ids",

@@ -1,40 +1,22 @@
 """Names of `diffusers.WanTransformer3DModel` and of its relatives for VACE and Animate."""
 
-from maxdiffusion.weights.rule import Rule, Transform
-
-Rules = tuple[Rule, ...]
-
-
-def _weight_bias(source: str, target: str, transform: Transform, reshape: bool = False, bias: str = "bias") -> Rules:
-    return (
-        Rule(f"{source}.weight", f"{target}.kernel", transform, reshape=reshape),
-        # An activation's own bias is (1, c, 1, 1) in the official repository's file.
-        Rule(f"{source}.{bias}", f"{target}.bias", reshape=bias != "bias"),
-    )
-
-
-def _linear(source: str, target: str) -> Rules:
-    return _weight_bias(source, target, Transform.LINEAR)
+from maxdiffusion.weights.rule import Rule, Rules, Transform, norm, weight_bias
 
 
 def _linears(source: str, target: str, *names: str) -> Rules:
-    """Those that have the same name here and there."""
-    return tuple(rule for name in names for rule in _linear(f"{source}.{name}", f"{target}.{name}"))
-
-
-def _norm(source: str, target: str) -> Rules:
-    return Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")
+    """Linear layers with the same name in both."""
+    return tuple(rule for name in names for rule in weight_bias(f"{source}.{name}", f"{target}.{name}"))
 
 
 def _patch(source: str, target: str) -> Rules:
     """The kernel acts on folded patches (t, h, w, c), so the convolution's four input axes become one."""
-    return _weight_bias(source, target, Transform.CONV3D, reshape=True)
+    return weight_bias(source, target, Transform.CONV3D, reshape=True)
 
 
 def _attention(source: str, target: str) -> Rules:
     return (
         *_linears(source, target, "to_q", "to_k", "to_v"),
-        *_linear(f"{source}.to_out.0", f"{target}.to_out"),
+        *weight_bias(f"{source}.to_out.0", f"{target}.to_out"),
         Rule(f"{source}.norm_q.weight", f"{target}.norm_q.scale"),
         Rule(f"{source}.norm_k.weight", f"{target}.norm_k.scale"),
     )
@@ -44,38 +26,22 @@ def _block(source: str, target: str) -> Rules:
     return (
         *_attention(f"{source}.attn1", f"{target}.attn1"),
         *_attention(f"{source}.attn2", f"{target}.attn2"),
-        *_linear(f"{source}.attn2.add_k_proj", f"{target}.attn2_image.0.to_k"),
-        *_linear(f"{source}.attn2.add_v_proj", f"{target}.attn2_image.0.to_v"),
+        *weight_bias(f"{source}.attn2.add_k_proj", f"{target}.attn2_image.0.to_k"),
+        *weight_bias(f"{source}.attn2.add_v_proj", f"{target}.attn2_image.0.to_v"),
         Rule(f"{source}.attn2.norm_added_k.weight", f"{target}.attn2_image.0.norm_k.scale"),
-        *_linear(f"{source}.ffn.net.0.proj", f"{target}.ffn.linear_1"),
-        *_linear(f"{source}.ffn.net.2", f"{target}.ffn.linear_2"),
-        *_norm(f"{source}.norm2", f"{target}.norm2"),
+        *weight_bias(f"{source}.ffn.net.0.proj", f"{target}.ffn.linear_1"),
+        *weight_bias(f"{source}.ffn.net.2", f"{target}.ffn.linear_2"),
+        *norm(f"{source}.norm2", f"{target}.norm2"),
         Rule(f"{source}.scale_shift_table", f"{target}.scale_shift_table", reshape=True),
-    )
-
-
-def _condition_embedder(path: str) -> Rules:
-    image = f"{path}.image_embedder"
-    return (
-        *_linears(f"{path}.time_embedder", f"{path}.time_embedder", "linear_1", "linear_2"),
-        *_linear(f"{path}.time_proj", f"{path}.time_proj"),
-        *_linears(f"{path}.text_embedder", f"{path}.text_embedder", "linear_1", "linear_2"),
-        *_norm(f"{image}.norm1", f"{image}.norm1"),
-        *_linear(f"{image}.ff.net.0.proj", f"{image}.ff.linear_1"),
-        *_linear(f"{image}.ff.net.2", f"{image}.ff.linear_2"),
-        *_norm(f"{image}.norm2", f"{image}.norm2"),
-        Rule(f"{image}.pos_embed", f"{image}.pos_embed", reshape=True),
     )
 
 
 def _motion_encoder(source: str, target: str) -> Rules:
     convolutions = ("conv_in", "conv_out", *(f"res_blocks.{{i}}.{name}" for name in ("conv1", "conv2", "conv_skip")))
     return (
-        *(
-            rule
-            for name in convolutions
-            for rule in _weight_bias(f"{source}.{name}", f"{target}.{name}", Transform.CONV2D, bias="act_fn.bias")
-        ),
+        *(Rule(f"{source}.{name}.weight", f"{target}.{name}.kernel", Transform.CONV2D) for name in convolutions),
+        # The bias belongs to the activation; it is (1, c, 1, 1) in the official repository's file.
+        *(Rule(f"{source}.{name}.act_fn.bias", f"{target}.{name}.bias", reshape=True) for name in convolutions),
         *_linears(source, target, "motion_network.{i}"),
         Rule(f"{source}.motion_synthesis_weight", f"{target}.basis"),
     )
@@ -83,19 +49,32 @@ def _motion_encoder(source: str, target: str) -> Rules:
 
 def _face_encoder(source: str, target: str) -> Rules:
     return (
-        *_weight_bias(f"{source}.conv1_local", f"{target}.conv1_local", Transform.CONV1D),
-        *_weight_bias(f"{source}.conv2", f"{target}.conv2", Transform.CONV1D),
-        *_weight_bias(f"{source}.conv3", f"{target}.conv3", Transform.CONV1D),
+        *weight_bias(f"{source}.conv1_local", f"{target}.conv1_local", Transform.CONV1D),
+        *weight_bias(f"{source}.conv2", f"{target}.conv2", Transform.CONV1D),
+        *weight_bias(f"{source}.conv3", f"{target}.conv3", Transform.CONV1D),
         *_linears(source, target, "out_proj"),
         Rule(f"{source}.padding_tokens", f"{target}.padding_tokens", reshape=True),
     )
 
 
+_CONDITION = "condition_embedder"
+_IMAGE = f"{_CONDITION}.image_embedder"
+_CONDITION_EMBEDDER = (
+    *_linears(f"{_CONDITION}.time_embedder", f"{_CONDITION}.time_embedder", "linear_1", "linear_2"),
+    *_linears(_CONDITION, _CONDITION, "time_proj"),
+    *_linears(f"{_CONDITION}.text_embedder", f"{_CONDITION}.text_embedder", "linear_1", "linear_2"),
+    *norm(f"{_IMAGE}.norm1", f"{_IMAGE}.norm1"),
+    *weight_bias(f"{_IMAGE}.ff.net.0.proj", f"{_IMAGE}.ff.linear_1"),
+    *weight_bias(f"{_IMAGE}.ff.net.2", f"{_IMAGE}.ff.linear_2"),
+    *norm(f"{_IMAGE}.norm2", f"{_IMAGE}.norm2"),
+    Rule(f"{_IMAGE}.pos_embed", f"{_IMAGE}.pos_embed", reshape=True),
+)
+
 _VACE = (
     *_patch("vace_patch_embedding", "adapter.patch_embedding"),
-    *_linear("vace_blocks.0.proj_in", "adapter.proj_in"),
+    *weight_bias("vace_blocks.0.proj_in", "adapter.proj_in"),
     *_block("vace_blocks.{layer}", "adapter.blocks.block"),
-    *_linear("vace_blocks.{layer}.proj_out", "adapter.blocks.proj_out"),
+    *weight_bias("vace_blocks.{layer}.proj_out", "adapter.blocks.proj_out"),
 )
 
 _ANIMATE = (
@@ -109,9 +88,9 @@ _ANIMATE = (
 
 RULES: Rules = (
     *_patch("patch_embedding", "patch_embedding"),
-    *_condition_embedder("condition_embedder"),
+    *_CONDITION_EMBEDDER,
     *_block("blocks.{layer}", "blocks"),
-    *_linear("proj_out", "proj_out"),
+    *weight_bias("proj_out", "proj_out"),
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
     *_VACE,
     *_ANIMATE,
