@@ -113,10 +113,10 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
     """Width and height of an image or a video."""
     if key == "image":
         return open_image(location).size
-    from maxdiffusion.media.read import read_video  # numpy, which no other check needs
+    from maxdiffusion.media.read import probe  # numpy, which no other check needs
 
-    _, height, width, _ = read_video(location, 1).shape
-    return width, height
+    video = probe(location)
+    return video.width, video.height
 
 
 # ---- the variant and its defaults

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import read_metadata, read_video
+from maxdiffusion.media.read import read_video
 from maxdiffusion.media.write import FORMATS, write
+from tests.support.media import read_metadata
 
 PROMPT = 'Ein "rötes" Bild = 圆; a \\ # b\nnext line \udcff'
 COLOURS = [

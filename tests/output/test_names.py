@@ -84,6 +84,24 @@ def test_two_processes_and_a_killed_one(tmp_path):
         assert stem.name == "cat"
 
 
+def test_a_link_in_the_place_of_a_reservation_is_not_followed(tmp_path):
+    """Names can be guessed: a link of that name must not cost the folder that it points to."""
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    for folder in (precious, out):
+        folder.mkdir()
+    (precious / "dear").write_bytes(b"dear")
+    for name in (".cat.lock", ".cat.mp4.part", ".my.lock", ".my.mp4.part"):
+        (out / name).symlink_to(precious)
+    with reserve(out, "cat") as stem:
+        assert stem.name == "cat-2"
+        write(np.zeros((1, 32, 32, 3), np.uint8), out / "cat.mp4", 16, "mp4", {})
+    said = pytest.raises(UserError, match=r"another run is making .*my\.mp4.* or delete .*\.my\.lock")
+    with said, reserve_file(out / "my.mp4", (".mp4",), overwrite=True):
+        pytest.fail("the block must not run")
+    assert os.listdir(precious) == ["dear"]
+    assert sorted(os.listdir(out)) == [".cat.lock", ".cat.mp4.part", ".my.lock", ".my.mp4.part", "cat.mp4"]
+
+
 @pytest.mark.parametrize("fmt", ["png", "npy"])
 def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
     frames = np.zeros((1, 32, 32, 3), np.uint8)

@@ -31,7 +31,7 @@ def test_a_path_here_is_a_path(tmp_path):
 
 
 def test_what_cannot_be_reached_is_one_sentence(monkeypatch, bucket):
-    with pytest.raises(UserError, match="nose://a has a scheme that is not known"):
+    with pytest.raises(UserError, match="nose://a has an unknown scheme"):
         paths.parse("nose://a")
     monkeypatch.setattr(Bucket, "exists", lambda self, path: 1 / 0)
     with pytest.raises(UserError, match=r"gs://a/b cannot be reached \(division by zero\); check the name"):
