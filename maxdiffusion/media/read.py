@@ -39,7 +39,8 @@ class VideoInfo:
 def probe(path: Path | str) -> VideoInfo:
     """Describe what `read_video` reads, from its first frame and its index.
 
-    Raises UserError as `read_video` does.
+    Raises:
+      UserError: as `read_video`.
     """
     _, height, width, _ = read_video(path, 1).shape
     with contextlib.suppress(OSError, av.FFmpegError), _opened(local(str(path), VIDEO_BYTES)) as (_, stream):
@@ -52,10 +53,11 @@ def probe(path: Path | str) -> VideoInfo:
 def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
     """Read the frames of a video file, an animation, a .npy array or a folder of PNG frames as RGB.
 
-    A text may be an http(s) URL of one file. Animations merge equal neighbouring frames when written. `limit` reads no
-    more than that many frames.
+    A string may be an http(s) URL of one file. Equal neighbouring frames of an animation may be one: writers merge
+    them. At most `limit` frames are read.
 
-    Raises UserError where `path` is missing, none of these, damaged, or has frames of different sizes.
+    Raises:
+      UserError: `path` is missing, is none of these, is damaged, or has frames of different sizes.
     """
     file = local(str(path), VIDEO_BYTES)
     if not file.exists():
@@ -65,7 +67,7 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
             return _array(file)[:limit]
         frames = list(itertools.islice(_frames(file), limit))
     except UnidentifiedImageError:
-        raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
+        raise UserError(f"{path} has a frame that is not an image; write the frames again.") from None
     except av.FFmpegError as error:
         raise UserError(f"{path} is not a video that ffmpeg can read ({error.strerror}); give another file.") from None
     except Exception as error:  # PIL raises many kinds for a damaged file

@@ -13,10 +13,10 @@ from jaxtyping import Float, UInt8
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import FORMATS, write
 from maxdiffusion.output import manifest, names
-from maxdiffusion.output.record import write_record
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
 from maxdiffusion.runtime import distributed
+from maxdiffusion.runtime.atomic import write_json
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.weights.latents_io import save_latents
@@ -57,20 +57,19 @@ class Output:
         return self.paths
 
     def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
-        """Write `<stem>.json` beside each video and, for a prompt file, list the videos in its manifest."""
+        """Write `<stem>.json`, which makes the video again, beside each; list a prompt file's videos in its manifest.
+
+        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`. The video is recorded by its name
+        alone, since both lie in one folder, which may be moved.
+        """
 
         def record_all() -> None:
             cfg = self._job.cfg
             for stem, path, video in zip(self._stems, self.paths, self._videos, strict=True):
-                write_record(
-                    names.sibling(stem, names.RECORD),
-                    config=(single(cfg, video) if cfg.prompts else cfg).to_json(),
-                    seed=video.seed,
-                    versions=versions,
-                    timings=timings,
-                    output=path,
-                    overwrite=_overwrites(self._job),
-                )
+                config = (single(cfg, video) if cfg.prompts else cfg).to_json()
+                record = {"output": path.name, "seed": video.seed, "config": config}
+                record |= {"versions": versions, "timings": timings}
+                write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self._videos)
 
         distributed.on_process_0(record_all)

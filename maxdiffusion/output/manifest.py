@@ -24,7 +24,7 @@ from maxdiffusion.output import names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.prompt_file import manifest_stem
 from maxdiffusion.runtime import distributed
-from maxdiffusion.runtime.atomic import atomic_path, explained
+from maxdiffusion.runtime.atomic import explained, write_json
 from maxdiffusion.runtime.lock import try_lock
 from maxdiffusion.runtime.paths import AnyPath, parse
 
@@ -154,9 +154,8 @@ def _write(job: Job, videos: Sequence[Video], more: Callable[[Video], Mapping[st
         return
     rows = {str(video.output): {"line": _digest(job, video), **more(video)} for video in videos}
     path = _path(job)
-    with _locked(path), atomic_path(path, overwrite=True) as temporary:
-        text = json.dumps({**_read(job), **rows}, indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    with _locked(path):
+        write_json(path, {**_read(job), **rows}, overwrite=True)
 
 
 @contextlib.contextmanager

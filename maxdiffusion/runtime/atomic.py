@@ -6,12 +6,14 @@ step is a rename within one file system. Elsewhere (`paths`) it is written here 
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
@@ -62,10 +64,11 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
       UserError: `final` exists and `overwrite` is false (the final link itself decides between two writers), the disk
         is full, or the operating system refuses.
     """
-    here = final.parent if isinstance(final, Path) else None
     with contextlib.ExitStack() as stack:
         with explained(final):
-            if here is not None:
+            here = None
+            if isinstance(final, Path):
+                here = final.parent
                 here.mkdir(parents=True, exist_ok=True)
                 with contextlib.suppress(FileNotFoundError):
                     os.lstat(final)  # raises where the name is too long
@@ -85,10 +88,21 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
                 if isinstance(final, Path):
                     _publish(temporary, final, overwrite)
                 else:
-                    with paths.as_oserror(final):
-                        paths.upload(temporary, final, overwrite)
+                    paths.upload(temporary, final, overwrite)
             except FileExistsError as error:
                 raise _exists(final) from error
+
+
+def write_json(path: AnyPath, value: Any, overwrite: bool = False) -> None:
+    """Write readable JSON, whole or not at all; bytes that are not UTF-8 (surrogates) are escaped.
+
+    Raises:
+      UserError: as `atomic_path`.
+      TypeError, ValueError: JSON cannot hold `value`.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(path, overwrite) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _exists(final: AnyPath) -> UserError:

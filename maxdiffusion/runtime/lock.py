@@ -36,8 +36,7 @@ def try_lock(path: AnyPath) -> AbstractContextManager[bool]:
     Raises:
       OSError: the file cannot be made.
     """
-    with paths.as_oserror(path):
-        paths.make_folder(path.parent)
+    paths.make_folder(path.parent)
     return _locked(path) if isinstance(path, Path) else _leased(path)
 
 
@@ -69,13 +68,13 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def _flock(descriptor: int, path: Path) -> bool:
-    free = (b"", _OURS)
+    free = [b"", _OURS]
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks: the first that writes into the file has it, until it is deleted
-        free = (b"",)
+        free = [b""]
     found = os.fstat(descriptor)
     with contextlib.suppress(FileNotFoundError):  # its owner has just removed it
         same = stat.S_ISREG(found.st_mode) and os.path.samestat(found, os.lstat(path))

@@ -173,7 +173,8 @@ def make_folder(folder: AnyPath) -> None:
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
     elif folder.protocol not in _WHOLE_OR_ABSENT:
-        folder.fs.makedirs(folder.path, exist_ok=True)
+        with as_oserror(folder):
+            folder.fs.makedirs(folder.path, exist_ok=True)
 
 
 def create(path: UPath, content: bytes) -> bool:
@@ -190,21 +191,21 @@ def upload(source: Path, final: UPath, overwrite: bool) -> None:
 
     Raises:
       FileExistsError: `final` exists and `overwrite` is false.
+      OSError: the store refuses.
     """
-    fs = final.fs
-    if final.protocol in _WHOLE_OR_ABSENT:
-        fs.put_file(str(source), final.path, mode="overwrite" if overwrite else "create")
-        return
-    make_folder(final.parent)
-    part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
-    try:
-        fs.put_file(str(source), part.path)
-        if not overwrite and final.exists():
-            raise FileExistsError(errno.EEXIST, "exists", str(final))
-        fs.mv(part.path, final.path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(part.path)
+    with as_oserror(final):
+        if final.protocol in _WHOLE_OR_ABSENT:
+            final.fs.put_file(str(source), final.path, mode="overwrite" if overwrite else "create")
+            return
+        make_folder(final.parent)
+        part = final.with_name(f".{secrets.token_hex(4)}.part")
+        try:
+            final.fs.put_file(str(source), part.path)
+            if not overwrite and final.exists():
+                raise FileExistsError
+            final.fs.mv(part.path, final.path)
+        finally:
+            remove(part)
 
 
 def remove(path: UPath) -> None:

@@ -19,7 +19,7 @@ def versions() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "maxdiffusion": __version__,
-        "commit": _commit(Path(__file__).resolve().parents[2]),
+        "commit": commit(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         "machine": f"{platform.system()} {platform.machine()}",
@@ -30,8 +30,8 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _commit(root: Path) -> str | None:
-    """None where `root` is not itself the top of a checkout: an installed package may lie inside somebody else's."""
+def commit(root: Path) -> str | None:
+    """The git commit of the checkout `root`; None inside somebody else's, where an installed package may lie."""
     if not (root / ".git").exists():
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]

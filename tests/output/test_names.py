@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import FORMATS, write
 from maxdiffusion.output.names import reserve, reserve_file, sibling
-from maxdiffusion.output.record import write_record
 from maxdiffusion.request.videos import default_stem
+from maxdiffusion.runtime.atomic import write_json
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
     frames = np.zeros((1, 32, 32, 3), np.uint8)
     with reserve(tmp_path, "cat") as stem:
         write(frames, sibling(stem, FORMATS[fmt].suffix), 16, fmt, {})
-        write_record(sibling(stem, ".json"), config={}, seed=1, versions={}, timings={}, output=stem)
+        write_json(sibling(stem, ".json"), {})
     assert sorted(os.listdir(tmp_path)) == sorted(["cat" + FORMATS[fmt].suffix, "cat.json"])
 
 
