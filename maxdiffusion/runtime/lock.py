@@ -50,8 +50,8 @@ def _stamped(owner: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
+    owner, mine = _owner(), False
     with contextlib.ExitStack() as stack:
-        mine = False
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError:
@@ -61,9 +61,9 @@ def _locked(path: Path) -> Iterator[bool]:
             stack.callback(os.close, descriptor)
             mine = _flock(descriptor, path)
         if mine:
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(_remove, path, owner)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _stamped(_owner()), 0)
+            os.pwrite(descriptor, _stamped(owner), 0)
         yield mine
 
 
@@ -84,23 +84,18 @@ def _flock(descriptor: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _leased(path: UPath) -> Iterator[bool]:
-    owner = _owner()
+    owner, ended = _owner(), threading.Event()
     with paths.as_oserror(path):
         mine = paths.create(path, _stamped(owner)) or _take_over(path, owner)
-    if not mine:
-        yield False
-        return
-    ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, owner, ended), daemon=True)
-    renewal.start()
+    if mine:
+        renewal.start()
     try:
-        yield True
+        yield mine
     finally:
         ended.set()
-        renewal.join()
-        with paths.as_oserror(path):
-            if _content(path).startswith(owner):
-                paths.remove(path)
+        if mine:
+            renewal.join()
 
 
 def _take_over(path: UPath, owner: bytes) -> bool:
@@ -119,6 +114,7 @@ def _renew(path: UPath, owner: bytes, ended: threading.Event) -> None:
             if not _content(path).startswith(owner):  # this run was stopped for too long
                 return
             path.fs.pipe_file(path.path, _stamped(owner))
+    _remove(path, owner)
 
 
 def _expired(path: UPath) -> bool:
@@ -129,7 +125,14 @@ def _expired(path: UPath) -> bool:
         return False
 
 
-def _content(path: UPath) -> bytes:
+def _remove(path: AnyPath, owner: bytes) -> None:
+    """Remove a lock of that owner, or of none where its name could not be written; others take over what stays."""
+    with contextlib.suppress(Exception):
+        if owner.startswith(_content(path)[: len(owner)]):
+            path.unlink() if isinstance(path, Path) else paths.remove(path)
+
+
+def _content(path: AnyPath) -> bytes:
     with contextlib.suppress(FileNotFoundError):
-        return bytes(path.fs.cat_file(path.path))
+        return path.read_bytes() if isinstance(path, Path) else bytes(path.fs.cat_file(path.path))
     return b""

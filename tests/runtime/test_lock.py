@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,6 +150,29 @@ def test_an_owner_that_was_stopped_removes_nothing_of_its_successor(bucket, monk
     assert names(bucket.root / "b") == ["x"]
     kept.close()
     assert names(bucket.root / "b") == []
+
+
+def test_a_lock_that_cannot_be_removed_fails_no_run(tmp_path, bucket, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("503")
+
+    monkeypatch.setattr(bucket, "rm_file", refuse)
+    with try_lock(paths.parse("gs://b/x")) as mine:
+        assert mine
+    with try_lock(tmp_path / "gone" / "x") as mine:
+        assert mine
+        shutil.rmtree(tmp_path / "gone")
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="too large"), try_lock(tmp_path / "x"):
+            pytest.fail("the block must not run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", ["folder", "link to a folder", "link to a file", "dangling link", "file", "object"])
