@@ -131,7 +131,7 @@ def _variant(values: Values) -> variants.WanSpec:
     file = _text(values, "transformer_file")
     checkpoint = _transformer_config(path, file) if path else None
     if file:
-        path, checkpoint = file, dimensions.read_config(paths.reach(file), checkpoint or {})
+        path, checkpoint = file, dimensions.read_config(paths.probe(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
@@ -168,7 +168,7 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
 
     Beside a `transformer_file` it may be absent.
     """
-    folder = paths.reach(path)
+    folder = paths.probe(path)
     if isinstance(folder, Path) and not folder.is_dir():
         if folder.is_file():
             raise UserError(

@@ -75,7 +75,7 @@ def expanded(text: str, what: str) -> str:
     return path
 
 
-def reach(text: str) -> AnyPath:
+def probe(text: str) -> AnyPath:
     """Parse `text` as `parse` does, and ask a store for it, so that a store that does not answer is one sentence.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import AnyPath, reach
+from maxdiffusion.runtime.paths import AnyPath, probe
 
 # All that a pipeline in the diffusers layout needs: no pictures, no pickles, no other formats.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer/*")
@@ -43,7 +43,7 @@ def resolve(
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
         the cache; the download broke off; the disk is full.
     """
-    folder = reach(os.path.expanduser(name_or_path))
+    folder = probe(os.path.expanduser(name_or_path))
     if name_or_path and folder.is_dir():
         return folder
     if name_or_path and folder.exists():

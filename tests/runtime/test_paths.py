@@ -35,7 +35,7 @@ def test_what_cannot_be_reached_is_one_sentence(monkeypatch, bucket):
         paths.parse("nose://a")
     monkeypatch.setattr(Bucket, "exists", lambda self, path: 1 / 0)
     with pytest.raises(UserError, match=r"gs://a/b cannot be reached \(division by zero\); check the name"):
-        paths.reach("gs://a/b")
+        paths.probe("gs://a/b")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
