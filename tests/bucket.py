@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -64,8 +65,9 @@ class Bucket(fsspec.AbstractFileSystem):
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         file = self._file(path)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "xb" if mode == "create" else "wb") as stream:
-            stream.write(value)
+        with tempfile.TemporaryDirectory(dir=self.root.parent) as whole:
+            (Path(whole) / "new").write_bytes(value)
+            (os.link if mode == "create" else os.replace)(Path(whole) / "new", file)
 
     def put_file(self, lpath, rpath, mode="overwrite", **kwargs):
         if self.failure:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import frames_per_second, read_video
+from maxdiffusion.media.read import probe, read_video
 from maxdiffusion.request import Job
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def read(
             f"{key}={path} is {w} wide x {h} high, which {width} wide x {height} high would distort; crop it"
             + (f", or write size={near}." if sized else ".")
         )
-    fps = frames_per_second(path)
+    fps = probe(path).fps
     used = f"the first {frames} frames" if count > frames else f"all {frames} frames"
     rate = f" at {fps:g} per second" if fps else ""
     log.info("%s: %s of %d x %d pixels%s, made %d x %d", key, used, w, h, rate, width, height)

@@ -144,7 +144,7 @@ def _list_or_text(key: str, text: str) -> Any:
 def _read_yaml(file: str) -> Values:
     """The keys of the file as text; a null leaves its key at the default."""
     try:
-        root = yaml.compose(paths.reach(file).read_text(encoding="utf-8"), yaml.BaseLoader)
+        root = yaml.compose(paths.probe(file).read_text(encoding="utf-8"), yaml.BaseLoader)
     except FileNotFoundError:
         raise UserError(_no_file(file)) from None
     except OSError as error:

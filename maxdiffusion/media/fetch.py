@@ -1,4 +1,4 @@
-"""Images from files and URLs. Free of numpy, so that a config is checked with it."""
+"""Images from files and URLs. Imports no numpy: checks of a config use it."""
 
 from __future__ import annotations
 
@@ -24,57 +24,54 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def open_image(location: str) -> Image.Image:
-    """The whole image, RGB, turned as its camera noted.
+    """Read an image as RGB, rotated by its EXIF orientation.
 
     Args:
       location: a path, or an http(s) URL, which is fetched once in a process.
 
     Raises:
-      UserError: it is missing, cannot be fetched, or is damaged or no image.
+      UserError: it is missing, cannot be fetched, is damaged, or is not an image of FORMATS.
     """
     try:
         with open_file(local(location, IMAGE_BYTES)) as image:
             return as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give an image file.") from None
-    except UnidentifiedImageError:
-        formats = ", ".join(FORMATS)
-        raise UserError(
-            f"{location} is no image that can be read (it is none of {formats}); give another file."
-        ) from None
     except UserError:
         raise
     except Exception as error:  # PIL raises many kinds for a damaged file
-        raise UserError(f"{location} is no image that can be read ({error}); give another file.") from None
+        why = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{location} cannot be read as an image ({why}); give another file.") from None
 
 
 def open_file(file: Path) -> Image.Image:
     """Open an image or an animation of one of FORMATS.
 
-    Pillow hands PostScript to Ghostscript, so that no other format is tried. This keeps images in from imageio, whose
-    pillow plugin tries every format; it also mirrors grey images along the wrong axis (measured, imageio 2.38.1).
+    No other format is tried, because Pillow gives PostScript to Ghostscript. This is why images are not read by
+    imageio, whose pillow plugin tries every format; it also mirrors grey images along the wrong axis (measured,
+    imageio 2.38.1).
 
     Raises:
-      UnidentifiedImageError: it is of no such format.
+      UnidentifiedImageError: it has another format.
     """
     return Image.open(file, formats=FORMATS)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """In 8 bits per channel; alpha is dropped, as the reference does.
+    """Convert to 8 bits per channel and drop alpha, as the reference does.
 
     Raises:
-      ValueError: its pixels are numbers of 32 bits, of which none is known to be white.
+      ValueError: its pixels are numbers of 32 bits, whose value for white is unknown.
     """
     if image.mode.startswith("I;16"):  # Pillow would cut all above 255
         image = image.convert("I").point(lambda value: value / 257)
     elif image.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits, of which none is known to be white")
+        raise ValueError("its pixels are numbers of 32 bits, whose value for white is unknown")
     return image.convert("RGB")
 
 
 def local(location: str, limit: int) -> Path:
-    """The path of a file: `location` itself, or a copy of what an http(s) URL gives, fetched once in a process.
+    """The path of a local file: `location` itself, or of an http(s) URL the copy that is fetched once in a process.
 
     Raises:
       UserError: it is another URL, cannot be fetched, has more than `limit` bytes or takes longer than DEADLINE.
@@ -85,7 +82,7 @@ def local(location: str, limit: int) -> Path:
 @functools.lru_cache(maxsize=64)
 def _download(url: str, limit: int) -> IO[bytes]:
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url} is no http or https URL; give one, or download the file and give its path.")
+        raise UserError(f"{url} is not an http or https URL; give one, or download the file and give its path.")
     copy: Future[IO[bytes]] = Future()
     # In a thread, because no timeout of a socket ends a header that comes a byte a second.
     threading.Thread(target=_fetch, args=(url, limit, copy), daemon=True).start()
@@ -115,7 +112,7 @@ def _fetch(url: str, limit: int, copy: Future[IO[bytes]]) -> None:
 
 
 class _NoFTP(urllib.request.FTPHandler):
-    """Takes the place of the handler that would follow a redirect to ftp."""
+    """Replaces the handler that would follow a redirect to ftp."""
 
     def ftp_open(self, request: urllib.request.Request) -> NoReturn:
         raise OSError("it leads to ftp")

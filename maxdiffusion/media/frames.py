@@ -1,4 +1,4 @@
-"""8-bit frames to float video and back, as the reference does it."""
+"""Conversion between 8-bit frames and float video, as in the reference."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,7 +13,7 @@ from maxdiffusion.runtime import distributed
 
 
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
-    """Map 0..255 to [-1, 1], float32, after each frame was resized by PIL's Lanczos filter where it is of another size.
+    """Resize frames of another size by PIL's Lanczos filter, then map 0..255 to [-1, 1] in float32.
 
     Reference: diffusers `VideoProcessor.preprocess_video`.
     """
@@ -26,10 +26,11 @@ def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) ->
 def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
     """Map [-1, 1] to 0..255: (x / 2 + 0.5) clamped to [0, 1], times 255, rounded half to even, in float32.
 
-    Done on the device, so that a quarter of the bytes travel to the host. Reference: diffusers
+    Runs on the device, so that a quarter of the bytes go to the host. Reference: diffusers
     `VaeImageProcessor.denormalize` and `numpy_to_pil` (its `export_to_video` truncates arrays, but rounds PIL images).
 
-    Raises UserError for values that are not numbers.
+    Raises:
+      UserError: there are NaNs.
     """
     frames, undefined = _quantise(video)
     if undefined:
@@ -50,9 +51,9 @@ def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
 def collect(
     chunks: Iterable[Float[Array, "b f h w c"]], advance: Callable[[int], object] = lambda frames: None
 ) -> UInt8[np.ndarray, "b f h w c"]:
-    """The whole video as 8 bits on the host, chunk by chunk as `WanVAE.decode_chunks` yields them.
+    """Gather the chunks of `WanVAE.decode_chunks` as one 8-bit video on the host.
 
-    `advance` is told the number of frames of each chunk.
+    `advance` is called with the number of frames of each chunk.
     """
     parts = []
     for chunk in chunks:

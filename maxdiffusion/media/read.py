@@ -1,12 +1,10 @@
-"""Read videos, and back what `maxdiffusion.media.write` writes."""
+"""Read videos: files, animations, arrays and folders of frames."""
 
 import contextlib
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation
 from av.video.stream import VideoStream
 from jaxtyping import UInt8
-from PIL import ExifTags, ImageSequence, UnidentifiedImageError
+from PIL import ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import VIDEO_BYTES, as_rgb, local, open_file
@@ -34,32 +32,32 @@ class VideoInfo:
 
     width: int
     height: int
-    fps: Fraction | None
-    frames: int | None
+    fps: float | None = None
+    frames: int | None = None
 
 
 def probe(path: Path | str) -> VideoInfo:
     """Describe what `read_video` reads, from its first frame and its index.
 
-    Raises UserError as `read_video` does.
+    Raises:
+      UserError: as `read_video`.
     """
     _, height, width, _ = read_video(path, 1).shape
-    return VideoInfo(width, height, *_stated(path))
-
-
-def frames_per_second(path: Path | str) -> float | None:
-    """Read the average rate that the file states; None where it states none."""
-    fps, _ = _stated(path)
-    return None if fps is None else float(fps)
+    with contextlib.suppress(OSError, av.FFmpegError), _opened(local(str(path), VIDEO_BYTES)) as (_, stream):
+        if stream is not None:
+            rate = stream.average_rate
+            return VideoInfo(width, height, float(rate) if rate else None, stream.frames or None)
+    return VideoInfo(width, height)
 
 
 def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, "f h w c"]:
     """Read the frames of a video file, an animation, a .npy array or a folder of PNG frames as RGB.
 
-    A text may be an http(s) URL of one file. Animations merge equal neighbouring frames when written. `limit` reads no
-    more than that many frames.
+    A string may be an http(s) URL of one file. Equal neighbouring frames of an animation may be one: writers merge
+    them. At most `limit` frames are read.
 
-    Raises UserError where `path` is missing, none of these, damaged, or has frames of different sizes.
+    Raises:
+      UserError: `path` is missing, is none of these, is damaged, or has frames of different sizes.
     """
     file = local(str(path), VIDEO_BYTES)
     if not file.exists():
@@ -69,7 +67,7 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
             return _array(file)[:limit]
         frames = list(itertools.islice(_frames(file), limit))
     except UnidentifiedImageError:
-        raise UserError(f"{path} has a frame that is no image; write the frames again.") from None
+        raise UserError(f"{path} has a frame that is not an image; write the frames again.") from None
     except av.FFmpegError as error:
         raise UserError(f"{path} is not a video that ffmpeg can read ({error.strerror}); give another file.") from None
     except Exception as error:  # PIL raises many kinds for a damaged file
@@ -81,24 +79,6 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     if len(sizes := {frame.shape for frame in frames}) > 1:
         raise UserError(f"{path} has frames of {len(sizes)} different sizes; all frames of a video have one.")
     return np.stack(frames)
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata that `write` stored in an mp4, gif, webp or folder of frames; empty where there is none."""
-    if path.suffix == ".npy":
-        return {}
-    try:
-        with open_file(path / "0000.png" if path.is_dir() else path) as image:
-            comment = (
-                image.getexif().get(ExifTags.Base.ImageDescription)
-                or image.info.get("comment")
-                or image.info.get("Comment")
-            )
-            comment = comment.decode() if isinstance(comment, bytes) else comment
-    except UnidentifiedImageError:
-        with _opened(path) as (container, _):
-            comment = container.metadata.get("comment")
-    return json.loads(comment) if comment else {}
 
 
 def _array(file: Path) -> np.ndarray:
@@ -151,14 +131,6 @@ def _upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     if abs(a) < abs(b):
         image, a, d = image.swapaxes(0, 1), c, b
     return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-
-
-def _stated(path: Path | str) -> tuple[Fraction | None, int | None]:
-    """Read frames per second and number of frames from the index; None where it does not state them."""
-    with contextlib.suppress(OSError, av.FFmpegError), _opened(local(str(path), VIDEO_BYTES)) as (_, stream):
-        if stream is not None:
-            return stream.average_rate, stream.frames or None
-    return None, None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Write 8-bit frames as a file (or a folder of frames) that is whole or absent."""
+"""Write 8-bit frames to a file or a folder of frames, which is whole or absent."""
 
 import errno
 import io
@@ -29,7 +29,7 @@ Metadata = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Format:
-    """How one format is written: suffix of the name, and encode(chunks, path, fps, metadata)."""
+    """An output format: the suffix of its files and encode(chunks, path, fps, metadata)."""
 
     suffix: str
     encode: Callable[[Iterator[np.ndarray], Path, float, Metadata], None]
@@ -58,7 +58,7 @@ def write(
         UserError: the target exists or cannot be written, the disk is full, or the format cannot hold such a video.
     """
     if fmt not in FORMATS:
-        raise UserError(f"output_format={fmt} is not known; choose one of {', '.join(FORMATS)}")
+        raise UserError(f"unknown output_format={fmt}; choose one of {', '.join(FORMATS)}")
     if overwrite and fmt == "png" and isinstance(path, Path) and path.is_dir():
         _check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
@@ -67,18 +67,18 @@ def write(
 
 
 def _check_replaceable(folder: Path) -> None:
-    """A mistyped save_file with overwrite=true must not cost anyone a folder of something else."""
+    """Refuse to replace a folder of other files, which a mistyped save_file with overwrite=true may name."""
     others = [entry.name for entry in folder.iterdir() if not re.fullmatch(r"\d{4,}\.png", entry.name)]
     if others:
         raise UserError(
-            f"{folder} holds other things than frames ({others[0]}), so that it is not overwritten; give another name"
+            f"{folder} holds other things than frames ({others[0]}) and is not overwritten; give another name"
         )
 
 
 def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
-    """H.264 in yuv420p with the index first, of which players need no more than the start.
+    """H.264 in yuv420p with the index first, so that it plays while it loads.
 
-    The colours are converted to and marked as BT.709, chroma at the left, where H.264 without a mark has it. By PyAV,
+    The colours are converted to BT.709 and marked so, chroma at the left, where unmarked H.264 has it. By PyAV,
     not imageio's pyav plugin: that converts to BT.601 unmarked, and takes neither filters nor options of the codec
     (measured, imageio 2.38.1).
     """
@@ -112,7 +112,7 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
 
 
 def _to_bt709(width: int, height: int, rate: Fraction) -> Graph:
-    """Convert RGB to limited range, chroma at the left; PyAV's own `reformat` has it in the middle of two columns."""
+    """A filter from RGB to limited-range yuv420p, chroma at the left; PyAV's `reformat` centres it on two columns."""
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=1 / rate)
@@ -148,7 +148,7 @@ def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metada
 
 
 def _timing(count: int, fps: float, tick: int) -> dict[str, Any]:
-    """Pillow's options for an endless animation: each frame begins at the multiple of `tick` ms nearest to its time."""
+    """Pillow's options for an endless animation whose frames begin at the nearest multiples of `tick` ms."""
     starts = [round(index * 1000 / fps / tick) * tick for index in range(count + 1)]
     return {"save_all": True, "loop": 0, "duration": [after - before for before, after in pairwise(starts)]}
 
@@ -175,7 +175,7 @@ def _npy(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
 
 
 def _comment(metadata: Metadata) -> str:
-    """Readable JSON; what is no letter (a surrogate from an argument that is no UTF-8) stays as JSON's escape."""
+    """Readable JSON; surrogates (from an argument that is not UTF-8) stay escaped."""
     text = json.dumps(dict(metadata), ensure_ascii=False) if metadata else ""
     return text.encode(errors="backslashreplace").decode()
 

@@ -1,17 +1,19 @@
-"""The manifest of a prompt file: a JSON file that lists its finished videos, so that a killed run goes on.
+"""The manifest of a prompt file: a JSON file beside the videos that lists the finished ones, so that runs can resume.
 
-Name of the output -> digest of its line with all settings that decide the video, and the video's bytes once it is
-whole. Of several processes process 0 reads and writes it.
+It maps the name of an output to the digest of its line with all settings that decide the video, and to the video's
+bytes once it is whole. Of several processes, process 0 reads and writes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +24,27 @@ from maxdiffusion.output import names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.prompt_file import manifest_stem
 from maxdiffusion.runtime import distributed
-from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.atomic import explained, write_json
+from maxdiffusion.runtime.lock import try_lock
 from maxdiffusion.runtime.paths import AnyPath, parse
 
 log = logging.getLogger(__name__)
 
+_PATIENCE = 120  # seconds; the lock of a run that was killed is free before (`lock.EXPIRY`)
+
 
 def remaining(job: Job) -> Job:
-    """The same run with the videos that are not made yet, by the manifest of its prompt file; unchanged without one.
+    """Leave out the videos that the manifest of the run's prompt file lists as finished; `job` itself without one.
 
     Raises:
-      UserError: a file of that name exists that came of another line, or of nothing here, and `overwrite` is false.
+      UserError: a file of an output's name exists that came of another line or run, and `overwrite` is false.
     """
     if job.cfg.prompts is None:
         return job
 
     def left() -> list[int]:
         rows = _read(job)
-        return [i for i, video in enumerate(job.videos) if not _done(job, video, rows.get(_name(video), {}))]
+        return [i for i, video in enumerate(job.videos) if not _done(job, video, rows.get(str(video.output), {}))]
 
     todo = distributed.on_process_0(left)
     if done := len(job.videos) - len(todo):
@@ -49,32 +54,27 @@ def remaining(job: Job) -> Job:
 
 
 def begin(job: Job, videos: Sequence[Video]) -> None:
-    """From here on, files of these names are this run's."""
-    _note(job, videos, lambda video: {})
+    """List videos before their first file is written: files of these names come of this run."""
+    _write(job, videos, lambda video: {})
 
 
 def finish(job: Job, videos: Sequence[Video]) -> None:
-    """The videos are whole."""
-    _note(job, videos, lambda video: {"bytes": _nbytes(video_path(job, video))})
+    """List videos as finished."""
+    _write(job, videos, lambda video: {"bytes": _nbytes(video_path(job, video))})
 
 
-def video_path(job: Job, video: Video) -> AnyPath:
-    """Where the video of a line is written."""
-    return names.sibling(_folder(job) / _name(video), FORMATS[job.cfg.output_format].suffix)
-
-
-def _folder(job: Job) -> AnyPath:
+def folder(job: Job) -> AnyPath:
+    """The folder of all files that are not named by `save_file`."""
     return parse(job.cfg.output_dir) / job.cfg.run_name
 
 
-def _name(video: Video) -> str:
-    if video.output is None:
-        raise ValueError("only the videos of a prompt file have names of their own")
-    return video.output
+def video_path(job: Job, video: Video) -> AnyPath:
+    """The video file of a prompt file's line."""
+    return folder(job) / f"{video.output}{FORMATS[job.cfg.output_format].suffix}"
 
 
 def _digest(job: Job, video: Video) -> str:
-    """Of the line and the settings that decide the video, with the contents of input files in place of their names."""
+    """SHA-256 of the line and the settings that decide the video; of input files their contents count, not names."""
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
     settings = {
         key: _by_content(key, value)
@@ -91,18 +91,19 @@ def _by_content(key: str, value: Any) -> Any:
     return [_content(one) for one in ([value] if isinstance(value, str) else value)]
 
 
-@functools.lru_cache(maxsize=1024)
 def _content(location: str) -> str:
-    """SHA-256 of a local file, or of a folder's files and their names; else the location itself."""
+    """SHA-256 of a local file, or of a folder's files and their names; `location` itself for anything else."""
     path = parse(location)
-    if not isinstance(path, Path) or not path.exists():
-        return location
+    return _sha256(path, path.stat().st_mtime_ns) if isinstance(path, Path) and path.exists() else location
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, changed: int) -> str:
     digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        if file.is_file():
-            digest.update(file.name.encode(errors="surrogateescape") if file != path else b"")
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
+    for file in _files(path):
+        digest.update(b"" if file == path else file.name.encode(errors="surrogateescape"))
+        with open(str(file), "rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 
 
@@ -112,7 +113,7 @@ def _done(job: Job, video: Video, row: Mapping[str, Any]) -> bool:
         return path.exists() and row.get("bytes") == _nbytes(path)
     if FORMATS[job.cfg.output_format].suffix and path.is_dir():
         raise UserError(f"{path} is a folder, which no video replaces; name another output, or move the folder.")
-    for other in (path, *(names.sibling(_folder(job) / _name(video), end) for end in (names.RECORD, names.LATENTS))):
+    for other in (path, *(folder(job) / f"{video.output}{ending}" for ending in (names.RECORD, names.LATENTS))):
         if other.exists() and not job.cfg.overwrite:
             what = "another line or other settings" if row else "another run"
             raise UserError(
@@ -122,11 +123,16 @@ def _done(job: Job, video: Video, row: Mapping[str, Any]) -> bool:
 
 
 def _nbytes(path: AnyPath) -> int:
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")))
+    return sum(file.stat().st_size for file in _files(path))
+
+
+def _files(path: AnyPath) -> list[AnyPath]:
+    """The file itself, or the files of a folder."""
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
 def _path(job: Job) -> AnyPath:
-    return _folder(job) / f"{manifest_stem(job.cfg.prompts or '')}.json"
+    return folder(job) / f"{manifest_stem(job.cfg.prompts or '')}.json"
 
 
 def _read(job: Job) -> dict[str, dict[str, Any]]:
@@ -142,11 +148,24 @@ def _read(job: Job) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _note(job: Job, videos: Sequence[Video], more: Callable[[Video], Mapping[str, Any]]) -> None:
-    """Writes the rows of these videos, each with `more` beside its digest."""
+def _write(job: Job, videos: Sequence[Video], more: Callable[[Video], Mapping[str, Any]]) -> None:
+    """Write the rows of these videos, each with `more` beside its digest."""
     if job.cfg.prompts is None:
         return
-    rows = {_name(video): {"line": _digest(job, video), **more(video)} for video in videos}
-    text = json.dumps({**_read(job), **rows}, indent=1, ensure_ascii=False)
-    with atomic_path(_path(job), overwrite=True) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    rows = {str(video.output): {"line": _digest(job, video), **more(video)} for video in videos}
+    path = _path(job)
+    with _locked(path):
+        write_json(path, {**_read(job), **rows}, overwrite=True)
+
+
+@contextlib.contextmanager
+def _locked(path: AnyPath) -> Iterator[None]:
+    """Keep the rows of other runs, which may write the same manifest: one run at a time reads and rewrites it."""
+    lock, deadline = names.lock_of(path), time.monotonic() + _PATIENCE
+    with contextlib.ExitStack() as stack:
+        with explained(path):
+            while not stack.enter_context(try_lock(lock)):
+                if time.monotonic() > deadline:
+                    raise UserError(f"another run is writing {path}; wait, or delete {lock} if that run was killed")
+                time.sleep(0.05)
+        yield

@@ -39,7 +39,7 @@ class Cache:
           UserError: it cannot be reached.
         """
         on = jax_cache_dir not in ("", "none")
-        self._folder = paths.reach(os.path.expanduser(jax_cache_dir)).parent / "plans" if on else None
+        self._folder = paths.probe(os.path.expanduser(jax_cache_dir)).parent / "plans" if on else None
 
     def read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
         """What was kept under that name; None where nothing is, or what cannot be parsed."""

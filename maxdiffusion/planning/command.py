@@ -105,7 +105,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
         for split, layout in layouts.items()
     }
     notes, whole = [], True
-    if not paths.reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
+    if not paths.probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")
     if tpu and not libtpu():
         notes.append(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-import urllib.request
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning.pool import Pool
+from maxdiffusion.runtime.hosts import metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +77,9 @@ def _own_slice() -> str:
     Raises:
       UserError: this is none.
     """
-    if name := os.environ.get("TPU_ACCELERATOR_TYPE"):
+    if name := os.environ.get("TPU_ACCELERATOR_TYPE") or metadata("accelerator-type"):
         return name
-    url = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/accelerator-type"
-    try:
-        asked = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-        with urllib.request.urlopen(asked, timeout=2) as answer:
-            return answer.read().decode()
-    except OSError:
-        raise UserError(
-            "plan=auto finds no TPU here; name a slice, such as plan=v6e-8, or write plan=here for this machine's own "
-            "devices."
-        ) from None
+    raise UserError(
+        "plan=auto finds no TPU here; name a slice, such as plan=v6e-8, or write plan=here for this machine's own "
+        "devices."
+    )

@@ -103,7 +103,7 @@ def _prompts(cfg: Config) -> None:
 
 
 def _inputs(cfg: Config) -> None:
-    if cfg.revision and paths.reach(cfg.pretrained_model_name_or_path).is_dir():
+    if cfg.revision and paths.probe(cfg.pretrained_model_name_or_path).is_dir():
         raise UserError(
             f"revision={cfg.revision} is not used for the local folder {cfg.pretrained_model_name_or_path}; "
             "leave it out, or give a hub id."
@@ -114,11 +114,11 @@ def _inputs(cfg: Config) -> None:
         )
     for key in schema.KEYS:
         path = getattr(cfg, key)
-        if key.endswith("_file") and schema.KEYS[key].path == "input" and path and not paths.reach(path).exists():
+        if key.endswith("_file") and schema.KEYS[key].path == "input" and path and not paths.probe(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
-        if path and not paths.reach(path).is_file():
+        if path and not paths.probe(path).is_file():
             raise UserError(f"{key}={path} is not an existing file; give the path of a .safetensors file of latents.")
     for key in (key for key, about in schema.KEYS.items() if about.is_video):
         path = getattr(cfg, key)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from maxdiffusion import variants
 from maxdiffusion.config.schema import Config
-from maxdiffusion.runtime.paths import parse, reach
+from maxdiffusion.runtime.paths import parse, probe
 from maxdiffusion.weights import checkpoint, hub, official
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_configs(cfg: Config) -> Mapping[str, Any]:
     Raises:
       UserError: the folder's files are not what the config says, or the variant has no official checkpoint.
     """
-    if reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
+    if probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         return open_checkpoint(cfg, fetch=False).configs
     return official.configs(variants.get(cfg.model_name))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from maxdiffusion.config.parse import parse_size
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import expanded, reach
+from maxdiffusion.runtime.paths import expanded, probe
 
 TYPES: dict[str, Any] = {
     "prompt": str,
@@ -33,7 +33,7 @@ def read(path: str) -> list[tuple[str, dict[str, Any]]]:
         a value of another type. It says the line's number.
     """
     try:
-        text = reach(path).read_text(encoding="utf-8-sig")
+        text = probe(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
             f"prompts={path} cannot be read ({error.strerror or error}); give a file of JSON lines."

@@ -129,10 +129,10 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
     """Width and height of an image or a video."""
     if key == "image":
         return open_image(location).size
-    from maxdiffusion.media.read import read_video  # numpy, which no other check needs
+    from maxdiffusion.media.read import probe  # numpy, which no other check needs
 
-    _, height, width, _ = read_video(location, 1).shape
-    return width, height
+    video = probe(location)
+    return video.width, video.height
 
 
 # ---- the variant and its defaults
@@ -147,7 +147,7 @@ def _variant(values: Values) -> variants.WanSpec:
     file = _text(values, "transformer_file")
     checkpoint = _transformer_config(path, file) if path else None
     if file:
-        path, checkpoint = file, dimensions.read_config(paths.reach(file), checkpoint or {})
+        path, checkpoint = file, dimensions.read_config(paths.probe(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
@@ -184,7 +184,7 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
 
     Beside a `transformer_file` it may be absent.
     """
-    folder = paths.reach(path)
+    folder = paths.probe(path)
     if isinstance(folder, Path) and not folder.is_dir():
         if folder.is_file():
             raise UserError(

@@ -1,28 +1,27 @@
 """Files that are whole under their own name, or absent.
 
-The writer works in a private folder `.NAME.part/` beside the target, so that the last step is a rename within one file
-system. The folder is held by an flock for as long as its process lives: a second writer of the same name is refused,
-and what a killed process left behind is recognised (nobody holds it) and cleared by the next writer of that name. POSIX
-only. Elsewhere (`paths`) the file is made here and uploaded; a name is held by an empty object, which a killed process
-leaves behind.
+A local file is written in a private folder `.XXXXXXXX.part/` beside its target, new for each writer, so that the last
+step is a rename within one file system. Elsewhere (`paths`) it is written here and uploaded.
 """
 
 import contextlib
 import errno
-import fcntl
+import json
 import os
-import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
 
-# File systems that cannot lock (some network mounts): the mkdir alone then decides who holds the folder.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+# Seconds after the last change of a private folder after which its writer was killed. Its lock could not tell: NFS
+# locks no folders between hosts.
+ABANDONED = 24 * 3600
 # File systems that cannot link (exFAT, some network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 # What a writer in the body can meet that the user can mend.
@@ -46,64 +45,12 @@ def explain(path: AnyPath, error: OSError) -> UserError:
 
 
 @contextlib.contextmanager
-def claim(folder: AnyPath) -> Iterator[AnyPath | None]:
-    """Hold `folder` (new and empty; what a dead process left in it is removed) until the block ends, then remove it.
-
-    Yields None where another live process or thread holds it. Raises OSError where it cannot be made.
-    """
-    if not isinstance(folder, Path):
-        with paths.as_oserror(folder):
-            held = paths.create(folder)
-        try:
-            yield folder if held else None
-        finally:
-            if held:
-                paths.remove(folder)
-        return
-    descriptor = _lock(folder)
-    if descriptor is None:
-        yield None
-        return
+def explained(path: AnyPath) -> Iterator[None]:
+    """Raise the block's OSErrors, which must concern `path`, as UserErrors."""
     try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(descriptor)
-
-
-def _lock(folder: Path) -> int | None:
-    while True:
-        try:
-            folder.mkdir()
-            fresh = True
-        except FileExistsError:
-            fresh = False
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # its holder finished between the two calls
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if fresh and error.errno in _NO_LOCKS:
-                return descriptor
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError) or error.errno in _NO_LOCKS:
-                return None
-            raise
-        if not _same(descriptor, folder):  # locked what its holder had just removed
-            os.close(descriptor)
-            continue
-        for entry in () if fresh else list(folder.iterdir()):
-            remove(entry)
-        return descriptor
-
-
-def _same(descriptor: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except FileNotFoundError:
-        return False
+        yield
+    except OSError as error:
+        raise explain(path, error) from error
 
 
 @contextlib.contextmanager
@@ -111,74 +58,69 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
     """Yield a local path to write a file or a folder to (same suffix); after the block it becomes `final`.
 
     The content is on disk (fsync) before it gets its name. If the block raises, nothing is left. Missing parent folders
-    are made. Files that a helper process needs may be put beside the yielded path; they are removed at the end.
+    are made. Of two writers with `overwrite` the last one wins.
 
-    Raises UserError where `final` exists and `overwrite` is false (decided by the final link itself: of two writers one
-    wins, the other is told), where another process is writing it now, and for a full disk or a refusal of the operating
-    system.
+    Raises:
+      UserError: `final` exists and `overwrite` is false (the final link itself decides between two writers), the disk
+        is full, or the operating system refuses.
     """
-    if not isinstance(final, Path):
-        with tempfile.TemporaryDirectory() as here:
-            made = Path(here) / final.name
-            with _explained(made):
-                yield made
-            try:
-                with paths.as_oserror(final):
-                    paths.upload(made, final, overwrite)
-            except FileExistsError:
-                raise _exists(final) from None
-            except OSError as error:
-                raise explain(final, error) from error
-        return
-    if not overwrite and os.path.lexists(final):
-        raise _exists(final)
     with contextlib.ExitStack() as stack:
+        with explained(final):
+            here = None
+            if isinstance(final, Path):
+                here = final.parent
+                here.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    os.lstat(final)  # raises where the name is too long
+                    if not overwrite:
+                        raise _exists(final)
+                _remove_abandoned(here)
+            folder = tempfile.TemporaryDirectory(dir=here, prefix=".", suffix=".part", ignore_cleanup_errors=True)
+            temporary = Path(stack.enter_context(folder)) / f"new{final.suffix}"
         try:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(claim(final.with_name(f".{final.name}.part")))
-        except OSError as error:
-            raise explain(final, error) from error
-        if folder is None:
-            raise UserError(
-                f"{final} is being written by another run (it holds {final.parent / f'.{final.name}.part'}); "
-                "choose another name or wait"
-            )
-        # A fresh name, so that an orphaned child of a killed run cannot write into a later run's file.
-        temporary = final.with_name(folder.name) / (secrets.token_hex(4) + final.suffix)
-        with _explained(final):
             yield temporary
-        try:
-            _sync(temporary)
-            _publish(temporary, final, overwrite)
-            _sync_one(final.parent)
         except OSError as error:
-            raise explain(final, error) from error
+            if error.errno not in _DISK:
+                raise
+            raise explain(temporary if here is None else final, error) from error
+        with explained(final):
+            try:
+                if isinstance(final, Path):
+                    _publish(temporary, final, overwrite)
+                else:
+                    paths.upload(temporary, final, overwrite)
+            except FileExistsError as error:
+                raise _exists(final) from error
 
 
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What the body meets that the user can mend, in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _DISK:
-            raise explain(path, error) from error
-        raise
+def write_json(path: AnyPath, value: Any, overwrite: bool = False) -> None:
+    """Write readable JSON, whole or not at all; bytes that are not UTF-8 (surrogates) are escaped.
 
-
-def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all it holds."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    Raises:
+      UserError: as `atomic_path`.
+      TypeError, ValueError: JSON cannot hold `value`.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_path(path, overwrite) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _exists(final: AnyPath) -> UserError:
     return UserError(f"{final} exists already; give another name or say overwrite=true")
 
 
+def _remove_abandoned(folder: Path) -> None:
+    for part in folder.glob(".????????.part"):
+        with contextlib.suppress(OSError):  # its writer has finished meanwhile
+            about = part.lstat()
+            newest = max(entry.lstat().st_mtime for entry in (part, *part.iterdir()))
+            if about.st_uid == os.geteuid() and time.time() - newest > ABANDONED:
+                shutil.rmtree(part)  # refuses a link
+
+
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
+    for path in (temporary, *temporary.rglob("*")):
+        _sync(path)
     if overwrite:
         if final.is_dir() or (temporary.is_dir() and os.path.lexists(final)):  # a folder cannot be replaced in one step
             os.rename(final, temporary.with_name("replaced"))
@@ -187,30 +129,22 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
         try:
             os.rename(temporary, final)  # refuses a folder that holds anything, and a file
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise _exists(final) from error
+            if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+                raise FileExistsError from error
             raise
     else:
         try:
             os.link(temporary, final)
-        except FileExistsError as error:
-            raise _exists(final) from error
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             if os.path.lexists(final):
-                raise _exists(final) from error
+                raise FileExistsError from error
             os.rename(temporary, final)
+    _sync(final.parent)
 
 
 def _sync(path: Path) -> None:
-    if path.is_dir():
-        for entry in path.iterdir():
-            _sync(entry)
-    _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

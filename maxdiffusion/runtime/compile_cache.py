@@ -1,4 +1,4 @@
-"""Compiled programs kept between runs."""
+"""The compile cache: compiled programs on disk or in a bucket, for later runs."""
 
 import os
 import tempfile
@@ -15,11 +15,12 @@ _BY_JAX = ("gs", "s3", "az")  # what etils.epath, which comes with flax, reads f
 def enable(jax_cache_dir: str | None) -> None:
     """Keep every compiled program in `jax_cache_dir` (a folder, `~` allowed, or gs://); "", "none" or None: keep none.
 
-    The key of an entry is jax's own: the program, jaxlib, the compiler's flags, the kind and number of devices. Call it
-    before the first compilation. Runs may share a folder: an entry that is half-written, also one left so by a killed
-    run, is compiled anew with jax's warning (jax does not replace it: delete the folder to be rid of that).
+    jax's key of an entry: the program, jaxlib, the compiler's flags, the kind and number of devices. Call it before the
+    first compilation. Runs may share a folder: a damaged entry, as a killed run may leave it, is compiled and written
+    again, with jax's warning.
 
-    Raises UserError where the folder cannot be made or written.
+    Raises:
+      UserError: the folder cannot be made or written.
     """
     if not jax_cache_dir or jax_cache_dir == "none":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -28,10 +29,8 @@ def enable(jax_cache_dir: str | None) -> None:
     if isinstance(folder, Path):
         _writable(folder)
     elif folder.protocol not in _BY_JAX:
-        raise UserError(
-            f"jax_cache_dir={jax_cache_dir} is where jax cannot keep programs; give {', '.join(_BY_JAX)}:// or a local "
-            "folder."
-        )
+        places = f"{', '.join(_BY_JAX)}:// or a local folder"
+        raise UserError(f"jax_cache_dir={jax_cache_dir} cannot be read or written by jax; give {places}.")
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

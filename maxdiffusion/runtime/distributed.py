@@ -1,7 +1,7 @@
-"""Several processes, one for each host, as one run: all of them do the same, process 0 alone decides names and writes.
+"""Runs of several processes, one on each host: all compute the same program, process 0 alone chooses names and writes.
 
-A process that fails in a block that all of them enter (`fail_together`, `on_process_0`) fails all of them, each with an
-exit code. One that dies at any other point ends the others as soon as jax misses its heartbeat (100 s).
+An exception inside `fail_together` or `on_process_0` ends all processes, each with an exit code. A process that dies
+elsewhere ends the others as soon as jax misses its heartbeat (100 s).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SHUTDOWN_TIMEOUT = 60  # seconds that a process which ends waits for the others
 
 
 def start(hosts: Hosts) -> None:
-    """Joins the processes of the run, where the config or the launcher's environment says that there are several.
+    """Join the processes of the run where the config or the launcher's environment says that there are several.
 
     Call it before jax starts its devices. Does nothing where jax.distributed runs already.
 
     Raises:
-      UserError: the coordinator cannot be reached in time, the processes do not agree on how many they are, one does
-        not come, or jax_distributed=on and nobody says who takes part.
+      UserError: the coordinator cannot be reached in time, the processes do not agree on their number, one does not
+        come, or jax_distributed=on and neither the config nor a launcher says which processes there are.
     """
     if jax.distributed.is_initialized() or not hosts.join():
         return
@@ -57,31 +57,29 @@ def start(hosts: Hosts) -> None:
 
 
 def count() -> int:
-    """How many processes make this run; does not start the devices where it is one."""
+    """The number of processes; does not start the devices where it is 1."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def index() -> int:
-    """Which of them this one is; 0 writes and shows."""
+    """The index of this process; 0 writes files and shows progress."""
     return jax.process_index() if jax.distributed.is_initialized() else 0
 
 
-def _exchange(text: str) -> list[str]:
-    """The texts of all processes."""
-    if count() == 1:
-        return [text]
-    data = np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
+def _exchange(value: Any) -> dict[int, Any]:
+    """The value (JSON types) of each process by its index, which need not be the order of its devices."""
+    data = np.frombuffer(json.dumps([index(), value]).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
     rows = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
-    return [bytes(row[:size]).decode("utf-8", "surrogatepass") for row, size in zip(rows, sizes, strict=True)]
+    return dict(json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True))
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """A block of each process alone, without devices: if it fails on one of them, it fails on all.
+    """Run a block that uses no devices on each process; an exception on one of them ends the block on all.
 
     Raises:
-      UserError: another process failed; it says which and why.
+      UserError: another process failed; the message says which and why.
     """
     if count() == 1:
         yield
@@ -91,31 +89,32 @@ def fail_together() -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    reports = _exchange(json.dumps([index(), None if error is None else str(error) or repr(error)]))
+    reports = _exchange(None if error is None else str(error) or repr(error))
     if error is not None:
         raise error
-    for number, report in map(json.loads, reports):
+    for number, report in reports.items():
         if report is not None:
             raise UserError(f"process {number} of this run failed: {report}")
 
 
 def on_process_0(function: Callable[[], T]) -> T:
-    """What `function` returns on process 0, which alone calls it, as JSON types; if it fails, it fails on all."""
+    """Call `function` on process 0 alone and return its result (JSON types) on all; if it fails, it fails on all."""
     if count() == 1:
         return function()
     result = None
     with fail_together():
         if index() == 0:
             result = function()
-    told = dict(map(json.loads, _exchange(json.dumps([index(), result]))))
-    return told[0]
+    results: dict[int, T] = _exchange(result)
+    return results[0]
 
 
 def check_agree(facts: Mapping[str, Any]) -> None:
-    """Compares `facts` (JSON types) of all processes, before any of them compiles what only fits its own.
+    """Compare `facts` (JSON types) of all processes before any of them compiles.
 
     Raises:
-      UserError: they differ; it names the first keys in which they do. Or this process is one of a slice's, alone.
+      UserError: they differ; the message names the first differing keys. Or the slice has other hosts, and
+        jax_distributed=off leaves them out.
     """
     if count() == 1 < jax.process_count():
         raise UserError(
@@ -124,12 +123,12 @@ def check_agree(facts: Mapping[str, Any]) -> None:
         )
     if count() == 1:
         return
-    told: dict[int, Mapping[str, Any]] = dict(map(json.loads, _exchange(json.dumps([index(), facts]))))
+    by_process = _exchange(dict(facts))
     differing = [
-        f"{key} (process 0: {_short(told[0].get(key))}, process {number}: {_short(other.get(key))})"
-        for key in sorted(set().union(*told.values()))
-        for number, other in sorted(told.items())
-        if other.get(key) != told[0].get(key)
+        f"{key} (process 0: {_short(by_process[0].get(key))}, process {number}: {_short(other.get(key))})"
+        for key in sorted(set().union(*by_process.values()))
+        for number, other in sorted(by_process.items())
+        if other.get(key) != by_process[0].get(key)
     ]
     if differing:
         raise UserError(
@@ -144,7 +143,7 @@ def _short(value: Any) -> str:
 
 
 def fetch(array: jax.Array) -> np.ndarray:
-    """The whole array on the host of every process, wherever its shards lie."""
+    """Gather a sharded array into the host memory of every process."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -1,4 +1,4 @@
-"""Which processes make one run, as the config or a launcher says. Imports no jax."""
+"""The processes of a run, as the config or a launcher states them. Imports no jax."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Hosts:
 
     Attributes:
       mode: `auto`, `on` or `off`.
-      address: HOST:PORT of process 0; None where a launcher says so.
-      count: how many processes there are.
-      index: which of them this one is.
+      address: HOST:PORT of process 0; None where a launcher states it.
+      count: the number of processes.
+      index: the index of this process.
       timeout: seconds to wait for the others.
     """
 
@@ -32,13 +32,13 @@ class Hosts:
         return self.mode == "on" or (self.mode == "auto" and (self.address is not None or _launched()))
 
     def may_join(self) -> bool:
-        """Whether it may, without a look at the network: TPU chips may be part of a slice of several hosts."""
+        """Whether it may join others, without a query: the chips of a TPU VM may belong to a slice of several hosts."""
         return self.mode != "off" and (self.join() or bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")))
 
 
 @functools.cache
 def metadata(attribute: str) -> str:
-    """An attribute of this virtual machine by Compute Engine's metadata server; empty where there is none."""
+    """Ask Compute Engine's metadata server for an attribute of this virtual machine; empty if there is no server."""
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     url = f"http://{server}/computeMetadata/v1/instance/attributes/{attribute}"
     try:
@@ -50,7 +50,7 @@ def metadata(attribute: str) -> str:
 
 
 def _launched() -> bool:
-    """Whether a launcher's environment tells of several processes, which jax then finds by itself."""
+    """Whether a launcher's environment states several processes, which jax then finds by itself."""
     env = os.environ
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES") or ""
     counts = [env.get("MEGASCALE_NUM_SLICES"), env.get("OMPI_COMM_WORLD_SIZE")]

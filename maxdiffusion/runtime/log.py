@@ -10,7 +10,7 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 
 class _AboveBars(logging.Handler):
-    """Writes to stderr without tearing a progress bar that is on the last line."""
+    """Writes to stderr above the progress bar on the last line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -28,8 +28,8 @@ class _Short(logging.Formatter):
 def setup(level: str) -> None:
     """Send the `maxdiffusion` loggers to stderr from `level` ("debug", "info", "warning", "error") up.
 
-    Call it before jax starts its devices. A second call only changes the level. Quietens what other libraries say of
-    things that are no fault: jax of accelerators that are not there, transformers of torch's absence.
+    Call it before jax starts its devices. A second call only changes the level. Silences harmless warnings of other
+    libraries: jax's about missing accelerators, transformers' about missing torch.
     """
     logger = logging.getLogger("maxdiffusion")
     logger.setLevel(LEVELS[level])
@@ -44,6 +44,6 @@ def setup(level: str) -> None:
 
 
 def _no_missing_tpu(record: logging.LogRecord) -> bool:
-    """Keep jax's hint that a GPU is there but its build of jax is not."""
+    """Filter out warnings about TPUs, but keep jax's hint that a GPU needs another build of jax."""
     text = record.getMessage().lower()
     return record.levelno >= logging.ERROR or "tpu" not in text

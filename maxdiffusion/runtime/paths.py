@@ -19,22 +19,22 @@ from upath import UPath
 
 from maxdiffusion.errors import UserError
 
-AnyPath = Path | UPath  # a UPath is elsewhere
+AnyPath = Path | UPath  # on this machine | elsewhere
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs"}
-# An object has its name only once its upload is complete, and may be asked to be new.
+# Stores whose objects have their name only once the upload is complete, and can be created exclusively.
 _WHOLE_OR_ABSENT = {"gs", "gcs", "s3", "s3a"}
 _AHEAD = 8  # requests at once: one stream of an object store gives about 100 MB/s, whatever the host's link
 
 
 def parse(text: str) -> AnyPath:
-    """The path that `text` names; SCHEME://... is elsewhere, but for file://.
+    """The path that `text` names; SCHEME://... is a UPath, except for file://.
 
     Raises:
-      UserError: no such scheme, or the package that reads it is not installed.
+      UserError: the scheme is unknown, or the package that reads it is not installed.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -44,7 +44,7 @@ def parse(text: str) -> AnyPath:
     try:
         fsspec.get_filesystem_class(scheme)
     except ValueError:
-        raise UserError(f"{text} has a scheme that is not known; give gs://..., s3://... or a local path.") from None
+        raise UserError(f"{text} has an unknown scheme; give gs://..., s3://... or a local path.") from None
     except ImportError as error:
         what = f"pip install 'maxdiffusion[{_EXTRAS[scheme]}]'" if scheme in _EXTRAS else str(error)
         raise UserError(f"{text} needs a package that is not installed: {what}") from None
@@ -52,11 +52,11 @@ def parse(text: str) -> AnyPath:
 
 
 def expanded(text: str, what: str) -> str:
-    """A path with its ~ and $VARIABLES replaced; a URL as it is.
+    """A path with its ~ and $VARIABLES replaced; an http(s) URL as it is.
 
     Raises:
-      UserError: a NUL, a variable that is not set, or a place that this machine may not or cannot have. It begins with
-        `what`.
+      UserError: it has a NUL character or a variable that is not set, or the operating system refuses it. The message
+        begins with `what`.
     """
     if text.startswith(("http://", "https://")):
         return text
@@ -75,11 +75,11 @@ def expanded(text: str, what: str) -> str:
     return path
 
 
-def reach(text: str) -> AnyPath:
-    """`parse`, and of what is elsewhere a first word: so that a store that does not answer is one sentence.
+def probe(text: str) -> AnyPath:
+    """Parse `text` as `parse` does, and ask a store for it, so that a store that does not answer is one sentence.
 
     Raises:
-      UserError: besides those of `parse`, no network, no credentials, no permission.
+      UserError: as `parse`, or the network, credentials or permission are missing.
     """
     path = parse(text)
     if not isinstance(path, Path):
@@ -96,7 +96,7 @@ def reach(text: str) -> AnyPath:
 
 @contextlib.contextmanager
 def as_oserror(path: AnyPath) -> Iterator[None]:
-    """What a store's own library raises (HTTP errors, missing credentials), as the OSError that local code expects."""
+    """Raise the exceptions of a store's library (HTTP errors, missing credentials) as OSError, as local files do."""
     try:
         yield
     except (OSError, UserError):
@@ -108,7 +108,7 @@ def as_oserror(path: AnyPath) -> Iterator[None]:
 
 
 def names(folder: AnyPath) -> list[str]:
-    """Of all files in a folder; none where there is no such folder."""
+    """The names of all files and folders in a folder; none where it does not exist."""
     if not isinstance(folder, Path):
         folder.fs.invalidate_cache(folder.path)
     try:
@@ -119,7 +119,7 @@ def names(folder: AnyPath) -> list[str]:
 
 @contextlib.contextmanager
 def local(folder: AnyPath) -> Iterator[Path]:
-    """A folder for libraries that know only this machine: itself, or a copy for the length of the block."""
+    """A local folder for libraries that read nothing else: `folder` itself, or a copy until the block ends."""
     if isinstance(folder, Path):
         yield folder
         return
@@ -131,7 +131,7 @@ def local(folder: AnyPath) -> Iterator[Path]:
 
 
 def read(path: AnyPath, start: int, stop: int) -> bytes:
-    """The bytes start to stop of a file, fewer where it ends before.
+    """The bytes `start` to `stop` of a file, fewer where it ends before `stop`.
 
     Raises:
       OSError: it cannot be read.
@@ -145,12 +145,12 @@ def read(path: AnyPath, start: int, stop: int) -> bytes:
 
 
 def each(path: AnyPath, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` of what reads `path`: in turn, or several at once where each waits for a round trip."""
+    """`map` for a function that reads `path`: one at a time, or ahead where each read waits for a round trip."""
     return map(function, items) if isinstance(path, Path) else ahead(function, items)
 
 
 def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` in threads, in order, never more than a few results ahead of their use."""
+    """`map` in threads, in order, at most _AHEAD results before their use."""
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[Future[R]] = deque()
         try:
@@ -169,52 +169,53 @@ def ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def make_folder(folder: AnyPath) -> None:
-    """With its parents. Object stores have none, and theirs would create a bucket."""
+    """Make a folder and its parents; nothing in an object store, where fsspec would create a bucket."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
     elif folder.protocol not in _WHOLE_OR_ABSENT:
-        folder.fs.makedirs(folder.path, exist_ok=True)
+        with as_oserror(folder):
+            folder.fs.makedirs(folder.path, exist_ok=True)
 
 
-def create(path: UPath) -> bool:
-    """Makes an empty file; false where there is one already."""
+def create(path: UPath, content: bytes) -> bool:
+    """Write a new file; false where it exists already."""
     try:
-        path.fs.pipe_file(path.path, b"", mode="create")
+        path.fs.pipe_file(path.path, content, mode="create")
     except FileExistsError:
         return False
     return True
 
 
 def upload(source: Path, final: UPath, overwrite: bool) -> None:
-    """Copies a local file there, so that it has its name only once it is whole.
+    """Copy a local file to `final`, which has its name only once it is whole.
 
     Raises:
       FileExistsError: `final` exists and `overwrite` is false.
+      OSError: the store refuses.
     """
-    fs = final.fs
-    if final.protocol in _WHOLE_OR_ABSENT:
-        fs.put_file(str(source), final.path, mode="overwrite" if overwrite else "create")
-        return
-    make_folder(final.parent)
-    part = final.with_name(f".{final.name}.{secrets.token_hex(4)}.part")
-    try:
-        fs.put_file(str(source), part.path)
-        if not overwrite and final.exists():
-            raise FileExistsError(errno.EEXIST, "exists", str(final))
-        fs.mv(part.path, final.path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(part.path)
+    with as_oserror(final):
+        if final.protocol in _WHOLE_OR_ABSENT:
+            final.fs.put_file(str(source), final.path, mode="overwrite" if overwrite else "create")
+            return
+        make_folder(final.parent)
+        part = final.with_name(f".{secrets.token_hex(4)}.part")
+        try:
+            final.fs.put_file(str(source), part.path)
+            if not overwrite and final.exists():
+                raise FileExistsError
+            final.fs.mv(part.path, final.path)
+        finally:
+            remove(part)
 
 
 def remove(path: UPath) -> None:
-    """Removes a file, if it is there."""
+    """Remove a file if it exists."""
     with contextlib.suppress(FileNotFoundError):
         path.fs.rm_file(path.path)
 
 
 def check_writable(folder: UPath) -> None:
-    """Writes a small file there and removes it.
+    """Write an empty file in `folder` and remove it.
 
     Raises:
       OSError: it cannot be written.
@@ -222,5 +223,5 @@ def check_writable(folder: UPath) -> None:
     probe = folder / f".{secrets.token_hex(8)}.probe"
     with as_oserror(folder):
         make_folder(folder)
-        create(probe)
+        create(probe, b"")
         remove(probe)

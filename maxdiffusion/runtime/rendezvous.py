@@ -1,4 +1,4 @@
-"""The processes of a run meet before jax, which aborts the process with a stack trace on all that is refused here."""
+"""The processes of a run check each other before jax starts, which would abort with a stack trace instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maxdiffusion.errors import UserError
 
 
 def meet(address: str, count: int, index: int, timeout: int | float) -> None:
-    """All processes report to process 0 who they are, on the port that jax then uses, and hear whether that fits.
+    """Report this process to process 0, on the port that jax uses afterwards, and wait for its answer.
 
     Raises:
       UserError: the coordinator cannot be reached within `timeout` seconds, the processes do not agree on their number,
@@ -19,13 +19,15 @@ def meet(address: str, count: int, index: int, timeout: int | float) -> None:
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + timeout
     if index == 0:
-        _receive(int(port), count, deadline, timeout)
-    elif reply := _report(host.strip("[]"), int(port), f"{index} {count}", deadline):
-        raise UserError(reply)
+        fault = _receive(int(port), count, deadline, timeout)
+    else:
+        fault = _report(host.strip("[]"), int(port), f"{index} {count}", deadline)
+    if fault:
+        raise UserError(fault)
 
 
 def _report(host: str, port: int, who: str, deadline: float) -> str:
-    """Process 0's answer; empty if all is well."""
+    """Process 0's answer; empty if nothing is wrong."""
     while True:
         left = deadline - time.monotonic()
         try:
@@ -41,7 +43,8 @@ def _report(host: str, port: int, who: str, deadline: float) -> str:
         time.sleep(min(0.2, max(left, 0)))
 
 
-def _receive(port: int, count: int, deadline: float, timeout: int | float) -> None:
+def _receive(port: int, count: int, deadline: float, timeout: int | float) -> str:
+    """What is wrong with the processes that report, which is also sent to each of them; empty if nothing is."""
     links: dict[int, socket.socket] = {}
     fault = ""
     with contextlib.ExitStack() as stack:
@@ -61,10 +64,12 @@ def _receive(port: int, count: int, deadline: float, timeout: int | float) -> No
                 fault = f"of {count} processes, number {missing} did not come within {timeout:g} s; "
                 fault += "start one on every host."
                 break
-            if (who := _heard(link)) is None:
+            link.settimeout(5)
+            try:
+                index, others = map(int, link.makefile().readline().split())
+            except (OSError, ValueError):  # a stranger, or a process that broke off and comes again
                 link.close()
                 continue
-            index, others = who
             if others != count:
                 fault = f"process {index} has num_processes={others} and process 0 has {count}; they must agree."
             elif index in links or not 0 < index < count:
@@ -73,22 +78,10 @@ def _receive(port: int, count: int, deadline: float, timeout: int | float) -> No
         for link in links.values():
             with contextlib.suppress(OSError):
                 link.sendall(fault.encode())
-    if fault:
-        raise UserError(fault)
-
-
-def _heard(link: socket.socket) -> tuple[int, int] | None:
-    """process_id and num_processes of who is there; None for a stranger, or one that broke off and comes again."""
-    link.settimeout(5)
-    try:
-        index, count = map(int, link.makefile().readline().split())
-    except (OSError, ValueError):
-        return None
-    return index, count
+    return fault
 
 
 def _listen(port: int) -> socket.socket:
     """On all addresses, of both families where the system has them."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", port))
+    dual = socket.has_dualstack_ipv6()
+    return socket.create_server(("", port), family=socket.AF_INET6 if dual else socket.AF_INET, dualstack_ipv6=dual)

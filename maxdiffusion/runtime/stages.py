@@ -1,4 +1,4 @@
-"""The stages of a run: each is timed and shown."""
+"""The stages of a run, each timed and shown."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from maxdiffusion.runtime.timing import Clock
 
 
 class Stages:
-    """`with stages("denoise", total=50) as advance: ...; advance(1)`: a clock's phase and a progress bar in one."""
+    """`with stages("denoise", total=50) as advance: ...; advance(1)`: a phase of the clock and a progress bar."""
 
     def __init__(self, mode: str) -> None:
         """`mode` is the config key `progress`: auto, on or off."""
         self.clock = Clock()
-        self._progress = progress.make("off" if distributed.index() else mode)  # several processes show one
+        self._show = progress.make("off" if distributed.index() else mode)  # process 0 shows it for all
 
     @contextlib.contextmanager
     def __call__(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[progress.Advance]:
-        with self.clock.phase(name), self._progress.phase(name, total, unit) as advance:
+        with self.clock.phase(name), self._show(name, total, unit) as advance:
             yield advance

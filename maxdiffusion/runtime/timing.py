@@ -1,4 +1,4 @@
-"""Where the time and the memory went."""
+"""Seconds of each phase and peak memory of a run."""
 
 import contextlib
 import re
@@ -17,13 +17,12 @@ import jax
 class Clock:
     """Seconds by phase (load, text, compile, denoise, decode, encode, ...), in the order in which they first began.
 
-    Phases may nest: a second belongs to the innermost phase only, so that all phases add up to the time measured. A
-    phase entered again continues. Work that a device still does when the block ends is counted later: block on the
-    result.
+    Phases may nest: each second counts for the innermost phase only, so that the phases add up to the total. A phase
+    entered again continues. Block on results inside the block: what a device computes after it is counted elsewhere.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        """`now` gives seconds."""
+        """`now` returns seconds."""
         self._now = now
         self._seconds: dict[str, float] = {}
         self._steps: dict[str, list[float]] = {}
@@ -44,7 +43,7 @@ class Clock:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Within a phase: note the block as one step of that phase, without the seconds of phases inside the block."""
+        """Count the block as one step of the open phase, without the seconds of phases inside the block."""
         name = self._open[-1]
         self._switch()
         before = self._seconds[name]
@@ -54,10 +53,9 @@ class Clock:
 
     @contextlib.contextmanager
     def compilation(self, name: str = "compile") -> Iterator[None]:
-        """Within the block, count XLA's compilations (and reads of the compile cache) under `name`, wherever this
-        thread meets them.
+        """Within the block, count XLA's compilations and reads of the compile cache by this thread under `name`.
 
-        Tracing stays where it is. Source: jax.monitoring's event of `jax._src.dispatch.BACKEND_COMPILE_EVENT`.
+        Tracing counts for the open phase. Source: jax.monitoring's event of `jax._src.dispatch.BACKEND_COMPILE_EVENT`.
         """
         thread = threading.get_ident()
 
@@ -99,13 +97,13 @@ class Clock:
                 line += f"   {len(steps)} steps, median {statistics.median(steps):.3g} s"
             lines.append(line)
         lines.append(f"{'total':<10}{total:>10.2f}")
-        memory = peak_memory()
-        lines.append(f"peak memory: host {_gib(memory['host'])}, device {_gib(memory['device'])}")
+        peaks = {name: f"{size / 2**30:.2f} GiB" if size else "not reported" for name, size in peak_memory().items()}
+        lines.append(f"peak memory: host {peaks['host']}, device {peaks['device']}")
         return "\n".join(lines)
 
 
 def peak_memory() -> dict[str, int | None]:
-    """Bytes: `host`, this process's largest resident set; `device`, the largest of this process's devices.
+    """Bytes: `host`, the peak resident set of this process; `device`, the largest peak of its devices.
 
     None where the device does not report it (CPU).
     """
@@ -115,12 +113,8 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def host_peak() -> int:
-    """Bytes. Linux's VmHWM is preferred: getrusage's figure is inherited from the process that started this one."""
+    """Peak resident set in bytes, by Linux's VmHWM where there is one: getrusage's is inherited from the parent."""
     status = Path("/proc/self/status")
     if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
         return int(found[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _gib(size: int | None) -> str:
-    return "not reported" if size is None else f"{size / 2**30:.2f} GiB"

@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions of the software and devices that made a result."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ def versions() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "maxdiffusion": __version__,
-        "commit": _commit(Path(__file__).resolve().parents[2]),
+        "commit": commit(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")},
         "machine": f"{platform.system()} {platform.machine()}",
@@ -30,15 +30,12 @@ def versions() -> dict[str, Any]:
     }
 
 
-def _commit(root: Path) -> str | None:
-    """None where `root` is not itself the top of a checkout: an installed package may lie inside somebody else's."""
+def commit(root: Path) -> str | None:
+    """The git commit of the checkout `root`; None inside somebody else's, where an installed package may lie."""
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
+    describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
     try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        changes = [*git, "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(changes, capture_output=True, text=True, check=True, timeout=10)
+        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import AnyPath, reach
+from maxdiffusion.runtime.paths import AnyPath, probe
 
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
@@ -35,7 +35,7 @@ def resolve(name_or_path: str, revision: str | None = None, ignore: Sequence[str
       UserError: neither a folder nor a hub id; no such repository or revision; gated; offline or unreachable and not in
         the cache; the download broke off; the disk is full.
     """
-    folder = reach(os.path.expanduser(name_or_path))
+    folder = probe(os.path.expanduser(name_or_path))
     if name_or_path and folder.is_dir():
         return folder
     if name_or_path and folder.exists():

@@ -123,7 +123,7 @@ def row_slice(tensor: TensorSource, first: int, count: int) -> TensorSource:
 
 
 def plus(tensor: TensorSource, delta: TensorSource) -> TensorSource:
-    """tensor + delta, of one shape, in fp32; whoever reads it casts once.
+    """Tensor + delta, of one shape, in fp32; whoever reads it casts once.
 
     Raises:
       ValueError: the shapes differ.

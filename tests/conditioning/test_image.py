@@ -108,5 +108,5 @@ def test_an_image_of_16_bits_keeps_its_greys(tmp_path):
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_an_image_without_a_known_white_is_refused(tmp_path, dtype):
     Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tiff")
-    with pytest.raises(UserError, match=r"a\.tiff is no image that can be read \(its pixels are numbers of 32 bits"):
+    with pytest.raises(UserError, match=r"a\.tiff cannot be read as an image \(its pixels are numbers of 32 bits"):
         fetch.open_image(str(tmp_path / "a.tiff"))

@@ -66,7 +66,7 @@ def test_a_run_from_and_to_a_bucket(bucket, bundled, tmp_path):
         (["gs://models/configs/wan_tiny.yml", "pretrained_model_name_or_path=gs://models/nowhere"], "nowhere"),
         (["gs://models/configs/wan_tiny.yml", "initial_latents=gs://models/no.safetensors"], "is not an existing file"),
         (["gs://models/configs/wan_tiny.yml", "output_dir=gs://results", "output_format=png"], "choose webp"),
-        (["gs://models/configs/wan_tiny.yml", "output_dir=nose://results"], "has a scheme that is not known"),
+        (["gs://models/configs/wan_tiny.yml", "output_dir=nose://results"], "has an unknown scheme"),
     ],
 )
 def test_a_mistake_is_one_sentence(bucket, bundled, capsys, words, named):

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import read_metadata, read_video
+from maxdiffusion.media.read import read_video
 from maxdiffusion.media.write import FORMATS, write
+from tests.support.media import read_metadata
 
 PROMPT = 'Ein "rötes" Bild = 圆; a \\ # b\nnext line \udcff'
 COLOURS = [
@@ -113,7 +114,7 @@ def test_animations_keep_the_time(tmp_path, frames, fmt, fps, tick):
         ("mp4", (1, 33, 32, 3), 16, "32 wide x 33 high cannot be an mp4"),
         ("gif", (1, 32, 32, 3), 60, "at most 50"),
         ("webp", (1, 32, 32, 3), 1001, "at most 1000"),
-        ("avi", (1, 32, 32, 3), 16, "output_format=avi is not known; choose one of mp4, gif"),
+        ("avi", (1, 32, 32, 3), 16, "unknown output_format=avi; choose one of mp4, gif"),
     ],
 )
 def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, fmt, shape, fps, words):

@@ -1,10 +1,13 @@
 """Which videos of a prompt file are done, by files and manifest alone: no video is made."""
 
+import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
@@ -19,9 +22,9 @@ LATENTS = np.zeros((1, 5, 12, 12, 8), np.float32)
 
 @pytest.fixture
 def load(tmp_path):
-    def load(*words, lines=LINES):
+    def load(*words, lines=LINES, page=PAGE):
         (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words])
+        return request.load([page, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}/out", *words])
 
     return load
 
@@ -93,6 +96,33 @@ def test_other_words_or_settings_are_another_video(load):
     # Where and how it runs, and the other lines, do not change a video.
     assert left(load("progress=off", "attention=ring", lines=[LINES[1], LINES[0]])) == ["two"]
     assert left(load("guidance_mode=two_pass", "loop=scan")) == ["two"]
+
+
+def test_another_image_under_the_same_name_is_another_video(load, tmp_path):
+    image, page = tmp_path / "image.png", PAGE.replace("wan_tiny", "wan_tiny_i2v")
+    lines = [{"prompt": "a red circle", "image": str(image), "output": "one"}]
+    Image.new("RGB", (96, 96), "red").save(image)
+    make(load(lines=lines, page=page), 0)
+    assert left(load(lines=lines, page=page)) == []
+    image.rename(tmp_path / "moved.png")
+    moved = [{**lines[0], "image": str(tmp_path / "moved.png")}]
+    assert left(load(lines=moved, page=page)) == []
+    Image.new("RGB", (96, 96), "blue").save(image)
+    with pytest.raises(UserError, match=r"one\.mp4 exists already and came of another line or other settings"):
+        left(load(lines=lines, page=page))
+
+
+def test_two_runs_at_once_keep_each_others_rows(load):
+    job = load()
+    names = [f"v{i}" for i in range(16)]
+    videos = [dataclasses.replace(job.videos[0], output=name) for name in names]
+    for video in videos:
+        path = manifest.video_path(job, video)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"video")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda video: manifest.finish(job, [video]), videos))
+    assert sorted(json.loads((path.parent / "p.manifest.json").read_text())) == sorted(names)
 
 
 def test_a_foreign_file_is_not_overwritten(load):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import FORMATS, write
 from maxdiffusion.output.names import reserve, reserve_file, sibling
-from maxdiffusion.output.record import write_record
 from maxdiffusion.request.videos import default_stem
+from maxdiffusion.runtime.atomic import write_json
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,30 @@ def test_two_processes_and_a_killed_one(tmp_path):
         assert stem.name == "cat"
 
 
+def test_a_link_in_the_place_of_a_reservation_is_not_followed(tmp_path):
+    """Names can be guessed: a link of that name must not cost the folder that it points to."""
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    for folder in (precious, out):
+        folder.mkdir()
+    (precious / "dear").write_bytes(b"dear")
+    for name in (".cat.lock", ".cat.mp4.part", ".my.lock", ".my.mp4.part"):
+        (out / name).symlink_to(precious)
+    with reserve(out, "cat") as stem:
+        assert stem.name == "cat-2"
+        write(np.zeros((1, 32, 32, 3), np.uint8), out / "cat.mp4", 16, "mp4", {})
+    said = pytest.raises(UserError, match=r"another run is making .*my\.mp4.* or delete .*\.my\.lock")
+    with said, reserve_file(out / "my.mp4", (".mp4",), overwrite=True):
+        pytest.fail("the block must not run")
+    assert os.listdir(precious) == ["dear"]
+    assert sorted(os.listdir(out)) == [".cat.lock", ".cat.mp4.part", ".my.lock", ".my.mp4.part", "cat.mp4"]
+
+
 @pytest.mark.parametrize("fmt", ["png", "npy"])
 def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
     frames = np.zeros((1, 32, 32, 3), np.uint8)
     with reserve(tmp_path, "cat") as stem:
         write(frames, sibling(stem, FORMATS[fmt].suffix), 16, fmt, {})
-        write_record(sibling(stem, ".json"), config={}, seed=1, versions={}, timings={}, output=stem)
+        write_json(sibling(stem, ".json"), {})
     assert sorted(os.listdir(tmp_path)) == sorted(["cat" + FORMATS[fmt].suffix, "cat.json"])
 
 

@@ -1,38 +1,54 @@
+"""The record beside a video."""
+
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
-from maxdiffusion.output.record import write_record
 
-RECORD = {
-    "config": {"prompt": "猫", "height": 96},
-    "seed": 7,
-    "versions": {"jax": "0"},
-    "timings": {"seconds": {"load": 1.5}},
-}
+PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
+VERSIONS, TIMINGS = {"jax": "0"}, {"seconds": {"load": 1.5}}
 
 
-def test_the_record_is_complete_and_readable(tmp_path):
-    write_record(tmp_path / "a.json", **RECORD, output=tmp_path / "a.mp4")
+@pytest.fixture
+def reserved(tmp_path):
+    def reserved(*words, prompt="猫"):
+        words = [PAGE, f"prompt={prompt}", f"save_file={tmp_path}/a.mp4", *words]
+        job = request.load([*words, f"decode_latents={tmp_path}/latents.safetensors"])
+        return output.reserved(job, job.videos, np.zeros((1, 5, 12, 12, 8), np.float32))
+
+    (tmp_path / "latents.safetensors").write_bytes(b"")
+    return reserved
+
+
+def test_the_record_is_complete_and_readable(tmp_path, reserved):
+    with reserved("seed=7") as files:
+        files.record(VERSIONS, TIMINGS)
+        with pytest.raises(UserError, match="exists already"):
+            files.record(VERSIONS, TIMINGS)
     text = (tmp_path / "a.json").read_text("utf-8")
-    assert json.loads(text) == {**RECORD, "output": "a.mp4"}
+    record = json.loads(text)
+    assert record.pop("config")["prompt"] == ["猫"]
+    assert record == {"output": "a.mp4", "seed": 7, "versions": VERSIONS, "timings": TIMINGS}
     assert "猫" in text and text.endswith("}\n")
-    with pytest.raises(UserError, match="exists already"):
-        write_record(tmp_path / "a.json", **RECORD, output=tmp_path / "a.mp4")
-    write_record(tmp_path / "a.json", **RECORD | {"seed": 8}, output=tmp_path / "a.mp4", overwrite=True)
+    with reserved("seed=8", "overwrite=true") as files:
+        files.record(VERSIONS, TIMINGS)
     assert json.loads((tmp_path / "a.json").read_text("utf-8"))["seed"] == 8
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}])
-def test_what_json_cannot_hold_leaves_nothing(tmp_path, value):
-    with pytest.raises((TypeError, ValueError)):
-        write_record(tmp_path / "a.json", **RECORD | {"timings": {"x": value}}, output=tmp_path / "a.mp4")
-    assert os.listdir(tmp_path) == []
+def test_what_json_cannot_hold_leaves_nothing(tmp_path, reserved, value):
+    with pytest.raises((TypeError, ValueError)), reserved() as files:
+        files.record(VERSIONS, {"x": value})
+    assert os.listdir(tmp_path) == ["latents.safetensors"]
 
 
-def test_bytes_of_an_argument_that_are_no_utf8_survive(tmp_path):
+def test_bytes_of_an_argument_that_are_no_utf8_survive(tmp_path, reserved):
     prompt = b"\xff cat".decode(errors="surrogateescape")
-    write_record(tmp_path / "a.json", **RECORD | {"config": {"prompt": prompt}}, output=tmp_path / "a.mp4")
-    assert json.loads((tmp_path / "a.json").read_text("utf-8"))["config"]["prompt"] == prompt
+    with reserved(prompt=prompt) as files:
+        files.record(VERSIONS, TIMINGS)
+    assert json.loads((tmp_path / "a.json").read_text("utf-8"))["config"]["prompt"] == [prompt]

@@ -61,8 +61,8 @@ WORDS: list[tuple[list[str], str]] = [
     (["coordinator_address=a:1", "num_processes=0", "process_id=0"], "should be greater than or equal to 1"),
     (["jax_distributed=maybe"], "it should be 'auto', 'on' or 'off'"),
     # elsewhere
-    (["output_dir=nose://a"], "nose://a has a scheme that is not known"),
-    (["pretrained_model_name_or_path=nose://a"], "nose://a has a scheme that is not known"),
+    (["output_dir=nose://a"], "nose://a has an unknown scheme"),
+    (["pretrained_model_name_or_path=nose://a"], "nose://a has an unknown scheme"),
     (["save_file=memory://a/b", "output_format=png"], "output_format=png is a folder of frames"),
     # choices
     (
@@ -104,8 +104,8 @@ WORDS: list[tuple[list[str], str]] = [
         "A video of num_frames=1 cannot end with another image; write num_frames=81",
     ),
     (["model_name=wan2.2-ti2v-5b", "image=none.png"], "none.png does not exist"),
-    (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml is no image that can be read"),
-    (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is no http or https URL"),
+    (["model_name=wan2.2-ti2v-5b", "image=base.yml"], "base.yml cannot be read as an image"),
+    (["model_name=wan2.2-ti2v-5b", "image=ftp://host/a.png"], "is not an http or https URL"),
     (["model_name=wan2.2-ti2v-5b", "image=http://127.0.0.1:9/a.png"], "cannot be fetched"),
     (["size=auto"], "size=auto (command line) takes the proportions of video, which is not given"),
     (["size=auto", "width=832", "image=a.png"], "size=auto and a width or height (command line) contradict"),

@@ -3,6 +3,7 @@
 import http.server
 import socket
 import threading
+import time
 
 import pytest
 
@@ -63,6 +64,16 @@ def test_a_coordinator_that_cannot_be_reached():
         rendezvous.meet("nowhere.invalid:80", 2, 1, 0.3)
 
 
+def connected(port: int) -> socket.socket:
+    """A connection to a server that may not listen yet."""
+    for _ in range(100):
+        try:
+            return socket.create_connection(("localhost", port), timeout=5)
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    raise TimeoutError("nobody listens")
+
+
 def test_a_stranger_at_the_port_hinders_nobody():
     port, told = free_port(), []
 
@@ -73,7 +84,7 @@ def test_a_stranger_at_the_port_hinders_nobody():
     thread = threading.Thread(target=first)
     thread.start()
     for text in ("GET / HTTP/1.1", "", "x y"):
-        with socket.create_connection(("localhost", port), timeout=5) as link:
+        with connected(port) as link:
             link.sendall(f"{text}\n".encode())
             assert link.makefile().read() == ""
     assert not told

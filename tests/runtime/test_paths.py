@@ -10,7 +10,7 @@ from upath import UPath
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.output import names as naming
-from maxdiffusion.runtime import paths
+from maxdiffusion.runtime import lock, paths
 from maxdiffusion.runtime.atomic import atomic_path
 from tests.bucket import Bucket, bucket
 
@@ -31,11 +31,11 @@ def test_a_path_here_is_a_path(tmp_path):
 
 
 def test_what_cannot_be_reached_is_one_sentence(monkeypatch, bucket):
-    with pytest.raises(UserError, match="nose://a has a scheme that is not known"):
+    with pytest.raises(UserError, match="nose://a has an unknown scheme"):
         paths.parse("nose://a")
     monkeypatch.setattr(Bucket, "exists", lambda self, path: 1 / 0)
     with pytest.raises(UserError, match=r"gs://a/b cannot be reached \(division by zero\); check the name"):
-        paths.reach("gs://a/b")
+        paths.probe("gs://a/b")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gcsfs") is not None, reason="gcsfs is installed")
@@ -90,6 +90,19 @@ def test_names_are_held(folder):
         naming.reserve_file(folder / "clip.mp4", (".mp4",)),
     ):
         pass
+
+
+def test_a_reservation_of_a_killed_run_ends_by_itself(folder, monkeypatch):
+    left, video = folder / ".clip.lock", folder / "clip.mp4"
+    with naming.reserve_file(video, (".mp4",)):
+        content = left.read_bytes()
+    left.fs.pipe_file(left.path, content)  # as a run leaves it that is killed now
+    with pytest.raises(UserError, match="another run is making"), naming.reserve_file(video, (".mp4",)):
+        pytest.fail("the block must not run")
+    monkeypatch.setattr(lock, "EXPIRY", -1)  # and later
+    with naming.reserve_file(video, (".mp4",)) as stem:
+        assert stem.name == "clip" and left.read_bytes() != content
+    assert paths.names(folder) == []
 
 
 def test_parts_of_an_object_come_in_order_and_several_at_once(bucket):

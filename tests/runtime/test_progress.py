@@ -12,18 +12,18 @@ import logging, sys, time
 from maxdiffusion.runtime import log, progress
 log.setup("info")
 bars = progress.make(sys.argv[1])
-with bars.phase("load", total=3 * 2**20, unit="bytes") as advance:
+with bars("load", 3 * 2**20, "bytes") as advance:
     for _ in range(3):
         advance(2**20)
-with bars.phase("compile"):
+with bars("compile", None, "steps"):
     time.sleep(0.01)
-with bars.phase("denoise", total=4) as advance:
+with bars("denoise", 4, "steps") as advance:
     for step in range(4):
         time.sleep(0.12)
         advance(1)
         if step == 1:
             logging.getLogger("maxdiffusion.x").info("a line in between")
-with bars.phase("decode", total=9, unit="frames") as advance:
+with bars("decode", 9, "frames") as advance:
     advance(9)
 """
 

@@ -23,15 +23,15 @@ def test_the_commit_is_that_of_this_checkout_only(tmp_path):
             ["git", "-C", tmp_path, *identity, *args], check=True, capture_output=True, text=True
         ).stdout
 
-    assert module._commit(tmp_path) is None
+    assert module.commit(tmp_path) is None
     git("init", "-q")
-    assert module._commit(tmp_path) is None  # no commit yet
+    assert module.commit(tmp_path) is None  # no commit yet
     (tmp_path / "file").write_text("a")
     git("add", "file")
     git("commit", "-q", "-m", "a")
     head = git("rev-parse", "HEAD").strip()
-    assert module._commit(tmp_path) == head
+    assert module.commit(tmp_path) == head
     (tmp_path / "file").write_text("b")
-    assert module._commit(tmp_path) == head + "+changes"
+    assert module.commit(tmp_path) == head + "+changes"
     (tmp_path / "inside").mkdir()
-    assert module._commit(tmp_path / "inside") is None
+    assert module.commit(tmp_path / "inside") is None
