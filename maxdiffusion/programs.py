@@ -22,8 +22,8 @@ from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.segments import program_calls
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
-from maxdiffusion.models.dit.config import VACEConfig
+from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
+from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Setup

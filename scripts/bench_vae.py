@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flax import nnx
 
-from maxdiffusion.models.vae import VAEConfig, WanVAE, conv, model
+from maxdiffusion.models.vae import conv, model
+from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.runtime.versions import versions
 
 CORES = len(os.sched_getaffinity(0))

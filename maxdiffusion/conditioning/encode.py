@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 
 from maxdiffusion.conditioning import animate, image, text, vace, video_to_video
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
-from maxdiffusion.models.dit import Context
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed

@@ -20,8 +20,8 @@ from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, Grid, Kind, Shapes, fp32
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.clip.vision import preprocess
-from maxdiffusion.models.dit import Frames
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.dit.context import Frames
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 

@@ -16,10 +16,10 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.clip import CLIPVision
-from maxdiffusion.models.dit import WanTransformer
-from maxdiffusion.models.umt5 import UMT5Encoder
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.clip.vision import CLIPVision
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.umt5.encoder import UMT5Encoder
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.specs import Pipeline

@@ -11,8 +11,8 @@ from flax import nnx
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.clip import CLIPVision, CLIPVisionConfig
-from maxdiffusion.models.clip.vision import preprocess
+from maxdiffusion.models.clip.config import CLIPVisionConfig
+from maxdiffusion.models.clip.vision import CLIPVision, preprocess
 from maxdiffusion.weights.tables import clip as table
 from tests.parity import load_state_dict, relative_error
 

@@ -15,7 +15,10 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, heads, rope
+from maxdiffusion.models.dit import heads, rope
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context, PreparedContext
+from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -103,7 +106,9 @@ import jax, jax.numpy as jnp, numpy as np, sys
 from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.parallel.mesh import Degrees, make_mesh
 from maxdiffusion.parallel.rules import rules_for
 from tests.parity import drawn

@@ -12,7 +12,9 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.loader import placed
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from maxdiffusion.attention import AttentionPlan
-from maxdiffusion.models.dit import WanTransformer
-from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.umt5.encoder import UMT5Encoder
 from maxdiffusion.parallel import axes
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official

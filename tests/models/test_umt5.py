@@ -13,8 +13,8 @@ import transformers
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.models.umt5 import UMT5Config, UMT5Encoder
-from maxdiffusion.models.umt5.encoder import position_buckets
+from maxdiffusion.models.umt5.config import UMT5Config
+from maxdiffusion.models.umt5.encoder import UMT5Encoder, position_buckets
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.tables import umt5 as table
 from tests.parity import load_state_dict, match, paths, relative_error

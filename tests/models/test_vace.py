@@ -11,7 +11,9 @@ from flax import nnx
 
 from maxdiffusion.attention import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error

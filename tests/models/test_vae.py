@@ -13,7 +13,9 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.vae import VAEConfig, WanVAE, blocks, conv
+from maxdiffusion.models.vae import blocks, conv
+from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.weights.tables.vae import RULES
 from tests.parity import drawn, load_state_dict, paths, relative_error
 
@@ -248,5 +250,5 @@ def test_config_without_statistics_is_refused():
 
 
 def test_config_needs_no_jax():
-    code = "import sys, maxdiffusion.models.vae; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys, maxdiffusion.models.vae.config; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

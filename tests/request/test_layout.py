@@ -8,7 +8,7 @@ import pytest
 
 from maxdiffusion import request
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import DiTConfig
+from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.request.layout import lay_out
 from maxdiffusion.request.session import recipe_of
 
