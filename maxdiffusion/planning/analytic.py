@@ -17,7 +17,7 @@ from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
 from maxdiffusion.denoise.guidance import BATCHED_TOKENS
-from maxdiffusion.denoise.segments import guided
+from maxdiffusion.denoise.experts import guided
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import KINDS
 from maxdiffusion.parallel import startup

@@ -36,7 +36,7 @@ def lay_out(
     devices = jax.devices() if devices is None else devices
     found: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
-    guided = [segment.guided for segment in recipe.segments]
+    guided = [expert.guided for expert in recipe.experts]
     pair = all(guided) and _pair_may_split(cfg)
     for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
         ici, dcn = resolve(*degrees(cfg, data), devices)
