@@ -165,7 +165,7 @@ class _Run:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.job, self.configs = setup, setup.job, setup.configs
-        self.cut, self.experts = setup.job.segments, setup.recipe.experts
+        self.cut, self.recipe = setup.job.segments, setup.recipe
         with parallel.use(setup.placement):
             self.options = parallel.compiler_options()
             batches = list(self.job.batches(parallel.data_degree()))
@@ -192,9 +192,9 @@ class _Run:
 
     def experts(self, running: int) -> int:
         """Bytes per device of the transformers in memory, without those that are the program's own."""
-        names = {expert.net for expert in self.experts}
+        names = {expert.net for expert in self.recipe.experts}
         loaded = 1 if self.job.cfg.expert_residency == "in_turn" else len(names)
-        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(self.experts[0].net)))
+        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(self.recipe.experts[0].net)))
 
     def vaes(self, copies: int) -> int:
         """Bytes per device of VAEs: so many, and the one that stays while segments hand frames on to each other."""
@@ -239,7 +239,7 @@ class _Run:
     def batch(self, batch: BatchPrograms, context: int, state: Any, units: int) -> Iterator[Program]:
         """`units` times the same: a segment of a batch; `context` is the bytes of one branch's."""
         others = self.experts(1) + self.vaes(self.several)
-        times = units * sum(1 + expert.guided for expert in self.experts)
+        times = units * sum(1 + expert.guided for expert in self.recipe.experts)
         resident = others + context * self.setup.recipe.guided
         yield self.make("denoise", "prepare", times, resident, lambda: batch.prepare)
 
@@ -248,14 +248,14 @@ class _Run:
             return batch.denoiser.lower(*batch.arguments)[1]
 
         # In turn, all units wait between two experts: each with its latents and as many velocities as a solver keeps.
-        in_turn = len(self.experts) > 1 and self.job.cfg.expert_residency == "in_turn"
+        in_turn = len(self.recipe.experts) > 1 and self.job.cfg.expert_residency == "in_turn"
         waiting = self.units - 1 if in_turn else 0
         others = resident + context + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
 
         def step(program: tuple[bool, int]) -> jax.stages.Lowered:
             return steps()[program]
 
-        for program, number in program_calls(self.experts, self.job.cfg.loop == "scan").items():
+        for program, number in program_calls(self.recipe.experts, self.job.cfg.loop == "scan").items():
             yield self.make("denoise", "step", units * number, others, functools.partial(step, program))
 
     def decoding(self) -> Iterator[Program]:

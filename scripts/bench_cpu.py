@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 from flax import nnx  # noqa: E402
 
 from maxdiffusion.attention import AttentionPlan  # noqa: E402
+from maxdiffusion.denoise.experts import ExpertSteps  # noqa: E402
 from maxdiffusion.denoise.guidance import BatchedGuidance  # noqa: E402
 from maxdiffusion.denoise.loop import Denoiser  # noqa: E402
 from maxdiffusion.denoise.network import split  # noqa: E402
-from maxdiffusion.denoise.experts import ExpertSteps  # noqa: E402
 from maxdiffusion.denoise.solvers import SOLVERS  # noqa: E402
 from maxdiffusion.models.dit.context import Context, Contexts  # noqa: E402
 from maxdiffusion.runtime.versions import versions  # noqa: E402

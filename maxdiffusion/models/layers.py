@@ -7,7 +7,7 @@ activation dtype; norms take anything and compute and return fp32, so that modul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,29 +30,29 @@ def parameter(shape: tuple[int, ...], dtype: DTypeLike, *logical: str | None) ->
     return nnx.Param(abstract, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
 
 
+class Dtypes(NamedTuple):
+    """The dtypes of a network's matmuls."""
+
+    weights: DTypeLike = jnp.float32  # as stored on the devices
+    activations: DTypeLike = jnp.float32  # of inputs and output
+
+
 class Linear(nnx.Module):
     """x @ kernel + bias over the last axis; kernel (in, out)."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        logical: Axes,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        use_bias: bool = True,
-    ):
-        self.dtype = dtype
+    def __init__(self, in_features: int, out_features: int, logical: Axes, dtypes: Dtypes, use_bias: bool = True):
+        self.dtype = dtypes.activations
         self.logical = logical
-        self.kernel = parameter((in_features, out_features), weights_dtype, *logical)
+        self.kernel = parameter((in_features, out_features), dtypes.weights, *logical)
         # Vectors over the model dim are replicated: gathering them would cost more latency than they take memory.
         bias_axis = None if logical[1] == axes.EMBED else logical[1]
-        self.bias = parameter((out_features,), weights_dtype, bias_axis) if use_bias else None
+        self.bias = parameter((out_features,), dtypes.weights, bias_axis) if use_bias else None
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        kernel = gathered(self.kernel[...], *self.logical).astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        # Gathered in the narrower of both dtypes, so that no device receives more bytes than it computes with.
+        narrower = min(self.kernel.dtype, jnp.dtype(self.dtype), key=lambda dtype: dtype.itemsize)
+        kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(self.dtype)
@@ -67,14 +67,11 @@ class MLP(nnx.Module):
         hidden_features: int,
         out_features: int,
         activation: Callable[[jax.Array], jax.Array],
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
+        dtypes: Dtypes,
     ):
         self.activation = activation
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), **common)
-        self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), **common)
+        self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), dtypes)
+        self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)

@@ -21,6 +21,7 @@ from maxdiffusion.denoise.solvers import SOLVERS
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.loader import placed
 from tests.parity import drawn
 
@@ -133,7 +134,7 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan):
     schedule = SOLVER.schedule(4, 3.0)
 
     def latents(plan):
-        built = WanTransformer(config, plan, weights_dtype=jnp.float32, dtype=jnp.float32)
+        built = WanTransformer(config, plan, Dtypes())
         model = drawn(built)
         if (placement := parallel.current()) is not None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(built, placement)))

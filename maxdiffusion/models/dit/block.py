@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan, cross_attention, self_attention
 from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotate
-from maxdiffusion.models.layers import MLP, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
 from maxdiffusion.parallel import axes, shard
 
 
@@ -51,11 +50,10 @@ class Signal:
 class KeyValue(nnx.Module):
     """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split."""
 
-    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: DiTConfig, dtypes: Dtypes):
         self.heads = config.num_attention_heads
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
     def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
@@ -74,11 +72,10 @@ class KeyValue(nnx.Module):
 class Attention(KeyValue):
     """All projections of one attention; q is normed as k is."""
 
-    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        super().__init__(config, **common)
-        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+    def __init__(self, config: DiTConfig, dtypes: Dtypes):
+        super().__init__(config, dtypes)
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.dim, config.eps)
 
     def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
@@ -92,23 +89,15 @@ class Attention(KeyValue):
 class Block(nnx.Module):
     """Reference: `diffusers.models.transformers.transformer_wan.WanTransformerBlock`."""
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-    ):
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes):
         self.plan = plan
-        self.dtype = dtype
+        self.dtype = dtypes.activations
         self.eps = config.eps
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.attn1 = Attention(config, **common)
-        self.attn2 = Attention(config, **common)
-        self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, **common)])
+        self.attn1 = Attention(config, dtypes)
+        self.attn2 = Attention(config, dtypes)
+        self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, dtypes)])
         self.norm2 = LayerNorm(config.dim, config.eps)
-        self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, **common)
+        self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, dtypes)
         self.scale_shift_table = parameter((6, config.dim), jnp.float32)
 
     def sources(self, *tokens: Float[Array, "b _ e"]) -> tuple[tuple[Float[Array, "b k n d"], ...], ...]:

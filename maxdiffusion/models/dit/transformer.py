@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention import AttentionPlan
@@ -22,7 +21,7 @@ from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
 from maxdiffusion.models.dit.vace import VACE
-from maxdiffusion.models.layers import MLP, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
 
 
@@ -40,13 +39,13 @@ def _context_shards() -> int:
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
-def make_adapter(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoAdapter | VACE | Animate:
+def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> NoAdapter | VACE | Animate:
     """The adapter that this kind of transformer has between its blocks."""
     match config.adapter:
         case VACEConfig() as vace:
-            return VACE(config, vace, plan, **kwargs)
+            return VACE(config, vace, plan, dtypes)
         case AnimateConfig() as animate:
-            return Animate(config, animate, plan, **kwargs)
+            return Animate(config, animate, dtypes)
     return NoAdapter()
 
 
@@ -56,10 +55,10 @@ class ImageEmbedder(nnx.Module):
     EPS = 1e-5  # whatever the transformer's own is
 
     def __init__(self, in_features: int, out_features: int, positions: int | None):
-        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
         self.pos_embed = nnx.data(None if positions is None else parameter((positions, in_features), jnp.float32))
         self.norm1 = LayerNorm(in_features, self.EPS)
-        self.ff = MLP(in_features, in_features, out_features, functools.partial(jax.nn.gelu, approximate=False), **fp32)
+        gelu = functools.partial(jax.nn.gelu, approximate=False)
+        self.ff = MLP(in_features, in_features, out_features, gelu, Dtypes())
         self.norm2 = LayerNorm(out_features, self.EPS)
 
     def __call__(self, x: Float[Array, "b k e_image"]) -> Float[Array, "b k e"]:
@@ -71,11 +70,10 @@ class ConditionEmbedder(nnx.Module):
     """Embeds timestep, text and image; parameters and arithmetic in fp32."""
 
     def __init__(self, config: DiTConfig):
-        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
         self.freq_dim = config.freq_dim
-        self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, **fp32)
-        self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), **fp32)
-        self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, **fp32)
+        self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, Dtypes())
+        self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), Dtypes())
+        self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, Dtypes())
         self.image_embedder = nnx.data(
             None if config.image_dim is None else ImageEmbedder(config.image_dim, config.dim, config.pos_embed_seq_len)
         )
@@ -95,29 +93,17 @@ class WanTransformer(nnx.Module):
     unrolled in the program.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        scan_layers: bool = True,
-    ):
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes, scan_layers: bool = True):
         self.config = config
-        self.dtype = dtype
+        self.dtype = dtypes.activations
         self.unroll = not scan_layers
-        common: dict[str, Any] = {"weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
-        self.adapter = make_adapter(config, plan, **common, dtype=dtype)
-        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
+        self.adapter = make_adapter(config, plan, dtypes)
+        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), dtypes)
         self.condition_embedder = ConditionEmbedder(config)
-        self.blocks = stack(
-            lambda: Block(config, plan, weights_dtype=weights_dtype, dtype=dtype),
-            config.num_layers,
-        )
+        self.blocks = stack(lambda: Block(config, plan, dtypes), config.num_layers)
         # The head computes in fp32: its output is the velocity, and it is small beside a block.
-        self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), **common, dtype=jnp.float32)
+        self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), Dtypes(dtypes.weights))
         self.scale_shift_table = parameter((2, config.dim), jnp.float32)
 
     def prepare(self, context: Context) -> PreparedContext:
