@@ -18,10 +18,10 @@ from flax import nnx
 
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import image, text
+from maxdiffusion.denoise.experts import program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.experts import program_calls
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.parallel import axes

@@ -1,4 +1,4 @@
-"""The few layers that the networks share.
+"""Layers that the networks share.
 
 Policy: a matmul casts its inputs to the activation dtype, accumulates and adds its bias in fp32, and returns the
 activation dtype; norms take anything and compute and return fp32, so that modulation stays in fp32.
@@ -22,9 +22,9 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def parameter(shape: tuple[int, ...], dtype: DTypeLike, *logical: str | None) -> nnx.Param:
-    """An abstract parameter: nets are built without numbers, which the loader places from a checkpoint.
+    """An abstract parameter: networks are built of shapes, and the loader fills them from a checkpoint.
 
-    `logical` names the axis of each dimension, or None; without any the parameter is whole on every device.
+    `logical` names the axis of each dimension, None for a replicated one; without names all are replicated.
     """
     abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     return nnx.Param(abstract, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
@@ -75,7 +75,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)
-        # The barrier has the activation computed once on TPUs: docs/tpu_layouts.md.
+        # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))
 
 
@@ -122,7 +122,7 @@ class RMSNorm(nnx.Module):
 
 
 def stack(make: Callable[[], M], layers: int) -> M:
-    """One module whose every parameter carries a leading axis of `layers`, named by `axes.LAYERS`."""
+    """A module whose parameters have a leading axis of `layers`, named `axes.LAYERS`."""
     graph, state = nnx.split(make())
 
     def stacked(one: nnx.Param) -> nnx.Param:
@@ -134,9 +134,9 @@ def stack(make: Callable[[], M], layers: int) -> M:
 def scan(
     blocks: M, step: Callable[[M, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: bool
 ) -> tuple[Any, Any]:
-    """`carry, y = step(block, carry, x)` through the stacked `blocks`, with `xs` and `ys` on the layer axis.
+    """Scans `carry, y = step(block, carry, x)` over the stacked `blocks`; `xs` and `ys` have a leading layer axis.
 
-    One block is compiled and looped over, unless `unroll` asks for as many copies as there are layers.
+    One block is compiled and looped over; with `unroll` the program has a copy for every layer.
     """
     graphdef, params = nnx.split(blocks)
 
@@ -148,6 +148,6 @@ def scan(
 
 
 def pick(blocks: M, layer: Int[Array, ""]) -> M:
-    """One of the stacked `blocks`."""
+    """The block at index `layer` of the stacked `blocks`."""
     graphdef, params = nnx.split(blocks)
     return nnx.merge(graphdef, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), params))

@@ -1,4 +1,4 @@
-"""The CLIP vision tower (Radford et al., 2021, arXiv:2103.00020), read before its last layer."""
+"""The CLIP vision tower (Radford et al., 2021, arXiv:2103.00020) up to the input of its last layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b h w c"]:
-    """RGB images of any size as the tower takes them, fp32: the short side resized to `size`, cropped in the middle.
+    """Resizes the short side of RGB images to `size`, crops the centre and normalises; fp32.
 
     Reference: `transformers.CLIPImageProcessor` (bicubic, normalised by the channels' mean and deviation).
     """
@@ -83,7 +83,7 @@ class CLIPVision(nnx.Module):
         self.layers = stack(lambda: Layer(config, dtypes), config.num_hidden_layers)
 
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b k e"]:
-        """What enters the last layer, fp32: the class token, then the patches; `pixels` come from `preprocess`."""
+        """The input of the last layer, fp32: class token, then patches. `pixels` come from `preprocess`."""
         b, side, _, c = pixels.shape
         p = self.config.patch_size
         patches = pixels.reshape(b, side // p, p, side // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)

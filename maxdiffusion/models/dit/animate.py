@@ -1,4 +1,4 @@
-"""Animate: a pose added to the embedded latents, and the motion of a face attended to after every few blocks."""
+"""Animate: a pose added to the embedded latents, and attention to the motion of a face after every few blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from maxdiffusion.parallel import axes, shard
 
 
 class Performance(NamedTuple):
-    """Pose and face of the driving video: one latent frame fewer than the result, whose first is the character."""
+    """Pose and face of the driving video, one latent frame fewer than the result, which begins with the character."""
 
     pose: Float[Array, "b f-1 h w c"]  # latents of the pose video
     face: Float[Array, "b frames height width 3"]  # pixels in [-1, 1]
@@ -38,8 +38,8 @@ class FaceAdapter(nnx.Module):
     """Attention of every token to the face's tokens of its own latent frame.
 
     Reference: `WanAnimateFaceBlockCrossAttention` in diffusers' transformer_wan_animate.py. It folds the frames into
-    the batch; here the tokens lie over devices that know no frames, so the face's tokens of all frames (105 at 77
-    frames, where the text has 512) are keys, and those of other frames are masked.
+    the batch; here devices split the tokens without regard to frames, so the face's tokens of all frames (105 at 77
+    frames; the text has 512) are keys, and those of other frames are masked.
     """
 
     def __init__(self, config: DiTConfig, dtypes: Dtypes):
@@ -69,7 +69,7 @@ class FaceAdapter(nnx.Module):
         q = self.norm_q(self._heads(self.to_q(layer_norm(x, self.eps)))).astype(self.dtype)
         logits = jnp.einsum("bsnd,bknd->bsnk", q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
         frames = jnp.arange(keys.shape[1]) // keys_per_frame
-        # Tokens of padding lie behind the last frame; they attend to it, so that none is left without a key.
+        # Padding tokens follow the last frame and attend to its keys, so that every row has a key.
         own = jnp.minimum(jnp.arange(x.shape[1]) // tokens_per_frame, frames[-1])[:, None] == frames
         weights = jax.nn.softmax(jnp.where(own[:, None], logits, -jnp.inf), axis=-1).astype(self.dtype)
         out = jnp.einsum("bsnk,bknd->bsnd", weights, values, preferred_element_type=jnp.float32)

@@ -23,7 +23,7 @@ from maxdiffusion.parallel import axes, shard
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Timestep embeddings and token positions, which blocks and head take beside the tokens.
+    """Timestep embeddings and token positions, inputs of blocks and head beside the tokens.
 
     Attributes:
       embedding: the timestep embedding, b t e fp32; t is 2 with `clean` tokens (the second is timestep 0), else 1.
@@ -43,7 +43,7 @@ class Signal:
     grid: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
     def by_token(self, vectors: Float[Array, "b t e"]) -> Float[Array, "b s e"]:
-        """The vector of each token's timestep; s is 1 where all tokens share one."""
+        """The vector of each token's timestep; s is 1 if all tokens share a timestep."""
         return vectors if self.clean is None else jnp.where(self.clean[:, None], vectors[:, 1:], vectors[:, :1])
 
 
@@ -70,7 +70,7 @@ class KeyValue(nnx.Module):
 
 
 class Attention(KeyValue):
-    """All projections of one attention; q is normed as k is."""
+    """The projections of one attention; q is normed in the same way as k."""
 
     def __init__(self, config: DiTConfig, dtypes: Dtypes):
         super().__init__(config, dtypes)
@@ -132,6 +132,6 @@ class Block(nnx.Module):
         return self._add(x, self.ffn(h) * gate_2)
 
     def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
-        """The residual sum, in fp32, kept in the activation dtype."""
+        """The residual sum in fp32, rounded to the activation dtype."""
         total = x.astype(jnp.float32) + y.astype(jnp.float32)
         return shard(total.astype(self.dtype), axes.BATCH, axes.SEQUENCE, None)

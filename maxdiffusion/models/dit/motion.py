@@ -1,4 +1,4 @@
-"""From a video of a face to tokens of its motion: an encoder of single frames, then causal convolutions over time.
+"""Encodes a video of a face as tokens of its motion: an encoder of single frames, then causal convolutions over time.
 
 Reference: `WanAnimateMotionEncoder` and `WanAnimateFaceEncoder` in diffusers' transformer_wan_animate.py; the former is
 that of LIA (Wang et al., 2022, arXiv:2203.09043), on the convolutions of StyleGAN2 (Karras et al., 2020).
@@ -66,7 +66,7 @@ class ScaledConv2d(nnx.Module):
 
 
 class ScaledResidual(nnx.Module):
-    """Two convolutions beside one, halving height and width."""
+    """Two convolutions plus a convolved shortcut; halves height and width."""
 
     def __init__(self, in_channels: int, out_channels: int, dtype: DTypeLike):
         self.conv1 = ScaledConv2d(in_channels, in_channels, 3, dtype, padding=1)
@@ -78,7 +78,7 @@ class ScaledResidual(nnx.Module):
 
 
 class MotionEncoder(nnx.Module):
-    """A face to one vector of its motion: coefficients, of an orthonormal basis that is learnt."""
+    """Encodes a face as one vector of motion: coefficients of a learnt orthonormal basis."""
 
     def __init__(self, config: AnimateConfig, dtypes: Dtypes):
         self.dtype, self.batch, channels = dtypes.activations, config.motion_encoder_batch_size, config.channels()
@@ -92,7 +92,7 @@ class MotionEncoder(nnx.Module):
         self.basis = parameter((config.motion_encoder_dim, config.motion_dim), jnp.float32)
 
     def __call__(self, faces: Float[Array, "b f h w 3"]) -> Float[Array, "b f c"]:
-        """`faces` in [-1, 1], of the encoder's own size; a few frames at a time."""
+        """`faces` in [-1, 1], of the encoder's size; runs `motion_encoder_batch_size` frames at a time."""
         frames = faces.reshape(-1, *faces.shape[2:])
         padding = -len(frames) % self.batch
         frames = jnp.pad(frames, ((0, padding), *[(0, 0)] * 3)).reshape(-1, self.batch, *faces.shape[2:])
@@ -107,13 +107,13 @@ class MotionEncoder(nnx.Module):
         for block in self.res_blocks:
             x = block(x)
         x = self.conv_out(x)[:, 0, 0]
-        for layer in self.motion_network:  # no activations in between: so it was trained
+        for layer in self.motion_network:  # without activations in between, as trained
             x = layer(x / math.sqrt(x.shape[-1]))
         return x.astype(jnp.float32)
 
 
 class CausalConv1d(nnx.Module):
-    """A convolution over the present and the past, of which what lies before the start equals the first entry."""
+    """A causal convolution over time; the first entry is repeated before the start."""
 
     def __init__(self, size: int, in_channels: int, out_channels: int, stride: int, dtype: DTypeLike):
         self.stride = stride
@@ -129,7 +129,7 @@ class CausalConv1d(nnx.Module):
 
 
 class FaceEncoder(nnx.Module):
-    """The motion of every frame to a few tokens for every latent frame."""
+    """Encodes the motion of every frame as a few tokens for every latent frame."""
 
     SIZE, EPS = 3, 1e-6
 
@@ -143,7 +143,7 @@ class FaceEncoder(nnx.Module):
         self.padding_tokens = parameter((dim,), dtypes.weights)
 
     def __call__(self, motion: Float[Array, "b f c"]) -> Float[Array, "b f4 tokens e"]:
-        """Tokens of every fourth frame, the first included; a learnt one follows those of the encoder's heads."""
+        """Tokens of every fourth frame, from the first on: one for each head, then a learnt padding token."""
         b, f, _ = motion.shape
         x = self.conv1_local(motion.astype(self.dtype)).reshape(b, f, self.heads, -1)
         x = self._activate(x.transpose(0, 2, 1, 3).reshape(b * self.heads, f, -1))

@@ -26,7 +26,7 @@ from maxdiffusion.parallel import axes, current, shard
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
-    """Cosines, then sines of t * 10000^(-i / (channels / 2)), fp32 (Ho et al., 2020; cos first as WAN has it)."""
+    """Cosines, then sines of t * 10000^(-i / (channels / 2)), fp32 (Ho et al., 2020; cosines first, as in WAN)."""
     half = channels // 2
     frequencies = np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32)
     angles = timestep[..., None] * frequencies
@@ -40,7 +40,7 @@ def _context_shards() -> int:
 
 
 def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> NoAdapter | VACE | Animate:
-    """The adapter that this kind of transformer has between its blocks."""
+    """The adapter of the transformer."""
     match config.adapter:
         case VACEConfig() as vace:
             return VACE(config, vace, plan, dtypes)
@@ -52,7 +52,7 @@ def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> NoAd
 class ImageEmbedder(nnx.Module):
     """Norm, feed-forward, norm of the image encoder's hidden states (reference: WanImageEmbedding)."""
 
-    EPS = 1e-5  # whatever the transformer's own is
+    EPS = 1e-5  # independent of the transformer's
 
     def __init__(self, in_features: int, out_features: int, positions: int | None):
         self.pos_embed = nnx.data(None if positions is None else parameter((positions, in_features), jnp.float32))
@@ -79,7 +79,7 @@ class ConditionEmbedder(nnx.Module):
         )
 
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
-        """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
+        """The timestep embedding for the head, and its projection to the six modulation vectors of a block."""
         embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
         vectors = self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
         return embedding, shard(vectors, axes.BATCH, *[None] * (vectors.ndim - 1))
@@ -88,9 +88,9 @@ class ConditionEmbedder(nnx.Module):
 class WanTransformer(nnx.Module):
     """Reference: `diffusers.WanTransformer3DModel`; paper: Wan (2025), arXiv:2503.20314.
 
-    It is `head(trunk(embed(...)))`, so that a step cache can stand around the trunk. The blocks are stored stacked, a
-    leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the loop is
-    unrolled in the program.
+    It is `head(trunk(embed(...)))`, so that a step cache can reuse the trunk's output. The blocks are stored stacked,
+    with a leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the
+    loop is unrolled.
     """
 
     def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes, scan_layers: bool = True):
@@ -110,7 +110,7 @@ class WanTransformer(nnx.Module):
         """Embeds text and image and projects every layer's keys and values, once for all steps.
 
         Raises:
-          ValueError: an image for a transformer that attends to none, or the other way round.
+          ValueError: the context has an image and the transformer attends to none, or the reverse.
         """
         embedder = self.condition_embedder
         tokens = [embedder.text_embedder(context.text)]
@@ -129,12 +129,12 @@ class WanTransformer(nnx.Module):
     def embed(
         self, latents: Float[Array, "b f h w c"], timestep: Float[Array, " b"], context: PreparedContext
     ) -> tuple[Float[Array, "b s e"], Signal]:
-        """Patches, positions and timesteps; `timestep` is 0..1000.
+        """Embeds patches, positions and timesteps; `timestep` is 0..1000.
 
-        A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
+        A sequence that does not divide over the context shards is padded; the padding is masked in attention.
 
         Raises:
-          UserError: the latent's size does not divide by the patch, or has more positions than the model has.
+          UserError: the latent's size does not divide by the patch, or exceeds the model's positions.
         """
         frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
@@ -158,7 +158,7 @@ class WanTransformer(nnx.Module):
         return x, Signal(*self.condition_embedder.time(timestep), cos, sin, valid, clean, grid)
 
     def trunk(self, tokens: Float[Array, "b s e"], signal: Signal, context: PreparedContext) -> Float[Array, "b s e"]:
-        """All blocks, and the adapter between them."""
+        """Runs all blocks, and the adapter between them."""
         x, state, after = self.adapter.start(tokens, signal, context.adapter)
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:

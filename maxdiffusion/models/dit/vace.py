@@ -1,4 +1,4 @@
-"""VACE (Jiang et al., 2025, arXiv:2503.07598): a second stream of blocks carries the control and hints to the first."""
+"""VACE (Jiang et al., 2025, arXiv:2503.07598): a second stream of blocks computes hints from a control video."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class ControlBlock(nnx.Module):
 
 
 class VACE(nnx.Module):
-    """The control stream, in step with the main one, so that a single hint is in memory at a time.
+    """The control stream, which runs along with the main one, so that one hint is in memory at a time.
 
-    The reference computes all hints first. They depend on the main stream only by its embedded latents, which this
-    stream starts from, so each may as well be computed where it is added.
+    The reference computes all hints first. They depend on the main stream by its embedded latents only, so each can be
+    computed where it is added.
 
     Reference: `diffusers.WanVACETransformer3DModel`.
     """

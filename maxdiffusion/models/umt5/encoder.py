@@ -15,7 +15,7 @@ from maxdiffusion.parallel import axes, shard
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of every (query, key) distance, int32 (length, length): exact near by, logarithmic farther on.
+    """Bucket of every (query, key) distance, int32 (length, length): exact for near, logarithmic for far keys.
 
     Half of the buckets are for keys after the query. fp32 logarithm, as the reference: its rounding decides at the
     bucket edges.
@@ -69,7 +69,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Gated GELU. Where fp16 is asked for, `wo` is kept and applied in fp32: the gate's product overflows fp16.
+    """Gated GELU. With fp16, `wo` is stored and applied in fp32, because the gated product overflows fp16.
 
     transformers 5 does the same, and in bf16 keeps `wo` in bf16.
     """
@@ -110,7 +110,7 @@ class UMT5Encoder(nnx.Module):
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def __call__(self, token_ids: Int[Array, "b k"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
-        """The last hidden state, fp32. Tokens that are not valid are attended by none; their own rows mean nothing."""
+        """The last hidden state, fp32. Invalid tokens are masked as keys; their own rows are undefined."""
         x = shard(self.shared(token_ids), axes.BATCH, None, None)
         x, _ = scan(self.block, lambda block, x, _: (block(x, valid), None), x, None, self.unroll)
         return self.final_layer_norm(x)
