@@ -16,8 +16,8 @@ from maxdiffusion.attention import auto
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import Config, parts
 from maxdiffusion.config.examples import examples
-from maxdiffusion.denoise.guidance import BATCHED_TOKENS
 from maxdiffusion.denoise.experts import guided
+from maxdiffusion.denoise.guidance import BATCHED_TOKENS
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import KINDS
 from maxdiffusion.parallel import startup
