@@ -13,7 +13,7 @@ from maxdiffusion import conditioning, output, parallel
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, session
 from maxdiffusion.runtime.paths import AnyPath

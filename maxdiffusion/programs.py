@@ -18,11 +18,12 @@ from flax import nnx
 
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import text
+from maxdiffusion.denoise.experts import program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.segments import program_calls
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Setup
@@ -81,7 +82,7 @@ class BatchPrograms:
     @functools.cached_property
     def transformer(self) -> nnx.Module:
         """The first expert, abstract; the other has the same shapes."""
-        return self.setup.abstract(self.setup.recipe.segments[0].net)
+        return self.setup.abstract(self.setup.recipe.experts[0].net)
 
     @functools.cached_property
     def noise(self) -> jax.ShapeDtypeStruct:
@@ -117,7 +118,7 @@ class BatchPrograms:
         per_shard = [tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
         guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else TwoPassGuidance()
         network, _ = split(self.transformer)
-        return Denoiser(network, recipe.segments, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
+        return Denoiser(network, recipe.experts, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
 
     @property
     def arguments(self) -> tuple[Any, Any, Any]:
@@ -141,7 +142,7 @@ class _Run:
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.job, self.configs = setup, setup.job, setup.configs
-        self.cut, self.segments = setup.job.segments, setup.recipe.segments
+        self.cut, self.recipe = setup.job.segments, setup.recipe
         with parallel.use(setup.placement):
             batches = list(self.job.batches(parallel.data_degree()))
         self.by_shape: dict[tuple[int, int, int], list[tuple[list[Video], int]]] = {}
@@ -163,9 +164,9 @@ class _Run:
 
     def experts(self, running: int) -> int:
         """Bytes per device of the transformers in memory, without those that are the program's own."""
-        names = {segment.net for segment in self.segments}
+        names = {expert.net for expert in self.recipe.experts}
         loaded = 1 if self.job.cfg.expert_residency == "in_turn" else len(names)
-        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(self.segments[0].net)))
+        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(self.recipe.experts[0].net)))
 
     def vaes(self, copies: int) -> int:
         """Bytes per device of VAEs: so many, and the one that stays while segments hand frames on to each other."""
@@ -212,7 +213,7 @@ class _Run:
     def batch(self, batch: BatchPrograms, context: int, state: Any, units: int) -> Iterator[Program]:
         """`units` times the same: a segment of a batch; `context` is the bytes of one branch's."""
         others = self.experts(1) + self.vaes(self.several)
-        times = units * sum(1 + segment.guided for segment in self.segments)
+        times = units * sum(1 + expert.guided for expert in self.recipe.experts)
         resident = others + context * self.setup.recipe.guided
         yield self.make("prepare", times, resident, lambda: batch.prepare)
 
@@ -221,14 +222,14 @@ class _Run:
             return batch.denoiser.lower(*batch.arguments)[1]
 
         # In turn, all units wait between two experts: each with its latents and as many velocities as a solver keeps.
-        in_turn = len(self.segments) > 1 and self.job.cfg.expert_residency == "in_turn"
+        in_turn = len(self.recipe.experts) > 1 and self.job.cfg.expert_residency == "in_turn"
         waiting = self.units - 1 if in_turn else 0
         others = resident + context + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
 
         def step(program: tuple[bool, int]) -> jax.stages.Lowered:
             return steps()[program]
 
-        for program, number in program_calls(self.segments, self.job.cfg.loop == "scan").items():
+        for program, number in program_calls(self.recipe.experts, self.job.cfg.loop == "scan").items():
             yield self.make("step", units * number, others, functools.partial(step, program))
 
     def decoding(self) -> Iterator[Program]:

@@ -13,11 +13,10 @@ from jaxtyping import Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
-from maxdiffusion.denoise.experts import LoadedExperts
+from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
-from maxdiffusion.denoise.segments import Segment, execution_order
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
@@ -41,7 +40,7 @@ class Work(NamedTuple):
 
     batch: int
     segment: int
-    expert: Segment
+    expert: ExpertSteps
     last: bool
 
 
@@ -66,7 +65,7 @@ class Sampler:
         """Batch after batch; with the experts in turn, all batches' high-noise steps first."""
         s = self._s
         units = [(batch, segment) for batch in range(len(self._batches)) for segment in range(len(s.job.segments))]
-        work = list(execution_order(s.recipe.segments, units, s.job.cfg.expert_residency))
+        work = list(execution_order(s.recipe.experts, units, s.job.cfg.expert_residency))
         for number, ((batch, segment), expert) in enumerate(work, 1):
             yield Work(batch, segment, expert, number == len(work))
 
@@ -90,7 +89,7 @@ class Sampler:
         state = self._states.pop(unit, None) or program.init(self._noise(rows, work.segment, programs))
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
             state = self._run(program, params, contexts, state, work.expert, advance)
-        if work.expert != s.recipe.segments[-1]:
+        if work.expert != s.recipe.experts[-1]:
             self._states[unit] = state
             return None
         latents = distributed.fetch(raw.positive.frames.keep(state.x))
@@ -127,7 +126,7 @@ class Sampler:
         params: Any,
         contexts: Contexts,
         state: State,
-        expert: Segment,
+        expert: ExpertSteps,
         advance: Callable[[int], object],
     ) -> State:
         """One expert's steps, with progress and clock of every call of a program: a step, or all steps of a scan."""

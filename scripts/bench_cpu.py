@@ -30,10 +30,10 @@ sys.path.insert(0, str(ROOT))
 from flax import nnx  # noqa: E402
 
 from maxdiffusion.attention.plan import AttentionPlan  # noqa: E402
+from maxdiffusion.denoise.experts import ExpertSteps  # noqa: E402
 from maxdiffusion.denoise.guidance import BatchedGuidance  # noqa: E402
 from maxdiffusion.denoise.loop import Denoiser  # noqa: E402
 from maxdiffusion.denoise.network import split  # noqa: E402
-from maxdiffusion.denoise.segments import Segment  # noqa: E402
 from maxdiffusion.denoise.solvers import SOLVERS  # noqa: E402
 from maxdiffusion.models.dit.context import Context, Contexts  # noqa: E402
 from maxdiffusion.runtime.versions import versions  # noqa: E402
@@ -77,8 +77,8 @@ def main() -> None:
     prepare = jax.jit(lambda params, context: nnx.merge(graph, params).prepare(Context(context)))
     solver = SOLVERS["unipc"]
     schedule = solver.schedule(args.steps, shift)
-    segments = (Segment(0, args.steps, guidance_scale=scale),)
-    denoiser = Denoiser(network, segments, schedule, solver, BatchedGuidance())
+    experts = (ExpertSteps(0, args.steps, guidance_scale=scale),)
+    denoiser = Denoiser(network, experts, schedule, solver, BatchedGuidance())
     contexts = Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))
     x = jnp.asarray(noise)
     program = denoiser.compile(params, x, contexts.positive)

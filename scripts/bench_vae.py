@@ -28,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flax import nnx
 
-from maxdiffusion.models.vae import VAEConfig, WanVAE, conv, model
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.vae import conv, model
+from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.runtime.versions import versions
 
 CORES = len(os.sched_getaffinity(0))
@@ -124,7 +127,7 @@ def bench_decode(args: argparse.Namespace) -> None:
 
 
 def bench_memory(args: argparse.Namespace) -> None:
-    graph, state = nnx.split(WanVAE(official(), weights_dtype=args.dtype, dtype=args.dtype))
+    graph, state = nnx.split(WanVAE(official(), Dtypes(args.dtype, args.dtype)))
     for height, width in ((480, 832), (720, 1280)):
         z = jax.ShapeDtypeStruct((1, 1, height // 8, width // 8, 16), jnp.float32)
         _, cache = jax.eval_shape(lambda s, z: model._run(graph, s, "decode", None, z), state, z)

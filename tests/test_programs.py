@@ -18,11 +18,10 @@ from maxdiffusion.conditioning import text
 from maxdiffusion.denoise import loop
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media.write import write
-from maxdiffusion.models.clip import CLIPVisionConfig
-from maxdiffusion.models.dit import DiTConfig
-from maxdiffusion.models.dit.config import AnimateConfig, VACEConfig
-from maxdiffusion.models.umt5 import UMT5Config
-from maxdiffusion.models.vae import VAEConfig
+from maxdiffusion.models.clip.config import CLIPVisionConfig
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
+from maxdiffusion.models.umt5.config import UMT5Config
+from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import nbytes, programs
 from maxdiffusion.request.nets import read_configs

@@ -23,9 +23,9 @@ from maxdiffusion.conditioning import control_video
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
-from maxdiffusion.models.dit import Frames
 from maxdiffusion.models.dit.animate import Performance
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.dit.context import Frames
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed

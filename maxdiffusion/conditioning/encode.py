@@ -17,8 +17,7 @@ from jaxtyping import Array, Float
 from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.media.fetch import open_image
-from maxdiffusion.models.dit import Context
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed

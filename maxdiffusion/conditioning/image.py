@@ -18,8 +18,8 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
-from maxdiffusion.models.dit import Frames
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.dit.context import Frames
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 

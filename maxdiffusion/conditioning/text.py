@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.models.umt5.encoder import UMT5Encoder
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath

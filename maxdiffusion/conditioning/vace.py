@@ -22,7 +22,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.models.dit.vace import Control
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 

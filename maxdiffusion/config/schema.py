@@ -306,7 +306,7 @@ class Config(BaseModel):
     text_encoder_dtype: Dtype = _key("dtypes", "bfloat16")
     """The text and image encoders' parameters and activations."""
     vae_dtype: Dtype = _key("dtypes", "float32")
-    """The VAE's parameters and activations."""
+    """Dtype of the VAE's parameters and activations; on a TPU convolutions multiply in bfloat16 either way."""
 
     # ---- output
     output_dir: str = _key("output", "outputs", path="output", min_length=1)

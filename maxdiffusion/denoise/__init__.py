@@ -1,1 +1,1 @@
-"""The denoise loop and the strategies that vary it: schedule, solver, guidance, segments, step cache."""
+"""The denoise loop and the strategies that vary it: schedule, solver, guidance, experts, step cache."""

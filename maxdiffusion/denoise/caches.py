@@ -1,4 +1,4 @@
-"""Step caches: reuse in a step of what the network's trunk computed in the steps before."""
+"""Step caches, which reuse the trunk's output of earlier steps."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from maxdiffusion.denoise.solvers.solver import Numbers
 
 @runtime_checkable
 class Cache(Protocol):
-    """A frozen value that stands around the trunk.
+    """A frozen value that computes the trunk or reuses its earlier output.
 
-    Its state belongs to one of a step's calls of the network: without guidance there is one, in two passes there are
-    two (prompt, negative prompt); batched guidance makes one call, whose rows are of both. It begins as zeros at the
-    first step of every segment, so no expert sees another's.
+    Each of a step's calls of the network has its own state: one without guidance, two in two passes (prompt, negative
+    prompt), one with batched guidance, whose rows hold both branches. It is zeros at the first step of every expert,
+    so no expert sees another's.
     """
 
     def init(self, tokens: jax.ShapeDtypeStruct) -> Any:
-        """The state for such tokens: a hashable pytree (tuples) of ShapeDtypeStructs."""
+        """The abstract state for such tokens: a hashable pytree (tuples) of ShapeDtypeStructs."""
 
     def __call__(
         self, step: Numbers, tokens: jax.Array, trunk: Callable[[jax.Array], jax.Array], state: Any

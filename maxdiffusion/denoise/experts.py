@@ -1,24 +1,92 @@
-"""Which experts are in memory at a time."""
+"""Experts: which steps each denoises, how strongly guided, in which order, and which are in memory. Imports no jax."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
-from flax import nnx
+import numpy as np
+
+from maxdiffusion.denoise.schedule import TRAIN_STEPS
+
+T = TypeVar("T")
+
+
+class ExpertSteps(NamedTuple):
+    """Steps start .. stop - 1 of a run, the expert that denoises them and its guidance scale."""
+
+    start: int
+    stop: int
+    net: str = "transformer"  # its folder in the checkpoint
+    guidance_scale: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step evaluates both branches of guidance: a scale of 1 means the prompt's velocity alone."""
+        return self.guidance_scale != 1
+
+
+def expert_steps(
+    timesteps: np.ndarray, boundary_ratio: float | None, guidance_scale: float, guidance_scale_2: float | None
+) -> tuple[ExpertSteps, ...]:
+    """All steps of a run, in order, divided between its experts.
+
+    WAN 2.2 A14B has a boundary and two experts: `transformer` while the timestep is at least boundary_ratio x 1000,
+    `transformer_2` below. All other models have one. An expert without steps is left out.
+    """
+    steps = len(timesteps)
+    if boundary_ratio is None or guidance_scale_2 is None:
+        return (ExpertSteps(0, steps, "transformer", guidance_scale),)
+    switch = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    high = ExpertSteps(0, switch, "transformer", guidance_scale)
+    low = ExpertSteps(switch, steps, "transformer_2", guidance_scale_2)
+    return tuple(expert for expert in (high, low) if expert.stop > expert.start)
+
+
+def guided(boundary_ratio: float | None, guidance_scale: float, guidance_scale_2: float | None) -> tuple[bool, ...]:
+    """Whether each expert is guided, before there is a schedule: computed for its two ends, timesteps 1000 and 0."""
+    ends = np.array([TRAIN_STEPS, 0])
+    return tuple(each.guided for each in expert_steps(ends, boundary_ratio, guidance_scale, guidance_scale_2))
+
+
+def program_calls(experts: Sequence[ExpertSteps], scan: bool) -> Counter[tuple[bool, int]]:
+    """How often a run calls each of its programs, which differ in (guided, steps of one call).
+
+    With `scan` one call makes all steps of an expert, else one step.
+    """
+    found: Counter[tuple[bool, int]] = Counter()
+    for expert in experts:
+        steps = expert.stop - expert.start
+        found[expert.guided, steps if scan else 1] += 1 if scan else steps
+    return found
+
+
+def execution_order(
+    experts: Sequence[ExpertSteps], batches: Sequence[T], residency: str
+) -> Iterator[tuple[T, ExpertSteps]]:
+    """(batch, expert) in the order in which they run.
+
+    `together` finishes batch after batch; `in_turn` runs all batches through an expert before the next, so that each
+    expert is loaded once.
+    """
+    if residency == "in_turn":
+        return ((batch, expert) for expert in experts for batch in batches)
+    return ((batch, expert) for batch in batches for expert in experts)
 
 
 class LoadedExperts:
-    """The experts in memory, by folder: with residency `in_turn` only the last that was asked for, else all."""
+    """The experts in memory, by folder: with residency `in_turn` only the last one requested, else all requested."""
 
-    def __init__(self, load: Callable[[str], nnx.Module], residency: str) -> None:
+    def __init__(self, load: Callable[[str], Any], residency: str) -> None:
         self._load, self._one = load, residency == "in_turn"
-        self._loaded: dict[str, nnx.Module] = {}
+        self._loaded: dict[str, Any] = {}
 
     def free(self) -> None:
         """Drops all of them."""
         self._loaded.clear()
 
-    def __getitem__(self, net: str) -> nnx.Module:
+    def __getitem__(self, net: str) -> Any:
         if net not in self._loaded:
             if self._one:
                 self.free()  # before the next is read

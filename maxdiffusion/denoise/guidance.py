@@ -25,7 +25,7 @@ Call = tuple[jax.Array, jax.Array, Any]  # x: b f h w c, timestep: b, context
 
 @dataclasses.dataclass(frozen=True)
 class NoGuidance:
-    """The prompt's velocity alone: what guidance scale 1 means, at half the work."""
+    """The prompt's velocity alone: guidance scale 1, at half the work."""
 
     def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
         return ((x, timestep, contexts.positive),)
@@ -49,7 +49,7 @@ class TwoPassGuidance:
 
 @dataclasses.dataclass(frozen=True)
 class BatchedGuidance:
-    """Both in one call of twice the batch, which the data axis of a mesh may split.
+    """One call of twice the batch, which the data axis of a mesh may split.
 
     The order is prompt, negative prompt, example by example (c0 u0 c1 u1 ...): where the batch is sharded, doubling it
     in this order moves nothing between devices; c0 c1 .. u0 u1 .. would.
@@ -72,18 +72,18 @@ def _interleave(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.stack([a, b], axis=1).reshape(2 * a.shape[0], *a.shape[1:])
 
 
-# Above this many tokens in the doubled batch, `auto` takes two passes: a device is busy long before, and the
-# activations of one pass are what memory has to hold (832x480 with 81 frames is 32,760 tokens a video).
+# Above this many tokens in the doubled batch, `auto` makes two passes: a device is busy with far fewer, and two passes
+# hold the activations of one branch at a time (832x480 with 81 frames is 32,760 tokens a video).
 BATCHED_TOKENS = 32_768
 
 
 def choose(mode: str, tokens: int, doubled: int) -> TwoPassGuidance | BatchedGuidance:
-    """The strategy of guided segments.
+    """Chooses how guided steps evaluate both branches.
 
     Args:
       mode: `batched`, `two_pass` or `auto`, which chooses by size and logs why.
       tokens: video tokens of the whole batch, undoubled, on one data shard.
-      doubled: of both branches; no more than `tokens` where the data axis has a device for either.
+      doubled: the same with both branches in one batch; equal to `tokens` where the data axis has devices for both.
     """
     if mode == "auto":
         limit = max(tokens, BATCHED_TOKENS)

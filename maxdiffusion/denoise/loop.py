@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
+from maxdiffusion.denoise.experts import ExpertSteps, program_calls
 from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
-from maxdiffusion.denoise.segments import Segment, program_calls
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
 from maxdiffusion.models.dit.context import Contexts
@@ -33,8 +33,8 @@ class State(NamedTuple):
     """All that changes from step to step.
 
     Attributes:
-      solver: the solver's state, which passes from segment to segment.
-      cache: a tuple of the step cache's, one for each of a step's calls of the network; None between segments.
+      solver: the solver's state, which passes from expert to expert.
+      cache: the step cache's states, one for each of a step's calls of the network; None between experts.
     """
 
     solver: Any
@@ -47,7 +47,7 @@ class State(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """The numbers of one step; those of a run have a leading axis of N."""
+    """The numbers of one step, or of N steps with a leading axis of N."""
 
     step: Numbers  # int32
     timestep: Numbers  # float32, 0..1000
@@ -55,21 +55,21 @@ class StepInputs(NamedTuple):
     solver: Any  # float32 coefficients
 
 
-# Called after step i of n (counted from 0), its state ready on the device; the state must not be kept, the next step
-# reuses its memory (copy what you keep).
+# Called with (i, n, state) after step i of n, counted from 0, when its state is ready on the device. The next step
+# reuses the state's memory: copy what you keep.
 OnStep = Callable[[int, int, State], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    """A run before its data: the strategies, from which `compile` makes the programs.
+    """The strategies of a run, from which `compile` makes its programs.
 
-    `segments` cover the steps of the schedule in order; all have params and contexts of one structure, shape and
-    sharding. `guidance` is that of guided segments; the others evaluate the prompt's branch alone.
+    `experts` cover the steps of the schedule in order; their params and contexts have one structure, shape and
+    sharding. `guidance` is used by guided experts; the others evaluate the prompt's branch alone.
     """
 
     network: Network
-    segments: tuple[Segment, ...]
+    experts: tuple[ExpertSteps, ...]
     schedule: Schedule
     solver: Solver
     guidance: TwoPassGuidance | BatchedGuidance = dataclasses.field(default_factory=TwoPassGuidance)
@@ -77,14 +77,14 @@ class Denoiser:
     scan: bool = False
 
     def step_inputs(self) -> StepInputs:
-        """Those of all steps, stacked."""
+        """The inputs of all steps, stacked."""
         timesteps = self.schedule.timesteps
         coefficients = jax.tree.map(np.float32, self.solver.table(self.schedule))
-        scales = np.concatenate([np.full(s.stop - s.start, s.guidance_scale, np.float32) for s in self.segments])
+        scales = np.concatenate([np.full(e.stop - e.start, e.guidance_scale, np.float32) for e in self.experts])
         return StepInputs(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
 
     def init(self, x: Float[Array, "b f h w c"]) -> State:
-        """The state at the first noise level; own memory, `x` stays valid when the state is donated."""
+        """The state at the first noise level, a copy: `x` stays valid when the state is donated."""
         x = x.astype(jnp.float32)
         return _place(jax.tree.map(jnp.copy, State(self.solver.init(x))))
 
@@ -100,7 +100,7 @@ class Denoiser:
         return jax.lax.scan(lambda s, row: (self.step(guided, params, contexts, s, row), None), state, inputs)[0]
 
     def cache_state(self, guided: bool, params: Any, x: Any, context: Any) -> tuple[Any, ...]:
-        """Shapes and shardings of the cache's state in a guided or other segment; all arguments may be abstract."""
+        """Shapes and shardings of the cache's state in guided or unguided steps; all arguments may be abstract."""
 
         def tokens(params: Any, x: jax.Array, context: Any) -> list[jax.Array]:
             x, timestep = x.astype(jnp.float32), jnp.zeros(x.shape[:1])
@@ -114,13 +114,13 @@ class Denoiser:
     ) -> tuple[jax.stages.Lowered, dict[tuple[bool, int], jax.stages.Lowered], dict[bool, tuple[Any, ...]]]:
         """`init`, the program of each (guided, steps of one call), and `cache_state` by guided.
 
-        All arguments may be abstract. `context` is that of one branch of guidance.
+        All arguments may be abstract. `context` belongs to one branch of guidance.
         """
         inputs = self.step_inputs()
         init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, x))).lower(x)
         advance, programs = self.steps if self.scan else self.step, {}
-        caches = {each.guided: self.cache_state(each.guided, params, x, context) for each in self.segments}
-        for guided, steps in program_calls(self.segments, self.scan):
+        caches = {each.guided: self.cache_state(each.guided, params, x, context) for each in self.experts}
+        for guided, steps in program_calls(self.experts, self.scan):
             state = init.out_info._replace(cache=caches[guided])
             jitted = jit(advance, static_argnums=0, donate_argnums=3, out_shardings=_shardings(state))
             rows = self._rows(inputs, 0, steps)
@@ -160,12 +160,12 @@ class Program:
     """A compiled run.
 
     Attributes:
-      denoiser: what it was made from.
-      inputs: of all steps.
-      init: from noise to the first state.
-      programs: (guided, steps of one call) to executable.
-      caches: guided to the abstract state of the step cache.
-      seconds: what compiling took.
+      denoiser: the strategies it was made from.
+      inputs: inputs of all steps.
+      init: executable from noise to the first state.
+      programs: (guided, steps of one call) -> executable.
+      caches: guided -> abstract state of the step cache.
+      seconds: time that compiling took.
     """
 
     denoiser: Denoiser
@@ -178,29 +178,29 @@ class Program:
     def __call__(
         self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
     ) -> Float[Array, "b f h w c"]:
-        """From noise to latents, float32, all segments with the same params and contexts."""
+        """From noise to latents, float32; all experts have the same params and contexts."""
         state = self.init(x)
-        for segment in self.denoiser.segments:
-            state = self.advance(params, contexts, state, segment, on_step)
+        for expert in self.denoiser.experts:
+            state = self.advance(params, contexts, state, expert, on_step)
         return state.x
 
     def advance(
-        self, params: Any, contexts: Contexts, state: State, segment: Segment, on_step: OnStep | None = None
+        self, params: Any, contexts: Contexts, state: State, expert: ExpertSteps, on_step: OnStep | None = None
     ) -> State:
-        """Runs the steps of `segment` on a state that has done those before. `state` is donated.
+        """Runs the steps of `expert` from the state after the step before them. `state` is donated.
 
-        `contexts.negative` is used by guided segments only. `on_step` follows every call of a compiled program: every
-        step, or with scan the whole segment, whose length must be that of one of the denoiser's.
+        `contexts.negative` is used by guided experts only. `on_step` is called after every call of a compiled program:
+        every step, or with scan all steps of the expert, as many as one of the denoiser's experts has.
         """
         n = len(self.inputs.step)
-        length = segment.stop - segment.start if self.denoiser.scan else 1
-        program = self.programs[segment.guided, length]
-        if not segment.guided:
+        length = expert.stop - expert.start if self.denoiser.scan else 1
+        program = self.programs[expert.guided, length]
+        if not expert.guided:
             contexts = Contexts(contexts.positive)
         if state.cache is None:
-            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), self.caches[segment.guided])
+            zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), self.caches[expert.guided])
             state = state._replace(cache=zeros)
-        for i in range(segment.start, segment.stop, length):
+        for i in range(expert.start, expert.stop, length):
             state = program(params, contexts, state, self.denoiser._rows(self.inputs, i, length))
             if on_step is not None:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
@@ -208,12 +208,12 @@ class Program:
 
 
 def _contexts(guided: bool, context: Any) -> Contexts:
-    """What a program takes, of the context of one branch."""
+    """The contexts of a program, each branch with the shapes of `context`."""
     return Contexts(context, context if guided else None)
 
 
-# By the number of an array's dimensions: latents and all of their shape (b f h w c) are sharded over the batch, tokens
-# (b s e) over batch and sequence, before and after a step alike; anything else is whole.
+# By the number of an array's dimensions: arrays shaped as latents (b f h w c) are sharded over the batch, tokens
+# (b s e) over batch and sequence, before and after a step alike; all others are whole.
 _AXES = {5: (axes.BATCH, None, None, None, None), 3: (axes.BATCH, axes.SEQUENCE, None)}
 
 
@@ -222,7 +222,7 @@ def _place(state: State) -> State:
 
 
 def _like(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same with the sharding of `_place`, or the one that jax is to give."""
+    """The same shape and dtype with the sharding of `_place`; outside of a placement jax chooses it."""
     return like(leaf.shape, leaf.dtype, *_AXES.get(len(leaf.shape), ()))
 
 

@@ -1,4 +1,4 @@
-"""All that the loop knows of a network: pure functions of its parameters."""
+"""A network as the denoise loop calls it: pure functions of its parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A velocity in three parts, so that a step cache can stand around the trunk.
+    """A velocity computed in three parts, so that a step cache can reuse the trunk's output.
 
     Attributes:
       embed: (params, x: b f h w c float32, timestep: b float32 in 0..1000, context: pytree with leading axis b) ->

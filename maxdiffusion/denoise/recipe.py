@@ -1,21 +1,21 @@
-"""What a run denoises by: solver, noise levels, and which expert takes which steps how strongly guided."""
+"""The recipe of a run: solver, noise levels, the steps of each expert and their guidance scales."""
 
 from __future__ import annotations
 
 import dataclasses
 
+from maxdiffusion.denoise.experts import ExpertSteps, expert_steps
 from maxdiffusion.denoise.schedule import Schedule
-from maxdiffusion.denoise.segments import Segment, segments
 from maxdiffusion.denoise.solvers import SOLVERS, Solver
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The strategies of the denoise loop before there is any data."""
+    """Solver, schedule and experts of a run; needs no data."""
 
     solver: Solver
     schedule: Schedule
-    segments: tuple[Segment, ...]
+    experts: tuple[ExpertSteps, ...]
 
     @classmethod
     def of(
@@ -33,10 +33,10 @@ class Recipe:
         Args:
           solver: a key of `SOLVERS`.
           steps: denoise steps.
-          flow_shift: of the noise levels.
-          scales: of guidance, of the high-noise and of the low-noise expert.
-          boundary: the high-noise expert takes timesteps from this times 1000 on; None: there is one expert.
-          strength: part of the levels that is left where a video is changed; None: all.
+          flow_shift: shift of the noise levels.
+          scales: guidance scales of the high-noise and of the low-noise expert.
+          boundary: the high-noise expert denoises timesteps from this times 1000 up; None: there is one expert.
+          strength: part of the steps that remains in video to video; None: all.
 
         Raises:
           UserError: the schedule cannot be made, or `strength` leaves none of its steps.
@@ -44,9 +44,9 @@ class Recipe:
         schedule = SOLVERS[solver].schedule(steps, flow_shift)
         if strength is not None:
             schedule = schedule.last(strength)
-        return cls(SOLVERS[solver], schedule, segments(schedule.timesteps, boundary, *scales))
+        return cls(SOLVERS[solver], schedule, expert_steps(schedule.timesteps, boundary, *scales))
 
     @property
     def guided(self) -> bool:
-        """Whether any step is, so that negative prompts are encoded."""
-        return any(segment.guided for segment in self.segments)
+        """Whether any step is guided, so that negative prompts are encoded."""
+        return any(expert.guided for expert in self.experts)

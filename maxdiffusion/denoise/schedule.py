@@ -66,7 +66,7 @@ class Schedule:
         left = min(int(len(self) * strength), len(self))
         if not left:
             raise UserError(
-                f"strength={strength} of {len(self)} steps leaves none; use at least "
+                f"strength={strength} of {len(self)} steps leaves none; it must be at least "
                 f"{math.ceil(1000 / len(self)) / 1000}, or more num_inference_steps."
             )
         return Schedule(self.sigmas[len(self) - left :], self.timesteps[len(self) - left :])
@@ -116,6 +116,6 @@ def dpm_flow(steps: int, flow_shift: float) -> Schedule:
 
 def _check(steps: int, flow_shift: float) -> None:
     if steps < 1:
-        raise UserError(f"num_inference_steps={steps} makes no video; use at least 1.")
+        raise UserError(f"num_inference_steps={steps} makes no video; it must be at least 1.")
     if not flow_shift > 0:
-        raise UserError(f"flow_shift={flow_shift} is not positive; 1 leaves the noise levels as they are.")
+        raise UserError(f"flow_shift={flow_shift} must be positive; 1 leaves the noise levels as they are.")

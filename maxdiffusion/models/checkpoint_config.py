@@ -1,4 +1,4 @@
-"""Reads a network's own config.json into its frozen dataclass. Imports nothing heavy: it runs before jax does."""
+"""Reads a network's config.json into its frozen dataclass. Imports no jax."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def parse(
     only: Mapping[str, Collection[Any]],
     ignore_unknown: bool = False,
 ) -> C:
-    """The dataclass `cls` filled from config.json; numbers are positive, keys with a leading underscore are notes.
+    """Fills the dataclass `cls` from config.json. Numbers must be positive; keys with a leading underscore are notes.
 
-    `only` lists, for each key that is no field, the values with which the network is the one we build.
+    `only` gives the supported values of keys that are not fields.
 
     Raises:
       UserError: a missing field, a value of the wrong type, an unsupported value, or an unknown key (unless
-        `ignore_unknown`, for files of a library that stores much beside the architecture).
+        `ignore_unknown`, for files of a library that stores more than the architecture).
     """
     hints = get_type_hints(cls)
     values: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def parse(
         if field.name in raw:
             value = raw[field.name]
             if not _fits(value, hints[field.name]):
-                raise UserError(f"The {net}'s config.json gives {field.name}={value!r}, which is no {field.type}.")
+                raise UserError(f"The {net}'s config.json gives {field.name}={value!r}, which is not {field.type}.")
             values[field.name] = tuple(value) if isinstance(value, list) else value
         elif field.default is dataclasses.MISSING:
             raise UserError(f"The {net}'s config.json has no {field.name!r}; is it the file of another network?")

@@ -1,4 +1,4 @@
-"""The few layers that the networks share.
+"""Layers that the networks share.
 
 Policy: a matmul casts its inputs to the activation dtype, accumulates and adds its bias in fp32, and returns the
 activation dtype; norms take anything and compute and return fp32, so that modulation stays in fp32.
@@ -7,7 +7,7 @@ activation dtype; norms take anything and compute and return fp32, so that modul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,37 +22,37 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 def parameter(shape: tuple[int, ...], dtype: DTypeLike, *logical: str | None) -> nnx.Param:
-    """An abstract parameter: nets are built without numbers, which the loader places from a checkpoint.
+    """An abstract parameter: networks are built of shapes, and the loader fills them from a checkpoint.
 
-    `logical` names the axis of each dimension, or None; without any the parameter is whole on every device.
+    `logical` names the axis of each dimension, None for a replicated one; without names all are replicated.
     """
     abstract = jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
     return nnx.Param(abstract, out_sharding=logical or (None,) * len(shape), eager_sharding=False)
 
 
+class Dtypes(NamedTuple):
+    """The dtypes of a network's matmuls."""
+
+    weights: DTypeLike = jnp.float32  # as stored on the devices
+    activations: DTypeLike = jnp.float32  # of inputs and output
+
+
 class Linear(nnx.Module):
     """x @ kernel + bias over the last axis; kernel (in, out)."""
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        logical: Axes,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        use_bias: bool = True,
-    ):
-        self.dtype = dtype
+    def __init__(self, in_features: int, out_features: int, logical: Axes, dtypes: Dtypes, use_bias: bool = True):
+        self.dtype = dtypes.activations
         self.logical = logical
-        self.kernel = parameter((in_features, out_features), weights_dtype, *logical)
+        self.kernel = parameter((in_features, out_features), dtypes.weights, *logical)
         # Vectors over the model dim are replicated: gathering them would cost more latency than they take memory.
         bias_axis = None if logical[1] == axes.EMBED else logical[1]
-        self.bias = parameter((out_features,), weights_dtype, bias_axis) if use_bias else None
+        self.bias = parameter((out_features,), dtypes.weights, bias_axis) if use_bias else None
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        kernel = gathered(self.kernel[...], *self.logical).astype(self.dtype)
-        y = jnp.matmul(x.astype(self.dtype), kernel, preferred_element_type=jnp.float32)
+        # Gathered in the narrower of both dtypes, so that no device receives more bytes than it computes with.
+        narrower = min(self.kernel.dtype, jnp.dtype(self.dtype), key=lambda dtype: dtype.itemsize)
+        kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
+        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(self.dtype)
@@ -67,18 +67,15 @@ class MLP(nnx.Module):
         hidden_features: int,
         out_features: int,
         activation: Callable[[jax.Array], jax.Array],
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
+        dtypes: Dtypes,
     ):
         self.activation = activation
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), **common)
-        self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), **common)
+        self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), dtypes)
+        self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)
-        # The barrier has the activation computed once on TPUs: docs/tpu_layouts.md.
+        # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))
 
 
@@ -125,7 +122,7 @@ class RMSNorm(nnx.Module):
 
 
 def stack(make: Callable[[], M], layers: int) -> M:
-    """One module whose every parameter carries a leading axis of `layers`, named by `axes.LAYERS`."""
+    """A module whose parameters have a leading axis of `layers`, named `axes.LAYERS`."""
     graph, state = nnx.split(make())
 
     def stacked(one: nnx.Param) -> nnx.Param:
@@ -137,9 +134,9 @@ def stack(make: Callable[[], M], layers: int) -> M:
 def scan(
     blocks: M, step: Callable[[M, Any, Any], tuple[Any, Any]], carry: Any, xs: Any, unroll: bool
 ) -> tuple[Any, Any]:
-    """`carry, y = step(block, carry, x)` through the stacked `blocks`, with `xs` and `ys` on the layer axis.
+    """Scans `carry, y = step(block, carry, x)` over the stacked `blocks`; `xs` and `ys` have a leading layer axis.
 
-    One block is compiled and looped over, unless `unroll` asks for as many copies as there are layers.
+    One block is compiled and looped over; with `unroll` the program has a copy for every layer.
     """
     graphdef, params = nnx.split(blocks)
 
@@ -151,6 +148,6 @@ def scan(
 
 
 def pick(blocks: M, layer: Int[Array, ""]) -> M:
-    """One of the stacked `blocks`."""
+    """The block at index `layer` of the stacked `blocks`."""
     graphdef, params = nnx.split(blocks)
     return nnx.merge(graphdef, jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), params))

@@ -191,7 +191,7 @@ class Run:
 
         cfg, cut, videos = job.cfg, job.segments, job.videos
         network, vae = configs["transformer"], configs["vae"]
-        experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.segments)
+        experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.experts)
         return cls(
             device_kind=device_kind,
             platform=platform,

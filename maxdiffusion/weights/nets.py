@@ -17,10 +17,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.clip import CLIPVision
-from maxdiffusion.models.dit import WanTransformer
-from maxdiffusion.models.umt5 import UMT5Encoder
-from maxdiffusion.models.vae import WanVAE
+from maxdiffusion.models.clip.vision import CLIPVision
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.umt5.encoder import UMT5Encoder
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.checkpoint import NETS, Checkpoint
@@ -42,13 +43,18 @@ def builders(
     `text_encoder_dtype` (None: the transformer's dtypes), which is also the image encoder's, and `vae_dtype` are the
     dtype of both weights and activations.
     """
-    half: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "scan_layers": scan_layers}
-    text = {**half, "weights_dtype": text_encoder_dtype or weights_dtype, "dtype": text_encoder_dtype or dtype}
+    dtypes = Dtypes(weights_dtype, dtype)
+    encoders = Dtypes(text_encoder_dtype or weights_dtype, text_encoder_dtype or dtype)
+
+    def transformer(config: Any) -> WanTransformer:
+        return WanTransformer(config, plan, dtypes, scan_layers)
+
     return {
-        "text_encoder": lambda config: UMT5Encoder(config, **text),
-        "image_encoder": lambda config: CLIPVision(config, **text),
-        **dict.fromkeys(("transformer", "transformer_2"), lambda config: WanTransformer(config, plan, **half)),
-        "vae": lambda config: WanVAE(config, weights_dtype=vae_dtype, dtype=vae_dtype),
+        "text_encoder": lambda config: UMT5Encoder(config, encoders, scan_layers),
+        "image_encoder": lambda config: CLIPVision(config, encoders, scan_layers),
+        "transformer": transformer,
+        "transformer_2": transformer,
+        "vae": lambda config: WanVAE(config, Dtypes(vae_dtype, vae_dtype)),
     }
 
 

@@ -12,22 +12,23 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.denoise.experts import ExpertSteps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import Network, split
 from maxdiffusion.denoise.noise import noise
-from maxdiffusion.denoise.segments import Segment
 from maxdiffusion.denoise.solvers import SOLVERS
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.loader import placed
 from tests.parity import drawn
 
 SOLVER = SOLVERS["unipc"]
 CONTEXTS = Contexts(*jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4)), jnp.float32))
 # Three experts: of odd lengths, so that one starts where steps counted over the run would reuse; one without guidance.
-SEGMENTS = Segment(0, 3, "a", 3.0), Segment(3, 5, "b", 1.0), Segment(5, 8, "c", 2.0)
+EXPERTS = ExpertSteps(0, 3, "a", 3.0), ExpertSteps(3, 5, "b", 1.0), ExpertSteps(5, 8, "c", 2.0)
 PARAMS = tuple(map(jnp.float32, (1.0, -0.5, 2.0)))
 GUIDANCE = [TwoPassGuidance(), BatchedGuidance()]
 
@@ -68,34 +69,34 @@ def network(seen):
 
 
 def denoiser(seen, guidance, **kwargs):
-    schedule = SOLVER.schedule(SEGMENTS[-1].stop, 3.0)
-    return Denoiser(network(seen), SEGMENTS, schedule, SOLVER, guidance, **kwargs)
+    schedule = SOLVER.schedule(EXPERTS[-1].stop, 3.0)
+    return Denoiser(network(seen), EXPERTS, schedule, SOLVER, guidance, **kwargs)
 
 
 def run(program, x):
     state = program.init(x)
-    for params, segment in zip(PARAMS, SEGMENTS, strict=True):
-        state = program.advance(params, CONTEXTS, state, segment)
+    for params, expert in zip(PARAMS, EXPERTS, strict=True):
+        state = program.advance(params, CONTEXTS, state, expert)
     jax.effects_barrier()
     return np.asarray(state.x)
 
 
 def plainly(x):
     """Written out: the residuals of each expert and branch in a dictionary."""
-    net, schedule = network(collections.defaultdict(list)), SOLVER.schedule(SEGMENTS[-1].stop, 3.0)
+    net, schedule = network(collections.defaultdict(list)), SOLVER.schedule(EXPERTS[-1].stop, 3.0)
     table, state, residuals = SOLVER.table(schedule), SOLVER.init(x), {}
-    for params, segment in zip(PARAMS, SEGMENTS, strict=True):
-        for i in range(segment.start, segment.stop):
+    for params, expert in zip(PARAMS, EXPERTS, strict=True):
+        for i in range(expert.start, expert.stop):
             velocities = []
             for branch, context in enumerate(CONTEXTS):
                 time = jnp.full((len(x),), schedule.timesteps[i])
                 tokens, signal = net.embed(params, state.x, time, context)
-                if (i - segment.start) % 2 == 0:
-                    residuals[segment.net, branch] = net.trunk(params, tokens, signal, context) - tokens
-                velocities.append(net.head(params, tokens + residuals[segment.net, branch], signal))
+                if (i - expert.start) % 2 == 0:
+                    residuals[expert.net, branch] = net.trunk(params, tokens, signal, context) - tokens
+                velocities.append(net.head(params, tokens + residuals[expert.net, branch], signal))
             c, u = velocities
             row = jax.tree.map(lambda a, i=i: np.float32(a[i]), table)
-            state = SOLVER.step(state, row, u + segment.guidance_scale * (c - u))
+            state = SOLVER.step(state, row, u + expert.guidance_scale * (c - u))
     return np.asarray(state.x)
 
 
@@ -110,7 +111,7 @@ def test_each_branch_and_expert_has_a_state_of_its_own(guidance, scan):
     assert seen == {float(program.inputs.timestep[i]): calls for i, calls in want.items()}
 
 
-def test_a_kept_state_goes_on_in_the_middle_of_a_segment():
+def test_a_kept_state_goes_on_in_the_middle_of_an_experts_steps():
     x, kept = noise([1, 2], (2, 4, 4, 4)), {}
     net = denoiser(collections.defaultdict(list), TwoPassGuidance(), cache=EveryOther())
     program = net.compile(PARAMS[0], x, CONTEXTS.positive)
@@ -118,10 +119,10 @@ def test_a_kept_state_goes_on_in_the_middle_of_a_segment():
     def keep(i, n, state):
         kept[i] = jax.tree.map(np.array, state)
 
-    done = program.advance(PARAMS[0], CONTEXTS, program.init(x), SEGMENTS[0], on_step=keep)
+    done = program.advance(PARAMS[0], CONTEXTS, program.init(x), EXPERTS[0], on_step=keep)
     assert done.cache is None and [int(each.count) for each in kept[0].cache] == [1, 1]
     again = jax.tree.map(jnp.asarray, kept[0])
-    again = program.advance(PARAMS[0], CONTEXTS, again, SEGMENTS[0]._replace(start=1))
+    again = program.advance(PARAMS[0], CONTEXTS, again, EXPERTS[0]._replace(start=1))
     np.testing.assert_array_equal(again.x, done.x)
 
 
@@ -133,7 +134,7 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan):
     schedule = SOLVER.schedule(4, 3.0)
 
     def latents(plan):
-        built = WanTransformer(config, plan, weights_dtype=jnp.float32, dtype=jnp.float32)
+        built = WanTransformer(config, plan, Dtypes())
         model = drawn(built)
         if (placement := parallel.current()) is not None:
             shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(built, placement)))
@@ -143,8 +144,8 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan):
         batch = parallel.like((2,), np.float32, parallel.axes.BATCH).sharding
         contexts = Contexts(*(nnx.jit(WanTransformer.prepare)(model, Context(jnp.asarray(each))) for each in text))
         contexts, start = (contexts, x) if batch is None else jax.device_put((contexts, x), batch)
-        segments = (Segment(0, 4, guidance_scale=3.0),)
-        run = Denoiser(net, segments, schedule, SOLVER, BatchedGuidance(), EveryOther(), scan)
+        experts = (ExpertSteps(0, 4, guidance_scale=3.0),)
+        run = Denoiser(net, experts, schedule, SOLVER, BatchedGuidance(), EveryOther(), scan)
         return run.run(params, start, contexts)
 
     expected = latents(AttentionPlan())

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maxdiffusion.denoise.experts import LoadedExperts
+from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, expert_steps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import Network, split
 from maxdiffusion.denoise.noise import noise
-from maxdiffusion.denoise.segments import Segment, execution_order, segments
 from maxdiffusion.denoise.solvers import SOLVERS, UniPC
 from maxdiffusion.models.dit.context import Contexts
 
@@ -52,7 +51,7 @@ def x():
 
 
 def denoiser(tiny, steps=6, scale=3.0, solver=SOLVERS["unipc"], guidance=TwoPassGuidance(), **kwargs):  # noqa: B008
-    kwargs.setdefault("segments", (Segment(0, steps, guidance_scale=scale),))
+    kwargs.setdefault("experts", (ExpertSteps(0, steps, guidance_scale=scale),))
     return Denoiser(tiny[0], schedule=solver.schedule(steps, 3.0), solver=solver, guidance=guidance, **kwargs)
 
 
@@ -70,11 +69,11 @@ def plainly(network, params_at, solver, steps, scale_at, x):
     return np.asarray(state.x)
 
 
-def in_segments(program, experts, x, contexts=CONTEXTS):
+def with_own_parameters(program, experts, x, contexts=CONTEXTS):
     """A run whose experts have parameters of their own."""
     state = program.init(x)
-    for params, segment in zip(experts, program.denoiser.segments, strict=True):
-        state = program.advance(params, contexts, state, segment)
+    for params, expert in zip(experts, program.denoiser.experts, strict=True):
+        state = program.advance(params, contexts, state, expert)
     return state.x
 
 
@@ -109,11 +108,11 @@ def test_two_experts_with_a_guidance_scale_each(tiny, x, scales, scan):
     network, high = tiny
     low = jax.tree.map(lambda a: -2 * a, high)
     expected = plainly(network, lambda t: high if t >= 875 else low, UniPC(), 6, lambda t: scales[int(t < 875)], x)
-    both = segments(UniPC().schedule(6, 3.0).timesteps, 0.875, *scales)
-    assert [segment[:3] for segment in both] == [(0, 2, "transformer"), (2, 6, "transformer_2")]
-    program = denoiser(tiny, segments=both, scan=scan).compile(high, x, CONTEXTS.positive)
+    both = expert_steps(UniPC().schedule(6, 3.0).timesteps, 0.875, *scales)
+    assert [expert[:3] for expert in both] == [(0, 2, "transformer"), (2, 6, "transformer_2")]
+    program = denoiser(tiny, experts=both, scan=scan).compile(high, x, CONTEXTS.positive)
     contexts = CONTEXTS if 3.0 in scales else Contexts(CONTEXTS.positive)
-    np.testing.assert_allclose(in_segments(program, (high, low), x, contexts), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(with_own_parameters(program, (high, low), x, contexts), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -128,7 +127,7 @@ def test_only_guided_steps_compute_both_branches(x, scales, guidance, pair, scan
         return params * x
 
     solver = SOLVERS["euler"]
-    both = segments(solver.schedule(5, 3.0).timesteps, 0.8, *scales)
+    both = expert_steps(solver.schedule(5, 3.0).timesteps, 0.8, *scales)
     run = Denoiser(Network.of(velocity), both, solver.schedule(5, 3.0), solver, guidance, scan=scan)
     run.run(jnp.float32(1), x, CONTEXTS)
     jax.effects_barrier()
@@ -152,10 +151,10 @@ def test_residency(residency, loads, order):
         return module
 
     loaded = LoadedExperts(load, residency)
-    both, seen, most = (Segment(0, 1, "a"), Segment(1, 2, "b")), [], 0
-    for batch, segment in execution_order(both, range(2), residency):
-        assert loaded[segment.net] is loaded[segment.net]
-        seen.append(f"{segment.net}{batch}")
+    both, seen, most = (ExpertSteps(0, 1, "a"), ExpertSteps(1, 2, "b")), [], 0
+    for batch, expert in execution_order(both, range(2), residency):
+        assert loaded[expert.net] is loaded[expert.net]
+        seen.append(f"{expert.net}{batch}")
         gc.collect()
         most = max(most, sum(ref() is not None for ref in alive))
     assert "".join(made) == loads and " ".join(seen) == order
@@ -188,7 +187,9 @@ def test_a_kept_state_goes_on_where_it_was(tiny, x):
         kept[i] = jax.tree.map(np.array, state)
 
     latents = program(tiny[1], x, CONTEXTS, on_step=keep)
-    again = program.advance(tiny[1], CONTEXTS, jax.tree.map(jnp.asarray, kept[2]), Segment(3, 6, guidance_scale=3.0))
+    again = program.advance(
+        tiny[1], CONTEXTS, jax.tree.map(jnp.asarray, kept[2]), ExpertSteps(3, 6, guidance_scale=3.0)
+    )
     np.testing.assert_array_equal(again.x, latents)
 
 

@@ -15,11 +15,11 @@ def main():
     from jax.sharding import AxisType
 
     from maxdiffusion import parallel
+    from maxdiffusion.denoise.experts import ExpertSteps
     from maxdiffusion.denoise.guidance import BatchedGuidance
     from maxdiffusion.denoise.loop import Denoiser
     from maxdiffusion.denoise.network import Network
     from maxdiffusion.denoise.noise import noise
-    from maxdiffusion.denoise.segments import Segment
     from maxdiffusion.denoise.solvers import SOLVERS
     from maxdiffusion.models.dit.context import Contexts
 
@@ -35,8 +35,8 @@ def main():
 
     seeds, shape = [11, 2**40 + 3], (2, 4, 4, 4)
     x = noise(seeds, shape)
-    segments = (Segment(0, 4, guidance_scale=3.0),)
-    args = (Network.of(velocity), segments, solver.schedule(4, 3.0), solver, BatchedGuidance())
+    experts = (ExpertSteps(0, 4, guidance_scale=3.0),)
+    args = (Network.of(velocity), experts, solver.schedule(4, 3.0), solver, BatchedGuidance())
     denoisers = [Denoiser(*args, scan=scan) for scan in (False, True)]
     expected = denoisers[0].run(params, x, contexts)
     with parallel.use(placement):

@@ -11,8 +11,11 @@ from flax import nnx
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
 from maxdiffusion.models.dit.animate import Performance
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -53,8 +56,7 @@ def reference_model():
 @functools.cache
 def ours():
     config = DiTConfig.from_json(dict(reference_model().config) | {"_class_name": "WanAnimateTransformer3DModel"})
-    common = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
-    model = WanTransformer(config, AttentionPlan(), **common)
+    model = WanTransformer(config, AttentionPlan(), Dtypes())
     return load_state_dict(model, table.RULES, reference_model().state_dict())
 
 

@@ -11,8 +11,9 @@ from flax import nnx
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.clip import CLIPVision, CLIPVisionConfig
-from maxdiffusion.models.clip.vision import preprocess
+from maxdiffusion.models.clip.config import CLIPVisionConfig
+from maxdiffusion.models.clip.vision import CLIPVision, preprocess
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import clip as table
 from tests.parity import load_state_dict, relative_error
 
@@ -28,7 +29,7 @@ TINY = {
 
 
 def tower(raw, dtype=jnp.float32, **kwargs):
-    return CLIPVision(CLIPVisionConfig.from_json(raw), weights_dtype=dtype, dtype=dtype, **kwargs)
+    return CLIPVision(CLIPVisionConfig.from_json(raw), Dtypes(dtype, dtype), **kwargs)
 
 
 def kept(state_dict):

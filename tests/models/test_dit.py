@@ -15,7 +15,11 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, PreparedContext, WanTransformer, heads, rope
+from maxdiffusion.models.dit import heads, rope
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context, PreparedContext
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -35,7 +39,7 @@ BATCH, TEXT = 2, 7
 
 def ours_of(reference, *, dtype=jnp.float32, scan_layers=True):
     config = DiTConfig.from_json(dict(reference.config))
-    model = WanTransformer(config, AttentionPlan(), weights_dtype=dtype, dtype=dtype, scan_layers=scan_layers)
+    model = WanTransformer(config, AttentionPlan(), Dtypes(dtype, dtype), scan_layers=scan_layers)
     return load_state_dict(model, table.RULES, reference.state_dict())
 
 
@@ -103,7 +107,10 @@ import jax, jax.numpy as jnp, numpy as np, sys
 from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.parallel.mesh import Degrees, make_mesh
 from maxdiffusion.parallel.rules import rules_for
 from tests.parity import drawn
@@ -111,7 +118,7 @@ from tests.parity import drawn
 latents, timestep, context = (jnp.asarray(np.load(sys.argv[1])[name]) for name in ("latents", "timestep", "context"))
 config = DiTConfig.from_json({TINY})
 alone, shared = (
-    drawn(WanTransformer(config, plan, weights_dtype=jnp.float32, dtype=jnp.float32))
+    drawn(WanTransformer(config, plan, Dtypes()))
     for plan in (AttentionPlan(), AttentionPlan("ulysses_ring", "dot_product", ring=2, ulysses=2))
 )
 run = nnx.jit(WanTransformer.__call__)
@@ -161,7 +168,7 @@ def test_bf16_is_as_close_to_fp32_as_the_reference_in_bf16(tmp_path):
 
 def test_what_stays_fp32_under_bf16_weights():
     config = DiTConfig.from_json(TINY)
-    model = WanTransformer(config, AttentionPlan(), weights_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    model = WanTransformer(config, AttentionPlan(), Dtypes(jnp.bfloat16, jnp.bfloat16))
     kept = {"norm_q", "norm_k", "norm2", "scale_shift_table", "condition_embedder"}
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         assert leaf.dtype == (jnp.float32 if kept & set(path) else jnp.bfloat16), path

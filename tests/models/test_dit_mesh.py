@@ -12,7 +12,10 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.parallel import axes
 from maxdiffusion.weights.loader import placed
 
@@ -37,7 +40,7 @@ def compiled(degrees, *, ulysses=1, rules=()):
     place = parallel.Placement(mesh, parallel.rules_for(rules))
     name = "ulysses_ring" if context > 1 else "dot_product"
     plan = AttentionPlan.parse(name, heads=8, context=context, ulysses_shards=ulysses, tensor=tensor)
-    model = WanTransformer(CONFIG, plan, weights_dtype=jnp.bfloat16, dtype=jnp.float32)
+    model = WanTransformer(CONFIG, plan, Dtypes(jnp.bfloat16, jnp.float32))
     graph, params = nnx.split(placed(model, place))
 
     def array(*shape):

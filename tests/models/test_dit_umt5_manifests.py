@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import WanTransformer
-from maxdiffusion.models.umt5 import UMT5Encoder
+from maxdiffusion.models.dit.transformer import WanTransformer
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.umt5.encoder import UMT5Encoder
 from maxdiffusion.parallel import axes
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official
@@ -20,10 +21,14 @@ from tests.parity import match, paths
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 
 
+def transformer(config, dtypes):
+    return WanTransformer(config, AttentionPlan(), dtypes)
+
+
 # manifest -> net, class, names
 CASES = {
-    "wan2.1-t2v-1.3b": ("transformer", lambda *args, **kw: WanTransformer(*args, AttentionPlan(), **kw), dit.RULES),
-    "wan2.1-t2v-14b": ("transformer", lambda *args, **kw: WanTransformer(*args, AttentionPlan(), **kw), dit.RULES),
+    "wan2.1-t2v-1.3b": ("transformer", transformer, dit.RULES),
+    "wan2.1-t2v-14b": ("transformer", transformer, dit.RULES),
     "umt5-xxl-encoder": ("text_encoder", UMT5Encoder, umt5.RULES),
 }
 
@@ -31,7 +36,7 @@ CASES = {
 def made(name):
     net, cls, _ = CASES[name]
     config = official.configs(get(name if net == "transformer" else "wan2.1-t2v-14b"))[net]
-    return cls(config, weights_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    return cls(config, Dtypes(jnp.bfloat16, jnp.bfloat16))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,8 +13,9 @@ import transformers
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.models.umt5 import UMT5Config, UMT5Encoder
-from maxdiffusion.models.umt5.encoder import position_buckets
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.umt5.config import UMT5Config
+from maxdiffusion.models.umt5.encoder import UMT5Encoder, position_buckets
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.tables import umt5 as table
 from tests.parity import load_state_dict, match, paths, relative_error
@@ -25,7 +26,7 @@ LENGTHS = (150, 9)  # past the last bucket's distance, and with padding
 
 def encoder_of(reference, dtype=jnp.float32, scan_layers=True):
     config = UMT5Config.from_json(reference.config.to_dict())
-    encoder = UMT5Encoder(config, weights_dtype=dtype, dtype=dtype, scan_layers=scan_layers)
+    encoder = UMT5Encoder(config, Dtypes(dtype, dtype), scan_layers=scan_layers)
     return load_state_dict(encoder, table.RULES, reference.state_dict())
 
 
@@ -109,7 +110,7 @@ def test_either_name_of_the_tied_embedding_will_do():
     state_dict = dict(reference_model().state_dict())
     tied = state_dict.pop("shared.weight")
     config = UMT5Config.from_json(TINY)
-    encoder = UMT5Encoder(config, weights_dtype=jnp.float32, dtype=jnp.float32)
+    encoder = UMT5Encoder(config, Dtypes())
     load_state_dict(encoder, table.RULES, state_dict)
     np.testing.assert_array_equal(encoder.shared.embedding[...], tied.numpy())
 

@@ -11,8 +11,11 @@ from flax import nnx
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit import Context, DiTConfig, WanTransformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context
+from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.dit.vace import Control
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import dit as table
 from tests.parity import load_state_dict, relative_error
 
@@ -57,9 +60,7 @@ def test_matches_the_reference(scan_layers):
             return_dict=False,
         )[0]
     config = DiTConfig.from_json(dict(reference_model().config) | {"_class_name": "WanVACETransformer3DModel"})
-    model = WanTransformer(
-        config, AttentionPlan(), weights_dtype=jnp.float32, dtype=jnp.float32, scan_layers=scan_layers
-    )
+    model = WanTransformer(config, AttentionPlan(), Dtypes(), scan_layers=scan_layers)
     load_state_dict(model, table.RULES, reference_model().state_dict())
 
     @nnx.jit

@@ -13,7 +13,10 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.vae import VAEConfig, WanVAE, blocks, conv
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.vae import blocks, conv
+from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.weights.tables.vae import RULES
 from tests.parity import drawn, load_state_dict, paths, relative_error
 
@@ -96,7 +99,7 @@ def test_encode_at_once_equals_the_reference(pair, video):
 
 
 def test_decode_in_bf16_stays_near_the_fp32_reference(pair, latents):
-    ours = pair.load(weights_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
+    ours = pair.load(dtypes=Dtypes(jnp.bfloat16, jnp.bfloat16))
     got = ours.decode(jnp.asarray(latents[:, :2]))
     assert got.dtype == jnp.float32
     assert relative_error(got, pair.decode(latents[:, :2])) < 0.05
@@ -188,12 +191,29 @@ def test_attention_in_blocks_of_queries_equals_all_at_once(monkeypatch):
     assert relative_error(run(), whole) < 1e-6
 
 
-def test_chunks_follow_memory_and_divide_the_video():
+def test_chunks_follow_memory_and_are_alike():
     vae = WanVAE(VAEConfig(latents_mean=(0.0,) * 16, latents_std=(1.0,) * 16))
-    assert vae._chunks(21, 480, 832, 1, None) == [1] * 21
-    assert vae._chunks(21, 96, 96, 1, None) == [1] + [5] * 4
-    assert vae._chunks(5, 96, 96, 1, None) == [5]
-    assert vae._chunks(21, 96, 96, 1, 4) == [1] + [4] * 5
+    for name, width, latent_frames, calls in (
+        ("decode", 104, 21, (1, 20)),  # one frame at a time
+        ("decode", 12, 21, (1, 3)),  # at most 9: 7 each, the last filled up
+        ("decode", 12, 5, (1,)),
+        ("encode", 12, 21, (1, 3)),
+    ):
+        shape = (1, latent_frames, width * 60 // 104 if width > 12 else 12, width, 16)
+        if name == "encode":
+            shape = (1, 1 + 4 * (latent_frames - 1), *(8 * side for side in shape[2:4]), 3)
+        assert vae.calls(name, shape) == calls
+
+
+@pytest.mark.parametrize(("chunk", "lengths"), [(4, [1, 16, 12]), (6, [1, 16, 12]), (3, [1, 12, 12, 4]), (7, [1, 28])])
+def test_a_prime_number_of_frames_after_the_first_takes_as_few_chunks_as_fit(pair, chunk, lengths):
+    rng = np.random.default_rng(7)
+    latents = jnp.asarray(rng.standard_normal((1, 8, 2, 3, 4), np.float32))  # 7 after the first
+    chunks = list(pair.ours.decode_chunks(latents, chunk=chunk))
+    assert [part.shape[1] for part in chunks] == lengths
+    assert relative_error(jnp.concatenate(chunks, axis=1), pair.ours.decode(latents)) < 1e-5
+    video = jnp.asarray(rng.uniform(-1, 1, (1, 29, 16, 24, 3)).astype(np.float32))
+    assert relative_error(pair.ours.encode(video, chunk=chunk), pair.ours.encode(video)) < 1e-5
 
 
 def test_two_programs_decode_a_video_of_any_length(pair, latents):
@@ -228,8 +248,8 @@ def test_config_of_the_official_checkpoint():
         ({"patch_size": 2, "in_channels": 3}, "make it 12"),
         ({"attn_scales": [0.5]}, "attn_scales"),
         ({"z_dims": 4}, "not supported: z_dims"),
-        ({"base_dim": "x"}, "base_dim='x', which is no int"),
-        ({"z_dim": None}, "z_dim=None, which is no int"),
+        ({"base_dim": "x"}, "base_dim='x', which is not int"),
+        ({"z_dim": None}, "z_dim=None, which is not int"),
         ({"temperal_downsample": [0, 1, 1]}, "temperal_downsample"),
         ({"z_dim": 5}, "needs 5"),
         ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "positive"),
@@ -248,5 +268,5 @@ def test_config_without_statistics_is_refused():
 
 
 def test_config_needs_no_jax():
-    code = "import sys, maxdiffusion.models.vae; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys, maxdiffusion.models.vae.config; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""ODE solvers: one file each, and the table of the names that users write."""
+"""ODE solvers, one file each, by the names that users write."""
 
 from collections.abc import Mapping
 

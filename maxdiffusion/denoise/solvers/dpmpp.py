@@ -21,7 +21,7 @@ from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
 
 class DPMState(NamedTuple):
     x: jax.Array
-    last_x0: jax.Array  # prediction of the step before; zeros, with weight 0, at the first
+    last_x0: jax.Array  # prediction of the step before; zeros, with weight 0, in the first step
 
 
 class DPMTable(NamedTuple):
@@ -35,10 +35,9 @@ class DPMTable(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DPMpp2M:
-    """The default of many image samplers; one network call a step, no corrector."""
+    """One network call a step, no corrector."""
 
-    def schedule(self, steps: int, flow_shift: float) -> Schedule:
-        return dpm_flow(steps, flow_shift)
+    schedule = staticmethod(dpm_flow)
 
     def table(self, schedule: Schedule) -> DPMTable:
         sigmas, lam = schedule.sigmas.astype(np.float64), log_snr(schedule.sigmas)

@@ -1,8 +1,9 @@
 """The interface of a solver.
 
-Every solver here is a linear multistep method in x and the predicted x0, so that all it knows of the schedule fits in a
-few numbers per step. They are made on the host in float64, once (`table`); a step is then a handful of multiply-adds
-with its own row, the same code one by one or inside a scan, and one compiled step serves any schedule and any N.
+Every solver here is a linear multistep method in x and the predicted x0, so that a schedule enters as a few
+coefficients per step. They are computed once on the host in float64 (`table`); a step is then a few multiply-adds with
+its row of the table. Steps run one by one or in a scan by the same code, and one compiled step serves any schedule and
+any number of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Solver(Protocol):
     """A frozen value; its state is a pytree (NamedTuple) with the current latents in `.x`, in the dtype of `x`."""
 
     def schedule(self, steps: int, flow_shift: float) -> Schedule:
-        """The levels of this solver's reference."""
+        """Noise levels and timesteps as this solver's reference sets them."""
 
     def table(self, schedule: Schedule) -> Any:
         """A pytree of float64 numpy arrays with leading axis N: row i holds the coefficients of step i."""
@@ -31,7 +32,7 @@ class Solver(Protocol):
         """The state before the first step, at schedule.sigmas[0]."""
 
     def step(self, state: Any, row: Any, velocity: Float[Array, "b f h w c"]) -> Any:
-        """From sigmas[i] to sigmas[i + 1]; `row` is row i of the table, `velocity` the network's output at state.x."""
+        """Steps from sigmas[i] to sigmas[i + 1]; `row` is row i of the table, `velocity` the network's at state.x."""
 
 
 def log_snr(sigmas: np.ndarray) -> np.ndarray:

@@ -44,8 +44,7 @@ class UniPC:
 
     order: Literal[1, 2, 3] = 2
 
-    def schedule(self, steps: int, flow_shift: float) -> Schedule:
-        return unipc_flow(steps, flow_shift)
+    schedule = staticmethod(unipc_flow)
 
     def table(self, schedule: Schedule) -> UniPCTable:
         sigmas, lam = schedule.sigmas.astype(np.float64), log_snr(schedule.sigmas)

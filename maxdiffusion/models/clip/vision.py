@@ -1,21 +1,19 @@
-"""The CLIP vision tower (Radford et al., 2021, arXiv:2103.00020), read before its last layer."""
+"""The CLIP vision tower (Radford et al., 2021, arXiv:2103.00020) up to the input of its last layer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 from PIL import Image
 
 from maxdiffusion.models.clip.config import CLIPVisionConfig
-from maxdiffusion.models.layers import MLP, LayerNorm, Linear, parameter, scan, stack
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, parameter, scan, stack
 from maxdiffusion.parallel import axes
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -23,7 +21,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b h w c"]:
-    """RGB images of any size as the tower takes them, fp32: the short side resized to `size`, cropped in the middle.
+    """Resizes the short side of RGB images to `size`, crops the centre and normalises; fp32.
 
     Reference: `transformers.CLIPImageProcessor` (bicubic, normalised by the channels' mean and deviation).
     """
@@ -40,13 +38,12 @@ def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b
 class Attention(nnx.Module):
     """Self-attention among the patches of an image."""
 
-    def __init__(self, config: CLIPVisionConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: CLIPVisionConfig, dtypes: Dtypes):
         self.heads, dim = config.num_attention_heads, config.hidden_size
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.q_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
-        self.k_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
-        self.v_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), **common)
-        self.out_proj = Linear(dim, dim, (axes.HEADS, axes.EMBED), **common)
+        self.q_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.k_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.v_proj = Linear(dim, dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.out_proj = Linear(dim, dim, (axes.HEADS, axes.EMBED), dtypes)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
         b, length, e = x.shape
@@ -60,13 +57,12 @@ class Attention(nnx.Module):
 class Layer(nnx.Module):
     """Pre-norm attention and feed-forward; the residual stream is fp32."""
 
-    def __init__(self, config: CLIPVisionConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: CLIPVisionConfig, dtypes: Dtypes):
         dim, gelu = config.hidden_size, functools.partial(jax.nn.gelu, approximate=False)
         self.layer_norm1 = LayerNorm(dim, config.layer_norm_eps)
-        self.self_attn = Attention(config, **common)
+        self.self_attn = Attention(config, dtypes)
         self.layer_norm2 = LayerNorm(dim, config.layer_norm_eps)
-        self.mlp = MLP(dim, config.intermediate_size, dim, gelu, **common)
+        self.mlp = MLP(dim, config.intermediate_size, dim, gelu, dtypes)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
         x = x + self.self_attn(self.layer_norm1(x)).astype(jnp.float32)
@@ -76,26 +72,18 @@ class Layer(nnx.Module):
 class CLIPVision(nnx.Module):
     """Reference: `transformers.CLIPVisionModel`. Layers are stored stacked; see `WanTransformer` for `scan_layers`."""
 
-    def __init__(
-        self,
-        config: CLIPVisionConfig,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        scan_layers: bool = True,
-    ):
+    def __init__(self, config: CLIPVisionConfig, dtypes: Dtypes, scan_layers: bool = True):
         self.config = config
         self.unroll = not scan_layers
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
         dim = config.hidden_size
         self.class_embedding = parameter((dim,), jnp.float32)
-        self.patch_embedding = Linear(3 * config.patch_size**2, dim, (None, axes.EMBED), use_bias=False, **common)
+        self.patch_embedding = Linear(3 * config.patch_size**2, dim, (None, axes.EMBED), dtypes, use_bias=False)
         self.position_embedding = parameter((config.tokens, dim), jnp.float32)
         self.pre_norm = LayerNorm(dim, config.layer_norm_eps)
-        self.layers = stack(lambda: Layer(config, **common), config.num_hidden_layers)
+        self.layers = stack(lambda: Layer(config, dtypes), config.num_hidden_layers)
 
     def __call__(self, pixels: Float[Array, "b h w c"]) -> Float[Array, "b k e"]:
-        """What enters the last layer, fp32: the class token, then the patches; `pixels` come from `preprocess`."""
+        """The input of the last layer, fp32: class token, then patches. `pixels` come from `preprocess`."""
         b, side, _, c = pixels.shape
         p = self.config.patch_size
         patches = pixels.reshape(b, side // p, p, side // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, p * p * c)

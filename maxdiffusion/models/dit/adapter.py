@@ -1,4 +1,4 @@
-"""Where an adapter enters the trunk: VACE's hints and Animate's face attention, each after some of the layers."""
+"""The interface of adapters (VACE's hints, Animate's face attention), which act after some layers of the trunk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ After = Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
 
 
 class NoAdapter(nnx.Module):
-    """The plain transformer's: adds nothing."""
+    """The adapter of the plain transformer: adds nothing."""
 
     def prepare(self, text: Float[Array, "b k e"], control: tuple[()]) -> tuple[()]:
         return control
@@ -30,7 +30,7 @@ def after_layers(
 ) -> After:
     """Calls `run(i, x, state)` after the i-th of `layers`.
 
-    It is one branch of a conditional: other layers cost nothing, and the blocks stay one scan, however the layers lie.
+    Other layers skip it by a conditional, so that the blocks stay one scan whatever the layers are.
     """
     indices = np.full(max(layers) + 1, -1, np.int32)
     indices[list(layers)] = np.arange(len(layers))

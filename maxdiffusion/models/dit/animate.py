@@ -1,29 +1,27 @@
-"""Animate: a pose added to the embedded latents, and the motion of a face attended to after every few blocks."""
+"""Animate: a pose added to the embedded latents, and attention to the motion of a face after every few blocks."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.adapter import After, after_layers
 from maxdiffusion.models.dit.block import Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.layers import Linear, RMSNorm, layer_norm, pick, scan, stack
+from maxdiffusion.models.layers import Dtypes, Linear, RMSNorm, layer_norm, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 
 
 class Performance(NamedTuple):
-    """Pose and face of the driving video: one latent frame fewer than the result, whose first is the character."""
+    """Pose and face of the driving video, one latent frame fewer than the result, which begins with the character."""
 
     pose: Float[Array, "b f-1 h w c"]  # latents of the pose video
     face: Float[Array, "b frames height width 3"]  # pixels in [-1, 1]
@@ -40,17 +38,16 @@ class FaceAdapter(nnx.Module):
     """Attention of every token to the face's tokens of its own latent frame.
 
     Reference: `WanAnimateFaceBlockCrossAttention` in diffusers' transformer_wan_animate.py. It folds the frames into
-    the batch; here the tokens lie over devices that know no frames, so the face's tokens of all frames (105 at 77
-    frames, where the text has 512) are keys, and those of other frames are masked.
+    the batch; here devices split the tokens without regard to frames, so the face's tokens of all frames (105 at 77
+    frames; the text has 512) are keys, and those of other frames are masked.
     """
 
-    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.heads, self.eps, self.dtype = config.num_attention_heads, config.eps, dtype
-        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+    def __init__(self, config: DiTConfig, dtypes: Dtypes):
+        self.heads, self.eps, self.dtype = config.num_attention_heads, config.eps, dtypes.activations
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.attention_head_dim, config.eps)
         self.norm_k = RMSNorm(config.attention_head_dim, config.eps)
 
@@ -72,7 +69,7 @@ class FaceAdapter(nnx.Module):
         q = self.norm_q(self._heads(self.to_q(layer_norm(x, self.eps)))).astype(self.dtype)
         logits = jnp.einsum("bsnd,bknd->bsnk", q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
         frames = jnp.arange(keys.shape[1]) // keys_per_frame
-        # Tokens of padding lie behind the last frame; they attend to it, so that none is left without a key.
+        # Padding tokens follow the last frame and attend to its keys, so that every row has a key.
         own = jnp.minimum(jnp.arange(x.shape[1]) // tokens_per_frame, frames[-1])[:, None] == frames
         weights = jax.nn.softmax(jnp.where(own[:, None], logits, -jnp.inf), axis=-1).astype(self.dtype)
         out = jnp.einsum("bsnk,bknd->bsnd", weights, values, preferred_element_type=jnp.float32)
@@ -85,27 +82,14 @@ class Animate(nnx.Module):
     Reference: `diffusers.WanAnimateTransformer3DModel`.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        animate: AnimateConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-    ):
-        del plan  # attention to a few keys of the token's own frame is none of its modes
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: DiTConfig, animate: AnimateConfig, dtypes: Dtypes):
         self.layers = config.adapter_layers
         self.patch = config.patch_size
         channels = animate.latent_channels * math.prod(config.patch_size)
-        self.pose_patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
-        self.motion_encoder = MotionEncoder(animate, **common)
-        self.face_encoder = FaceEncoder(animate, config.dim, **common)
-        self.blocks = stack(
-            lambda: FaceAdapter(config, weights_dtype=weights_dtype, dtype=dtype),
-            len(self.layers),
-        )
+        self.pose_patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), dtypes)
+        self.motion_encoder = MotionEncoder(animate, dtypes)
+        self.face_encoder = FaceEncoder(animate, config.dim, dtypes)
+        self.blocks = stack(lambda: FaceAdapter(config, dtypes), len(self.layers))
 
     def prepare(self, text: Float[Array, "b k e"], performance: Performance) -> PreparedPerformance:
         del text

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.api import cross_attention, self_attention
@@ -18,14 +17,14 @@ from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotate
-from maxdiffusion.models.layers import MLP, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
 from maxdiffusion.parallel import axes, shard
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """Timestep embeddings and token positions, which blocks and head take beside the tokens.
+    """Timestep embeddings and token positions, inputs of blocks and head beside the tokens.
 
     Attributes:
       embedding: the timestep embedding, b t e fp32; t is 2 with `clean` tokens (the second is timestep 0), else 1.
@@ -45,18 +44,17 @@ class Signal:
     grid: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
 
     def by_token(self, vectors: Float[Array, "b t e"]) -> Float[Array, "b s e"]:
-        """The vector of each token's timestep; s is 1 where all tokens share one."""
+        """The vector of each token's timestep; s is 1 if all tokens share a timestep."""
         return vectors if self.clean is None else jnp.where(self.clean[:, None], vectors[:, 1:], vectors[:, :1])
 
 
 class KeyValue(nnx.Module):
     """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split."""
 
-    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: DiTConfig, dtypes: Dtypes):
         self.heads = config.num_attention_heads
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
+        self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
     def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
@@ -73,13 +71,12 @@ class KeyValue(nnx.Module):
 
 
 class Attention(KeyValue):
-    """All projections of one attention; q is normed as k is."""
+    """The projections of one attention; q is normed in the same way as k."""
 
-    def __init__(self, config: DiTConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        super().__init__(config, **common)
-        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), **common)
-        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), **common)
+    def __init__(self, config: DiTConfig, dtypes: Dtypes):
+        super().__init__(config, dtypes)
+        self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
+        self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.dim, config.eps)
 
     def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
@@ -93,23 +90,15 @@ class Attention(KeyValue):
 class Block(nnx.Module):
     """Reference: `diffusers.models.transformers.transformer_wan.WanTransformerBlock`."""
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-    ):
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes):
         self.plan = plan
-        self.dtype = dtype
+        self.dtype = dtypes.activations
         self.eps = config.eps
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.attn1 = Attention(config, **common)
-        self.attn2 = Attention(config, **common)
-        self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, **common)])
+        self.attn1 = Attention(config, dtypes)
+        self.attn2 = Attention(config, dtypes)
+        self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, dtypes)])
         self.norm2 = LayerNorm(config.dim, config.eps)
-        self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, **common)
+        self.ffn = MLP(config.dim, config.ffn_dim, config.dim, gelu_tanh, dtypes)
         self.scale_shift_table = parameter((6, config.dim), jnp.float32)
 
     def sources(self, *tokens: Float[Array, "b _ e"]) -> tuple[tuple[Float[Array, "b k n d"], ...], ...]:
@@ -144,6 +133,6 @@ class Block(nnx.Module):
         return self._add(x, self.ffn(h) * gate_2)
 
     def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
-        """The residual sum, in fp32, kept in the activation dtype."""
+        """The residual sum in fp32, rounded to the activation dtype."""
         total = x.astype(jnp.float32) + y.astype(jnp.float32)
         return shard(total.astype(self.dtype), axes.BATCH, axes.SEQUENCE, None)

@@ -12,7 +12,7 @@ from maxdiffusion.models import checkpoint_config
 
 @dataclasses.dataclass(frozen=True)
 class VACEConfig:
-    """What `diffusers.WanVACETransformer3DModel` adds."""
+    """The fields that `diffusers.WanVACETransformer3DModel` adds."""
 
     vace_layers: tuple[int, ...]
     vace_in_channels: int
@@ -20,7 +20,7 @@ class VACEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AnimateConfig:
-    """What `diffusers.WanAnimateTransformer3DModel` adds."""
+    """The fields that `diffusers.WanAnimateTransformer3DModel` adds."""
 
     latent_channels: int
     motion_encoder_channel_sizes: tuple[tuple[str, int], ...] | None = None  # (size, channels); None: as published
@@ -40,7 +40,7 @@ class AnimateConfig:
         """Channels of the motion encoder at each size, halved from the faces' own to 4.
 
         Raises:
-          UserError: the size is no power of two, or has no channels.
+          UserError: the size is not a power of two, or has no channels.
         """
         sizes = [2**n for n in reversed(range(2, self.motion_encoder_size.bit_length()))]
         table = dict(self.motion_encoder_channel_sizes or self.CHANNELS)
@@ -100,7 +100,7 @@ class DiTConfig:
 
     @property
     def adapter_layers(self) -> tuple[int, ...]:
-        """The layers after which the adapter adds something: a hint of a VACE, the motion of a face."""
+        """The layers after which the adapter acts."""
         match self.adapter:
             case VACEConfig(vace_layers=layers):
                 return layers

@@ -1,6 +1,6 @@
-"""The conditioning of the transformer. The batch leads in every leaf; None is a part that is absent.
+"""The conditioning of the transformer: pytrees with a leading batch axis, None for absent parts.
 
-Variants differ in which parts they have, not in code: all of them travel through loop and guidance as one pytree.
+Variants differ in the parts they have; loop and guidance treat all of them as one pytree.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ class KeysValues(NamedTuple):
 
 
 class Frames(NamedTuple):
-    """Conditioning on the grid of the latents, fp32.
+    """Conditioning frames on the grid of the latents, fp32.
 
     Attributes:
       channels: concatenated to the latents' channels (image to video: mask and encoded frames).
-      first: the first latent frames themselves. They replace the noise, at timestep 0, and stay in the result.
+      first: clean latents that replace the first frames at timestep 0, and stay in the result.
     """
 
     channels: Float[Array, "b f h w c"] | None = None
     first: Float[Array, "b f h w c"] | None = None
 
     def keep(self, latents: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        """The latents with `first` in their place."""
+        """The latents with `first` as their first frames."""
         if self.first is None:
             return latents
         return jnp.concatenate([self.first.astype(latents.dtype), latents[:, self.first.shape[1] :]], axis=1)
@@ -47,7 +47,7 @@ class Context(NamedTuple):
     Attributes:
       text: hidden states of the text encoder, zeros after the prompt's length.
       image: hidden states of the image encoder; two images follow each other.
-      frames: conditioning on the grid of the latents.
+      frames: conditioning frames on the grid of the latents.
       adapter: `vace.Control` or `animate.Performance`.
     """
 
@@ -58,7 +58,7 @@ class Context(NamedTuple):
 
 
 class PreparedContext(NamedTuple):
-    """`Context` after `WanTransformer.prepare`, with all that does not depend on latents and timestep computed.
+    """`Context` after `WanTransformer.prepare`, which computes what does not depend on latents and timestep.
 
     Attributes:
       sources: keys and values of the cross-attentions: the text's, then the image's if any.

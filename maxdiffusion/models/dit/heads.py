@@ -1,4 +1,4 @@
-"""Features into heads and back: a reshape, written as slices for TPUs (docs/tpu_layouts.md)."""
+"""Splits features into heads and joins them: a reshape, on TPUs as slices (docs/tpu_layouts.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from maxdiffusion.parallel import axes, current
 
 
 def split(x: Shaped[Array, "b s e"], heads: int) -> Shaped[Array, "b s {heads} d"]:
-    """Heads of equal width, in order."""
+    """Splits features into heads."""
     return jax.lax.platform_dependent(
         x,
         tpu=lambda x: split_by_slices(x, heads, _shards()),
@@ -17,7 +17,7 @@ def split(x: Shaped[Array, "b s e"], heads: int) -> Shaped[Array, "b s {heads} d
 
 
 def join(x: Shaped[Array, "b s n d"]) -> Shaped[Array, "b s e"]:
-    """The inverse."""
+    """Joins heads: the inverse of `split`."""
     return jax.lax.platform_dependent(
         x,
         tpu=lambda x: join_by_slices(x, _shards()),

@@ -1,4 +1,4 @@
-"""From a video of a face to tokens of its motion: an encoder of single frames, then causal convolutions over time.
+"""Encodes a video of a face as tokens of its motion: an encoder of single frames, then causal convolutions over time.
 
 Reference: `WanAnimateMotionEncoder` and `WanAnimateFaceEncoder` in diffusers' transformer_wan_animate.py; the former is
 that of LIA (Wang et al., 2022, arXiv:2203.09043), on the convolutions of StyleGAN2 (Karras et al., 2020).
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.models.dit.config import AnimateConfig
-from maxdiffusion.models.layers import Linear, layer_norm, parameter
+from maxdiffusion.models.layers import Dtypes, Linear, layer_norm, parameter
 from maxdiffusion.parallel import axes
 
 
@@ -41,16 +41,15 @@ class ScaledConv2d(nnx.Module):
         in_channels: int,
         out_channels: int,
         size: int,
-        *,
-        weights_dtype: DTypeLike,
+        dtype: DTypeLike,
         padding: int = 0,
         down: bool = False,
         activate: bool = True,
     ):
         self.padding, self.down, self.size = padding, down, size
         shape = (size, size, in_channels, out_channels)
-        self.kernel = parameter(shape, weights_dtype)
-        self.bias = nnx.data(parameter((out_channels,), weights_dtype) if activate else None)
+        self.kernel = parameter(shape, dtype)
+        self.bias = nnx.data(parameter((out_channels,), dtype) if activate else None)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         if self.down:
@@ -67,42 +66,33 @@ class ScaledConv2d(nnx.Module):
 
 
 class ScaledResidual(nnx.Module):
-    """Two convolutions beside one, halving height and width."""
+    """Two convolutions plus a convolved shortcut; halves height and width."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, weights_dtype: DTypeLike):
-        self.conv1 = ScaledConv2d(in_channels, in_channels, 3, padding=1, weights_dtype=weights_dtype)
-        self.conv2 = ScaledConv2d(in_channels, out_channels, 3, down=True, weights_dtype=weights_dtype)
-        self.conv_skip = ScaledConv2d(
-            in_channels, out_channels, 1, down=True, activate=False, weights_dtype=weights_dtype
-        )
+    def __init__(self, in_channels: int, out_channels: int, dtype: DTypeLike):
+        self.conv1 = ScaledConv2d(in_channels, in_channels, 3, dtype, padding=1)
+        self.conv2 = ScaledConv2d(in_channels, out_channels, 3, dtype, down=True)
+        self.conv_skip = ScaledConv2d(in_channels, out_channels, 1, dtype, down=True, activate=False)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 o"]:
         return (self.conv2(self.conv1(x)) + self.conv_skip(x)) / math.sqrt(2)
 
 
 class MotionEncoder(nnx.Module):
-    """A face to one vector of its motion: coefficients, of an orthonormal basis that is learnt."""
+    """Encodes a face as one vector of motion: coefficients of a learnt orthonormal basis."""
 
-    def __init__(self, config: AnimateConfig, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        self.size, self.dtype, self.batch = config.motion_encoder_size, dtype, config.motion_encoder_batch_size
-        channels = config.channels()
-        self.conv_in = ScaledConv2d(3, channels[0], 1, weights_dtype=weights_dtype)
-        self.res_blocks = nnx.List(
-            [ScaledResidual(c, o, weights_dtype=weights_dtype) for c, o in itertools.pairwise(channels)]
-        )
+    def __init__(self, config: AnimateConfig, dtypes: Dtypes):
+        self.dtype, self.batch, channels = dtypes.activations, config.motion_encoder_batch_size, config.channels()
+        self.conv_in = ScaledConv2d(3, channels[0], 1, dtypes.weights)
+        self.res_blocks = nnx.List([ScaledResidual(c, o, dtypes.weights) for c, o in itertools.pairwise(channels)])
         style = config.motion_style_dim
-        self.conv_out = ScaledConv2d(channels[-1], style, 4, activate=False, weights_dtype=weights_dtype)
+        self.conv_out = ScaledConv2d(channels[-1], style, 4, dtypes.weights, activate=False)
         widths = [style] * config.MOTION_LAYERS + [config.motion_dim]
-        self.motion_network = nnx.List(
-            [
-                Linear(a, b, (axes.EMBED, None), dtype=dtype, weights_dtype=weights_dtype)
-                for a, b in itertools.pairwise(widths)
-            ]
-        )
+        layers = [Linear(a, b, (axes.EMBED, None), dtypes) for a, b in itertools.pairwise(widths)]
+        self.motion_network = nnx.List(layers)
         self.basis = parameter((config.motion_encoder_dim, config.motion_dim), jnp.float32)
 
     def __call__(self, faces: Float[Array, "b f h w 3"]) -> Float[Array, "b f c"]:
-        """`faces` in [-1, 1], of the encoder's own size; a few frames at a time."""
+        """`faces` in [-1, 1], of the encoder's size; runs `motion_encoder_batch_size` frames at a time."""
         frames = faces.reshape(-1, *faces.shape[2:])
         padding = -len(frames) % self.batch
         frames = jnp.pad(frames, ((0, padding), *[(0, 0)] * 3)).reshape(-1, self.batch, *faces.shape[2:])
@@ -117,18 +107,18 @@ class MotionEncoder(nnx.Module):
         for block in self.res_blocks:
             x = block(x)
         x = self.conv_out(x)[:, 0, 0]
-        for layer in self.motion_network:  # no activations in between: so it was trained
+        for layer in self.motion_network:  # without activations in between, as trained
             x = layer(x / math.sqrt(x.shape[-1]))
         return x.astype(jnp.float32)
 
 
 class CausalConv1d(nnx.Module):
-    """A convolution over the present and the past, of which what lies before the start equals the first entry."""
+    """A causal convolution over time; the first entry is repeated before the start."""
 
-    def __init__(self, size: int, in_channels: int, out_channels: int, stride: int, *, weights_dtype: DTypeLike):
+    def __init__(self, size: int, in_channels: int, out_channels: int, stride: int, dtype: DTypeLike):
         self.stride = stride
-        self.kernel = parameter((size, in_channels, out_channels), weights_dtype)
-        self.bias = parameter((out_channels,), weights_dtype)
+        self.kernel = parameter((size, in_channels, out_channels), dtype)
+        self.bias = parameter((out_channels,), dtype)
 
     def __call__(self, x: Float[Array, "b f c"]) -> Float[Array, "b f2 o"]:
         x = jnp.pad(x, ((0, 0), (self.kernel.shape[0] - 1, 0), (0, 0)), mode="edge")
@@ -139,22 +129,21 @@ class CausalConv1d(nnx.Module):
 
 
 class FaceEncoder(nnx.Module):
-    """The motion of every frame to a few tokens for every latent frame."""
+    """Encodes the motion of every frame as a few tokens for every latent frame."""
 
     SIZE, EPS = 3, 1e-6
 
-    def __init__(self, config: AnimateConfig, dim: int, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        hidden, self.heads, self.dtype = config.face_encoder_hidden_dim, config.face_encoder_num_heads, dtype
-        self.conv1_local = CausalConv1d(
-            self.SIZE, config.motion_encoder_dim, hidden * self.heads, 1, weights_dtype=weights_dtype
-        )
-        self.conv2 = CausalConv1d(self.SIZE, hidden, hidden, 2, weights_dtype=weights_dtype)
-        self.conv3 = CausalConv1d(self.SIZE, hidden, hidden, 2, weights_dtype=weights_dtype)
-        self.out_proj = Linear(hidden, dim, (None, axes.EMBED), dtype=dtype, weights_dtype=weights_dtype)
-        self.padding_tokens = parameter((dim,), weights_dtype)
+    def __init__(self, config: AnimateConfig, dim: int, dtypes: Dtypes):
+        self.heads, self.dtype = config.face_encoder_num_heads, dtypes.activations
+        hidden = config.face_encoder_hidden_dim
+        self.conv1_local = CausalConv1d(self.SIZE, config.motion_encoder_dim, hidden * self.heads, 1, dtypes.weights)
+        self.conv2 = CausalConv1d(self.SIZE, hidden, hidden, 2, dtypes.weights)
+        self.conv3 = CausalConv1d(self.SIZE, hidden, hidden, 2, dtypes.weights)
+        self.out_proj = Linear(hidden, dim, (None, axes.EMBED), dtypes)
+        self.padding_tokens = parameter((dim,), dtypes.weights)
 
     def __call__(self, motion: Float[Array, "b f c"]) -> Float[Array, "b f4 tokens e"]:
-        """Tokens of every fourth frame, the first included; a learnt one follows those of the encoder's heads."""
+        """Tokens of every fourth frame, from the first on: one for each head, then a learnt padding token."""
         b, f, _ = motion.shape
         x = self.conv1_local(motion.astype(self.dtype)).reshape(b, f, self.heads, -1)
         x = self._activate(x.transpose(0, 2, 1, 3).reshape(b * self.heads, f, -1))

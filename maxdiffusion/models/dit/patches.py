@@ -1,4 +1,4 @@
-"""Latents to tokens and back: each patch is one token, its numbers in (t, h, w, c) order."""
+"""Folds latents into tokens and back: each patch is one token, its features in (t, h, w, c) order."""
 
 from __future__ import annotations
 

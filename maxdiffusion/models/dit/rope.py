@@ -11,11 +11,11 @@ THETA = 1e4
 
 
 def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "s d"], Float[Array, "s d"]]:
-    """Tables of `rotate`: cosines, and sines with the sign of the even channels turned; fp32.
+    """Tables of `rotate`: cosines, and sines negated in even channels; fp32.
 
     Tokens are in (f, h, w) order. The head dim is split into t = d - 4 (d // 6) and h = w = 2 (d // 6) channels.
-    Angles are made in float64 on the host, one small table for each axis; the product over the grid is left to the
-    program, so that no table of the length of the sequence becomes a constant of the executable.
+    Angles are computed in float64 on the host, one small table for each axis. The program broadcasts them over the
+    grid, so that no table as long as the sequence becomes a constant of the executable.
     """
     f, h, w = grid
     spatial = 2 * (head_dim // 6)
@@ -34,7 +34,7 @@ def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Arra
 
 
 def rotate(x: Float[Array, "b s n d"], cos: Float[Array, "s d"], sin: Float[Array, "s d"]) -> Float[Array, "b s n d"]:
-    """Turns each pair of channels (2i, 2i + 1) by its angle, in fp32; fp32 out."""
+    """Rotates each pair of channels (2i, 2i + 1) by its angle, in fp32; fp32 out."""
     x = x.astype(jnp.float32)
     swapped = jax.lax.platform_dependent(x, tpu=_swap_by_product, default=_swap_by_flip)
     return x * cos[:, None] + swapped * sin[:, None]
@@ -46,6 +46,6 @@ def _swap_by_flip(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
 
 
 def _swap_by_product(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
-    """The same bits by a permutation matrix, which keeps the layout on TPUs (docs/tpu_layouts.md)."""
+    """Swaps by a permutation matrix, with the same bits; it keeps the layout on TPUs (docs/tpu_layouts.md)."""
     swap = np.eye(x.shape[-1], dtype=np.float32).reshape(-1, 2, x.shape[-1])[:, ::-1].reshape(-1, x.shape[-1])
     return jnp.einsum("bsnd,de->bsne", x, swap, precision="highest")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.plan import AttentionPlan
@@ -22,12 +21,12 @@ from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
 from maxdiffusion.models.dit.vace import VACE
-from maxdiffusion.models.layers import MLP, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
-    """Cosines, then sines of t * 10000^(-i / (channels / 2)), fp32 (Ho et al., 2020; cos first as WAN has it)."""
+    """Cosines, then sines of t * 10000^(-i / (channels / 2)), fp32 (Ho et al., 2020; cosines first, as in WAN)."""
     half = channels // 2
     frequencies = np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32)
     angles = timestep[..., None] * frequencies
@@ -40,26 +39,26 @@ def _context_shards() -> int:
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
-def make_adapter(config: DiTConfig, plan: AttentionPlan, **kwargs: Any) -> NoAdapter | VACE | Animate:
-    """The adapter that this kind of transformer has between its blocks."""
+def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> NoAdapter | VACE | Animate:
+    """The adapter of the transformer."""
     match config.adapter:
         case VACEConfig() as vace:
-            return VACE(config, vace, plan, **kwargs)
+            return VACE(config, vace, plan, dtypes)
         case AnimateConfig() as animate:
-            return Animate(config, animate, plan, **kwargs)
+            return Animate(config, animate, dtypes)
     return NoAdapter()
 
 
 class ImageEmbedder(nnx.Module):
     """Norm, feed-forward, norm of the image encoder's hidden states (reference: WanImageEmbedding)."""
 
-    EPS = 1e-5  # whatever the transformer's own is
+    EPS = 1e-5  # independent of the transformer's
 
     def __init__(self, in_features: int, out_features: int, positions: int | None):
-        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
         self.pos_embed = nnx.data(None if positions is None else parameter((positions, in_features), jnp.float32))
         self.norm1 = LayerNorm(in_features, self.EPS)
-        self.ff = MLP(in_features, in_features, out_features, functools.partial(jax.nn.gelu, approximate=False), **fp32)
+        gelu = functools.partial(jax.nn.gelu, approximate=False)
+        self.ff = MLP(in_features, in_features, out_features, gelu, Dtypes())
         self.norm2 = LayerNorm(out_features, self.EPS)
 
     def __call__(self, x: Float[Array, "b k e_image"]) -> Float[Array, "b k e"]:
@@ -71,17 +70,16 @@ class ConditionEmbedder(nnx.Module):
     """Embeds timestep, text and image; parameters and arithmetic in fp32."""
 
     def __init__(self, config: DiTConfig):
-        fp32: dict[str, Any] = {"weights_dtype": jnp.float32, "dtype": jnp.float32}
         self.freq_dim = config.freq_dim
-        self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, **fp32)
-        self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), **fp32)
-        self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, **fp32)
+        self.time_embedder = MLP(config.freq_dim, config.dim, config.dim, jax.nn.silu, Dtypes())
+        self.time_proj = Linear(config.dim, 6 * config.dim, (axes.EMBED, axes.MLP), Dtypes())
+        self.text_embedder = MLP(config.text_dim, config.dim, config.dim, gelu_tanh, Dtypes())
         self.image_embedder = nnx.data(
             None if config.image_dim is None else ImageEmbedder(config.image_dim, config.dim, config.pos_embed_seq_len)
         )
 
     def time(self, timestep: Float[Array, "*b"]) -> tuple[Float[Array, "*b e"], Float[Array, "*b 6 e"]]:
-        """The embedding that the head adds to its table, and the six vectors that every block adds to its own."""
+        """The timestep embedding for the head, and its projection to the six modulation vectors of a block."""
         embedding = self.time_embedder(sinusoid(timestep, self.freq_dim))
         vectors = self.time_proj(jax.nn.silu(embedding)).reshape(*timestep.shape, 6, -1)
         return embedding, shard(vectors, axes.BATCH, *[None] * (vectors.ndim - 1))
@@ -90,41 +88,29 @@ class ConditionEmbedder(nnx.Module):
 class WanTransformer(nnx.Module):
     """Reference: `diffusers.WanTransformer3DModel`; paper: Wan (2025), arXiv:2503.20314.
 
-    It is `head(trunk(embed(...)))`, so that a step cache can stand around the trunk. The blocks are stored stacked, a
-    leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the loop is
-    unrolled in the program.
+    It is `head(trunk(embed(...)))`, so that a step cache can reuse the trunk's output. The blocks are stored stacked,
+    with a leading layer axis on every parameter. `scan_layers` compiles one block and loops over it; without it the
+    loop is unrolled.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        scan_layers: bool = True,
-    ):
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes, scan_layers: bool = True):
         self.config = config
-        self.dtype = dtype
+        self.dtype = dtypes.activations
         self.unroll = not scan_layers
-        common: dict[str, Any] = {"weights_dtype": weights_dtype}
         patch = math.prod(config.patch_size)
-        self.adapter = make_adapter(config, plan, **common, dtype=dtype)
-        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), **common, dtype=dtype)
+        self.adapter = make_adapter(config, plan, dtypes)
+        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), dtypes)
         self.condition_embedder = ConditionEmbedder(config)
-        self.blocks = stack(
-            lambda: Block(config, plan, weights_dtype=weights_dtype, dtype=dtype),
-            config.num_layers,
-        )
+        self.blocks = stack(lambda: Block(config, plan, dtypes), config.num_layers)
         # The head computes in fp32: its output is the velocity, and it is small beside a block.
-        self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), **common, dtype=jnp.float32)
+        self.proj_out = Linear(config.dim, config.out_channels * patch, (axes.EMBED, None), Dtypes(dtypes.weights))
         self.scale_shift_table = parameter((2, config.dim), jnp.float32)
 
     def prepare(self, context: Context) -> PreparedContext:
         """Embeds text and image and projects every layer's keys and values, once for all steps.
 
         Raises:
-          ValueError: an image for a transformer that attends to none, or the other way round.
+          ValueError: the context has an image and the transformer attends to none, or the reverse.
         """
         embedder = self.condition_embedder
         tokens = [embedder.text_embedder(context.text)]
@@ -143,12 +129,12 @@ class WanTransformer(nnx.Module):
     def embed(
         self, latents: Float[Array, "b f h w c"], timestep: Float[Array, " b"], context: PreparedContext
     ) -> tuple[Float[Array, "b s e"], Signal]:
-        """Patches, positions and timesteps; `timestep` is 0..1000.
+        """Embeds patches, positions and timesteps; `timestep` is 0..1000.
 
-        A sequence that does not divide over the context shards is padded here, once; the padding is never attended.
+        A sequence that does not divide over the context shards is padded; the padding is masked in attention.
 
         Raises:
-          UserError: the latent's size does not divide by the patch, or has more positions than the model has.
+          UserError: the latent's size does not divide by the patch, or exceeds the model's positions.
         """
         frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
@@ -172,7 +158,7 @@ class WanTransformer(nnx.Module):
         return x, Signal(*self.condition_embedder.time(timestep), cos, sin, valid, clean, grid)
 
     def trunk(self, tokens: Float[Array, "b s e"], signal: Signal, context: PreparedContext) -> Float[Array, "b s e"]:
-        """All blocks, and the adapter between them."""
+        """Runs all blocks, and the adapter between them."""
         x, state, after = self.adapter.start(tokens, signal, context.adapter)
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:

@@ -1,14 +1,13 @@
-"""VACE (Jiang et al., 2025, arXiv:2503.07598): a second stream of blocks carries the control and hints to the first."""
+"""VACE (Jiang et al., 2025, arXiv:2503.07598): a second stream of blocks computes hints from a control video."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.plan import AttentionPlan
@@ -17,7 +16,7 @@ from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import KeysValues
 from maxdiffusion.models.dit.patches import fold
-from maxdiffusion.models.layers import Linear, pick, scan, stack
+from maxdiffusion.models.layers import Dtypes, Linear, pick, scan, stack
 from maxdiffusion.parallel import axes, shard
 
 
@@ -42,40 +41,27 @@ class ControlBlock(nnx.Module):
     Reference: `diffusers.models.transformers.transformer_wan_vace.WanVACETransformerBlock`.
     """
 
-    def __init__(self, config: DiTConfig, plan: AttentionPlan, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        self.block = Block(config, plan, **common)
-        self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
+    def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes):
+        self.block = Block(config, plan, dtypes)
+        self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes)
 
 
 class VACE(nnx.Module):
-    """The control stream, in step with the main one, so that a single hint is in memory at a time.
+    """The control stream, which runs along with the main one, so that one hint is in memory at a time.
 
-    The reference computes all hints first. They depend on the main stream only by its embedded latents, which this
-    stream starts from, so each may as well be computed where it is added.
+    The reference computes all hints first. They depend on the main stream by its embedded latents only, so each can be
+    computed where it is added.
 
     Reference: `diffusers.WanVACETransformer3DModel`.
     """
 
-    def __init__(
-        self,
-        config: DiTConfig,
-        vace: VACEConfig,
-        plan: AttentionPlan,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-    ):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: DiTConfig, vace: VACEConfig, plan: AttentionPlan, dtypes: Dtypes):
         self.layers = config.adapter_layers
         self.patch = config.patch_size
         channels = vace.vace_in_channels * math.prod(config.patch_size)
-        self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), **common)
-        self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), **common)
-        self.blocks = stack(
-            lambda: ControlBlock(config, plan, weights_dtype=weights_dtype, dtype=dtype),
-            len(vace.vace_layers),
-        )
+        self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), dtypes)
+        self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes)
+        self.blocks = stack(lambda: ControlBlock(config, plan, dtypes), len(vace.vace_layers))
 
     def prepare(self, text: Float[Array, "b k e"], control: Control) -> PreparedControl:
         _, sources = scan(self.blocks, lambda one, _, __: (None, one.block.sources(text)), None, None, False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +9,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from maxdiffusion.models.layers import Linear, RMSNorm, gelu_tanh, parameter, scan, stack
+from maxdiffusion.models.layers import Dtypes, Linear, RMSNorm, gelu_tanh, parameter, scan, stack
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.parallel import axes, shard
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of every (query, key) distance, int32 (length, length): exact near by, logarithmic farther on.
+    """Bucket of every (query, key) distance, int32 (length, length): exact for near, logarithmic for far keys.
 
     Half of the buckets are for keys after the query. fp32 logarithm, as the reference: its rounding decides at the
     bucket edges.
@@ -35,8 +33,8 @@ def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 class Embedding(nnx.Module):
     """Rows of a table; table (rows, features)."""
 
-    def __init__(self, rows: int, features: int, logical: tuple[str | None, ...], *, weights_dtype: DTypeLike):
-        self.embedding = parameter((rows, features), weights_dtype, *logical)
+    def __init__(self, rows: int, features: int, logical: tuple[str | None, ...], dtype: DTypeLike):
+        self.embedding = parameter((rows, features), dtype, *logical)
 
     def __call__(self, index: Int[Array, " ..."]) -> Float[Array, "... features"]:
         """fp32 out."""
@@ -46,20 +44,15 @@ class Embedding(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention without 1/sqrt(d), with a bias by relative position."""
 
-    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
+    def __init__(self, config: UMT5Config, dtypes: Dtypes):
         self.config = config
         inner = config.num_heads * config.d_kv
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype, "use_bias": False}
-        self.q = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
-        self.k = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
-        self.v = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), **common)
-        self.o = Linear(inner, config.d_model, (axes.HEADS, axes.EMBED), **common)
-        self.relative_attention_bias = Embedding(
-            config.relative_attention_num_buckets,
-            config.num_heads,
-            (None, axes.HEADS),
-            weights_dtype=weights_dtype,
-        )
+        self.q = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), dtypes, use_bias=False)
+        self.k = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), dtypes, use_bias=False)
+        self.v = Linear(config.d_model, inner, (axes.EMBED, axes.HEADS), dtypes, use_bias=False)
+        self.o = Linear(inner, config.d_model, (axes.HEADS, axes.EMBED), dtypes, use_bias=False)
+        buckets = config.relative_attention_num_buckets
+        self.relative_attention_bias = Embedding(buckets, config.num_heads, (None, axes.HEADS), dtypes.weights)
 
     def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
         config, (b, length, _) = self.config, x.shape
@@ -76,19 +69,16 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Gated GELU. Where fp16 is asked for, `wo` is kept and applied in fp32: the gate's product overflows fp16.
+    """Gated GELU. With fp16, `wo` is stored and applied in fp32, because the gated product overflows fp16.
 
     transformers 5 does the same, and in bf16 keeps `wo` in bf16.
     """
 
-    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        given: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
-        wide: dict[str, Any] = {
-            name: jnp.float32 if jnp.dtype(value) == jnp.float16 else value for name, value in given.items()
-        }
-        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), use_bias=False, **given)
-        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), use_bias=False, **given)
-        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), use_bias=False, **wide)
+    def __init__(self, config: UMT5Config, dtypes: Dtypes):
+        wide = Dtypes(*(jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype for dtype in dtypes))
+        self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), dtypes, use_bias=False)
+        self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), dtypes, use_bias=False)
+        self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), wide, use_bias=False)
 
     def __call__(self, x: Float[Array, "b k e"]) -> Float[Array, "b k e"]:
         gate = gelu_tanh(self.wi_0(x).astype(jnp.float32))
@@ -98,12 +88,11 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm attention and feed-forward; the residual stream is fp32."""
 
-    def __init__(self, config: UMT5Config, *, weights_dtype: DTypeLike, dtype: DTypeLike):
-        common: dict[str, Any] = {"weights_dtype": weights_dtype, "dtype": dtype}
+    def __init__(self, config: UMT5Config, dtypes: Dtypes):
         self.attention_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.attention = Attention(config, **common)
+        self.attention = Attention(config, dtypes)
         self.feed_forward_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
-        self.feed_forward = FeedForward(config, **common)
+        self.feed_forward = FeedForward(config, dtypes)
 
     def __call__(self, x: Float[Array, "b k e"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
         x = x + self.attention(self.attention_norm(x), valid).astype(jnp.float32)
@@ -113,24 +102,15 @@ class Block(nnx.Module):
 class UMT5Encoder(nnx.Module):
     """Reference: `transformers.UMT5EncoderModel`. Blocks are stored stacked; see `WanTransformer` for `scan_layers`."""
 
-    def __init__(
-        self,
-        config: UMT5Config,
-        *,
-        weights_dtype: DTypeLike,
-        dtype: DTypeLike,
-        scan_layers: bool = True,
-    ):
+    def __init__(self, config: UMT5Config, dtypes: Dtypes, scan_layers: bool = True):
         self.config = config
         self.unroll = not scan_layers
-        self.shared = Embedding(
-            config.vocab_size, config.d_model, (axes.VOCAB, axes.EMBED), weights_dtype=weights_dtype
-        )
-        self.block = stack(lambda: Block(config, weights_dtype=weights_dtype, dtype=dtype), config.num_layers)
+        self.shared = Embedding(config.vocab_size, config.d_model, (axes.VOCAB, axes.EMBED), dtypes.weights)
+        self.block = stack(lambda: Block(config, dtypes), config.num_layers)
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def __call__(self, token_ids: Int[Array, "b k"], valid: Bool[Array, "b k"]) -> Float[Array, "b k e"]:
-        """The last hidden state, fp32. Tokens that are not valid are attended by none; their own rows mean nothing."""
+        """The last hidden state, fp32. Invalid tokens are masked as keys; their own rows are undefined."""
         x = shard(self.shared(token_ids), axes.BATCH, None, None)
         x, _ = scan(self.block, lambda block, x, _: (block(x, valid), None), x, None, self.unroll)
         return self.final_layer_norm(x)

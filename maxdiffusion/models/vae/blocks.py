@@ -1,12 +1,12 @@
 """The blocks of the VAE.
 
-Every block is called as `y, cache = block(x, cache)`: `cache` is the block's memory of the earlier frames, a pytree,
-None at the start of a video. The chain of blocks is then a pure function that can be cut anywhere in time.
+Every block is called as `y, cache = block(x, cache)`. `cache` is a pytree of what the block needs of earlier frames,
+None at the start of a video, so that a chain of blocks is a pure function of any chunk of frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -26,12 +26,12 @@ _ATTENTION_LOGITS_BYTES = 64 * 2**20  # of one block of queries
 
 
 def place(x: Video) -> Video:
-    """Asks for the placement of activations: videos over the batch, columns of pixels over the context."""
+    """Shards activations: videos over the data axis, columns of pixels over the context axes."""
     return shard(x, axes.BATCH, None, None, axes.WIDTH, None)
 
 
 def chain(blocks: Iterable[Any], x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
-    """Runs blocks one after the other; the cache is the tuple of theirs."""
+    """Runs blocks one after the other; the cache is the tuple of their caches."""
     blocks = tuple(blocks)
     caches = (None,) * len(blocks) if cache is None else cache
     after = []
@@ -54,7 +54,7 @@ class RMSNorm(nnx.Module):
 
 
 class CausalConv3d(nnx.Module):
-    """A causal convolution; its cache is the frames before the chunk (reference: WanCausalConv3d)."""
+    """A causal convolution; its cache holds the last frames before the chunk (reference: WanCausalConv3d)."""
 
     def __init__(self, size: tuple[int, int, int], c: int, o: int, weights_dtype: Dtype):
         self.kernel, self.bias = _affine((*size, c, o), weights_dtype)
@@ -63,8 +63,13 @@ class CausalConv3d(nnx.Module):
         return causal_conv3d(x, self.kernel[...], self.bias[...], cache)
 
 
+def activated(norm: RMSNorm, conv: CausalConv3d) -> Callable[[Video, Cache], tuple[Video, Cache]]:
+    """The block of norm, SiLU and convolution."""
+    return lambda x, cache: conv(nnx.silu(norm(x)), cache)
+
+
 class Conv2d(nnx.Module):
-    """The parameters of a 3x3 convolution of each frame by itself."""
+    """The parameters of a 3x3 convolution of single frames."""
 
     def __init__(self, c: int, o: int, weights_dtype: Dtype):
         self.kernel, self.bias = _affine((3, 3, c, o), weights_dtype)
@@ -82,7 +87,7 @@ class Pointwise(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """Twice norm, SiLU, convolution, around a shortcut (reference: WanResidualBlock)."""
+    """Norm, SiLU and convolution, twice, plus a shortcut (reference: WanResidualBlock)."""
 
     def __init__(self, c: int, o: int, weights_dtype: Dtype):
         self.norm1 = RMSNorm(c)
@@ -92,11 +97,9 @@ class ResidualBlock(nnx.Module):
         self.conv_shortcut = nnx.data(None if c == o else Pointwise(c, o, weights_dtype))
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b f h w o"], Cache]:
-        first, second = (None, None) if cache is None else cache
-        y, first = self.conv1(nnx.silu(self.norm1(x)), first)
-        y, second = self.conv2(nnx.silu(self.norm2(y)), second)
+        y, cache = chain((activated(self.norm1, self.conv1), activated(self.norm2, self.conv2)), x, cache)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return place(shortcut + y), (first, second)
+        return place(shortcut + y), cache
 
 
 class AttentionBlock(nnx.Module):
@@ -181,7 +184,7 @@ class MidBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    """Residual blocks, then a doubling unless it is the last one (reference: WanUpBlock)."""
+    """Residual blocks and, except in the last level, an upsampling (reference: WanUpBlock)."""
 
     def __init__(self, c: int, o: int, num_res_blocks: int, up: Upsample | None, weights_dtype: Dtype):
         self.resnets = nnx.List(
@@ -194,7 +197,7 @@ class UpBlock(nnx.Module):
 
 
 class ResidualDownBlock(nnx.Module):
-    """Residual blocks and a halving, within a shortcut that averages (reference: WanResidualDownBlock)."""
+    """Residual blocks and a downsampling, plus a shortcut that averages (reference: WanResidualDownBlock)."""
 
     def __init__(self, c: int, o: int, num_res_blocks: int, down: Downsample | None, weights_dtype: Dtype):
         self.resnets = nnx.List([ResidualBlock(c if i == 0 else o, o, weights_dtype) for i in range(num_res_blocks)])
@@ -208,7 +211,7 @@ class ResidualDownBlock(nnx.Module):
 
 
 class ResidualUpBlock(UpBlock):
-    """Residual blocks and a doubling, within a shortcut that repeats (reference: WanResidualUpBlock)."""
+    """Residual blocks and an upsampling, plus a shortcut that repeats (reference: WanResidualUpBlock)."""
 
     def __init__(self, c: int, o: int, num_res_blocks: int, up: Upsample | None, weights_dtype: Dtype):
         super().__init__(c, o, num_res_blocks, up, weights_dtype)
@@ -223,14 +226,14 @@ class ResidualUpBlock(UpBlock):
 
 
 def _factors(resample: Downsample | Upsample | None) -> tuple[int, int]:
-    """By how much frames, and height and width, are divided or multiplied."""
+    """Factors of the resampling in time and in space."""
     return (1, 1) if resample is None else (1 if resample.time_conv is None else 2, 2)
 
 
 def averaged(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo ho wo o"]:
-    """Frames, rows and columns folded into channels, consecutive ones of which are averaged to `out` (AvgDown3D).
+    """Folds frames, rows and columns into channels and averages consecutive channels to `out` (reference: AvgDown3D).
 
-    Before an odd number of frames, where a video starts, stands one of zeros.
+    An odd number of frames, at the start of a video, is preceded by a frame of zeros.
     """
     t, s = factors
     x = jnp.pad(x, ((0, 0), (-x.shape[1] % t, 0), (0, 0), (0, 0), (0, 0)))
@@ -241,12 +244,12 @@ def averaged(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo
 
 
 def repeated(x: Video, factors: tuple[int, int], out: int) -> Float[Array, "b fo ho wo o"]:
-    """Channels repeated and unfolded into frames, rows and columns, so that `out` are left (DupUp3D)."""
+    """Repeats channels and unfolds them into frames, rows and columns; `out` channels remain (reference: DupUp3D)."""
     (t, s), (b, f, h, w, c) = factors, x.shape
     x = jnp.repeat(x, out * t * s * s // c, axis=-1).reshape(b, f, h, w, out, t, s, s)
     return x.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, f * t, h * s, w * s, out)
 
 
 def _affine(shape: tuple[int, ...], dtype: Dtype) -> tuple[nnx.Param, nnx.Param]:
-    """A kernel (.., c, o) and a bias (o,), whole on every device: the VAE is smaller than a layer of the 14B model."""
+    """A kernel (.., c, o) and a bias (o,), replicated: the VAE is smaller than a layer of the 14B model."""
     return parameter(shape, dtype), parameter(shape[-1:], dtype)

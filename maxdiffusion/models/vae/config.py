@@ -1,4 +1,4 @@
-"""The VAE's dimensions, read from the checkpoint's own config.json; imports no jax."""
+"""Dimensions of the VAE, from the checkpoint's vae/config.json. Imports no jax."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.models import checkpoint_config
 
-# Keys that only repeat what the others say.
+# Keys that follow from others.
 _DERIVED = {
     "scale_factor_temporal": "temporal_factor",
     "scale_factor_spatial": "spatial_factor",
@@ -23,8 +23,8 @@ class VAEConfig:
     """Dimensions of the autoencoder (field names as in diffusers' AutoencoderKLWan, its spelling included).
 
     The encoder halves height and width between every two entries of `dim_mult`, and the frame rate where
-    `temperal_downsample` says so; the decoder mirrors it. WAN 2.2's folds patches of pixels into channels first, and
-    has shortcuts around whole levels (`is_residual`).
+    `temperal_downsample` says so; the decoder mirrors it. The VAE of WAN 2.2 folds patches of pixels into channels
+    first (`patch_size`), and has shortcuts around whole levels (`is_residual`).
     """
 
     latents_mean: tuple[float, ...]
@@ -65,12 +65,12 @@ class VAEConfig:
 
     @property
     def patch(self) -> int:
-        """Pixels on each side of what is folded into channels."""
+        """Side of the pixel patches that are folded into channels."""
         return self.patch_size or 1
 
     @property
     def channels(self) -> int:
-        """What the first convolution reads and the last one writes."""
+        """Input channels of the first convolution and output channels of the last."""
         return 3 * self.patch**2
 
     @property
@@ -97,7 +97,7 @@ class VAEConfig:
         return parsed
 
 
-# Of the official files, but for the means and deviations of latents, which say nothing about shapes.
+# The official dimensions, with placeholders for the latents' means and deviations, which do not affect shapes.
 WAN21 = VAEConfig((0.0,) * 16, (1.0,) * 16)
 WAN22 = VAEConfig(
     (0.0,) * 48, (1.0,) * 48, z_dim=48, base_dim=160, decoder_base_dim=256, is_residual=True, patch_size=2

@@ -1,4 +1,4 @@
-"""The convolutions of the VAE; the formulation is chosen here, by platform, and nowhere else."""
+"""The convolutions of the VAE, in a formulation for each platform."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ def _conv3d_xla(padded: jax.Array, kernel: jax.Array) -> jax.Array:
 def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     """The same from a convolution over frames and rows with the columns as its batch; products of bf16, sums in fp32.
 
-    A TPU's convolution wants its batch in the second innermost dimension. Given a single video it makes itself one, of
-    strips of the picture, with pads and transposes around that cost several times the products. Columns lie there
-    already; the three that a column sees become channels, which fill a matrix unit better. Where devices share the
-    width, shifts by one column are all that passes between them. Rounding to bf16 is what a TPU does with fp32 operands
-    anyway, unless told otherwise; here it comes before the copies.
+    A TPU's convolution has its batch in the second innermost dimension. For a single video XLA makes a batch of strips
+    of the picture, with pads and transposes that cost several times the products. Columns are already there; the three
+    columns of the kernel become channels, which fill a matrix unit better. Where devices split the width, they exchange
+    single columns only. A TPU rounds fp32 operands to bf16 at default precision; here they are rounded before copies.
     """
     kt, kh, kw, c, o = kernel.shape
     seen = jnp.concatenate([_shifted(padded.astype(jnp.bfloat16), kw // 2 - tap) for tap in range(kw)], axis=-1)
@@ -52,12 +51,12 @@ def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _shifted(x: jax.Array, columns: int) -> jax.Array:
-    """The video moved right by so many columns (left, if negative); zeros come in, the columns that leave are lost."""
+    """Shifts the video right by `columns` (left, if negative) and fills with zeros."""
     return lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * 3, (columns, -columns, 0), (0, 0, 0)])
 
 
 def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same numbers from 2-D convolutions."""
+    """The same convolution as a sum of 2-D convolutions."""
     kt, kh, kw, c, o = kernel.shape
     b, f, h, w, _ = padded.shape
     f -= kt - 1
@@ -87,8 +86,8 @@ def causal_conv3d(
 ) -> tuple[Float[Array, "b f h w o"], Float[Array, "b past h w c"]]:
     """A convolution over the present and `past = kt - 1` earlier frames; "same" in height and width, zeros outside.
 
-    `cache` holds those earlier frames, None stands for zeros (the start of a video). Returns the output in x's dtype
-    and the cache for the next chunk, so that any way of cutting a video into chunks gives the same result.
+    `cache` holds those earlier frames; None means zeros (the start of a video). Returns the output in x's dtype and the
+    cache for the next chunk. On a TPU convolutions multiply in bfloat16 whatever the dtype.
     Reference: WanCausalConv3d in diffusers' autoencoder_kl_wan.py.
     """
     past = kernel.shape[0] - 1
@@ -107,7 +106,7 @@ def conv2d(
     stride: int,
     padding: tuple[int, int],
 ) -> Float[Array, "b f hout wout o"]:
-    """A 2-D convolution of every frame by itself, in x's dtype; `padding` before and after, in height and in width."""
+    """A 2-D convolution of single frames, in x's dtype; `padding` is (before, after) in height and in width."""
     b, f, h, w, c = x.shape
     out = lax.conv_general_dilated(
         x.reshape(b * f, h, w, c),

@@ -1,9 +1,10 @@
-"""The WAN video autoencoders: encoder, decoder, and the loops over chunks of frames."""
+"""The WAN video autoencoders: encoder, decoder, and the loop over chunks of frames."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,23 +15,9 @@ from jaxtyping import Array, Float
 
 from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.vae.blocks import (
-    Cache,
-    CausalConv3d,
-    Downsample,
-    Dtype,
-    MidBlock,
-    Pointwise,
-    ResidualBlock,
-    ResidualDownBlock,
-    ResidualUpBlock,
-    RMSNorm,
-    UpBlock,
-    Upsample,
-    Video,
-    chain,
-    place,
-)
+from maxdiffusion.models.layers import Dtypes
+from maxdiffusion.models.vae import blocks
+from maxdiffusion.models.vae.blocks import Cache, Dtype, Video
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.parallel import axes, shard
 
@@ -45,26 +32,24 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, weights_dtype: Dtype):
         dims = [config.base_dim * m for m in (1, *config.dim_mult)]
-        self.conv_in = CausalConv3d((3, 3, 3), config.channels, dims[0], weights_dtype)
-        blocks: list[nnx.Module] = []
+        self.conv_in = blocks.CausalConv3d((3, 3, 3), config.channels, dims[0], weights_dtype)
+        levels: list[nnx.Module] = []
         for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), config.temperal_downsample):
-            down = None if temporal is None else Downsample(o, temporal, weights_dtype)
+            down = None if temporal is None else blocks.Downsample(o, temporal, weights_dtype)
             if config.is_residual:
-                blocks.append(ResidualDownBlock(c, o, config.num_res_blocks, down, weights_dtype))
+                levels.append(blocks.ResidualDownBlock(c, o, config.num_res_blocks, down, weights_dtype))
             else:
-                blocks += [ResidualBlock(c if j == 0 else o, o, weights_dtype) for j in range(config.num_res_blocks)]
-                blocks += [] if down is None else [down]
-        self.down_blocks = nnx.List(blocks)
-        self.mid_block = MidBlock(dims[-1], weights_dtype)
-        self.norm_out = RMSNorm(dims[-1])
-        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], 2 * config.z_dim, weights_dtype)
+                for j in range(config.num_res_blocks):
+                    levels.append(blocks.ResidualBlock(c if j == 0 else o, o, weights_dtype))
+                levels += [] if down is None else [down]
+        self.down_blocks = nnx.List(levels)
+        self.mid_block = blocks.MidBlock(dims[-1], weights_dtype)
+        self.norm_out = blocks.RMSNorm(dims[-1])
+        self.conv_out = blocks.CausalConv3d((3, 3, 3), dims[-1], 2 * config.z_dim, weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
-        start, body, end = (None, None, None) if cache is None else cache
-        x, start = self.conv_in(place(x), start)
-        x, body = chain((*self.down_blocks, self.mid_block), x, body)
-        x, end = self.conv_out(nnx.silu(self.norm_out(x)), end)
-        return x, (start, body, end)
+        end = blocks.activated(self.norm_out, self.conv_out)
+        return blocks.chain((self.conv_in, *self.down_blocks, self.mid_block, end), blocks.place(x), cache)
 
 
 class Decoder(nnx.Module):
@@ -72,52 +57,43 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, weights_dtype: Dtype):
         dims = [config.decoder_dim * m for m in (config.dim_mult[-1], *reversed(config.dim_mult))]
-        self.conv_in = CausalConv3d((3, 3, 3), config.z_dim, dims[0], weights_dtype)
-        self.mid_block = MidBlock(dims[0], weights_dtype)
+        self.conv_in = blocks.CausalConv3d((3, 3, 3), config.z_dim, dims[0], weights_dtype)
+        self.mid_block = blocks.MidBlock(dims[0], weights_dtype)
         # WAN 2.1 halves the channels where it doubles the pixels, 2.2 in the block after.
-        block, halved = (ResidualUpBlock, 1) if config.is_residual else (UpBlock, 2)
-        blocks: list[UpBlock] = []
+        block, halved = (blocks.ResidualUpBlock, 1) if config.is_residual else (blocks.UpBlock, 2)
+        levels: list[blocks.UpBlock] = []
         for (c, o), temporal in itertools.zip_longest(itertools.pairwise(dims), reversed(config.temperal_downsample)):
-            up = None if temporal is None else Upsample(o, o // halved, temporal, weights_dtype)
-            blocks.append(block(c if not blocks else c // halved, o, config.num_res_blocks, up, weights_dtype))
-        self.up_blocks = nnx.List(blocks)
-        self.norm_out = RMSNorm(dims[-1])
-        self.conv_out = CausalConv3d((3, 3, 3), dims[-1], config.channels, weights_dtype)
+            up = None if temporal is None else blocks.Upsample(o, o // halved, temporal, weights_dtype)
+            levels.append(block(c if not levels else c // halved, o, config.num_res_blocks, up, weights_dtype))
+        self.up_blocks = nnx.List(levels)
+        self.norm_out = blocks.RMSNorm(dims[-1])
+        self.conv_out = blocks.CausalConv3d((3, 3, 3), dims[-1], config.channels, weights_dtype)
 
     def __call__(self, x: Video, cache: Cache) -> tuple[Float[Array, "b fo ho wo o"], Cache]:
-        start, body, end = (None, None, None) if cache is None else cache
-        x, start = self.conv_in(place(x), start)
-        x, body = chain((self.mid_block, *self.up_blocks), x, body)
-        x, end = self.conv_out(nnx.silu(self.norm_out(x)), end)
-        return x, (start, body, end)
+        end = blocks.activated(self.norm_out, self.conv_out)
+        return blocks.chain((self.conv_in, self.mid_block, *self.up_blocks, end), blocks.place(x), cache)
 
 
 class WanVAE(nnx.Module):
     """AutoencoderKLWan of WAN 2.1 and 2.2, which differ in `VAEConfig`.
 
-    Long videos run chunk by chunk, the earlier frames remembered in a cache that is carried along; the result does not
-    depend on where they are cut. A video whose activations fit in one chunk is one program; any other is two, however
-    long: one for the first frame, one for the rest.
+    Long videos run chunk by chunk with a cache of earlier frames; the result does not depend on the chunks' size. A
+    video whose activations fit in one chunk is one program, any other is two, however long: one for the first latent
+    frame and one for all other chunks, which have one size.
     """
 
-    def __init__(
-        self,
-        config: VAEConfig,
-        *,
-        weights_dtype: Dtype = jnp.float32,
-        dtype: Dtype = jnp.float32,
-    ):
+    def __init__(self, config: VAEConfig, dtypes: Dtypes = Dtypes()):  # noqa: B008 (immutable)
         self.config = config
-        self.dtype = jnp.dtype(dtype)
-        self.encoder = Encoder(config, weights_dtype)
-        self.quant_conv = Pointwise(2 * config.z_dim, 2 * config.z_dim, weights_dtype)
-        self.post_quant_conv = Pointwise(config.z_dim, config.z_dim, weights_dtype)
-        self.decoder = Decoder(config, weights_dtype)
+        self.dtype = jnp.dtype(dtypes.activations)
+        self.encoder = Encoder(config, dtypes.weights)
+        self.quant_conv = blocks.Pointwise(2 * config.z_dim, 2 * config.z_dim, dtypes.weights)
+        self.post_quant_conv = blocks.Pointwise(config.z_dim, config.z_dim, dtypes.weights)
+        self.decoder = Decoder(config, dtypes.weights)
 
     def encode(self, video: Video, *, chunk: int | None = None) -> Latents:
         """Normalised latents (mu - mean) / std, float32, of a video in [-1, 1] with 3 channels.
 
-        `chunk` sets the number of latent frames in one program instead of the memory rule.
+        `chunk` is the largest number of latent frames in one program; None: as many as fit in memory.
 
         Raises:
           UserError: a number of frames that is not 4n + 1, or sides that do not divide by 8 (for the official config).
@@ -142,16 +118,16 @@ class WanVAE(nnx.Module):
         return jnp.concatenate(list(self.decode_chunks(latents, chunk=chunk)), axis=1)
 
     def decode_chunks(self, latents: Latents, *, chunk: int | None = None) -> Iterator[Video]:
-        """The frames of `decode` in order, a chunk at a time, in memory that does not grow with the video's length."""
+        """The frames of `decode` in order, chunk by chunk, in memory that does not grow with the video's length."""
         return self._in_chunks("decode", latents, chunk)
 
     def calls(self, name: str, shape: Sequence[int]) -> tuple[int, ...]:
-        """How often `encode` or `decode`, as `name` says, runs each of its programs for such an array."""
+        """How often `encode` or `decode` (`name`) runs each of its programs for an array of that shape."""
         rest = len(self._lengths(name, shape, None)) - 1
         return (1, rest) if rest else (1,)
 
     def lower(self, name: str, x: jax.ShapeDtypeStruct, index: int) -> jax.stages.Lowered:
-        """The program of that index in `calls`, for an array that is described."""
+        """The program of that index in `calls`, for an abstract array."""
         net, cache, lengths = nnx.split(self), None, self._lengths(name, x.shape, None)
 
         def chunk(length: int) -> jax.ShapeDtypeStruct:
@@ -165,31 +141,32 @@ class WanVAE(nnx.Module):
     def _in_chunks(self, name: str, x: Video, chunk: int | None) -> Iterator[Video]:
         cache, at = None, 0
         for length in self._lengths(name, x.shape, chunk):
-            part = jax.lax.dynamic_slice_in_dim(x, at, length, axis=1)
+            rest = min(length, x.shape[1] - at)
+            part = jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
+            if rest < length:  # causal: frames of padding after the video change none of its own
+                part = jnp.pad(part, [(0, length - rest) if axis == 1 else (0, 0) for axis in range(x.ndim)])
             out, cache = program()(*nnx.split(self), name, cache, part)
             at += length
-            yield out
+            yield out if rest == length else out[:, : out.shape[1] * rest // length]
 
     def _lengths(self, name: str, shape: Sequence[int], chunk: int | None) -> list[int]:
-        """Frames of each call for such an array; the first differs from the others, which are alike."""
-        b, frames, height, width, _ = shape
-        t, s = self.config.temporal_factor, self.config.spatial_factor
-        if name == "decode":
-            return self._chunks(frames, height * s, width * s, b, chunk)
-        first, *rest = self._chunks((frames - 1) // t + 1, height, width, b, chunk)
-        return [(first - 1) * t + 1, *(n * t for n in rest)]
+        """Frames of each call: all at once if they fit, else those of the first latent frame and then equal parts.
 
-    def _chunks(self, frames: int, height: int, width: int, batch: int, chunk: int | None) -> list[int]:
-        """Latent frames of each chunk: all at once if they fit, else the first alone and the rest in equal parts."""
-        config = self.config
+        The last part may be longer than the frames that are left.
+        """
+        config, (batch, frames, height, width, _) = self.config, shape
+        t, s, step = config.temporal_factor, config.spatial_factor, 1
+        if name == "decode":
+            height, width = height * s, width * s
+        else:
+            frames, step = (frames - 1) // t + 1, t
         pixels, dim = height * width // config.patch**2, max(config.base_dim, config.decoder_dim)
-        frame_bytes = batch * config.temporal_factor * pixels * dim * self.dtype.itemsize
+        frame_bytes = batch * t * pixels * dim * self.dtype.itemsize
         fitting = max(1, _CHUNK_BYTES // frame_bytes) if chunk is None else chunk
         if frames <= fitting:
-            return [frames]
-        rest = frames - 1
-        size = max(n for n in range(1, rest + 1) if rest % n == 0 and n <= fitting)
-        return [1] + [size] * (rest // size)
+            return [1 + (frames - 1) * step]
+        count = math.ceil((frames - 1) / fitting)
+        return [1] + [math.ceil((frames - 1) / count) * step] * count
 
     def _encode_chunk(self, video: Video, cache: Cache) -> tuple[Latents, Cache]:
         moments, cache = self.encoder(_fold(video.astype(self.dtype), self.config.patch), cache)
@@ -217,22 +194,23 @@ def _unfold(x: Video, p: int) -> Float[Array, "b f ho wo 3"]:
 
 
 def program() -> Any:
-    """`_run` under the current placement; the cache is donated, so that it is updated in place.
+    """`_run` compiled under the current placement; the cache is donated, so that it is updated in place.
 
-    For a TPU at XLA's level O0, else each convolution is tuned. Decode at 1280x720 over 8 v6e: 50 s of one core and, by
-    the compiler's cycle estimates, 2.5 s of 21 chunks; at O1 107 s and 1.8 s, by default several minutes.
+    On a TPU at XLA's level O0, because higher levels tune each convolution. Decode at 1280x720 over 8 v6e takes 50 s of
+    one core and, by the compiler's cycle estimates, 2.5 s of 21 chunks; at O1 107 s and 1.8 s, by default several
+    minutes.
     """
     return parallel.jit(_run, static_argnums=(0, 2), donate_argnums=3, tpu_level=9)
 
 
 def _run(graph: Any, state: Any, name: str, cache: Cache, x: jax.Array) -> tuple[jax.Array, Cache]:
-    """One chunk."""
+    """Encodes or decodes one chunk."""
     vae = nnx.merge(graph, state)
     out, cache = (vae._encode_chunk if name == "encode" else vae._decode_chunk)(x, cache)
     return out, jax.tree.map(_settled, cache)
 
 
-# What the cache holds, as the next program takes it.
+# The placement of the cache between programs.
 _CACHED = (axes.BATCH, None, None, axes.WIDTH, None)
 
 

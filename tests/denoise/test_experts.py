@@ -6,25 +6,25 @@ import sys
 import numpy as np
 import pytest
 
-from maxdiffusion.denoise.segments import Segment, guided, program_calls, segments
+from maxdiffusion.denoise.experts import ExpertSteps, expert_steps, guided, program_calls
 from maxdiffusion.denoise.solvers import UniPC
 
 
 @pytest.mark.parametrize(("shift", "boundary", "high"), [(12.0, 0.875, 26), (5.0, 0.9, 15)])
 def test_steps_of_the_official_experts(shift, boundary, high):
     """A14B's 40 steps, from text and from an image; the figures are those of the reference's scheduler."""
-    found = segments(UniPC().schedule(40, shift).timesteps, boundary, 4.0, 3.0)
-    assert [segment[:2] for segment in found] == [(0, high), (high, 40)]
+    found = expert_steps(UniPC().schedule(40, shift).timesteps, boundary, 4.0, 3.0)
+    assert [expert[:2] for expert in found] == [(0, high), (high, 40)]
 
 
 def test_experts_without_steps_are_not_named():
     timesteps = np.array([999.0, 900.0, 500.0], np.float32)
-    assert segments(timesteps, 0.9, 2.0, 3.0) == (
-        Segment(0, 2, "transformer", 2.0),
-        Segment(2, 3, "transformer_2", 3.0),
+    assert expert_steps(timesteps, 0.9, 2.0, 3.0) == (
+        ExpertSteps(0, 2, "transformer", 2.0),
+        ExpertSteps(2, 3, "transformer_2", 3.0),
     )
-    assert segments(timesteps, 0.4, 2.0, 3.0) == (Segment(0, 3, "transformer", 2.0),)
-    assert segments(timesteps, None, 2.0, None) == (Segment(0, 3, "transformer", 2.0),)
+    assert expert_steps(timesteps, 0.4, 2.0, 3.0) == (ExpertSteps(0, 3, "transformer", 2.0),)
+    assert expert_steps(timesteps, None, 2.0, None) == (ExpertSteps(0, 3, "transformer", 2.0),)
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_experts_without_steps_are_not_named():
 )
 def test_which_experts_are_guided_is_known_without_a_schedule(keys, want):
     assert guided(*keys) == want
-    assert tuple(segment.guided for segment in segments(UniPC().schedule(10, 5.0).timesteps, *keys)) == want
+    assert tuple(expert.guided for expert in expert_steps(UniPC().schedule(10, 5.0).timesteps, *keys)) == want
 
 
 def test_calls_of_each_program():
-    both = Segment(0, 3, guidance_scale=3.0), Segment(3, 7)
+    both = ExpertSteps(0, 3, guidance_scale=3.0), ExpertSteps(3, 7)
     assert program_calls(both, scan=False) == {(True, 1): 3, (False, 1): 4}
     assert program_calls(both, scan=True) == {(True, 3): 1, (False, 4): 1}
-    same = Segment(0, 3, guidance_scale=3.0), Segment(3, 6, guidance_scale=2.0)
+    same = ExpertSteps(0, 3, guidance_scale=3.0), ExpertSteps(3, 6, guidance_scale=2.0)
     assert program_calls(same, scan=False) == {(True, 1): 6} and program_calls(same, scan=True) == {(True, 3): 2}
 
 
 def test_needs_no_jax():
-    code = "import sys, maxdiffusion.denoise.segments\nassert 'jax' not in sys.modules"
+    code = "import sys, maxdiffusion.denoise.experts\nassert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
