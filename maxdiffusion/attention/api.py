@@ -9,8 +9,6 @@ from maxdiffusion.attention.dense import Local
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.attention.ring import ring
-from maxdiffusion.attention.ulysses import ulysses
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes, current
 
@@ -33,8 +31,12 @@ def self_attention(
     """
     local = KERNELS[plan.kernel].local(plan.options)
     if plan.ring > 1:
+        from maxdiffusion.attention.ring import ring
+
         local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way")
     if plan.ulysses > 1:
+        from maxdiffusion.attention.ulysses import ulysses
+
         local = ulysses(local, plan.chunks)
     return _attend(plan, local, q, k, v, valid, split_keys=plan.scheme != "local")
 

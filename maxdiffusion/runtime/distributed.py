@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.hosts import Hosts
-from maxdiffusion.runtime.rendezvous import meet
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,8 @@ def start(hosts: Hosts) -> None:
     if jax.distributed.is_initialized() or not hosts.join():
         return
     if hosts.address is not None and hosts.count is not None and hosts.index is not None:
+        from maxdiffusion.runtime.rendezvous import meet
+
         meet(hosts.address, hosts.count, hosts.index, hosts.timeout)
     try:
         jax.distributed.initialize(

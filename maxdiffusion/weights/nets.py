@@ -17,7 +17,6 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.clip.vision import CLIPVision
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.umt5.encoder import UMT5Encoder
@@ -49,9 +48,14 @@ def builders(
     def transformer(config: Any) -> WanTransformer:
         return WanTransformer(config, plan, dtypes, scan_layers)
 
+    def image_encoder(config: Any) -> nnx.Module:
+        from maxdiffusion.models.clip.vision import CLIPVision  # which few variants have
+
+        return CLIPVision(config, encoders, scan_layers)
+
     return {
         "text_encoder": lambda config: UMT5Encoder(config, encoders, scan_layers),
-        "image_encoder": lambda config: CLIPVision(config, encoders, scan_layers),
+        "image_encoder": image_encoder,
         "transformer": transformer,
         "transformer_2": transformer,
         "vae": lambda config: WanVAE(config, Dtypes(vae_dtype, vae_dtype)),

@@ -28,7 +28,7 @@ def main():
         return x - jnp.tanh(x @ params + shift[:, None, None, None, :])
 
     mesh = jax.make_mesh((2, 1, 2, 2, 1), parallel.axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
-    placement = parallel.Placement(mesh, {"batch": "data", "sequence": parallel.axes.CONTEXT})
+    placement = parallel.Placement(mesh, {"batch": ("data",), "sequence": parallel.axes.CONTEXT})
     params = jax.random.normal(jax.random.key(1), (4, 4))
     contexts = Contexts(*jax.random.normal(jax.random.key(2), (2, 2, 3, 4)))
     solver = SOLVERS["unipc"]

@@ -14,13 +14,11 @@ from jaxtyping import Array, Float
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.adapter import NoAdapter
-from maxdiffusion.models.dit.animate import Animate
 from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
-from maxdiffusion.models.dit.vace import VACE
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
 from maxdiffusion.parallel import axes, current, shard
 
@@ -39,12 +37,16 @@ def _context_shards() -> int:
     return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
-def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> NoAdapter | VACE | Animate:
-    """The adapter of the transformer."""
+def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
+    """The adapter of the transformer: `NoAdapter`, `VACE` or `Animate`; those that it lacks are not imported."""
     match config.adapter:
         case VACEConfig() as vace:
+            from maxdiffusion.models.dit.vace import VACE
+
             return VACE(config, vace, plan, dtypes)
         case AnimateConfig() as animate:
+            from maxdiffusion.models.dit.animate import Animate
+
             return Animate(config, animate, dtypes)
     return NoAdapter()
 
