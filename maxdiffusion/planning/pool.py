@@ -1,4 +1,4 @@
-"""Functions run in processes of their own, a few at a time, in the environment of a target. Imports no jax."""
+"""Runs functions in processes of their own, a few at a time, in the environment of a target. Imports no jax."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class Pool:
           workers: processes at a time; None is one for each processor of ours, as far as memory goes.
         """
         self._environment, self._deadline = {**os.environ, **environment}, deadline
-        self._workers = workers or max(1, int(min(_processors(), available() / GIB_EACH)))
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._workers = workers or max(1, int(min(processors, available() / GIB_EACH)))
 
     def map(self, jobs: Mapping[K, Callable[[], T]], on_answer: Callable[[K, T | UserError | None], None]) -> None:
-        """Starts the jobs in order and hands on what they return as it comes.
+        """Starts the jobs in order and hands on their results as they come.
 
         Where a job fails or its process dies the answer is a sentence; where the deadline came first it is None.
         """
@@ -64,13 +65,13 @@ class Pool:
                     on_answer(key, answer)
 
     def do(self, job: Callable[[], T]) -> T | None:
-        """What the job returns; None where the deadline came first.
+        """The job's result; None where the deadline came first.
 
         Raises:
           UserError: it failed, or its process died.
         """
-        answers: dict[int, T | UserError | None] = {}
-        self.map({0: job}, answers.__setitem__)
+        answers: list[T | UserError | None] = []
+        self.map({0: job}, lambda _, answer: answers.append(answer))
         if isinstance(answer := answers[0], UserError):
             raise answer
         return answer
@@ -92,7 +93,7 @@ class Pool:
 class _Worker:
     executor: ProcessPoolExecutor
     process: multiprocessing.process.BaseProcess
-    log: Path  # what it and its libraries print
+    log: Path  # standard output and error of it and its libraries
 
 
 @contextlib.contextmanager
@@ -129,7 +130,7 @@ def _end(folder: Path, deadline: float) -> None:
     parent = multiprocessing.parent_process()
     assert parent
     parent.join(max(0.0, deadline - time.monotonic()))
-    for _ in range(1000):  # as long as another thread still adds to it
+    for _ in range(1000):  # while another thread still writes to it
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             break
@@ -142,16 +143,12 @@ def libtpu() -> bool:
 
 
 def available() -> float:
-    """GiB of this machine's memory that nobody uses."""
+    """GiB of this machine's memory that are free."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) / 2**20
     return float("inf")
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(log: str, code: int | None = None) -> str:

@@ -46,7 +46,6 @@ RANGE = (0.8, 1.4)  # of predicted seconds
 _PRODUCTS = 0.85  # of peak, of matrix products and convolutions
 _PASSES = 50  # over activations of tokens x model dim in a layer
 _MERGE = 26  # bytes per value of a further hop
-_MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
 _LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
 _EXPOSED = 0.45  # of the all-to-alls, what no product hides
 _GATHERING = 0.1  # of the gathers of spread weights, the same
@@ -57,11 +56,11 @@ _VAE_ALIVE = (2200, 775)  # bytes in memory for a pixel of a chunk of 4 frames, 
 _VAE_WORK = 0.33  # FLOP for a pixel of a frame and a weight
 _VAE_BYTES = 200_000  # read and written for a pixel of a frame, in either dtype
 
-# Speeds of devices that are in no table, by platform; of an unknown TPU those of v6e.
+# Modelled speeds of devices that are not in `KINDS`, by platform; of an unknown TPU those of v6e.
 SPEEDS: Mapping[str, DeviceSpeed] = MappingProxyType(
     {
-        "cpu": DeviceSpeed(0.1e12, 20e9, 10e9),
-        "gpu": DeviceSpeed(400e12, 3000e9, 400e9),
+        "cpu": DeviceSpeed(0.2e12, 0.2e12, 0.1e12, 20e9, 10e9, 5e9),
+        "gpu": DeviceSpeed(800e12, 800e12, 400e12, 3000e9, 400e9, 750e9),
         "tpu": GENERATIONS["v6e"].speed,
     }
 )
@@ -90,9 +89,17 @@ class Seconds:
         return Seconds(*(times * value for value in dataclasses.astuple(self)))
 
 
-class Estimate(NamedTuple):
-    """How often a run calls a program, GiB per device at its peak, and seconds of one call."""
+class Figures(NamedTuple):
+    """Figures of one program of a run.
 
+    Attributes:
+      name: of the program, see `programs.Program`.
+      times: calls in a run.
+      gib: GiB per device at the peak of a call, with all that is in memory beside it.
+      seconds: of one call.
+    """
+
+    name: str
     times: int
     gib: float
     seconds: Seconds
@@ -117,6 +124,17 @@ class Layout:
     context: int = 1
     sharded: bool = False
     slices: int = 1
+
+    @property
+    def name(self) -> str:
+        """The degrees in words."""
+        plan = self.attention
+        degrees = {"data": self.data, "fsdp": self.fsdp, "tensor": plan.tensor}
+        over = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
+        context = f"ring {plan.ring} x ulysses {plan.ulysses}"
+        if plan.context < self.context:
+            context = f"context {self.context}, keys gathered"
+        return " x ".join([*over, context])
 
     @property
     def batch(self) -> int:
@@ -230,23 +248,6 @@ class Run:
     def speed(self) -> DeviceSpeed:
         return KINDS[self.device_kind].speed if self.device_kind in KINDS else SPEEDS[self.platform]
 
-    @property
-    def peak(self) -> float:
-        """FLOP/s of matrix products on a device."""
-        return KINDS[self.device_kind].peak if self.device_kind in KINDS else 2 * SPEEDS[self.platform].attention
-
-    @property
-    def ceiling(self) -> float:
-        """FLOP/s where one side of the products is narrow."""
-        return KINDS[self.device_kind].ceiling if self.device_kind in KINDS else self.peak
-
-    @property
-    def merging(self) -> float:
-        """Bytes/s of merges on a device; where no clock is known, a quarter of the memory's."""
-        if self.device_kind not in KINDS:
-            return 0.25 * self.speed.memory
-        return _MERGING * 1e9 * KINDS[self.device_kind].ghz * KINDS[self.device_kind].tensor_cores
-
     def batch(self, layout: Layout) -> int:
         """Videos of one batch."""
         return min(self.videos, self.rows * layout.batch)
@@ -263,35 +264,33 @@ class Run:
         fits = self.tokens * double <= max(self.tokens * single, self.limit)
         return (1, double) if self.mode == "batched" or (self.mode == "auto" and fits) else (2, single)
 
-    def text(self, layout: Layout) -> Estimate:
+    def text(self, layout: Layout) -> Figures:
         """The text encoder on one prompt."""
         weights, nbytes = self.nets["text_encoder"]
         share = nbytes / (layout.holders * layout.attention.tensor)
-        seconds = _seconds(linear=2 * weights * TEXT / self.peak, other=share / self.speed.memory)
-        return Estimate(self.prompts, share / GIB + 0.3, seconds)
+        seconds = _seconds(linear=2 * weights * TEXT / self.speed.peak, other=share / self.speed.memory)
+        return Figures("text", self.prompts, share / GIB + 0.3, seconds)
 
-    def step(self, layout: Layout) -> Estimate:
+    def step(self, layout: Layout) -> Figures:
         """One denoise step: the mean of the experts' seconds, the largest memory."""
-        ways = [self.passes(expert, layout) for expert in self.experts]
-        seconds = sum(
-            (self._pass(e, layout) * n * x.steps for x, (n, e) in zip(self.experts, ways, strict=True)), Seconds()
-        )
-        gib = max(
-            self._step_gib(expert, examples, layout) for expert, (_, examples) in zip(self.experts, ways, strict=True)
-        )
-        return Estimate(self.steps * self.units(layout), gib, seconds * (1 / self.steps))
+        seconds, gib = Seconds(), 0.0
+        for expert in self.experts:
+            calls, examples = self.passes(expert, layout)
+            seconds += self._pass(examples, layout) * calls * expert.steps
+            gib = max(gib, self._step_gib(expert, examples, layout))
+        return Figures("step", self.steps * self.units(layout), gib, seconds * (1 / self.steps))
 
-    def decode(self, layout: Layout) -> Estimate:
+    def decode(self, layout: Layout) -> Figures:
         """The VAE on a segment of a batch."""
         weights, nbytes = self.nets["vae"]
         pixels = -(-self.batch(layout) // layout.batch) * self.pixels / layout.context
         alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * self.vae_itemsize) * 4 * pixels / self.frames
         waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
         seconds = _seconds(
-            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.ceiling),
+            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.speed.ceiling),
             other=_VAE_BYTES * pixels / self.speed.memory,
         )
-        return Estimate(self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
+        return Figures("decode", self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
 
     def seconds(self, layout: Layout) -> float:
         """All calls of all three."""
@@ -331,7 +330,7 @@ class Run:
             compute=plan.ring * hop,
             exchange=exchange,
             rotation=hops * max(0.0, rotation - hop),
-            layouts=values * (_MERGE * hops / self.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
+            layouts=values * (_MERGE * hops / speed.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
         )
 
     def _pass(self, examples: int, layout: Layout) -> Seconds:
@@ -343,7 +342,7 @@ class Run:
         gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
         return _seconds(
             attention=self.layers * attention.compute,
-            linear=2 * tokens * weights / tensor / (_PRODUCTS * self.peak),
+            linear=2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
             other=self.layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=self.layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )

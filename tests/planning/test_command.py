@@ -49,6 +49,7 @@ def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
         "recommended  ring 1 x ulysses 1, weights whole (compiled)" in said and "modelled" not in said.split("notes")[0]
     )
     found = json.loads((tmp_path / "plan.json").read_text())
+    assert "predicted, not measured: nothing was run on these devices" in said and len(found["notes"]) == 2
     best = found["recommended"]
     assert best["fits"] and best["sources"] == dict.fromkeys(["text", "denoise", "decode"], "compiled")
     assert all(0 < gib < 1 for gib in best["gib"].values())
@@ -75,7 +76,7 @@ def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
     ("words", "sentence"),
     [
         (["plan=v6e-7"], "There is no slice v6e-7: choose one of v6e-1, v6e-4, v6e-8"),
-        (["plan=v6e:3x3"], "v6e:3x3 is no topology of v6e; choose one of "),
+        (["plan=v6e:3x3"], "v6e:3x3 is not a topology of v6e; choose one of "),
         (["plan=h100-8"], "'h100-8' names no TPU slice"),
         (["plan=auto"], "plan=auto finds no TPU here; name a slice"),
         (["plan=v6e-8", "attention=ulysses", "ici_data_parallelism=1"], "ulysses_shards=8 cannot split 12 heads"),
