@@ -37,15 +37,15 @@ class Program:
       name: `image`, `encode`, `text`, `prepare`, `step` or `decode`; programs of one name differ in their shapes.
       times: how often the run calls it; with loop=scan a call is all steps of an expert.
       resident: bytes per device of what is in memory beside its arguments.
-      placement: under which it is lowered.
       lower: makes `lowered`.
+      placement: under which it is lowered.
     """
 
     name: str
     times: int
     resident: int
-    placement: parallel.Placement
     lower: Callable[[], jax.stages.Lowered]
+    placement: parallel.Placement
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
@@ -64,7 +64,7 @@ def programs(setup: Setup) -> list[Program]:
             batches.setdefault(video.shape, (BatchPrograms(setup, video, len(rows)), []))[1].append(real)
         run = _Run(setup, tuple(batches.values()))
         denoised = () if job.cfg.decode_latents else (*run.conditioning(), *run.denoising())
-        return [Program(*each, setup.placement, lower) for *each, lower in (*denoised, *run.decoding())]
+        return [Program(*each, setup.placement) for each in (*denoised, *run.decoding())]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,11 +153,14 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shapes, leaves, strict=True))
 
 
+_Parts = tuple[str, int, int, Callable[[], jax.stages.Lowered]]  # name, times, resident, lower
+
+
 @dataclasses.dataclass(frozen=True)
 class _Run:
     """A run as batches of each shape: their programs, and the number of videos in each batch without its filling.
 
-    The methods make (name, times, resident, lower) of each `Program`, under the run's placement.
+    Its methods are called under the run's placement.
     """
 
     setup: Setup
@@ -178,12 +181,12 @@ class _Run:
         """Bytes per device of so many VAEs, and of the one that stays while segments hand frames on to each other."""
         return (copies + self.setup.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
 
-    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[tuple[Any, ...]]:
+    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[_Parts]:
         vae: Any = self.setup.abstract("vae")
         for program, number in enumerate(vae.calls(name, x.shape)):
             yield name, times * number, resident + nbytes(x), functools.partial(vae.lower, name, x, program)
 
-    def conditioning(self) -> Iterator[tuple[Any, ...]]:
+    def conditioning(self) -> Iterator[_Parts]:
         setup, job = self.setup, self.setup.job
         for batch, _ in self.batches:
             if batch.conditions.images:
@@ -201,7 +204,7 @@ class _Run:
         net = nnx.split(setup.abstract("text_encoder"))
         yield "text", len(prompts), 0, functools.partial(text.program().lower, *net, *tokens)
 
-    def denoising(self) -> Iterator[tuple[Any, ...]]:
+    def denoising(self) -> Iterator[_Parts]:
         job, recipe = self.setup.job, self.setup.recipe
         # In turn, all units wait between two experts: each with its latents and as many velocities as a solver keeps.
         in_turn = len(recipe.segments) > 1 and job.cfg.expert_residency == "in_turn"
@@ -217,7 +220,7 @@ class _Run:
             for program, calls in program_calls(recipe.segments, job.cfg.loop == "scan").items():
                 yield "step", units * calls, resident + context, lambda batch=batch, key=program: batch.steps[key]
 
-    def decoding(self) -> Iterator[tuple[Any, ...]]:
+    def decoding(self) -> Iterator[_Parts]:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim
         resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
         for batch, reals in self.batches:

@@ -29,7 +29,7 @@ def nearest(job: Job, configs: Mapping[str, Any], target: Target, plan: Plan) ->
 
     def rows(job: Job, devices: int) -> dict[Words, Row]:
         run = Run.of(job, recipe_of(job), configs, target.kind, target.platform)
-        return modelled(run, splits(job, run, devices)[0], plan.gib)
+        return modelled(run, splits(run, devices)[0], plan.gib)
 
     base = min(plan.rows, key=lambda row: row.gib)
     now = rows(job, target.devices)[base.overrides].stages

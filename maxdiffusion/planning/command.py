@@ -17,7 +17,7 @@ from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Pool, libtpu
-from maxdiffusion.planning.results import Plan, Target, modelled
+from maxdiffusion.planning.results import Plan, Target
 from maxdiffusion.request import Job, cost
 from maxdiffusion.request.checks import required
 from maxdiffusion.request.nets import read_configs
@@ -41,7 +41,9 @@ def run(job: Job, words: Sequence[str]) -> Plan:
     cfg = job.cfg
     log.setup(cfg.log_level)
     plan = make(job)
-    plan = dataclasses.replace(plan, command=_command(words, plan))
+    said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
+    said |= {word.partition("=")[0] for row in plan.rows for word in row.overrides}
+    plan = dataclasses.replace(plan, command=tuple(word for word in words if word.partition("=")[0] not in said))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
         if file.suffix.lower() == ".svg":
@@ -79,13 +81,6 @@ def make(job: Job) -> Plan:
     return plan
 
 
-def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
-    """The words of a run, without the keys of plans and those that the overrides set."""
-    said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
-    said |= {word.partition("=")[0] for row in plan.rows for word in row.overrides}
-    return tuple(word for word in words if word.partition("=")[0] not in said)
-
-
 def _own_slice() -> str:
     """The slice of this TPU VM, whose devices another process may hold.
 
@@ -116,9 +111,9 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     if target is None:
         raise UserError("This machine's devices did not answer within plan_minutes; write a larger one.")
     cfg, run = job.cfg, cost.Run.of(job, recipe_of(job), configs, target.kind, target.platform)
-    layouts, refused = splits(job, run, target.devices)
-    rows = modelled(run, layouts, target.gib)
-    compilation = Compilation(job, rows, layouts, run, pool, target)
+    layouts, refused = splits(run, target.devices)
+    compilation = Compilation(run, layouts, pool, target)
+    rows = compilation.rows
     notes = []
     if not paths.reach(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")

@@ -11,8 +11,8 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning import worker
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.results import Refused, Row, Stage, Target, Words
-from maxdiffusion.request import Job, on_mesh
+from maxdiffusion.planning.results import Refused, Stage, Target, Words, modelled
+from maxdiffusion.request import on_mesh
 from maxdiffusion.request.cost import Layout, Run
 
 log = logging.getLogger(__name__)
@@ -23,22 +23,14 @@ Key = tuple[Any, ...]  # a stage and the part of a split on which its programs d
 class Compilation:
     """Replaces modelled figures in rows by compiled ones, until the pool's deadline."""
 
-    def __init__(
-        self,
-        job: Job,
-        rows: dict[Words, Row],
-        layouts: Mapping[Words, Layout],
-        run: Run,
-        pool: Pool,
-        target: Target,
-    ) -> None:
-        """`rows` is changed in place."""
-        self.job, self.rows, self.layouts, self.run, self.pool, self.target = job, rows, layouts, run, pool, target
+    def __init__(self, run: Run, layouts: Mapping[Words, Layout], pool: Pool, target: Target) -> None:
+        self.job, self.run, self.layouts, self.pool, self.target = run.job, run, layouts, pool, target
+        self.rows = modelled(run, layouts, target.gib)
         self.refused: list[Refused] = []
         self.left: set[Key] = set()  # cut off by the deadline
         self.done: set[Key] = set()
         self.failed: dict[Key, UserError] = {}
-        self.unkept = "" if job.cfg.jax_cache_dir not in ("", "none") else "jax_cache_dir names no folder"
+        self.unkept = "" if run.job.cfg.jax_cache_dir not in ("", "none") else "jax_cache_dir names no folder"
 
     def compile(self) -> None:
         """Compiles each split with whole weights if these may fit, then with spread ones where they did not.
@@ -84,7 +76,7 @@ class Compilation:
         spread = (layout.data, layout.fsdp, layout.context, layout.attention.tensor)
         conditions = self.job.spec.task.conditions
         pictures = stage == "decode" or bool(self.job.cfg.video) or conditions not in ((), ("start",))
-        stays = self.run.units(layout) > self.run.segments  # the transformer, while others are decoded
+        stays = self.run.units(layout) > len(self.job.segments)  # the transformer, while others are decoded
         return stage, spread if pictures or layout.sharded else (), layout.sharded and (stage == "text" or stays)
 
     def _compile(self, wanted: Iterable[Words]) -> None:
@@ -121,12 +113,12 @@ class Compilation:
         log.info("%s of %s: %.2f GiB, compiled in %.0f s", key[0], split, answer.stage.gib, answer.took)
 
 
-def _timed(stage: Stage, modelled: Stage) -> Stage:
+def _timed(stage: Stage, rough: Stage) -> Stage:
     """The compiled stage; where its compiler counts no cycles, with the seconds of the modelled one."""
     if stage.seconds.total or not stage.programs:
         return stage
-    (model,) = modelled.programs
+    (model,) = rough.programs
     calls = sum(each.times for each in stage.programs if each.name == model.name)
-    seconds = modelled.seconds * (1 / max(1, calls))
+    seconds = rough.seconds * (1 / max(1, calls))
     programs = (each._replace(seconds=seconds) if each.name == model.name else each for each in stage.programs)
     return dataclasses.replace(stage, programs=tuple(programs))

@@ -127,8 +127,10 @@ def _time(steps: Sequence[Step], generation: Generation, branch_probability: flo
     for step in steps:
         match step:
             case Collective():
-                duration, leaves = seconds(step, speed), _chips(step, speed) > 1
-                end = free[leaves] = max(free[leaves], parts.total) + duration
+                chips = len({number // speed.cores for number in step.group})
+                times, model = _MODELS[step.kind]
+                duration = times * model(step.size, len(step.group), chips, speed)
+                end = free[chips > 1] = max(free[chips > 1], parts.total) + duration
                 if step.key:
                     begun[step.key] = duration, end
                 else:
@@ -160,13 +162,3 @@ _MODELS: dict[str, tuple[int, Callable[[int, int, int, DeviceSpeed], float]]] = 
     "all-reduce": (2, links.all_gather),
     "collective-permute": (1, links.permute),
 }
-
-
-def seconds(collective: Collective, speed: DeviceSpeed) -> float:
-    """Modelled time of a collective within a slice, were it alone."""
-    times, model = _MODELS[collective.kind]
-    return times * model(collective.size, len(collective.group), _chips(collective, speed), speed)
-
-
-def _chips(collective: Collective, speed: DeviceSpeed) -> int:
-    return len({number // speed.cores for number in collective.group})

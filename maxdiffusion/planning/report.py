@@ -100,36 +100,29 @@ def clock(seconds: float) -> str:
 
 
 def _table(plan: Plan) -> str:
-    head = ["split", "weights", "s/step", "range", *PARTS, "text", "denoise", "decode", "fits", "run", "by"]
-    lines = [head]
-    for row in plan.rows:
-        step = row.step
-        lines.append(
-            [
-                row.split,
-                row.weights,
-                number(step.total),
-                f"{number(step.low)}-{number(step.high)}",
-                *(number(getattr(step, part)) for part in PARTS),
-                *(f"{stage.gib:.1f}" for stage in row.stages.values()),
-                "yes" if row.fits else "NO",
-                clock(row.seconds.total),
-                row.source,
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = []
-    for line in lines:
-        padded = [
-            cell.ljust(width) if name in ("split", "weights", "by") else cell.rjust(width)
-            for name, cell, width in zip(head, line, widths, strict=True)
-        ]
-        shown.append("  ".join(padded).rstrip())
+    rows = plan.rows
+    columns = {
+        "split": [row.split for row in rows],
+        "weights": [row.weights for row in rows],
+        "s/step": [number(row.step.total) for row in rows],
+        "range": [f"{number(row.step.low)}-{number(row.step.high)}" for row in rows],
+        **{part: [number(getattr(row.step, part)) for row in rows] for part in PARTS},
+        **{name: [f"{row.stages[name].gib:.1f}" for row in rows] for name in ("text", "denoise", "decode")},
+        "fits": ["yes" if row.fits else "NO" for row in rows],
+        "run": [clock(row.seconds.total) for row in rows],
+        "by": [row.source for row in rows],
+    }
+    padded = []
+    for name, cells in columns.items():
+        width = max(map(len, (name, *cells)))
+        align = str.ljust if name in ("split", "weights", "by") else str.rjust
+        padded.append([align(cell, width) for cell in (name, *cells)])
+    lines = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
     title = (
         "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
         f"of {plan.gib:.4g}"
     )
-    return "\n".join([title, *shown])
+    return "\n".join([title, *lines])
 
 
 def _item(note: str) -> str:

@@ -131,8 +131,7 @@ def modelled(run: Run, layouts: Mapping[Words, Layout], gib: float) -> dict[Word
     """The row of each split by arithmetic, on devices with `gib` of memory."""
     rows = {}
     for words, layout in layouts.items():
-        figures = {"text": run.text(layout), "denoise": run.step(layout), "decode": run.decode(layout)}
-        stages = {name: Stage("modelled", (each,), each.gib <= gib) for name, each in figures.items()}
+        stages = {name: Stage("modelled", (each,), each.gib <= gib) for name, each in run.stages(layout).items()}
         rows[words] = Row(words, layout.name, layout.holders, run.steps * run.units(layout), stages)
     return rows
 

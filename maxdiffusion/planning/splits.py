@@ -10,12 +10,12 @@ from maxdiffusion.config import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes, resolve
 from maxdiffusion.planning.results import Refused, Words
-from maxdiffusion.request import Job, on_mesh
 from maxdiffusion.request import layout as layout_of
+from maxdiffusion.request import on_mesh
 from maxdiffusion.request.cost import Layout, Run
 
 
-def splits(job: Job, run: Run, devices: int) -> tuple[dict[Words, Layout], tuple[Refused, ...]]:
+def splits(run: Run, devices: int) -> tuple[dict[Words, Layout], tuple[Refused, ...]]:
     """Every legal split of that many devices by its words, and the illegal ones.
 
     Varies the keys that the config leaves open: the data degree (the guidance pair, or several videos), the Ulysses
@@ -24,9 +24,9 @@ def splits(job: Job, run: Run, devices: int) -> tuple[dict[Words, Layout], tuple
     Raises:
       UserError: nothing is legal.
     """
-    cfg, found = job.cfg, dict[Words, Layout]()
+    job, cfg, found = run.job, run.job.cfg, dict[Words, Layout]()
     refused: list[Refused] = []
-    for data in _data(cfg, run, devices):
+    for data in _data(run, devices):
         words = () if data is None else (f"ici_data_parallelism={data}",)
         try:
             tried, here = on_mesh(job, words).cfg, [None] * devices
@@ -48,13 +48,14 @@ def splits(job: Job, run: Run, devices: int) -> tuple[dict[Words, Layout], tuple
     return found, tuple(refused)
 
 
-def _data(cfg: Config, run: Run, devices: int) -> Iterator[int | None]:
+def _data(run: Run, devices: int) -> Iterator[int | None]:
     """Degrees of the data axis worth trying; None leaves the given one."""
+    cfg = run.job.cfg
     if cfg.ici_data_parallelism != "auto":
         yield None
         return
     pair = run.guided and cfg.guidance_mode != "two_pass"
-    rows = (1 + pair) * run.videos
+    rows = (1 + pair) * len(run.job.videos)
     # One device has no choice; of several, every number that keeps all of them busy.
     yield from (n for n in range(1, devices + 1) if devices % n == 0 and rows % n == 0)
 

@@ -9,7 +9,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import slice_of
 from maxdiffusion.planning.compilation import Compilation
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.results import Stage, Target, modelled
+from maxdiffusion.planning.results import Stage, Target
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.planning.worker import Answer
 from maxdiffusion.request import cost
@@ -46,8 +46,8 @@ def compilation(desk, name="v6e-8"):
     tpu = slice_of(name)
     target = Target(tpu, "tpu", tpu.generation.kind, tpu.devices, tpu.generation.gib)
     run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), target.kind, target.platform)
-    layouts, _ = splits(job, run, target.devices)
-    made = Compilation(job, modelled(run, layouts, target.gib), layouts, run, desk, target)
+    layouts, _ = splits(run, target.devices)
+    made = Compilation(run, layouts, desk, target)
     made.compile()
     return made
 
