@@ -1,4 +1,4 @@
-"""Every program that a run compiles, said once: a run calls them, a plan compiles them for devices elsewhere.
+"""All programs of a run: a run compiles and calls them, a plan compiles them for devices elsewhere.
 
 All arguments are abstract (shapes with shardings), so that neither a checkpoint nor memory is needed.
 """
@@ -69,7 +69,7 @@ def programs(setup: Setup) -> list[Program]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPrograms:
-    """What denoises the batches of `rows` videos of one shape, under the current placement.
+    """The programs that denoise batches of `rows` videos of one shape, under the current placement.
 
     Attributes:
       setup: the run.
@@ -83,7 +83,7 @@ class BatchPrograms:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """F h w c of the latents that are denoised at once."""
+        """Shape f h w c of the latents that are denoised at once."""
         return self.setup.job.segment_shape(self.video, self.setup.configs["vae"].z_dim)
 
     @functools.cached_property
@@ -113,7 +113,7 @@ class BatchPrograms:
 
     @functools.cached_property
     def prepare(self) -> jax.stages.Lowered:
-        """`WanTransformer.prepare`: (parameters, context) -> what every step takes, laid out as a step takes it."""
+        """`WanTransformer.prepare`: (parameters, context) -> `PreparedContext` with the shardings of a step."""
         config: DiTConfig = self.setup.configs["transformer"]
         batch = parallel.like((self.rows,), jnp.float32, axes.BATCH).sharding
         heads = (self.rows, config.num_layers, 1, config.num_attention_heads, 1)
@@ -131,14 +131,17 @@ class BatchPrograms:
         network, _ = split(self.transformer)
         return Denoiser(network, recipe.segments, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
 
+    def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
+        """The denoiser's program of (guided, steps of one call)."""
+        return self._steps[program]
+
     @functools.cached_property
-    def steps(self) -> dict[tuple[bool, int], jax.stages.Lowered]:
-        """The denoiser's programs by (guided, steps of one call)."""
+    def _steps(self) -> dict[tuple[bool, int], jax.stages.Lowered]:
         return self.denoiser.lower(*self.arguments)[1]
 
     @property
     def arguments(self) -> tuple[Any, Any, Any]:
-        """Of the denoiser: parameters, latents and the context of one branch."""
+        """Arguments of the denoiser: parameters, latents and the context of one branch."""
         return split(self.transformer)[1], self.noise, self.prepare.out_info
 
 
@@ -212,13 +215,13 @@ class _Run:
             units, context = len(reals) * len(job.segments), nbytes(batch.context)
             resident = self.experts(1) + self.vaes(self.units > len(job.segments)) + context * recipe.guided
             times = units * sum(1 + segment.guided for segment in recipe.segments)
-            yield "prepare", times, resident, lambda batch=batch: batch.prepare
+            yield "prepare", times, resident, functools.partial(getattr, batch, "prepare")
             if in_turn:
                 state = jax.eval_shape(recipe.solver.init, batch.noise)
                 state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
                 resident += (self.units - 1) * nbytes(state)
             for program, calls in program_calls(recipe.segments, job.cfg.loop == "scan").items():
-                yield "step", units * calls, resident + context, lambda batch=batch, key=program: batch.steps[key]
+                yield "step", units * calls, resident + context, functools.partial(batch.step, program)
 
     def decoding(self) -> Iterator[_Parts]:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim

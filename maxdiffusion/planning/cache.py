@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,30 +63,22 @@ class Cache:
         return ""
 
 
-def _digest(*parts: Any) -> str:
-    """Hashes values by their repr."""
-    return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:32]
-
-
 def asked(job: Job, configs: Any, devices: object) -> str:
     """The digest of all that a plan of `job` depends on."""
     keys = {key: value for key, value in job.cfg.to_json().items() if schema.KEYS[key].of_the_program}
-    videos = [video.shape for video in job.videos]
+    shapes = sorted(video.shape for video in job.videos)
     prompts = {prompt for video in job.videos for prompt in (video.prompt, video.negative_prompt)}
-    files = sorted(_ROOT.rglob("*.py"))
-    follows = (keys, sorted(videos), len(prompts), configs, devices)
-    return _digest("plan", follows, _versions(), *map(_content, files))
+    return _digest(sorted(_ROOT.rglob("*.py")), "plan", keys, shapes, len(prompts), configs, devices)
 
 
 def program(name: str, text: str, devices: str) -> str:
     """The digest of a program, its devices, the compiler and the code that reads the result."""
-    return _digest("program", name, text, devices, _versions(), *map(_content, _READERS))
+    return _digest(_READERS, "program", name, text, devices)
 
 
-def _content(file: Path) -> tuple[str, bytes]:
-    return str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()
-
-
-def _versions() -> list[tuple[str, str]]:
+def _digest(files: Iterable[Path], *parts: object) -> str:
+    """Hashes the contents of source files, the versions of packages and the repr of other values."""
+    contents = [(str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()) for file in files]
     installed = {(each.name or "").lower(): each.version for each in metadata.distributions()}
-    return [(name, installed[name]) for name in _PACKAGES if name in installed]
+    versions = [installed.get(name) for name in _PACKAGES]
+    return hashlib.sha256(repr((contents, versions, parts)).encode()).hexdigest()[:32]

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 def run(job: Job, words: Sequence[str]) -> Plan:
-    """Prints what it found, writes `plan_file`, and returns it.
+    """Prints the plan of a run and writes `plan_file`; returns it.
 
     Args:
-      job: the run to be planned.
-      words: of the command line that said so.
+      job: the run.
+      words: of its command line.
 
     Raises:
       UserError: as `make`, or a file cannot be written.
@@ -57,7 +57,7 @@ def run(job: Job, words: Sequence[str]) -> Plan:
 
 
 def make(job: Job) -> Plan:
-    """The plan, compiled within `plan_minutes` or known from before; what is known needs no jax.
+    """The plan, compiled within `plan_minutes` or read from the cache, which needs no jax.
 
     Raises:
       UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
@@ -67,8 +67,15 @@ def make(job: Job) -> Plan:
     job = dataclasses.replace(job, videos=tuple(dataclasses.replace(video, **missing) for video in job.videos))
     cfg = job.cfg
     deadline = time.monotonic() + 60 * cfg.plan_minutes
-    assert cfg.plan
-    tpu = None if cfg.plan == "here" else slice_of(_own_slice() if cfg.plan == "auto" else cfg.plan)
+    name = cfg.plan
+    if name == "auto":  # without opening the devices, which another process may hold
+        name = os.environ.get("TPU_ACCELERATOR_TYPE") or metadata("accelerator-type")
+    if not name:
+        raise UserError(
+            "plan=auto finds no TPU here; name a slice, such as plan=v6e-8, or write plan=here for this machine's own "
+            "devices."
+        )
+    tpu = None if name == "here" else slice_of(name)
     configs = read_configs(cfg)
     store = Cache(cfg.jax_cache_dir)
     variables = sorted(each for each in os.environ.items() if each[0].startswith(("JAX_", "XLA_", "CUDA_", "TPU_")))
@@ -81,22 +88,8 @@ def make(job: Job) -> Plan:
     return plan
 
 
-def _own_slice() -> str:
-    """The slice of this TPU VM, whose devices another process may hold.
-
-    Raises:
-      UserError: this machine has no TPU.
-    """
-    if name := os.environ.get("TPU_ACCELERATOR_TYPE") or metadata("accelerator-type"):
-        return name
-    raise UserError(
-        "plan=auto finds no TPU here; name a slice, such as plan=v6e-8, or write plan=here for this machine's own "
-        "devices."
-    )
-
-
 def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
-    """The plan, and whether all was compiled that was to be."""
+    """The plan, and whether all its programs were compiled."""
     pool = Pool(tpu.environment if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
     from maxdiffusion.planning import worker

@@ -90,7 +90,8 @@ class Compilation:
                     names[key] = self.rows[words].split
         if jobs:
             log.info("compiling %d programs' stages; the first takes minutes", len(jobs))
-        self.pool.map(jobs, lambda key, answer: self._take(key, names[key], answer))
+        for key, answer in self.pool.map(jobs):
+            self._take(key, names[key], answer)
 
     def _take(self, key: Key, split: str, answer: worker.Answer | UserError | None) -> None:
         if answer is None:

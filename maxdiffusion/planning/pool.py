@@ -42,10 +42,10 @@ class Pool:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._workers = workers or max(1, int(min(processors, available() / GIB_EACH)))
 
-    def map(self, jobs: Mapping[K, Callable[[], T]], on_answer: Callable[[K, T | UserError | None], None]) -> None:
-        """Starts the jobs in order and hands on their results as they come.
+    def map(self, jobs: Mapping[K, Callable[[], T]]) -> Iterator[tuple[K, T | UserError | None]]:
+        """Starts the jobs in order and yields (key, result) as they end.
 
-        Where a job fails or its process dies the answer is a sentence; where the deadline came first it is None.
+        Where a job fails or its process dies the result is a sentence; where the deadline came first it is None.
         """
         with contextlib.ExitStack() as everything:
             waiting, running = list(jobs.items())[::-1], dict[Future[T], tuple[K, _Worker, contextlib.ExitStack]]()
@@ -53,7 +53,7 @@ class Pool:
                 while waiting and len(running) < self._workers:
                     key, job = waiting.pop()
                     if time.monotonic() > self._deadline:
-                        on_answer(key, None)
+                        yield key, None
                         continue
                     own = everything.enter_context(contextlib.ExitStack())
                     worker = own.enter_context(_worker(self._environment, self._deadline))
@@ -62,7 +62,7 @@ class Pool:
                     key, worker, own = running.pop(future)
                     answer = self._answer(future, worker)
                     own.close()
-                    on_answer(key, answer)
+                    yield key, answer
 
     def do(self, job: Callable[[], T]) -> T | None:
         """The job's result; None where the deadline came first.
@@ -70,9 +70,8 @@ class Pool:
         Raises:
           UserError: it failed, or its process died.
         """
-        answers: list[T | UserError | None] = []
-        self.map({0: job}, lambda _, answer: answers.append(answer))
-        if isinstance(answer := answers[0], UserError):
+        ((_, answer),) = self.map({0: job})
+        if isinstance(answer, UserError):
             raise answer
         return answer
 
@@ -110,15 +109,15 @@ def _worker(environment: Mapping[str, str], deadline: float) -> Iterator[_Worker
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
-            process.kill()  # which may not have begun a group yet
+            process.kill()  # it may not lead a group yet
             executor.shutdown()
 
 
 def _begin(environment: Mapping[str, str], log: Path, deadline: float) -> None:
-    """Prepares a worker, before it imports what it is to run."""
+    """Prepares a worker, before it imports its job's module."""
     os.environ.clear()
     os.environ.update(environment)
-    os.setsid()  # Ctrl-C reaches our parent alone, and all that is started here ends with this group
+    os.setsid()  # Ctrl-C reaches the parent alone, and all processes started here end with this group
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)

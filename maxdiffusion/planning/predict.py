@@ -1,4 +1,4 @@
-"""Predicted seconds of a compiled program by its schedule; nothing was timed. Imports no jax.
+"""Predicts seconds of a compiled program from its schedule; nothing was timed. Imports no jax.
 
 A program's text states no cycles of Pallas kernels; those of attention follow from `FLASH`. A grid step of
 `kernels.flash`, however long the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static:
@@ -60,7 +60,7 @@ TILE = 256
 
 
 def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> float | None:
-    """Cycles of a call of an attention kernel; None where the kernel is no attention that is known.
+    """Cycles of a call of an attention kernel; None for any other kernel.
 
     Args:
       kernel: one of `kernels.flash`, whose name tells its blocks, or with splash in its name.

@@ -43,7 +43,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of a run on one split.
+    """One stage of a run on one split.
 
     Attributes:
       source: of its figures: the compiler, or the arithmetic of `request.cost`.

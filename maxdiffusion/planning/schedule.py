@@ -1,4 +1,4 @@
-"""What a compiled program does and in which order, read from its text; imports no jax.
+"""The schedule of a compiled program, read from its text. Imports no jax.
 
 The text of a scheduled module is in order of issue. The TPU's compiler notes its estimate of cycles at fusions, copies
 and the like, but none at loops, collectives and Pallas kernels: their shapes, groups and counts are noted here instead.
@@ -19,7 +19,7 @@ Array = tuple[str, tuple[int, ...]]  # dtype and shape
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A fusion, copy, ...: `linear` where it holds matrix products or convolutions."""
+    """A fusion, copy, ... with its estimate of cycles; `linear` if it has matrix products or convolutions."""
 
     name: str
     linear: bool
@@ -28,7 +28,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A call of a Pallas kernel, by the name that it was given."""
+    """A call of a Pallas kernel, with the kernel's name."""
 
     name: str
     operands: tuple[Array, ...]
@@ -36,13 +36,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What the devices of a group exchange.
+    """A collective operation of a group of devices.
 
     Attributes:
       kind: all-to-all, all-gather, all-reduce, reduce-scatter or collective-permute.
       size: bytes of what one device gives, or of the whole that it gets (all-gather) or gives (reduce-scatter).
       group: the numbers, in the order of the mesh, of the devices of the first group or, in a permutation, cycle.
-      key: what its start and its end share; of a synchronous one empty.
+      key: name shared by its start and its end; empty if it is synchronous.
     """
 
     kind: str
@@ -142,10 +142,8 @@ def _steps(computations: _Computations, name: str) -> Iterator[Step]:
         elif collective := _collective(computations, each):
             yield collective
         elif cycles and not each.opcode.endswith(("-start", "-done")):
-            products = each.opcode in ("convolution", "dot") or any(
-                inner.opcode in ("convolution", "dot") for inner in _within(computations, called.get("calls", ""))
-            )
-            yield Work(each.name, products, int(cycles[1]))
+            inner = (each, *_within(computations, called.get("calls", "")))
+            yield Work(each.name, any(one.opcode in ("convolution", "dot") for one in inner), int(cycles[1]))
 
 
 def _within(computations: _Computations, name: str) -> Iterator[_Instruction]:

@@ -1,4 +1,4 @@
-"""What a process of the pool does: compiles one stage of a run, or looks at this machine's devices."""
+"""The functions that the pool's processes run: one compiles a stage of a run, one describes this machine's devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGES = {"text": ("image", "encode", "text"), "denoise": ("prepare", "step"), "
 
 
 class Compiled(pydantic.BaseModel, extra="forbid"):
-    """What the compiler said of a program, or why it refused it, as the cache keeps it."""
+    """The compiler's figures of a program, or why it refused it, as the cache keeps them."""
 
     gib: float = pydantic.Field(ge=0)
     seconds: Seconds

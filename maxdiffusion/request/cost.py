@@ -346,10 +346,9 @@ class Attention:
 def choose(
     found: Mapping[tuple[int, int], Layout], refused: Mapping[tuple[int, int], UserError], run: Run
 ) -> tuple[int, int]:
-    """The key (data, ulysses) of the split with the fastest run, of those that are open.
+    """The key (data, ulysses) of the legal split with the fastest run.
 
-    Logs it, the others by time, and why the refused ones are illegal; nothing where there is one and no other was
-    thinkable.
+    Logs it, the others by time, and why the refused ones are illegal; nothing where there is a single candidate.
 
     Raises:
       UserError: nothing is legal; the reason is that of the largest Ulysses.

@@ -112,7 +112,7 @@ def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeyp
 def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     """What a worker would compile, as a worker has it: nothing is missing that the networks take."""
     jobs = {}
-    monkeypatch.setattr("maxdiffusion.planning.pool.Pool.map", lambda pool, wanted, on_answer: jobs.update(wanted))
+    monkeypatch.setattr("maxdiffusion.planning.pool.Pool.map", lambda pool, wanted: jobs.update(wanted) or ())
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
     command.make(request.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
     job = next(iter(jobs.values())).args[0]

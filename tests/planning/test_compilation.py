@@ -27,12 +27,12 @@ class Desk(Pool):
         super().__init__({}, 0.0)
         self.answers, self.asked, self.most = answers, [], most
 
-    def map(self, jobs, on_answer):
+    def map(self, jobs):
         for key, job in jobs.items():
             cfg, stage = job.args[0].cfg, job.args[1]
             self.asked.append((stage, cfg.ici_data_parallelism, cfg.ulysses_shards, bool(cfg.logical_axis_rules)))
             answer = None if len(self.asked) > self.most else self.answers(cfg, stage)
-            on_answer(key, Answer(answer) if isinstance(answer, Stage) else answer)
+            yield key, Answer(answer) if isinstance(answer, Stage) else answer
 
 
 def stage_of(name, gib=20.0, seconds=1.0, fits=True):
