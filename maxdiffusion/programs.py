@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxdiffusion import conditioning, parallel
-from maxdiffusion.conditioning import image, text
+from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import Shapes
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
@@ -193,6 +193,8 @@ class _Run:
         setup, job = self.setup, self.setup.job
         for batch, _ in self.batches:
             if batch.conditions.images:
+                from maxdiffusion.conditioning import image
+
                 side = setup.configs["image_encoder"].image_size
                 arguments = *nnx.split(setup.abstract("image_encoder")), parallel.like((1, side, side, 3), jnp.float32)
                 yield "image", batch.conditions.images, 0, functools.partial(image.program().lower, *arguments)
