@@ -43,7 +43,7 @@ class Answer(NamedTuple):
       stage: None where the split is refused.
       refused: why.
       unkept: why a program's figures are not kept for the next plan; empty where all are.
-      took: seconds.
+      took: seconds of compiling.
     """
 
     stage: Stage | None
@@ -63,7 +63,7 @@ def devices() -> Target:
 def compile_stage(job: Job, stage: str, target: Target) -> Answer:
     """Compiles the programs of a stage, a key of `STAGES`, of a run on its split."""
     compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
-    tpu, store, unkept, begun = target.slice, Cache(job.cfg.jax_cache_dir), "", time.monotonic()
+    tpu, store, unkept, took = target.slice, Cache(job.cfg.jax_cache_dir), "", 0.0
     made: list[Figures] = []
     faults: list[str] = []
     try:
@@ -74,10 +74,12 @@ def compile_stage(job: Job, stage: str, target: Target) -> Answer:
             if each.name not in STAGES[stage]:
                 continue
             name = cache.program(each.name, each.lowered.as_text(), tpu.topology if tpu else str(jax.devices()))
+            begun = time.monotonic()
             compiled = store.read(name, Compiled)
             if compiled is None:
                 compiled = _compile(each, tpu, probability)
                 unkept = store.write(name, compiled) or unkept
+            took += time.monotonic() - begun
             if compiled.refused:
                 raise UserError(f"The compiler refuses the program {each.name}: {compiled.refused}")
             faults += [compiled.fault] if compiled.fault else []
@@ -85,7 +87,7 @@ def compile_stage(job: Job, stage: str, target: Target) -> Answer:
     except UserError as error:
         return Answer(None, str(error), unkept)
     found = Stage("compiled", tuple(made), all(each.gib <= target.gib for each in made), "; ".join(faults))
-    return Answer(found, "", unkept, time.monotonic() - begun)
+    return Answer(found, "", unkept, took)
 
 
 def _compile(program: Program, tpu: Slice | None, branch_probability: float) -> Compiled:
