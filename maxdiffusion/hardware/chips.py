@@ -145,7 +145,7 @@ def slice_of(name: str) -> Slice:
     generation = GENERATIONS.get(_ALIASES.get(parts[1], parts[1])) if parts else None
     if not parts or not generation:
         raise UserError(
-            f"{name!r} names no TPU slice; write one such as v5e-8, v5p-8, v6e-8 or v7x-8, or a topology of "
+            f"{name!r} is not a TPU slice; choose one such as v5e-8, v5p-8, v6e-8 or v7x-8, or a topology of "
             f"{', '.join(GENERATIONS)} such as v6e:4x4 or v5p:2x2x4."
         )
     grids = {grid: math.prod(map(int, grid.split("x"))) for grid in _GRIDS[generation.speed.sides]}

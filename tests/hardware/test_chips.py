@@ -33,8 +33,8 @@ def test_a_name_is_a_topology(name, topology, devices, chips, accelerator):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9-8", "'v9-8' names no TPU slice; write one such as v5e-8, .* topology of v5e, v6e, v5p, TPU7x"),
-        ("v6e", "'v6e' names no TPU slice"),
+        ("v9-8", "'v9-8' is not a TPU slice; choose one such as v5e-8, .* topology of v5e, v6e, v5p, TPU7x"),
+        ("v6e", "'v6e' is not a TPU slice"),
         ("v6e-12", "no slice v6e-12: choose one of v6e-1, v6e-4, v6e-8"),
         ("v6e-2x4", "no slice v6e-2x4"),
         ("v5p-4", "no slice v5p-4: the number counts cores, two on a chip; choose one of v5p-8, v5p-16"),

@@ -77,7 +77,7 @@ def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
     [
         (["plan=v6e-7"], "There is no slice v6e-7: choose one of v6e-1, v6e-4, v6e-8"),
         (["plan=v6e:3x3"], "v6e:3x3 is not a topology of v6e; choose one of "),
-        (["plan=h100-8"], "'h100-8' names no TPU slice"),
+        (["plan=h100-8"], "'h100-8' is not a TPU slice"),
         (["plan=auto"], "plan=auto finds no TPU here; name a slice"),
         (["plan=v6e-8", "attention=ulysses", "ici_data_parallelism=1"], "ulysses_shards=8 cannot split 12 heads"),
         (["plan=v6e-8", "ici_context_parallelism=16"], "but there are 8"),
