@@ -1,4 +1,4 @@
-"""Every program that a run compiles, said once: a run calls them, a plan compiles them for devices elsewhere.
+"""All programs of a run: a run compiles and calls them, a plan compiles them for devices elsewhere.
 
 All arguments are abstract (shapes with shardings), so that neither a checkpoint nor memory is needed.
 """
@@ -18,6 +18,7 @@ from flax import nnx
 
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning.kind import Shapes
 from maxdiffusion.denoise.experts import program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
@@ -38,31 +39,38 @@ class Program:
       times: how often the run calls it; with loop=scan a call is all steps of an expert.
       resident: bytes per device of what is in memory beside its arguments.
       lower: makes `lowered`.
+      placement: under which it is lowered.
     """
 
     name: str
     times: int
     resident: int
     lower: Callable[[], jax.stages.Lowered]
+    placement: parallel.Placement
 
     @functools.cached_property
     def lowered(self) -> jax.stages.Lowered:
-        """Its `compile()` takes the compiler's options by itself, as the run's does."""
-        return self.lower()
+        """The traced program; its `compile()` uses the compiler options of the run."""
+        with parallel.use(self.placement):
+            return self.lower()
 
 
-def programs(setup: Setup) -> Iterator[Program]:
-    """All programs of a run, in the order in which they first run; nothing is lowered before it is asked for."""
-    run = _Run(setup)
-    if not setup.job.cfg.decode_latents:
-        yield from run.conditioning()
-        yield from run.denoising()
-    yield from run.decoding()
+def programs(setup: Setup) -> list[Program]:
+    """All programs of a run, in the order in which they first run; none is lowered yet."""
+    job = setup.job
+    with parallel.use(setup.placement):
+        batches: dict[tuple[int, int, int], tuple[BatchPrograms, list[int]]] = {}
+        for rows, real in job.batches(parallel.data_degree()):
+            video = job.videos[rows[0]]
+            batches.setdefault(video.shape, (BatchPrograms(setup, video, len(rows)), []))[1].append(real)
+        run = _Run(setup, tuple(batches.values()))
+        denoised = () if job.cfg.decode_latents else (*run.conditioning(), *run.denoising())
+        return [Program(*each, setup.placement) for each in (*denoised, *run.decoding())]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchPrograms:
-    """What denoises the batches of `rows` videos of one shape, under the current placement.
+    """The programs that denoise batches of `rows` videos of one shape, under the current placement.
 
     Attributes:
       setup: the run.
@@ -76,7 +84,7 @@ class BatchPrograms:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """F h w c of the latents that are denoised at once."""
+        """Shape f h w c of the latents that are denoised at once."""
         return self.setup.job.segment_shape(self.video, self.setup.configs["vae"].z_dim)
 
     @functools.cached_property
@@ -90,19 +98,23 @@ class BatchPrograms:
         return parallel.like((self.rows, *self.shape), jnp.float32, axes.BATCH)
 
     @functools.cached_property
-    def context(self) -> Context:
-        """What one branch of guidance is conditioned on."""
-        job, configs = self.setup.job, self.setup.configs
+    def conditions(self) -> Shapes:
+        """What conditioning computes for all videos of the shape."""
+        job = self.setup.job
         videos = [video for video in job.videos if video.shape == self.video.shape]
-        fields = conditioning.shapes(job, videos, configs, job.latent_grid(self.video)).fields
-        words: Any = parallel.like((self.rows, text.MAX_LENGTH, configs["transformer"].text_dim), jnp.float32)
-        return Context(
-            words, **jax.tree.map(lambda leaf: parallel.like((self.rows, *leaf.shape), leaf.dtype), dict(fields))
-        )
+        return conditioning.shapes(job, videos, self.setup.configs, job.latent_grid(self.video))
+
+    @functools.cached_property
+    def context(self) -> Context:
+        """The conditioning of one branch of guidance."""
+        width = self.setup.configs["transformer"].text_dim
+        words: Any = parallel.like((self.rows, text.MAX_LENGTH, width), jnp.float32)
+        fields = dict(self.conditions.fields)
+        return Context(words, **jax.tree.map(lambda leaf: parallel.like((self.rows, *leaf.shape), leaf.dtype), fields))
 
     @functools.cached_property
     def prepare(self) -> jax.stages.Lowered:
-        """`WanTransformer.prepare`: (parameters, context) -> what every step takes, laid out as a step takes it."""
+        """`WanTransformer.prepare`: (parameters, context) -> `PreparedContext` with the shardings of a step."""
         config: DiTConfig = self.setup.configs["transformer"]
         batch = parallel.like((self.rows,), jnp.float32, axes.BATCH).sharding
         heads = (self.rows, config.num_layers, 1, config.num_attention_heads, 1)
@@ -120,9 +132,17 @@ class BatchPrograms:
         network, _ = split(self.transformer)
         return Denoiser(network, recipe.experts, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
 
+    def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
+        """The denoiser's program of (guided, steps of one call)."""
+        return self._steps[program]
+
+    @functools.cached_property
+    def _steps(self) -> dict[tuple[bool, int], jax.stages.Lowered]:
+        return self.denoiser.lower(*self.arguments)[1]
+
     @property
     def arguments(self) -> tuple[Any, Any, Any]:
-        """Of the denoiser: parameters, latents and the context of one branch."""
+        """Arguments of the denoiser: parameters, latents and the context of one branch."""
         return split(self.transformer)[1], self.noise, self.prepare.out_info
 
 
@@ -137,111 +157,81 @@ def nbytes(tree: Any) -> int:
     return sum(math.prod(shape) * leaf.dtype.itemsize for shape, leaf in zip(shapes, leaves, strict=True))
 
 
+_Parts = tuple[str, int, int, Callable[[], jax.stages.Lowered]]  # name, times, resident, lower
+
+
+@dataclasses.dataclass(frozen=True)
 class _Run:
-    """A run whose inputs are not read and whose networks are not loaded."""
+    """A run as batches of each shape: their programs, and the number of videos in each batch without its filling.
 
-    def __init__(self, setup: Setup) -> None:
-        self.setup, self.job, self.configs = setup, setup.job, setup.configs
-        self.cut, self.recipe = setup.job.segments, setup.recipe
-        with parallel.use(setup.placement):
-            batches = list(self.job.batches(parallel.data_degree()))
-        self.by_shape: dict[tuple[int, int, int], list[tuple[list[Video], int]]] = {}
-        for rows, real in batches:
-            batch = [self.job.videos[row] for row in rows]
-            self.by_shape.setdefault(batch[0].shape, []).append((batch, real))
-        self.several, self.units = len(batches) > 1, len(batches) * len(self.cut)
+    Its methods are called under the run's placement.
+    """
 
-    def make(self, name: str, times: int, resident: int, lower: Callable[[], jax.stages.Lowered]) -> Program:
-        def under_placement() -> jax.stages.Lowered:
-            with parallel.use(self.setup.placement):
-                return lower()
+    setup: Setup
+    batches: tuple[tuple[BatchPrograms, list[int]], ...]
 
-        return Program(name, times, resident, under_placement)
-
-    def like(self, shape: tuple[int, ...], *logical: str | None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-        with parallel.use(self.setup.placement):
-            return parallel.like(shape, dtype, *logical)
+    @property
+    def units(self) -> int:
+        """Segments of batches."""
+        return sum(len(reals) for _, reals in self.batches) * len(self.setup.job.segments)
 
     def experts(self, running: int) -> int:
-        """Bytes per device of the transformers in memory, without those that are the program's own."""
-        names = {expert.net for expert in self.recipe.experts}
-        loaded = 1 if self.job.cfg.expert_residency == "in_turn" else len(names)
-        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(self.recipe.experts[0].net)))
+        """Bytes per device of the transformers in memory, without the running ones."""
+        segments = self.setup.recipe.experts
+        loaded = 1 if self.setup.job.cfg.expert_residency == "in_turn" else len({each.net for each in segments})
+        return (loaded - running) * nbytes(nnx.state(self.setup.abstract(segments[0].net)))
 
     def vaes(self, copies: int) -> int:
-        """Bytes per device of VAEs: so many, and the one that stays while segments hand frames on to each other."""
-        return (copies + self.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
+        """Bytes per device of so many VAEs, and of the one that stays while segments hand frames on to each other."""
+        return (copies + self.setup.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
 
-    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[Program]:
+    def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[_Parts]:
         vae: Any = self.setup.abstract("vae")
         for program, number in enumerate(vae.calls(name, x.shape)):
-            lower = functools.partial(vae.lower, name, x, program)
-            yield self.make(name, times * number, resident + nbytes(x), lower)
+            yield name, times * number, resident + nbytes(x), functools.partial(vae.lower, name, x, program)
 
-    def conditioning(self) -> Iterator[Program]:
-        for shape, batches in self.by_shape.items():
-            videos = [video for video in self.job.videos if video.shape == shape]
-            grid = self.job.latent_grid(batches[0][0][0])
-            shapes = conditioning.shapes(self.job, videos, self.configs, grid)
-            if shapes.images:
+    def conditioning(self) -> Iterator[_Parts]:
+        setup, job = self.setup, self.setup.job
+        for batch, _ in self.batches:
+            if batch.conditions.images:
                 from maxdiffusion.conditioning import image
 
-                side = self.configs["image_encoder"].image_size
-                net = nnx.split(self.setup.abstract("image_encoder"))
-                lower = functools.partial(_lower, image.program, *net, self.like((1, side, side, 3)))
-                yield self.make("image", shapes.images, 0, lower)
+                side = setup.configs["image_encoder"].image_size
+                arguments = *nnx.split(setup.abstract("image_encoder")), parallel.like((1, side, side, 3), jnp.float32)
+                yield "image", batch.conditions.images, 0, functools.partial(image.program().lower, *arguments)
             # Of several segments, all but the first are encoded while the transformer waits.
-            resident = self.experts(0) if len(self.cut) > 1 else 0
-            for (frames, height, width), times in shapes.encoded.items():
-                yield from self.vae("encode", times, resident, self.like((1, frames, height, width, 3)))
-        prompts = {video.prompt for video in self.job.videos}
-        if self.setup.recipe.guided:
-            prompts |= {video.negative_prompt for video in self.job.videos}
-        net = nnx.split(self.setup.abstract("text_encoder"))
+            resident = self.experts(0) if len(job.segments) > 1 else 0
+            for (frames, height, width), times in batch.conditions.encoded.items():
+                x = parallel.like((1, frames, height, width, 3), jnp.float32)
+                yield from self.vae("encode", times, resident, x)
+        pairs = ((video.prompt, video.negative_prompt)[: 1 + setup.recipe.guided] for video in job.videos)
+        prompts = {prompt for pair in pairs for prompt in pair}
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
-        yield self.make("text", len(prompts), 0, functools.partial(_lower, text.program, *net, *tokens))
+        net = nnx.split(setup.abstract("text_encoder"))
+        yield "text", len(prompts), 0, functools.partial(text.program().lower, *net, *tokens)
 
-    def denoising(self) -> Iterator[Program]:
-        for batches in self.by_shape.values():
-            for rows, count in collections.Counter(len(batch) for batch, _ in batches).items():
-                with parallel.use(self.setup.placement):
-                    batch = BatchPrograms(self.setup, batches[0][0][0], rows)
-                    context, noise = nbytes(batch.context), batch.noise
-                    state = jax.eval_shape(self.setup.recipe.solver.init, noise)
-                yield from self.batch(batch, context, state, count * len(self.cut))
-
-    def batch(self, batch: BatchPrograms, context: int, state: Any, units: int) -> Iterator[Program]:
-        """`units` times the same: a segment of a batch; `context` is the bytes of one branch's."""
-        others = self.experts(1) + self.vaes(self.several)
-        times = units * sum(1 + expert.guided for expert in self.recipe.experts)
-        resident = others + context * self.setup.recipe.guided
-        yield self.make("prepare", times, resident, lambda: batch.prepare)
-
-        @functools.cache
-        def steps() -> dict[tuple[bool, int], jax.stages.Lowered]:
-            return batch.denoiser.lower(*batch.arguments)[1]
-
+    def denoising(self) -> Iterator[_Parts]:
+        job, recipe = self.setup.job, self.setup.recipe
         # In turn, all units wait between two experts: each with its latents and as many velocities as a solver keeps.
-        in_turn = len(self.recipe.experts) > 1 and self.job.cfg.expert_residency == "in_turn"
-        waiting = self.units - 1 if in_turn else 0
-        others = resident + context + waiting * nbytes(jax.tree.map(lambda a: self.like(a.shape, axes.BATCH), state))
+        in_turn = len(recipe.experts) > 1 and job.cfg.expert_residency == "in_turn"
+        for batch, reals in self.batches:
+            units, context = len(reals) * len(job.segments), nbytes(batch.context)
+            resident = self.experts(1) + self.vaes(self.units > len(job.segments)) + context * recipe.guided
+            times = units * sum(1 + segment.guided for segment in recipe.experts)
+            yield "prepare", times, resident, functools.partial(getattr, batch, "prepare")
+            if in_turn:
+                state = jax.eval_shape(recipe.solver.init, batch.noise)
+                state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
+                resident += (self.units - 1) * nbytes(state)
+            for program, calls in program_calls(recipe.experts, job.cfg.loop == "scan").items():
+                yield "step", units * calls, resident + context, functools.partial(batch.step, program)
 
-        def step(program: tuple[bool, int]) -> jax.stages.Lowered:
-            return steps()[program]
-
-        for program, number in program_calls(self.recipe.experts, self.job.cfg.loop == "scan").items():
-            yield self.make("step", units * number, others, functools.partial(step, program))
-
-    def decoding(self) -> Iterator[Program]:
-        channels = self.configs["vae"].z_dim
-        for batches in self.by_shape.values():
-            shape = *self.job.latent_grid(batches[0][0][0]), channels
-            resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
-            counts = collections.Counter(real for _, real in batches for _ in self.cut.starts)
-            counts[1] += (len(self.cut) - 1) * sum(len(batch) for batch, _ in batches)  # frames handed on
+    def decoding(self) -> Iterator[_Parts]:
+        job, channels = self.setup.job, self.setup.configs["vae"].z_dim
+        resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
+        for batch, reals in self.batches:
+            counts = collections.Counter(real for real in reals for _ in job.segments.starts)
+            counts[1] += (len(job.segments) - 1) * len(reals) * batch.rows  # frames handed on
             for rows, times in (+counts).items():
-                yield from self.vae("decode", times, resident, self.like((rows, *shape), axes.BATCH))
-
-
-def _lower(program: Callable[[], Any], *args: Any) -> jax.stages.Lowered:
-    return program().lower(*args)
+                x = parallel.like((rows, *job.latent_grid(batch.video), channels), jnp.float32, axes.BATCH)
+                yield from self.vae("decode", times, resident, x)

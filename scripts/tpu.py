@@ -18,7 +18,7 @@ tail and statistics included), and which collectives of the mode lie beside a ke
 block_kv_compute=N` choose another kernel or blocks, `out=FILE.jsonl` keeps the rows; `--tune` searches the blocks and
 prints the fastest.
 
-kernels: the rows of `planning.kernels.FLASH`, counted in the kernel alone with the default blocks for 18,900 tokens and
+kernels: the rows of `planning.predict.FLASH`, counted in the kernel alone with the default blocks for 18,900 tokens and
 keys. One to three minutes each on one core.
 
 All figures are static: cycles of kernels leave out waits for memory, which come to 3 to 4 % where kernels were timed.
@@ -45,9 +45,9 @@ from bench_attention import SHAPES
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from maxdiffusion.hardware.chips import GENERATIONS, compile_only, slice_of  # noqa: E402
+from maxdiffusion.hardware.chips import GENERATIONS, slice_of  # noqa: E402
 from maxdiffusion.planning import schedule  # noqa: E402
-from maxdiffusion.planning.predict import predict  # noqa: E402
+from maxdiffusion.planning.predict import FLASH, TILE, predict  # noqa: E402
 
 if TYPE_CHECKING:
     from maxdiffusion.programs import Program
@@ -91,9 +91,9 @@ def memory(args: argparse.Namespace) -> None:
         print(f"{program.name:<8} {gib(peak)} GiB per device at its peak, arguments"
               f" {gib(needed.argument_size_in_bytes)}, temporaries {gib(needed.temp_size_in_bytes)}, resident"
               f" {gib(program.resident)}; compiled in {seconds:.0f} s", flush=True)  # fmt: skip
-        generation = slice_of(args.topology).generation
-        found = predict(schedule.read(compiled), generation, branch_probability=probability).seconds
-        parts = dataclasses.asdict(found)
+        steps = schedule.steps(compiled.as_text())
+        found = predict(steps, slice_of(args.topology).generation, branch_probability=probability)
+        parts = dataclasses.asdict(found.seconds)
         low, high = parts.pop("low"), parts.pop("high")
         shown = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
         print(f"{'':<8} predicted {low:.3f} to {high:.3f} s: {shown}", flush=True)
@@ -109,8 +109,9 @@ def compile_all(
     topology: str, words: list[str], names: tuple[str, ...], layers: int | None
 ) -> Iterator[tuple[Program, float, Any, float]]:
     """(program, seconds, jax.stages.Compiled, probability of a branch in its loop) of each program of these names."""
-    os.environ |= compile_only(topology)
-    devices = slice_of(topology).described()
+    tpu = slice_of(topology)
+    os.environ |= tpu.environment
+    devices = tpu.describe()
     from maxdiffusion import request
     from maxdiffusion.programs import programs
     from maxdiffusion.request.nets import read_configs
@@ -171,8 +172,6 @@ def schedules_of(args: argparse.Namespace) -> None:
 
 def kernels(args: argparse.Namespace) -> None:
     """A row of the table for each generation."""
-    from maxdiffusion.planning.kernels import FLASH, TILE
-
     os.environ["JAX_PLATFORMS"] = "cpu"
     for name in args.generations:
         row, width = kernel_schedule(name, "flash", 18_900, 18_900, {}), FLASH[name].width
@@ -284,7 +283,7 @@ def kernel_schedule(generation: str, kernel: str, tokens: int, keys: int, blocks
     def rate(products: float, cycles: float) -> int:
         return round(device.tensor_cores * 4 * products * 128 / cycles * device.ghz / 1e3)
 
-    ceiling = device.ceiling / 1e12
+    ceiling = device.speed.ceiling / 1e12
     return {
         "blocks": f"{q}/{kv}/{compute}",
         "span": span,
@@ -353,7 +352,7 @@ def compiled(generation: str, program: str, *arguments: str, timeout: float = 60
     with tempfile.TemporaryDirectory() as folder:
         dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true "
         dump += "--xla_jf_dump_llo_pass_label_regex=packed-bundles-post-ra"
-        environment = os.environ | compile_only(SLICES[generation].topology) | {"LIBTPU_INIT_ARGS": dump}
+        environment = os.environ | SLICES[generation].environment | {"LIBTPU_INIT_ARGS": dump}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         command = [sys.executable, "-c", program, SLICES[generation].topology, *arguments]
         try:

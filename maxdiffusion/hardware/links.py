@@ -13,7 +13,7 @@ from maxdiffusion.hardware.chips import DeviceSpeed
 
 
 def all_to_all(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
-    """Each of the devices, on so many chips, keeps its part of its `size` bytes and sends the rest to the others.
+    """Each of `devices` on `chips` keeps its part of its `size` bytes and sends the rest to the others.
 
     Half of what one half of the group has crosses the middle of the box.
     """
@@ -30,7 +30,7 @@ def permute(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
 
 
 def all_gather(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
-    """Every device has `size` bytes in the end, its own part of them at first; also a reduce-scatter of `size` bytes.
+    """Each device gathers `size` bytes from all, its own part included; also a reduce-scatter of `size` bytes.
 
     They come in on two links, which each chip of a box of more than two has.
     """

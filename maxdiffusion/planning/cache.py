@@ -1,14 +1,15 @@
-"""What was compiled before, kept beside the compiled programs. Imports no jax."""
+"""Plans and figures of programs, kept beside the compile cache. Imports no jax."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pydantic
 
 import maxdiffusion
 from maxdiffusion.config import schema
@@ -21,19 +22,19 @@ T = TypeVar("T")
 
 _ROOT = Path(maxdiffusion.__file__).parent
 _PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "tokamax", "numpy")
-# What sets the compiler's options, and what reads compiled programs.
+# The files that set the compiler's options or read compiled programs.
 _READERS = (
     _ROOT / "parallel" / "compiler.py",
-    *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "kernels.py", "worker.py")),
+    *(_ROOT / "planning" / name for name in ("schedule.py", "predict.py", "worker.py")),
     *(_ROOT / "hardware" / name for name in ("links.py", "chips.py")),
 )
 
 
 class Cache:
-    """Files of JSON by the digest of what they follow from; in no folder, nothing is kept."""
+    """JSON files by digest, beside `jax_cache_dir`; without such a folder, nothing is kept."""
 
     def __init__(self, jax_cache_dir: str):
-        """Beside that folder.
+        """Resolves the folder.
 
         Raises:
           UserError: it cannot be reached.
@@ -41,51 +42,43 @@ class Cache:
         on = jax_cache_dir not in ("", "none")
         self._folder = paths.probe(os.path.expanduser(jax_cache_dir)).parent / "plans" if on else None
 
-    def read(self, name: str, parse: Callable[[bytes], T]) -> T | None:
-        """What was kept under that name; None where nothing is, or what cannot be parsed."""
+    def read(self, name: str, kind: type[T]) -> T | None:
+        """The value of that name; None where there is none, or its file does not hold a `kind`."""
         if self._folder is None:
             return None
         try:
-            return parse((self._folder / f"{name}.json").read_bytes())
+            return pydantic.TypeAdapter(kind).validate_json((self._folder / f"{name}.json").read_bytes())
         except (OSError, ValueError):
             return None
 
-    def write(self, name: str, content: bytes) -> str:
-        """Keeps it, whole or not at all; says why where that fails, else nothing."""
+    def write(self, name: str, value: object) -> str:
+        """Keeps a dataclass or model, whole or not at all; returns why where that fails, else an empty string."""
         if self._folder is None:
             return ""
         try:
             with atomic_path(self._folder / f"{name}.json", overwrite=True) as path:
-                path.write_bytes(content)
+                path.write_bytes(pydantic.TypeAdapter(type(value)).dump_json(value, indent=1))
         except (OSError, UserError) as error:
             return str(error)
         return ""
 
 
-def digest(*parts: Any) -> str:
-    """Of anything whose repr says all."""
-    return hashlib.sha256(json.dumps([repr(part) for part in parts]).encode()).hexdigest()[:32]
-
-
 def asked(job: Job, configs: Any, devices: object) -> str:
-    """The digest of all that a plan of `job` follows from."""
+    """The digest of all that a plan of `job` depends on."""
     keys = {key: value for key, value in job.cfg.to_json().items() if schema.KEYS[key].of_the_program}
-    videos = [video.shape for video in job.videos]
+    shapes = sorted(video.shape for video in job.videos)
     prompts = {prompt for video in job.videos for prompt in (video.prompt, video.negative_prompt)}
-    files = sorted(_ROOT.rglob("*.py"))
-    follows = (keys, sorted(videos), len(prompts), configs, devices)
-    return digest("plan", follows, _versions(), *map(_content, files))
+    return _digest(sorted(_ROOT.rglob("*.py")), "plan", keys, shapes, len(prompts), configs, devices)
 
 
 def program(name: str, text: str, devices: str) -> str:
-    """The digest of a program, what it is compiled for and with, and what reads the result."""
-    return digest("program", name, text, devices, _versions(), *map(_content, _READERS))
+    """The digest of a program, its devices, the compiler and the code that reads the result."""
+    return _digest(_READERS, "program", name, text, devices)
 
 
-def _content(file: Path) -> tuple[str, bytes]:
-    return str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()
-
-
-def _versions() -> list[tuple[str, str]]:
+def _digest(files: Iterable[Path], *parts: object) -> str:
+    """Hashes the contents of source files, the versions of packages and the repr of other values."""
+    contents = [(str(file.relative_to(_ROOT)), hashlib.sha256(file.read_bytes()).digest()) for file in files]
     installed = {(each.name or "").lower(): each.version for each in metadata.distributions()}
-    return [(name, installed[name]) for name in _PACKAGES if name in installed]
+    versions = [installed.get(name) for name in _PACKAGES]
+    return hashlib.sha256(repr((contents, versions, parts)).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Where no split fits: the nearest runs that would, by arithmetic from what the compiler said of the nearest split."""
+"""Where no split fits: the nearest runs that would, by arithmetic from the compiled figures of the nearest split."""
 
 from __future__ import annotations
 
@@ -8,60 +8,55 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import slice_of
-from maxdiffusion.planning.results import Change, Plan, Split, Stage, modelled
+from maxdiffusion.planning.results import Change, Plan, Row, Target, Words, modelled
 from maxdiffusion.planning.splits import splits
-from maxdiffusion.planning.target import Target
 from maxdiffusion.request import Job, with_keys
 from maxdiffusion.request.cost import Run
 from maxdiffusion.request.session import recipe_of
 
+Option = tuple[Words, Job, int]  # words, the run that they make of a job, devices
+
 
 def nearest(job: Job, configs: Mapping[str, Any], target: Target, plan: Plan) -> tuple[Change, ...]:
-    """Changes of which each alone would do, the least intrusive first.
+    """Changes each of which would do by itself, the least intrusive first.
 
     Args:
-      job: what does not fit.
-      configs: of its nets.
+      job: a run that fits on no split.
+      configs: of its networks.
       target: the devices.
-      plan: what was found.
+      plan: its plan.
     """
 
-    def modelled_of(job: Job, devices: int) -> dict[Split, dict[str, Stage]]:
+    def rows(job: Job, devices: int) -> dict[Words, Row]:
         run = Run.of(job, recipe_of(job), configs, target.kind, target.platform)
-        return {split: modelled(run, layout, plan.gib) for split, layout in splits(job, run, devices)[0].items()}
+        return modelled(run, splits(run, devices)[0], plan.gib)
 
-    base = min(plan.rows, key=lambda row: row.stages[row.peak].gib)
-    now = modelled_of(job, target.devices)[base.split]
+    base = min(plan.rows, key=lambda row: row.gib)
+    now = rows(job, target.devices)[base.overrides].stages
     missed = {name: stage.gib - now[name].gib for name, stage in base.stages.items()}  # by the model
 
-    def needs(changed: Job, devices: int) -> tuple[float, tuple[str, ...]]:
-        """GiB and overrides of the fastest split that fits; where none does, of the nearest."""
-        tried = []
-        for split, stages in modelled_of(changed, devices).items():
-            gib = max(stage.gib + missed[name] for name, stage in stages.items())
-            seconds = sum(stage.seconds.total for stage in stages.values())
-            tried.append((max(gib, plan.gib), seconds, gib, split.overrides))
-        *_, gib, overrides = min(tried)
-        return gib, overrides
+    def fitting(job: Job, devices: int) -> Iterator[tuple[float, float, Words]]:
+        """Seconds, GiB and overrides of each split that would fit."""
+        with contextlib.suppress(UserError):
+            for row in rows(job, devices).values():
+                gib = max(stage.gib + missed[name] for name, stage in row.stages.items())
+                if gib <= plan.gib:
+                    yield row.seconds.total, gib, row.overrides
 
     found = []
     for options in _options(job, target):
-        for words, changed, count in options:
-            try:
-                gib, overrides = needs(changed, count)
-            except UserError:
-                continue
-            if gib <= plan.gib:
-                found.append(Change((*words, *overrides), gib))
+        for words, changed, devices in options:
+            if fits := min(fitting(changed, devices), default=None):
+                found.append(Change((*words, *fits[2]), fits[1]))
                 break
     return tuple(found)
 
 
-def _options(job: Job, target: Target) -> Iterator[Iterator[tuple[tuple[str, ...], Job, int]]]:
-    """Of each kind of change, the steps away from `job`: words, what they make of it, devices."""
+def _options(job: Job, target: Target) -> Iterator[Iterator[Option]]:
+    """The options of each kind of change, the nearest to `job` first."""
     cfg, spec = job.cfg, job.spec
 
-    def key(name: str, *values: Any) -> Iterator[tuple[tuple[str, ...], Job, int]]:
+    def key(name: str, *values: Any) -> Iterator[Option]:
         for value in values:
             if value != getattr(cfg, name):
                 yield (f"{name}={value}",), with_keys(job, **{name: value}), target.devices
@@ -81,7 +76,7 @@ def _options(job: Job, target: Target) -> Iterator[Iterator[tuple[tuple[str, ...
     )
 
 
-def _larger(job: Job, target: Target) -> Iterator[tuple[tuple[str, ...], Job, int]]:
+def _larger(job: Job, target: Target) -> Iterator[Option]:
     if target.slice is None:
         return
     generation = target.slice.generation

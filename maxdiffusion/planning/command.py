@@ -7,32 +7,33 @@ import json
 import logging
 import math
 import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.hardware.chips import Slice, compile_only
+from maxdiffusion.hardware.chips import Slice, slice_of
 from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Pool, libtpu
-from maxdiffusion.planning.results import Plan, Row, from_json, modelled, to_json
-from maxdiffusion.planning.target import identity, slice_named
+from maxdiffusion.planning.results import Plan, Target
 from maxdiffusion.request import Job, cost
 from maxdiffusion.request.checks import required
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.runtime import log, paths
 from maxdiffusion.runtime.atomic import atomic_path
+from maxdiffusion.runtime.hosts import metadata
 
 logger = logging.getLogger(__name__)
 
 
 def run(job: Job, words: Sequence[str]) -> Plan:
-    """Prints what it found, writes `plan_file`, and returns it.
+    """Prints the plan of a run and writes `plan_file`; returns it.
 
     Args:
-      job: the run to be planned.
-      words: of the command line that said so.
+      job: the run.
+      words: of its command line.
 
     Raises:
       UserError: as `make`, or a file cannot be written.
@@ -40,7 +41,9 @@ def run(job: Job, words: Sequence[str]) -> Plan:
     cfg = job.cfg
     log.setup(cfg.log_level)
     plan = make(job)
-    plan = dataclasses.replace(plan, command=_command(words, plan))
+    said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
+    said |= {word.partition("=")[0] for row in plan.rows for word in row.overrides}
+    plan = dataclasses.replace(plan, command=tuple(word for word in words if word.partition("=")[0] not in said))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
         if file.suffix.lower() == ".svg":
@@ -54,7 +57,7 @@ def run(job: Job, words: Sequence[str]) -> Plan:
 
 
 def make(job: Job) -> Plan:
-    """The plan, compiled within `plan_minutes` or known from before; what is known needs no jax.
+    """The plan, compiled within `plan_minutes` or read from the cache, which needs no jax.
 
     Raises:
       UserError: the run is illegal on every split, the devices do not exist, nothing can be compiled here.
@@ -64,47 +67,47 @@ def make(job: Job) -> Plan:
     job = dataclasses.replace(job, videos=tuple(dataclasses.replace(video, **missing) for video in job.videos))
     cfg = job.cfg
     deadline = time.monotonic() + 60 * cfg.plan_minutes
-    assert cfg.plan
-    tpu = slice_named(cfg.plan)
+    name = cfg.plan
+    if name == "auto":  # without opening the devices, which another process may hold
+        name = os.environ.get("TPU_ACCELERATOR_TYPE") or metadata("accelerator-type")
+    if not name:
+        raise UserError(
+            "plan=auto finds no TPU here; name a slice, such as plan=v6e-8, or write plan=here for this machine's own "
+            "devices."
+        )
+    tpu = None if name == "here" else slice_of(name)
     configs = read_configs(cfg)
     store = Cache(cfg.jax_cache_dir)
-    asked = cache.asked(job, configs, identity(tpu))
-    plan = store.read(asked, from_json)
+    variables = sorted(each for each in os.environ.items() if each[0].startswith(("JAX_", "XLA_", "CUDA_", "TPU_")))
+    asked = cache.asked(job, configs, tpu.topology if tpu else (platform.node(), variables))
+    plan = store.read(asked, Plan)
     if plan is None:
         plan, whole = _make(job, configs, tpu, deadline)
-        if whole and (unkept := store.write(asked, to_json(plan))):  # where it is not whole, the next ask goes on
+        if whole and (unkept := store.write(asked, plan)):  # where it is not whole, the next ask goes on
             logger.warning("this plan is not kept for the next ask: %s", unkept)
     return plan
 
 
-def _command(words: Sequence[str], plan: Plan) -> tuple[str, ...]:
-    """The words of a run, without those of the plan and what its overrides say anew."""
-    said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
-    said |= {word.partition("=")[0] for row in plan.rows for word in row.split.overrides}
-    return tuple(word for word in words if word.partition("=")[0] not in said)
-
-
-# ---- making one
-
-
 def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: float) -> tuple[Plan, bool]:
-    """The plan, and whether all was compiled that was to be."""
-    pool = Pool(compile_only(tpu.topology) if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
+    """The plan, and whether all its programs were compiled."""
+    pool = Pool(tpu.environment if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
+    from maxdiffusion.planning import worker
     from maxdiffusion.planning.changes import nearest
-    from maxdiffusion.planning.compilation import Compilation, rank
+    from maxdiffusion.planning.compilation import Compilation
     from maxdiffusion.planning.splits import splits
-    from maxdiffusion.planning.target import devices_of
     from maxdiffusion.request.session import recipe_of
 
-    target = devices_of(tpu, pool)
+    target = (
+        Target(tpu, "tpu", tpu.generation.kind, tpu.devices, tpu.generation.gib) if tpu else pool.do(worker.devices)
+    )
+    if target is None:
+        raise UserError("This machine's devices did not answer within plan_minutes; write a larger one.")
     cfg, run = job.cfg, cost.Run.of(job, recipe_of(job), configs, target.kind, target.platform)
-    layouts, refused = splits(job, run, target.devices)
-    rows = {
-        split: Row(split, run.steps * run.units(layout), modelled(run, layout, target.gib))
-        for split, layout in layouts.items()
-    }
-    notes, whole = [], True
+    layouts, refused = splits(run, target.devices)
+    compilation = Compilation(run, layouts, pool, target)
+    rows = compilation.rows
+    notes = []
     if not paths.probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")
     if tpu and not libtpu():
@@ -113,25 +116,24 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
             "that all figures are arithmetic"
         )
     else:
-        compilation = Compilation(job, rows, layouts, run, pool, target)
         compilation.compile()
-        whole = not compilation.left and not compilation.failed
         refused += tuple(compilation.refused)
         notes += compilation.notes()
     if tpu is None:
         notes.append("seconds are modelled, by rough figures of such devices: their compiler counts no cycles")
     if not rows:
         raise UserError(refused[-1].reason)
-    ranked = tuple(sorted(rows.values(), key=rank))
-    plan = Plan((), _run(job), str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
+    notes += sorted({stage.fault for row in rows.values() for stage in row.stages.values()} - {""})
+    notes.append(
+        "predicted, not measured: nothing was run on these devices; loading weights and compiling are not in it"
+    )
+    ranked = tuple(sorted(rows.values(), key=lambda row: row.rank))
+    size = max(((video.width, video.height) for video in job.videos), key=math.prod)
+    several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
+    words = (
+        f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {cfg.num_inference_steps} steps"
+    )
+    plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))
-    return plan, whole
-
-
-def _run(job: Job) -> str:
-    """The run in words."""
-    cfg, videos = job.cfg, job.videos
-    size = max(((video.width, video.height) for video in videos), key=math.prod)
-    several = f"{len(videos)} videos of up to " if len(videos) > 1 else ""
-    return f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {cfg.num_inference_steps} steps"
+    return plan, not compilation.left and not compilation.failed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from maxdiffusion.planning.report import clock, source, weights
+from maxdiffusion.planning.report import clock
 from maxdiffusion.planning.results import Plan, Row
 
 Number = float | int
@@ -42,11 +42,11 @@ def svg(plan: Plan) -> str:
 
 def _bars(row: Row, y: Number, per_second: Number, memory: Number, per_gib: Number, best: bool) -> Iterator[str]:
     weight = 'font-weight="bold"' if best else "" if row.fits else 'fill="#999"'
-    yield _text(12, y + 11, f"{row.split.name}", weight)
+    yield _text(12, y + 11, row.split, weight)
     yield _text(
         12,
         y + 25,
-        f"weights {weights(row)}, {source(row)}{'' if row.fits else ', does not fit'}",
+        f"weights {row.weights}, {row.source}{'' if row.fits else ', does not fit'}",
         'fill="#777" font-size="10"',
     )
     x = float(_NAMES)
@@ -60,8 +60,7 @@ def _bars(row: Row, y: Number, per_second: Number, memory: Number, per_gib: Numb
     for index, (name, colour) in enumerate(_STAGES.items()):
         gib = row.stages[name].gib
         yield _bar(memory, y + 8 * index, per_gib * gib, 7, colour, f"{name} {gib:.2f} GiB")
-    peak = row.stages[row.peak].gib
-    yield _text(memory + per_gib * peak + 6, y + 15, f"{peak:.1f}; {clock(row.seconds.total)} in all", weight)
+    yield _text(memory + per_gib * row.gib + 6, y + 15, f"{row.gib:.1f}; {clock(row.seconds.total)} in all", weight)
 
 
 def _legend(x: Number, colours: dict[str, str]) -> Iterator[str]:

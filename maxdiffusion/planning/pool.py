@@ -1,4 +1,4 @@
-"""Functions run in processes of their own, a few at a time, in the environment of a target. Imports no jax."""
+"""Runs functions in processes of their own, a few at a time, in the environment of a target. Imports no jax."""
 
 from __future__ import annotations
 
@@ -39,12 +39,13 @@ class Pool:
           workers: processes at a time; None is one for each processor of ours, as far as memory goes.
         """
         self._environment, self._deadline = {**os.environ, **environment}, deadline
-        self._workers = workers or max(1, int(min(_processors(), available() / GIB_EACH)))
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self._workers = workers or max(1, int(min(processors, available() / GIB_EACH)))
 
-    def map(self, jobs: Mapping[K, Callable[[], T]], on_answer: Callable[[K, T | UserError | None], None]) -> None:
-        """Starts the jobs in order and hands on what they return as it comes.
+    def map(self, jobs: Mapping[K, Callable[[], T]]) -> Iterator[tuple[K, T | UserError | None]]:
+        """Starts the jobs in order and yields (key, result) as they end.
 
-        Where a job fails or its process dies the answer is a sentence; where the deadline came first it is None.
+        Where a job fails or its process dies the result is a sentence; where the deadline came first it is None.
         """
         with contextlib.ExitStack() as everything:
             waiting, running = list(jobs.items())[::-1], dict[Future[T], tuple[K, _Worker, contextlib.ExitStack]]()
@@ -52,7 +53,7 @@ class Pool:
                 while waiting and len(running) < self._workers:
                     key, job = waiting.pop()
                     if time.monotonic() > self._deadline:
-                        on_answer(key, None)
+                        yield key, None
                         continue
                     own = everything.enter_context(contextlib.ExitStack())
                     worker = own.enter_context(_worker(self._environment, self._deadline))
@@ -61,17 +62,16 @@ class Pool:
                     key, worker, own = running.pop(future)
                     answer = self._answer(future, worker)
                     own.close()
-                    on_answer(key, answer)
+                    yield key, answer
 
     def do(self, job: Callable[[], T]) -> T | None:
-        """What the job returns; None where the deadline came first.
+        """The job's result; None where the deadline came first.
 
         Raises:
           UserError: it failed, or its process died.
         """
-        answers: dict[int, T | UserError | None] = {}
-        self.map({0: job}, answers.__setitem__)
-        if isinstance(answer := answers[0], UserError):
+        ((_, answer),) = self.map({0: job})
+        if isinstance(answer, UserError):
             raise answer
         return answer
 
@@ -92,7 +92,7 @@ class Pool:
 class _Worker:
     executor: ProcessPoolExecutor
     process: multiprocessing.process.BaseProcess
-    log: Path  # what it and its libraries print
+    log: Path  # standard output and error of it and its libraries
 
 
 @contextlib.contextmanager
@@ -109,15 +109,15 @@ def _worker(environment: Mapping[str, str], deadline: float) -> Iterator[_Worker
         finally:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid or 0, signal.SIGKILL)
-            process.kill()  # which may not have begun a group yet
+            process.kill()  # it may not lead a group yet
             executor.shutdown()
 
 
 def _begin(environment: Mapping[str, str], log: Path, deadline: float) -> None:
-    """Prepares a worker, before it imports what it is to run."""
+    """Prepares a worker, before it imports its job's module."""
     os.environ.clear()
     os.environ.update(environment)
-    os.setsid()  # Ctrl-C reaches our parent alone, and all that is started here ends with this group
+    os.setsid()  # Ctrl-C reaches the parent alone, and all processes started here end with this group
     said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -129,7 +129,7 @@ def _end(folder: Path, deadline: float) -> None:
     parent = multiprocessing.parent_process()
     assert parent
     parent.join(max(0.0, deadline - time.monotonic()))
-    for _ in range(1000):  # as long as another thread still adds to it
+    for _ in range(1000):  # while another thread still writes to it
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             break
@@ -142,16 +142,12 @@ def libtpu() -> bool:
 
 
 def available() -> float:
-    """GiB of this machine's memory that nobody uses."""
+    """GiB of this machine's memory that are free."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) / 2**20
     return float("inf")
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _reason(log: str, code: int | None = None) -> str:

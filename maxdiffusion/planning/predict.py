@@ -1,14 +1,22 @@
-"""From a program's schedule to seconds, predicted; nothing was timed, and nothing here imports jax."""
+"""Predicts seconds of a compiled program from its schedule; nothing was timed. Imports no jax.
+
+A program's text states no cycles of Pallas kernels; those of attention follow from `FLASH`. A grid step of
+`kernels.flash`, however long the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static:
+waits for memory are left out, which came to 3 to 4 % where such kernels were timed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import DeviceSpeed, Generation
-from maxdiffusion.planning.kernels import cycles
-from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Schedule, Step, Work
+from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Step, Work
 from maxdiffusion.request.cost import Seconds
 
 # What TPUs took, relative to the same count of the programs of others: 0.973 to 1.013 for guided steps of the 14B model
@@ -19,85 +27,132 @@ SLOW_LINKS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
-    """Of one call of a program.
+class Cycles:
+    """Cycles of a grid step of `kernels.flash` in bf16, at a head dim of 128, on one tensor core.
 
     Attributes:
-      seconds: as published figures of links and static counts give them, the range by `CALIBRATION`.
-      uncounted: Pallas kernels whose time is not known and not in it.
+      start: of every step.
+      bound: of a tile, where a bound takes the place of the maximum.
+      running: of a tile with a running maximum.
+      once: of the first and the last step of a block of queries, for 256 of them.
+      width: queries that a product takes; it takes as long for fewer.
+    """
+
+    start: float
+    bound: float
+    running: float
+    once: float
+    width: int
+
+
+# Counted by `scripts/tpu.py kernels` in the schedules of `kernels.flash` alone, with the default blocks.
+FLASH: Mapping[str, Cycles] = MappingProxyType(
+    {
+        "v5e": Cycles(924.0, 276.1, 301.2, 126.0, 128),
+        "v6e": Cycles(669.0, 105.9, 112.4, 88.8, 256),
+        "v5p": Cycles(992.0, 276.1, 301.4, 129.7, 128),
+        "TPU7x": Cycles(819.0, 107.2, 121.0, 72.1, 256),
+    }
+)
+FP32 = 6  # passes of a product
+OTHERS = 0.5  # of the ceiling: what splash kernels with segments and statistics reach, 312 of 612 TF/s on v6e
+TILE = 256
+
+
+def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> float | None:
+    """Cycles of a call of an attention kernel; None for any other kernel.
+
+    Args:
+      kernel: one of `kernels.flash`, whose name tells its blocks, or with splash in its name.
+      generation: what it runs on.
+      running: whether the maximum is a running one everywhere, instead of nowhere.
+    """
+    arrays = [array for array in kernel.operands if len(array[1]) >= 3 and array[1][-1] % 64 == 0]
+    if len(arrays) < 3:
+        return None
+    (dtype, q), (_, k) = arrays[:2]
+    rows, keys, dim = math.prod(q[:-1]), k[-2], q[-1]
+    blocks = re.fullmatch(r"flash_attention_(\d+)_(\d+)", kernel.name)
+    if not blocks:
+        per_cycle = OTHERS * generation.speed.ceiling / (generation.ghz * 1e9)
+        return 4 * rows * keys * dim / per_cycle if "splash" in kernel.name else None
+    block_q, block_kv = int(blocks[1]), int(blocks[2])
+    cost = FLASH[generation.name]
+    tiles = -(-block_q // cost.width) * cost.width * block_kv / TILE**2
+    step = cost.start + tiles * (cost.running if running else cost.bound)
+    blocks_q = math.prod(q[:-2]) * math.ceil(q[-2] / block_q)
+    total = blocks_q * (keys // block_kv * step + cost.once * block_q / TILE)
+    return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores
+
+
+class Prediction(NamedTuple):
+    """Predicted time of one call of a program.
+
+    Attributes:
+      seconds: by static counts and published figures of links, the range by `CALIBRATION`.
+      uncounted: names of Pallas kernels of unknown time, which is left out.
     """
 
     seconds: Seconds
-    uncounted: tuple[str, ...] = ()
+    uncounted: tuple[str, ...]
 
 
-def predict(schedule: Schedule, generation: Generation, *, branch_probability: float = 1.0) -> Prediction:
+def predict(steps: Sequence[Step], generation: Generation, *, branch_probability: float = 1.0) -> Prediction:
     """The time of a program on one slice.
 
     Args:
-      schedule: of the program.
+      steps: of the program.
       generation: of the slice.
-      branch_probability: of the slowest branch of a conditional, instead of the fastest, such as of the layers of VACE
-        that have a control layer.
+      branch_probability: probability of the slowest branch of a conditional instead of the fastest, such as the share
+        of the layers of VACE that have a control layer.
     """
-    fast = _Clock(generation, generation.speed, branch_probability)
-    speed = dataclasses.replace(
-        generation.speed,
-        link=SLOW_LINKS * generation.speed.link,
-        in_chip=SLOW_LINKS * generation.speed.in_chip,
+    speed, uncounted = generation.speed, set[str]()
+    slowed = dataclasses.replace(speed, link=SLOW_LINKS * speed.link, in_chip=SLOW_LINKS * speed.in_chip)
+    parts, slow = (
+        _time(steps, dataclasses.replace(generation, speed=each), branch_probability, uncounted)
+        for each in (speed, slowed)
     )
-    parts = fast.time(schedule.steps)
-    slow = _Clock(generation, speed, branch_probability).time(schedule.steps)
-    low, high = CALIBRATION[0] * parts.total, CALIBRATION[1] * slow.total
-    return Prediction(dataclasses.replace(parts, low=low, high=high), tuple(sorted(fast.uncounted)))
+    found = dataclasses.replace(parts, low=CALIBRATION[0] * parts.total, high=CALIBRATION[1] * slow.total)
+    return Prediction(found, tuple(sorted(uncounted)))
 
 
-class _Clock:
-    """Runs through a schedule; a device computes in order, its links carry one collective after another.
+def _time(steps: Sequence[Step], generation: Generation, branch_probability: float, uncounted: set[str]) -> Seconds:
+    """Runs through the steps; a device computes in order, its links carry one collective after another.
 
-    What the cores of a chip exchange does not take its links.
+    Collectives between the cores of a chip do not occupy its links. Adds to `uncounted`.
     """
-
-    def __init__(self, generation: Generation, speed: DeviceSpeed, branch_probability: float) -> None:
-        self.generation, self.speed, self.branch_probability = generation, speed, branch_probability
-        self.uncounted: set[str] = set()
-
-    def time(self, steps: Sequence[Step]) -> Seconds:
-        parts = Seconds()
-        free = {True: 0.0, False: 0.0}  # when the links are, and what joins the cores of a chip
-        begun: dict[str, tuple[float, float]] = {}  # duration, end
-        for step in steps:
-            match step:
-                case Collective():
-                    duration, leaves = seconds(step, self.speed), _chips(step, self.speed) > 1
-                    end = free[leaves] = max(free[leaves], parts.total) + duration
-                    if step.key:
-                        begun[step.key] = duration, end
-                    else:
-                        parts += Seconds(exposed=end - parts.total)
-                case Done():
-                    duration, end = begun.pop(step.key)
-                    waits = max(0.0, end - parts.total)
-                    parts += Seconds(exposed=waits, hidden=max(0.0, duration - waits))
-                case _:
-                    parts += self._work(step)
-        return parts
-
-    def _work(self, step: Work | Kernel | Loop | Choice) -> Seconds:
-        hertz = 1e9 * self.generation.ghz
+    parts, speed, hertz = Seconds(), generation.speed, 1e9 * generation.ghz
+    free = {True: 0.0, False: 0.0}  # time from which the links of the chip, and those between its cores, are free
+    begun: dict[str, tuple[float, float]] = {}  # duration, end
+    for step in steps:
         match step:
+            case Collective():
+                chips = len({number // speed.cores for number in step.group})
+                times, model = _MODELS[step.kind]
+                duration = times * model(step.size, len(step.group), chips, speed)
+                end = free[chips > 1] = max(free[chips > 1], parts.total) + duration
+                if step.key:
+                    begun[step.key] = duration, end
+                else:
+                    parts += Seconds(exposed=end - parts.total)
+            case Done():
+                duration, end = begun.pop(step.key)
+                waits = max(0.0, end - parts.total)
+                parts += Seconds(exposed=waits, hidden=max(0.0, duration - waits))
             case Work():
-                return Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
+                parts += Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
             case Kernel():
-                count = cycles(step, self.generation)
+                count = cycles(step, generation)
                 if count is None:
-                    self.uncounted.add(step.name)
-                return Seconds(attention=(count or 0.0) / hertz)
+                    uncounted.add(step.name)
+                parts += Seconds(attention=(count or 0.0) / hertz)
             case Loop():
-                return self.time(step.body) * step.times
+                parts += _time(step.body, generation, branch_probability, uncounted) * step.times
             case Choice():
-                ways = sorted((self.time(branch) for branch in step.branches), key=lambda way: way.total)
-                return ways[-1] * self.branch_probability + ways[0] * (1 - self.branch_probability)
+                ways = [_time(branch, generation, branch_probability, uncounted) for branch in step.branches]
+                ways.sort(key=lambda way: way.total)
+                parts += ways[-1] * branch_probability + ways[0] * (1 - branch_probability)
+    return parts
 
 
 _MODELS: dict[str, tuple[int, Callable[[int, int, int, DeviceSpeed], float]]] = {
@@ -107,13 +162,3 @@ _MODELS: dict[str, tuple[int, Callable[[int, int, int, DeviceSpeed], float]]] = 
     "all-reduce": (2, links.all_gather),
     "collective-permute": (1, links.permute),
 }
-
-
-def seconds(collective: Collective, speed: DeviceSpeed) -> float:
-    """Modelled time of a collective within a slice, were it alone."""
-    times, model = _MODELS[collective.kind]
-    return times * model(collective.size, len(collective.group), _chips(collective, speed), speed)
-
-
-def _chips(collective: Collective, speed: DeviceSpeed) -> int:
-    return len({number // speed.cores for number in collective.group})

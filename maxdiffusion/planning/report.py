@@ -17,23 +17,23 @@ def text(plan: Plan, price: float | None) -> str:
     """The whole report; `price` is of a chip for an hour."""
     parts = [_summary(plan, price), _table(plan)]
     if plan.refused:
-        parts.append("\n".join(["refused:", *(_item(f"{each.name}: {each.reason}") for each in plan.refused)]))
-    parts.append("\n".join(["notes:", *map(_item, (*plan.notes, *_always(plan)))]))
+        parts.append("\n".join(["refused:", *(_item(f"{each.split}: {each.reason}") for each in plan.refused)]))
+    parts.append("\n".join(["notes:", *map(_item, plan.notes)]))
     return "\n\n".join(parts)
 
 
 def command(plan: Plan, row: Row) -> str:
     """The command line of the run on that split."""
-    return " ".join(["python generate_wan.py", *map(shlex.quote, (*plan.command, *row.split.overrides))])
+    return " ".join(["python generate_wan.py", *map(shlex.quote, (*plan.command, *row.overrides))])
 
 
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
     """What `text` says, for programs; seconds, GiB."""
     rows = [
         {
-            "split": row.split.name,
-            "weights": weights(row),
-            "overrides": row.split.overrides,
+            "split": row.split,
+            "weights": row.weights,
+            "overrides": row.overrides,
             "command": command(plan, row),
             "fits": row.fits,
             "sources": {name: stage.source for name, stage in row.stages.items()},
@@ -54,43 +54,32 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
         "gib_per_device": plan.gib,
         "recommended": rows[plan.rows.index(plan.best)] if plan.best else None,
         "splits": rows,
-        "refused": [{"split": each.name, "reason": each.reason} for each in plan.refused],
+        "refused": [{"split": each.split, "reason": each.reason} for each in plan.refused],
         "changes": [{"overrides": each.words, "gib": round(each.gib, 3)} for each in plan.changes],
-        "notes": [*plan.notes, *_always(plan)],
+        "notes": plan.notes,
     }
-
-
-def weights(row: Row) -> str:
-    """How they lie on the devices."""
-    return "whole" if row.split.holders == 1 else f"over {row.split.holders}"
-
-
-def source(row: Row) -> str:
-    """Of its least certain stage."""
-    return "compiled" if row.compiled else "modelled"
 
 
 def _summary(plan: Plan, price: float | None) -> str:
     lines = [f"{plan.run}\non {plan.target}", ""]
     if (best := plan.best) is None:
-        least = min(plan.rows, key=lambda row: row.stages[row.peak].gib)
-        peak = least.stages[least.peak]
+        least = min(plan.rows, key=lambda row: row.gib)
         lines.append(
-            f"NOTHING FITS: the nearest split, {least.split.name} with weights {weights(least)}, needs "
-            f"{peak.gib:.2f} GiB per device for {least.peak}, of {plan.gib:.4g}."
+            f"NOTHING FITS: the nearest split, {least.split} with weights {least.weights}, needs "
+            f"{least.gib:.2f} GiB per device for {least.peak}, of {plan.gib:.4g}."
         )
         lines += ["  it would fit, by arithmetic, with"] if plan.changes else ["  and no single change would do."]
         lines += [f"    {' '.join(map(shlex.quote, each.words))}   ({each.gib:.2f} GiB)" for each in plan.changes]
         return "\n".join(lines)
-    seconds, step, peak = best.seconds, best.step, best.stages[best.peak]
+    seconds, step = best.seconds, best.step
     lines += [
-        f"recommended  {best.split.name}, weights {weights(best)} ({source(best)})",
+        f"recommended  {best.split}, weights {best.weights} ({best.source})",
         f"  {command(plan, best)}",
         f"  predicted  {number(step.total)} s a step ({number(step.low)} to {number(step.high)}); the whole run "
         f"{clock(seconds.total)} ({clock(seconds.low)} to {clock(seconds.high)}), "
         f"{plan.chips * seconds.total:,.0f} chip-seconds"
         + ("" if price is None else f", {plan.chips * seconds.total / 3600 * price:,.2f} at {price:g} a chip-hour"),
-        f"  memory     {peak.gib:.2f} of {plan.gib:.4g} GiB per device at the peak, which is {best.peak} ("
+        f"  memory     {best.gib:.2f} of {plan.gib:.4g} GiB per device at the peak, which is {best.peak} ("
         + ", ".join(f"{name} {stage.gib:.2f}" for name, stage in best.stages.items())
         + ")",
     ]
@@ -111,42 +100,29 @@ def clock(seconds: float) -> str:
 
 
 def _table(plan: Plan) -> str:
-    head = ["split", "weights", "s/step", "range", *PARTS, "text", "denoise", "decode", "fits", "run", "by"]
-    lines = [head]
-    for row in plan.rows:
-        step = row.step
-        lines.append(
-            [
-                row.split.name,
-                weights(row),
-                number(step.total),
-                f"{number(step.low)}-{number(step.high)}",
-                *(number(getattr(step, part)) for part in PARTS),
-                *(f"{stage.gib:.1f}" for stage in row.stages.values()),
-                "yes" if row.fits else "NO",
-                clock(row.seconds.total),
-                source(row),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = []
-    for line in lines:
-        padded = [
-            cell.ljust(width) if name in ("split", "weights", "by") else cell.rjust(width)
-            for name, cell, width in zip(head, line, widths, strict=True)
-        ]
-        shown.append("  ".join(padded).rstrip())
+    rows = plan.rows
+    columns = {
+        "split": [row.split for row in rows],
+        "weights": [row.weights for row in rows],
+        "s/step": [number(row.step.total) for row in rows],
+        "range": [f"{number(row.step.low)}-{number(row.step.high)}" for row in rows],
+        **{part: [number(getattr(row.step, part)) for row in rows] for part in PARTS},
+        **{name: [f"{row.stages[name].gib:.1f}" for row in rows] for name in ("text", "denoise", "decode")},
+        "fits": ["yes" if row.fits else "NO" for row in rows],
+        "run": [clock(row.seconds.total) for row in rows],
+        "by": [row.source for row in rows],
+    }
+    padded = []
+    for name, cells in columns.items():
+        width = max(map(len, (name, *cells)))
+        align = str.ljust if name in ("split", "weights", "by") else str.rjust
+        padded.append([align(cell, width) for cell in (name, *cells)])
+    lines = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
     title = (
         "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
         f"of {plan.gib:.4g}"
     )
-    return "\n".join([title, *shown])
-
-
-def _always(plan: Plan) -> list[str]:
-    found = ["predicted, not measured: nothing was run on these devices; loading weights and compiling are not in it"]
-    faults = {stage.fault for row in plan.rows for stage in row.stages.values() if stage.fault}
-    return [*sorted(faults), *found]
+    return "\n".join([title, *lines])
 
 
 def _item(note: str) -> str:

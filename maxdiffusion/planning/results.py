@@ -1,148 +1,88 @@
-"""What a plan found, as values that go to a file and back. Imports no jax."""
+"""Values of a plan, which its cache and its reports hold. Imports no jax."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
-import pydantic
+from maxdiffusion.hardware.chips import Slice
+from maxdiffusion.request.cost import Figures, Layout, Run, Seconds
 
-from maxdiffusion.request.cost import Layout, Run, Seconds
-
-Source = Literal["compiled", "modelled"]  # by the compiler, or by `request.cost`
+Words = tuple[str, ...]  # key=value words of a command line
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A program of a run.
+class Target:
+    """The devices of a plan.
 
     Attributes:
-      name: as `programs.Lowered` has it.
-      times: how often the run calls it.
-      gib: per device at its peak, with what lies in memory beside it.
-      seconds: of one call.
-      compile_seconds: what compiling took.
+      slice: of TPUs; None is this machine's own devices.
+      platform: as jax calls it.
+      kind: `device_kind`.
+      devices: how many.
+      gib: memory of one that a program may use.
     """
 
-    name: str
-    times: int
+    slice: Slice | None
+    platform: str
+    kind: str
+    devices: int
     gib: float
-    seconds: Seconds
-    compile_seconds: float = 0.0
+
+    @property
+    def chips(self) -> int:
+        """Number of chips rented."""
+        return self.slice.chips if self.slice else self.devices
+
+    def __str__(self) -> str:
+        if self.slice:
+            return f"{self.slice.topology} ({self.devices} devices of {self.gib:g} GiB on {self.chips} chips)"
+        return f"this machine ({self.devices} x {self.kind}, {self.gib:.1f} GiB each)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage of a run on one split.
+    """One stage of a run on one split.
 
     Attributes:
-      source: of its figures.
+      source: of its figures: the compiler, or the arithmetic of `request.cost`.
       programs: what it runs.
       fits: whether each device's memory holds it.
-      fault: why there are no compiled figures, as a sentence.
+      fault: why compiled figures are incomplete, as a sentence.
     """
 
-    source: Source
-    programs: tuple[Program, ...]
+    source: Literal["compiled", "modelled"]
+    programs: tuple[Figures, ...]
     fits: bool
     fault: str = ""
 
     @property
     def gib(self) -> float:
-        """Per device, at the peak of the largest program."""
+        """GiB per device at the peak of the largest program."""
         return max((program.gib for program in self.programs), default=0.0)
 
     @property
     def seconds(self) -> Seconds:
-        """Of all calls."""
+        """Seconds of all calls."""
         return sum((program.seconds * program.times for program in self.programs), Seconds())
-
-    def of(self, name: str) -> Seconds:
-        """Of all calls of the programs of one name."""
-        return sum((each.seconds * each.times for each in self.programs if each.name == name), Seconds())
-
-    def timed(self, modelled: Stage) -> Stage:
-        """The same, of a compiler that counts no cycles, with the seconds of a modelled stage."""
-        (model,) = modelled.programs
-        calls = max(1, sum(each.times for each in self.programs if each.name == model.name))
-        seconds = modelled.seconds * (1 / calls)
-        programs = [
-            dataclasses.replace(each, seconds=seconds) if each.name == model.name else each for each in self.programs
-        ]
-        return dataclasses.replace(self, programs=tuple(programs))
-
-
-def modelled(run: Run, layout: Layout, gib: float) -> dict[str, Stage]:
-    """The three stages by arithmetic, on devices of so much memory."""
-    found = {
-        "text": ("text", run.text(layout)),
-        "denoise": ("step", run.step(layout)),
-        "decode": ("decode", run.decode(layout)),
-    }
-    return {
-        stage: Stage("modelled", (Program(name, *estimate),), estimate.gib <= gib)
-        for stage, (name, estimate) in found.items()
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """What a worker found.
-
-    Attributes:
-      stage: None where it is refused.
-      refused: why the run is refused on this split.
-      unkept: why what was compiled is not kept for the next plan; of what is kept empty.
-    """
-
-    stage: Stage | None = None
-    refused: str = ""
-    unkept: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """How the devices share a run.
-
-    Attributes:
-      data: devices over the batch, which the guidance pair may take.
-      fsdp: devices over the weights and the batch.
-      context: devices over the video tokens.
-      ring: of them, around which keys and values travel.
-      ulysses: devices that trade sequence for heads.
-      tensor: devices over heads and feed-forward width.
-      sharded: whether weights are spread over the context axis, too.
-      overrides: the key=value words that say so.
-    """
-
-    data: int
-    fsdp: int
-    context: int
-    ring: int
-    ulysses: int
-    tensor: int
-    sharded: bool
-    overrides: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        degrees = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        over = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
-        if self.context != self.ring * self.ulysses:
-            return " x ".join([*over, f"context {self.context}, keys gathered"])
-        return " x ".join([*over, f"ring {self.ring}", f"ulysses {self.ulysses}"])
-
-    @property
-    def holders(self) -> int:
-        """Devices over which one copy of the weights is spread, but for those of `tensor`."""
-        return self.fsdp * (self.context if self.sharded else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A legal split, the denoise steps of the whole run, and its three stages."""
+    """A legal split of a run over the devices, with its figures.
 
-    split: Split
+    Attributes:
+      overrides: the words that select it.
+      split: its degrees in words.
+      holders: devices over which one copy of the weights is spread, without those of the tensor axis.
+      steps: denoise steps of the whole run.
+      stages: `text` (all conditioning), `denoise` and `decode`.
+    """
+
+    overrides: Words
+    split: str
+    holders: int
     steps: int
     stages: dict[str, Stage]
 
@@ -152,28 +92,55 @@ class Row:
 
     @property
     def seconds(self) -> Seconds:
+        """Seconds of the whole run."""
         return sum((stage.seconds for stage in self.stages.values()), Seconds())
 
     @property
     def step(self) -> Seconds:
-        """Of one denoise step."""
-        return self.stages["denoise"].of("step") * (1 / self.steps)
-
-    @property
-    def compiled(self) -> bool:
-        return all(stage.source == "compiled" for stage in self.stages.values())
+        """Seconds of one denoise step, a mean."""
+        steps = (each for each in self.stages["denoise"].programs if each.name == "step")
+        return sum((each.seconds * each.times for each in steps), Seconds()) * (1 / self.steps)
 
     @property
     def peak(self) -> str:
         """The stage that needs most memory."""
         return max(self.stages, key=lambda name: self.stages[name].gib)
 
+    @property
+    def gib(self) -> float:
+        """GiB per device at the peak of the run."""
+        return self.stages[self.peak].gib
+
+    @property
+    def weights(self) -> str:
+        """How the transformer's weights are placed, in words."""
+        return "whole" if self.holders == 1 else f"over {self.holders}"
+
+    @property
+    def source(self) -> str:
+        """Source of the least certain stage."""
+        return "compiled" if all(stage.source == "compiled" for stage in self.stages.values()) else "modelled"
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Sorts rows that fit first, then those compiled as a whole, then the fastest."""
+        return not self.fits, self.source == "modelled", self.seconds.total
+
+
+def modelled(run: Run, layouts: Mapping[Words, Layout], gib: float) -> dict[Words, Row]:
+    """The row of each split by arithmetic, on devices with `gib` of memory."""
+    rows = {}
+    for words, layout in layouts.items():
+        stages = {name: Stage("modelled", (each,), each.gib <= gib) for name, each in run.stages(layout).items()}
+        rows[words] = Row(words, layout.name, layout.holders, run.steps * run.units(layout), stages)
+    return rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Refused:
-    """A split that a run would refuse, and its sentence."""
+    """A split that a run would refuse, and the reason as a sentence."""
 
-    name: str
+    split: str
     reason: str
 
 
@@ -181,27 +148,27 @@ class Refused:
 class Change:
     """Words with which the run would fit, and GiB that each device would then need, by arithmetic."""
 
-    words: tuple[str, ...]
+    words: Words
     gib: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a plan found.
+    """A whole plan.
 
     Attributes:
       command: the words before the overrides: the config file and what was given.
       run: the run in words.
       target: the devices in words.
-      chips: how many are rented.
-      gib: memory that a program may use on one device.
-      rows: the legal splits, those that fit first, then the fastest.
+      chips: number of chips rented.
+      gib: memory of one device that a program may use.
+      rows: the legal splits by `Row.rank`.
       refused: the illegal ones.
       changes: where nothing fits.
-      notes: what one has to know of the figures, as sentences.
+      notes: caveats of the figures, as sentences.
     """
 
-    command: tuple[str, ...]
+    command: Words
     run: str
     target: str
     chips: int
@@ -215,17 +182,3 @@ class Plan:
     def best(self) -> Row | None:
         """The fastest split that fits."""
         return next((row for row in self.rows if row.fits), None)
-
-
-def to_json(plan: Plan) -> bytes:
-    """As a file holds it."""
-    return pydantic.TypeAdapter(Plan).dump_json(plan, indent=1)
-
-
-def from_json(content: bytes) -> Plan:
-    """The inverse of `to_json`.
-
-    Raises:
-      ValueError: it is no plan.
-    """
-    return pydantic.TypeAdapter(Plan).validate_json(content)

@@ -1,4 +1,4 @@
-"""What a compiled program does and in which order, read from its text; imports no jax.
+"""The schedule of a compiled program, read from its text. Imports no jax.
 
 The text of a scheduled module is in order of issue. The TPU's compiler notes its estimate of cycles at fusions, copies
 and the like, but none at loops, collectives and Pallas kernels: their shapes, groups and counts are noted here instead.
@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,7 @@ Array = tuple[str, tuple[int, ...]]  # dtype and shape
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """A fusion, copy, ...: `linear` where it holds matrix products or convolutions."""
+    """A fusion, copy, ... with its estimate of cycles; `linear` if it has matrix products or convolutions."""
 
     name: str
     linear: bool
@@ -28,7 +28,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A call of a Pallas kernel, by the name that it was given."""
+    """A call of a Pallas kernel, with the kernel's name."""
 
     name: str
     operands: tuple[Array, ...]
@@ -36,13 +36,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What the devices of a group exchange.
+    """A collective operation of a group of devices.
 
     Attributes:
       kind: all-to-all, all-gather, all-reduce, reduce-scatter or collective-permute.
       size: bytes of what one device gives, or of the whole that it gets (all-gather) or gives (reduce-scatter).
       group: the numbers, in the order of the mesh, of the devices of the first group or, in a permutation, cycle.
-      key: what its start and its end share; of a synchronous one empty.
+      key: name shared by its start and its end; empty if it is synchronous.
     """
 
     kind: str
@@ -76,49 +76,43 @@ class Choice:
 Step = Work | Kernel | Collective | Done | Loop | Choice
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """A program of one device.
-
-    Attributes:
-      steps: in order of issue.
-      peak: bytes of memory that it needs, arguments included.
-    """
-
-    steps: tuple[Step, ...]
-    peak: int
-
-
-def read(compiled: Any) -> Schedule:
-    """The schedule of a `jax.stages.Compiled` for TPUs.
-
-    Raises:
-      ValueError: its module is not scheduled, or it has a loop whose count is not to be seen.
-    """
-    return Schedule(steps(compiled.as_text()), compiled.memory_analysis().peak_memory_in_bytes)
-
-
 def steps(hlo: str) -> tuple[Step, ...]:
-    """The steps of `compiled.as_text()`.
+    """The steps of one device in order of issue, from `jax.stages.Compiled.as_text()` for TPUs.
 
     Raises:
-      ValueError: as `read`.
+      ValueError: the module is not scheduled, or it has a loop without a constant bound.
     """
     if "is_scheduled=true" not in hlo.split("\n", 1)[0]:
-        raise ValueError("the order of a module that is not scheduled says nothing")
-    computations, entry = _parse(hlo)
+        raise ValueError("the module is not scheduled, so that its order has no meaning")
+    computations: dict[str, list[_Instruction]] = {"": []}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if header := _HEADER.match(line):
+            name, computations[header[2]] = header[2], []
+            entry = name if header[1] else entry
+        elif found := _INSTRUCTION.match(line):
+            computations[name].append(_Instruction(*found.groups()))
     return tuple(_steps(computations, entry))
 
 
 # ---- the text
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
+class _Instruction(NamedTuple):
     name: str
     shape: str
     opcode: str
     rest: str  # operands and attributes
+
+    @property
+    def called(self) -> dict[str, str]:
+        """Attribute -> the computation that it names."""
+        return dict(re.findall(r"\b(\w+)=%([\w.\-]+)", self.rest))
+
+    @property
+    def operand(self) -> str:
+        """The name of the first one."""
+        return re.findall(r"%([\w.\-]+)", self.rest)[0]
 
 
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -130,22 +124,9 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _Computations = Mapping[str, list[_Instruction]]
 
 
-def _parse(hlo: str) -> tuple[_Computations, str]:
-    computations: dict[str, list[_Instruction]] = {}
-    current: list[_Instruction] = []
-    entry = ""
-    for line in hlo.splitlines():
-        if header := _HEADER.match(line):
-            current = computations.setdefault(header[2], [])
-            entry = header[2] if header[1] else entry
-        elif found := _INSTRUCTION.match(line):
-            current.append(_Instruction(found[1], found[2], found[3], found[4]))
-    return computations, entry
-
-
 def _steps(computations: _Computations, name: str) -> Iterator[Step]:
     for each in computations[name]:
-        called = _called(each)
+        called = each.called
         cycles = _CYCLES.search(each.rest)
         if each.opcode == "while":
             yield Loop(_times(computations, called["condition"]), tuple(_steps(computations, called["body"])))
@@ -161,20 +142,14 @@ def _steps(computations: _Computations, name: str) -> Iterator[Step]:
         elif collective := _collective(computations, each):
             yield collective
         elif cycles and not each.opcode.endswith(("-start", "-done")):
-            products = each.opcode in ("convolution", "dot") or any(
-                inner.opcode in ("convolution", "dot") for inner in _within(computations, called.get("calls", ""))
-            )
-            yield Work(each.name, products, int(cycles[1]))
+            inner = (each, *_within(computations, called.get("calls", "")))
+            yield Work(each.name, any(one.opcode in ("convolution", "dot") for one in inner), int(cycles[1]))
 
 
 def _within(computations: _Computations, name: str) -> Iterator[_Instruction]:
     for each in computations.get(name, ()):
         yield each
-        yield from _within(computations, _called(each).get("calls", ""))
-
-
-def _called(instruction: _Instruction) -> dict[str, str]:
-    return dict(re.findall(r"\b(\w+)=%([\w.\-]+)", instruction.rest))
+        yield from _within(computations, each.called.get("calls", ""))
 
 
 def _times(computations: _Computations, condition: str) -> int:
@@ -193,15 +168,15 @@ def _collective(computations: _Computations, each: _Instruction) -> Collective |
     """The collective, or the end of one, that an instruction is: synchronous, with a start, or in an `async-start`."""
     inner = each
     if each.opcode in ("async-start", "async-done"):
-        wrapped = _called(each).get("calls", "")
+        wrapped = each.called.get("calls", "")
         inner = next((one for one in computations.get(wrapped, ()) if _COLLECTIVE.fullmatch(one.opcode)), each)
         if each.opcode == "async-done" and _COLLECTIVE.match(each.name.replace("_", "-")):
-            return Done(_operand(each))
+            return Done(each.operand)
     found = _COLLECTIVE.fullmatch(inner.opcode)
     if not found:
         return None
     if found[2] == "-done":
-        return Done(_operand(each))
+        return Done(each.operand)
     started = each.opcode.endswith("-start")
     # A start gives operands and results, and counters of the device's own.
     arrays = [_bytes(array) for array in _arrays(inner.shape) if array[1]]
@@ -212,10 +187,6 @@ def _collective(computations: _Computations, each: _Instruction) -> Collective |
     if found[1] == "reduce-scatter" and not found[2]:
         size *= len(group)
     return Collective(found[1], size, group, each.name if started else "")
-
-
-def _operand(each: _Instruction) -> str:
-    return re.findall(r"%([\w.\-]+)", each.rest)[0]
 
 
 def _group(attributes: str) -> tuple[int, ...]:

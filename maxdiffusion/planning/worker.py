@@ -1,24 +1,23 @@
-"""What a process of the pool does: compiles one stage of a run, or tells this machine's devices."""
+"""The functions that the pool's processes run: one compiles a stage of a run, one describes this machine's devices."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import pydantic
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.hardware.chips import Slice, slice_of
+from maxdiffusion.hardware.chips import Slice
 from maxdiffusion.planning import cache, predict, schedule
 from maxdiffusion.planning.cache import Cache
-from maxdiffusion.planning.results import Answer, Program, Stage
-from maxdiffusion.programs import Program as RunProgram
-from maxdiffusion.programs import programs
+from maxdiffusion.planning.results import Stage, Target
+from maxdiffusion.programs import Program, programs
 from maxdiffusion.request import Job
-from maxdiffusion.request.cost import Seconds
+from maxdiffusion.request.cost import Figures, Seconds
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import Setup
 from maxdiffusion.runtime import compile_cache
@@ -29,7 +28,7 @@ STAGES = {"text": ("image", "encode", "text"), "denoise": ("prepare", "step"), "
 
 
 class Compiled(pydantic.BaseModel, extra="forbid"):
-    """What the compiler said of a program, or why it refused it, as the cache keeps it."""
+    """The compiler's figures of a program, or why it refused it, as the cache keeps them."""
 
     gib: float = pydantic.Field(ge=0)
     seconds: Seconds
@@ -37,54 +36,61 @@ class Compiled(pydantic.BaseModel, extra="forbid"):
     refused: str
 
 
-def devices() -> dict[str, Any]:
-    """Platform, kind and number of this machine's devices, and GiB of each; a CPU's share of what the machine has."""
+class Answer(NamedTuple):
+    """The result of `compile_stage`.
+
+    Attributes:
+      stage: None where the split is refused.
+      refused: why.
+      unkept: why a program's figures are not kept for the next plan; empty where all are.
+      took: seconds of compiling.
+    """
+
+    stage: Stage | None
+    refused: str = ""
+    unkept: str = ""
+    took: float = 0.0
+
+
+def devices() -> Target:
+    """The devices of this machine; the memory of a CPU device is its share of the machine's."""
     device, count = jax.devices()[0], jax.device_count()
     stats = device.memory_stats() or {}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
-    gib = stats.get("bytes_limit", memory) / GIB
-    return {"platform": device.platform, "kind": device.device_kind, "devices": count, "gib": gib}
+    return Target(None, device.platform, device.device_kind, count, stats.get("bytes_limit", memory) / GIB)
 
 
-def compile_stage(job: Job, stage: str, topology: str | None, gib: float) -> Answer:
-    """Compiles the programs of a stage.
-
-    Args:
-      job: the run on its split.
-      stage: a key of `STAGES`.
-      topology: of a TPU slice; None is this machine's own devices.
-      gib: memory of a device.
-    """
+def compile_stage(job: Job, stage: str, target: Target) -> Answer:
+    """Compiles the programs of a stage, a key of `STAGES`, of a run on its split."""
     compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
-    tpu = slice_of(topology) if topology else None
-    store, unkept = Cache(job.cfg.jax_cache_dir), ""
-    made: list[Program] = []
+    tpu, store, unkept, took = target.slice, Cache(job.cfg.jax_cache_dir), "", 0.0
+    made: list[Figures] = []
     faults: list[str] = []
     try:
-        setup = Setup.of(job, read_configs(job.cfg), tpu.described() if tpu else jax.devices())
+        setup = Setup.of(job, read_configs(job.cfg), tpu.describe() if tpu else jax.devices())
         network = setup.configs["transformer"]
         probability = len(network.adapter_layers) / network.num_layers
         for each in programs(setup):
             if each.name not in STAGES[stage]:
                 continue
-            name = cache.program(each.name, each.lowered.as_text(), topology or str(jax.devices()))
+            name = cache.program(each.name, each.lowered.as_text(), tpu.topology if tpu else str(jax.devices()))
             begun = time.monotonic()
-            compiled = store.read(name, Compiled.model_validate_json)
+            compiled = store.read(name, Compiled)
             if compiled is None:
                 compiled = _compile(each, tpu, probability)
-                unkept = store.write(name, compiled.model_dump_json().encode()) or unkept
+                unkept = store.write(name, compiled) or unkept
+            took += time.monotonic() - begun
             if compiled.refused:
                 raise UserError(f"The compiler refuses the program {each.name}: {compiled.refused}")
             faults += [compiled.fault] if compiled.fault else []
-            took = time.monotonic() - begun
-            made.append(Program(each.name, each.times, compiled.gib + each.resident / GIB, compiled.seconds, took))
+            made.append(Figures(each.name, each.times, compiled.gib + each.resident / GIB, compiled.seconds))
     except UserError as error:
-        return Answer(refused=str(error), unkept=unkept)
-    fits = all(program.gib <= gib for program in made)
-    return Answer(Stage("compiled", tuple(made), fits, "; ".join(faults)), unkept=unkept)
+        return Answer(None, str(error), unkept)
+    found = Stage("compiled", tuple(made), all(each.gib <= target.gib for each in made), "; ".join(faults))
+    return Answer(found, "", unkept, took)
 
 
-def _compile(program: RunProgram, tpu: Slice | None, branch_probability: float) -> Compiled:
+def _compile(program: Program, tpu: Slice | None, branch_probability: float) -> Compiled:
     """`branch_probability` is the share of the transformer's layers that an adapter adds to: a branch in its loop."""
     try:
         compiled = program.lowered.compile()
@@ -96,16 +102,18 @@ def _compile(program: RunProgram, tpu: Slice | None, branch_probability: float) 
         fault = f"the compiler says that {program.name} needs {needed:.2f} GiB"
         return Compiled(gib=needed, seconds=Seconds(), fault=fault, refused="")
     memory: Any = compiled.memory_analysis()
-    found, fault = predict.Prediction(Seconds()), ""
+    seconds, fault = Seconds(), ""
     if tpu:
-        found = predict.predict(schedule.read(compiled), tpu.generation, branch_probability=branch_probability)
-    if found.uncounted:
-        fault = f"the time of the kernels {', '.join(found.uncounted)} in {program.name} is not known and not in it"
-    return Compiled(gib=memory.peak_memory_in_bytes / GIB, seconds=found.seconds, fault=fault, refused="")
+        seconds, uncounted = predict.predict(
+            schedule.steps(compiled.as_text() or ""), tpu.generation, branch_probability=branch_probability
+        )
+        if uncounted:
+            fault = f"the time of the kernels {', '.join(uncounted)} in {program.name} is not known and not in it"
+    return Compiled(gib=memory.peak_memory_in_bytes / GIB, seconds=seconds, fault=fault, refused="")
 
 
 def _needed(message: str) -> float | None:
-    """GiB that a program needs which the compiler refuses for want of memory; None where it refuses for another reason.
+    """GiB that a program needs where the compiler refuses it for lack of memory, else None.
 
     RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (18.26G) exceeds ...
     """

@@ -35,6 +35,7 @@ from maxdiffusion.request.nets import builders
 
 if TYPE_CHECKING:
     from maxdiffusion.denoise.recipe import Recipe
+    from maxdiffusion.models.dit.config import DiTConfig
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ RANGE = (0.8, 1.4)  # of predicted seconds
 _PRODUCTS = 0.85  # of peak, of matrix products and convolutions
 _PASSES = 50  # over activations of tokens x model dim in a layer
 _MERGE = 26  # bytes per value of a further hop
-_MERGING = 333  # bytes per cycle of a tensor core: the same on each generation, no bandwidth binds it
 _LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
 _EXPOSED = 0.45  # of the all-to-alls, what no product hides
 _GATHERING = 0.1  # of the gathers of spread weights, the same
@@ -57,11 +57,11 @@ _VAE_ALIVE = (2200, 775)  # bytes in memory for a pixel of a chunk of 4 frames, 
 _VAE_WORK = 0.33  # FLOP for a pixel of a frame and a weight
 _VAE_BYTES = 200_000  # read and written for a pixel of a frame, in either dtype
 
-# Speeds of devices that are in no table, by platform; of an unknown TPU those of v6e.
+# Modelled speeds of devices that are not in `KINDS`, by platform; of an unknown TPU those of v6e.
 SPEEDS: Mapping[str, DeviceSpeed] = MappingProxyType(
     {
-        "cpu": DeviceSpeed(0.1e12, 20e9, 10e9),
-        "gpu": DeviceSpeed(400e12, 3000e9, 400e9),
+        "cpu": DeviceSpeed(0.2e12, 0.2e12, 0.1e12, 20e9, 10e9, 5e9),
+        "gpu": DeviceSpeed(800e12, 800e12, 400e12, 3000e9, 400e9, 750e9),
         "tpu": GENERATIONS["v6e"].speed,
     }
 )
@@ -90,9 +90,17 @@ class Seconds:
         return Seconds(*(times * value for value in dataclasses.astuple(self)))
 
 
-class Estimate(NamedTuple):
-    """How often a run calls a program, GiB per device at its peak, and seconds of one call."""
+class Figures(NamedTuple):
+    """Figures of one program of a run.
 
+    Attributes:
+      name: of the program, see `programs.Program`.
+      times: calls in a run.
+      gib: GiB per device at the peak of a call, with all that is in memory beside it.
+      seconds: of one call.
+    """
+
+    name: str
     times: int
     gib: float
     seconds: Seconds
@@ -119,6 +127,17 @@ class Layout:
     slices: int = 1
 
     @property
+    def name(self) -> str:
+        """The degrees in words."""
+        plan = self.attention
+        degrees = {"data": self.data, "fsdp": self.fsdp, "tensor": plan.tensor}
+        over = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]
+        context = f"ring {plan.ring} x ulysses {plan.ulysses}"
+        if plan.context < self.context:
+            context = f"context {self.context}, keys gathered"
+        return " x ".join([*over, context])
+
+    @property
     def batch(self) -> int:
         """Devices over the batch."""
         return self.data * self.fsdp
@@ -141,80 +160,43 @@ class Run:
     """A run in numbers.
 
     Attributes:
+      job: the run.
+      configs: of its networks, by folder.
       device_kind, platform: of the devices, as jax calls them.
-      nets: number and bytes of each net's weights, by folder.
+      nets: number and bytes of each network's weights, by folder.
       tokens: of the largest video that is denoised at once.
-      layers, width, head_dim: of the transformer.
-      itemsize: bytes of one of its activations.
-      vae_itemsize: bytes of one of the VAE's.
-      experts: in order; those that are in memory together are counted by `together`.
-      together: transformers in memory at a time.
-      videos: of the run.
-      rows: videos that a device of the batch makes at once.
-      mode: `guidance_mode`.
-      limit: tokens on a device up to which `guidance_mode=auto` batches both branches.
-      segments: parts of a video that are made one after another.
-      pixels: of a segment, all frames, as the VAE's convolutions see them.
-      frames: of a segment.
-      prompts: that are encoded.
+      experts: in order.
     """
 
+    job: Job
+    configs: Mapping[str, Any]
     device_kind: str
     platform: str
     nets: Mapping[str, tuple[int, int]]
     tokens: int
-    layers: int
-    width: int
-    head_dim: int
-    itemsize: int
-    vae_itemsize: int
     experts: tuple[Expert, ...]
-    together: int
-    videos: int
-    rows: int
-    mode: str
-    limit: int
-    segments: int
-    pixels: int
-    frames: int
-    prompts: int
 
     @classmethod
     def of(cls, job: Job, recipe: Recipe, configs: Mapping[str, Any], device_kind: str, platform: str) -> Run:
-        """The run of `job` with networks of these configs (by folder), for the largest of its videos.
+        """The run of `job` with networks of these configs.
 
         Raises:
           UserError: a size does not suit the transformer.
         """
-        from maxdiffusion.denoise.guidance import BATCHED_TOKENS
         from maxdiffusion.weights import nets
 
-        cfg, cut, videos = job.cfg, job.segments, job.videos
-        network, vae = configs["transformer"], configs["vae"]
+        sizes = nets.sizes(builders(job.cfg, AttentionPlan()), configs)
         experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.experts)
-        return cls(
-            device_kind=device_kind,
-            platform=platform,
-            nets=nets.sizes(builders(cfg, AttentionPlan()), configs),
-            tokens=job.max_tokens(network),
-            layers=network.num_layers,
-            width=network.num_attention_heads * network.attention_head_dim,
-            head_dim=network.attention_head_dim,
-            itemsize=4 if cfg.activations_dtype == "float32" else 2,
-            vae_itemsize=4 if cfg.vae_dtype == "float32" else 2,
-            experts=experts,
-            together=len(experts) if cfg.expert_residency == "together" else 1,
-            videos=len(videos),
-            rows=cfg.per_device_batch_size,
-            mode=cfg.guidance_mode,
-            limit=BATCHED_TOKENS,
-            segments=len(cut),
-            pixels=cut.length * max(video.height * video.width for video in videos) // (vae.patch_size or 1) ** 2,
-            frames=cut.length,
-            prompts=len(
-                {text for video in videos for text in (video.prompt, video.negative_prompt)[: 1 + recipe.guided]}
-            ),
-        )
+        return cls(job, configs, device_kind, platform, sizes, job.max_tokens(configs["transformer"]), experts)
+
+    @property
+    def network(self) -> DiTConfig:
+        return self.configs["transformer"]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one of the transformer's activations."""
+        return 4 if self.job.cfg.activations_dtype == "float32" else 2
 
     @property
     def guided(self) -> bool:
@@ -230,93 +212,84 @@ class Run:
     def speed(self) -> DeviceSpeed:
         return KINDS[self.device_kind].speed if self.device_kind in KINDS else SPEEDS[self.platform]
 
-    @property
-    def peak(self) -> float:
-        """FLOP/s of matrix products on a device."""
-        return KINDS[self.device_kind].peak if self.device_kind in KINDS else 2 * SPEEDS[self.platform].attention
-
-    @property
-    def ceiling(self) -> float:
-        """FLOP/s where one side of the products is narrow."""
-        return KINDS[self.device_kind].ceiling if self.device_kind in KINDS else self.peak
-
-    @property
-    def merging(self) -> float:
-        """Bytes/s of merges on a device; where no clock is known, a quarter of the memory's."""
-        if self.device_kind not in KINDS:
-            return 0.25 * self.speed.memory
-        return _MERGING * 1e9 * KINDS[self.device_kind].ghz * KINDS[self.device_kind].tensor_cores
-
     def batch(self, layout: Layout) -> int:
         """Videos of one batch."""
-        return min(self.videos, self.rows * layout.batch)
+        return min(len(self.job.videos), self.job.cfg.per_device_batch_size * layout.batch)
 
     def units(self, layout: Layout) -> int:
         """Segments of batches that the run makes."""
-        return -(-self.videos // self.batch(layout)) * self.segments
+        return -(-len(self.job.videos) // self.batch(layout)) * len(self.job.segments)
 
     def passes(self, expert: Expert, layout: Layout) -> tuple[int, int]:
         """Calls of the network in a step, and examples that a device has in one."""
+        from maxdiffusion.denoise.guidance import BATCHED_TOKENS
+
+        mode = self.job.cfg.guidance_mode
         single, double = (-(-rows // layout.batch) for rows in (self.batch(layout), 2 * self.batch(layout)))
         if not expert.guided:
             return 1, single
-        fits = self.tokens * double <= max(self.tokens * single, self.limit)
-        return (1, double) if self.mode == "batched" or (self.mode == "auto" and fits) else (2, single)
+        fits = self.tokens * double <= max(self.tokens * single, BATCHED_TOKENS)
+        return (1, double) if mode == "batched" or (mode == "auto" and fits) else (2, single)
 
-    def text(self, layout: Layout) -> Estimate:
+    def text(self, layout: Layout) -> Figures:
         """The text encoder on one prompt."""
         weights, nbytes = self.nets["text_encoder"]
         share = nbytes / (layout.holders * layout.attention.tensor)
-        seconds = _seconds(linear=2 * weights * TEXT / self.peak, other=share / self.speed.memory)
-        return Estimate(self.prompts, share / GIB + 0.3, seconds)
+        seconds = _seconds(linear=2 * weights * TEXT / self.speed.peak, other=share / self.speed.memory)
+        texts = ((video.prompt, video.negative_prompt)[: 1 + self.guided] for video in self.job.videos)
+        return Figures("text", len({prompt for pair in texts for prompt in pair}), share / GIB + 0.3, seconds)
 
-    def step(self, layout: Layout) -> Estimate:
+    def step(self, layout: Layout) -> Figures:
         """One denoise step: the mean of the experts' seconds, the largest memory."""
-        ways = [self.passes(expert, layout) for expert in self.experts]
-        seconds = sum(
-            (self._pass(e, layout) * n * x.steps for x, (n, e) in zip(self.experts, ways, strict=True)), Seconds()
-        )
-        gib = max(
-            self._step_gib(expert, examples, layout) for expert, (_, examples) in zip(self.experts, ways, strict=True)
-        )
-        return Estimate(self.steps * self.units(layout), gib, seconds * (1 / self.steps))
+        seconds, gib = Seconds(), 0.0
+        for expert in self.experts:
+            calls, examples = self.passes(expert, layout)
+            seconds += self._pass(examples, layout) * calls * expert.steps
+            gib = max(gib, self._step_gib(expert, examples, layout))
+        return Figures("step", self.steps * self.units(layout), gib, seconds * (1 / self.steps))
 
-    def decode(self, layout: Layout) -> Estimate:
-        """The VAE on a segment of a batch."""
+    def decode(self, layout: Layout) -> Figures:
+        """The VAE on a segment of a batch; pixels are counted after its patches, where the convolutions see them."""
         weights, nbytes = self.nets["vae"]
-        pixels = -(-self.batch(layout) // layout.batch) * self.pixels / layout.context
-        alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * self.vae_itemsize) * 4 * pixels / self.frames
+        frames, itemsize = self.job.segments.length, 4 if self.job.cfg.vae_dtype == "float32" else 2
+        largest = max(video.height * video.width for video in self.job.videos)
+        pixels = frames * largest // (self.configs["vae"].patch_size or 1) ** 2
+        share = -(-self.batch(layout) // layout.batch) * pixels / layout.context
+        alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * itemsize) * 4 * share / frames
         waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
         seconds = _seconds(
-            linear=_VAE_WORK * weights * pixels / (_PRODUCTS * self.ceiling),
-            other=_VAE_BYTES * pixels / self.speed.memory,
+            linear=_VAE_WORK * weights * share / (_PRODUCTS * self.speed.ceiling),
+            other=_VAE_BYTES * share / self.speed.memory,
         )
-        return Estimate(self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
+        return Figures("decode", self.units(layout), waiting + (nbytes + alive) / GIB, seconds)
+
+    def stages(self, layout: Layout) -> dict[str, Figures]:
+        """The largest program of each stage of the run."""
+        return {"text": self.text(layout), "denoise": self.step(layout), "decode": self.decode(layout)}
 
     def seconds(self, layout: Layout) -> float:
-        """All calls of all three."""
-        return sum(
-            each.times * each.seconds.total for each in (self.text(layout), self.step(layout), self.decode(layout))
-        )
+        """Seconds of the whole run."""
+        return sum(each.times * each.seconds.total for each in self.stages(layout).values())
 
     def transformers(self, layout: Layout) -> float:
         """GiB on each device of the transformers in memory."""
-        return self.together * self.nets["transformer"][1] / (layout.holders * layout.attention.tensor) / GIB
+        together = len(self.experts) if self.job.cfg.expert_residency == "together" else 1
+        return together * self.nets["transformer"][1] / (layout.holders * layout.attention.tensor) / GIB
 
     def attention(self, layout: Layout, examples: int) -> Attention:
         """Seconds of one layer's self-attention by the rule above, for so many examples on a device."""
         plan, speed = layout.attention, self.speed
         assert plan.heads is not None
         heads, shard = plan.heads // plan.tensor, -(-self.tokens // layout.context)
+        dim = self.network.attention_head_dim
         rows, columns = queries, keys = shard * plan.ulysses, shard * layout.context // plan.ring
         if "block_q" in KERNELS[plan.kernel].options:
-            own = plan.kernel == "flash"  # which skips what is padding in a block of keys
+            own = plan.kernel == "flash"  # it skips padding within a block of keys
             sizes = (flash_blocks if own else blocks)(self.device_kind, queries, keys, plan.options)
-            rows, columns = (
-                -(-n // m) * m for n, m in ((queries, sizes.q), (keys, sizes.compute if own else sizes.kv))
-            )
-        values = examples * shard * heads * self.head_dim
-        hop = 4 * examples * (heads // plan.ulysses) * rows * columns * self.head_dim / speed.attention
+            step = sizes.compute if own else sizes.kv
+            rows, columns = -(-queries // sizes.q) * sizes.q, -(-keys // step) * step
+        values = examples * shard * heads * dim
+        hop = 4 * examples * (heads // plan.ulysses) * rows * columns * dim / speed.attention
         hops, share = plan.ring - 1, self.itemsize * values  # bytes of q, k, v or the output
         chips = {degree: max(1, degree // speed.cores) for degree in (layout.context, plan.ulysses)}
         if plan.context < layout.context:  # keys and values are gathered
@@ -331,29 +304,30 @@ class Run:
             compute=plan.ring * hop,
             exchange=exchange,
             rotation=hops * max(0.0, rotation - hop),
-            layouts=values * (_MERGE * hops / self.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
+            layouts=values * (_MERGE * hops / speed.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
         )
 
     def _pass(self, examples: int, layout: Layout) -> Seconds:
         """One call of the transformer."""
         attention, speed, tensor = self.attention(layout, examples), self.speed, layout.attention.tensor
+        layers = self.network.num_layers
         tokens = examples * -(-self.tokens // layout.context)
         weights, nbytes = self.nets["transformer"]
-        activations = tokens * self.width // tensor * self.itemsize
+        activations = tokens * self.network.dim // tensor * self.itemsize
         gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
         return _seconds(
-            attention=self.layers * attention.compute,
-            linear=2 * tokens * weights / tensor / (_PRODUCTS * self.peak),
-            other=self.layers * (attention.layouts + _PASSES * activations / speed.memory),
-            exposed=self.layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
+            attention=layers * attention.compute,
+            linear=2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
+            other=layers * (attention.layouts + _PASSES * activations / speed.memory),
+            exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )
 
     def _step_gib(self, expert: Expert, examples: int, layout: Layout) -> float:
         """Weights, of spread ones some layers whole, activations, and the keys and values of the text."""
-        tensor = layout.attention.tensor
-        whole = _WHOLE / self.layers * self.nets["transformer"][1] / tensor if layout.holders > 1 else 0.0
-        value = self.width // tensor * self.itemsize
-        text = (1 + expert.guided) * -(-self.batch(layout) // layout.batch) * self.layers * 2 * TEXT * value
+        tensor, layers = layout.attention.tensor, self.network.num_layers
+        whole = _WHOLE / layers * self.nets["transformer"][1] / tensor if layout.holders > 1 else 0.0
+        value = self.network.dim // tensor * self.itemsize
+        text = (1 + expert.guided) * -(-self.batch(layout) // layout.batch) * layers * 2 * TEXT * value
         tokens = examples * -(-self.tokens // layout.context)
         alive = _ALIVE + (_TURNING if layout.attention.ring > 1 else 0)
         return self.transformers(layout) + (whole + text + alive * tokens * value) / GIB
@@ -372,10 +346,9 @@ class Attention:
 def choose(
     found: Mapping[tuple[int, int], Layout], refused: Mapping[tuple[int, int], UserError], run: Run
 ) -> tuple[int, int]:
-    """The key (data, ulysses) of the split with the fastest run, of those that are open.
+    """The key (data, ulysses) of the legal split with the fastest run.
 
-    Logs it, the others by time, and why the refused ones are illegal; nothing where there is one and no other was
-    thinkable.
+    Logs it, the others by time, and why the refused ones are illegal; nothing where there is a single candidate.
 
     Raises:
       UserError: nothing is legal; the reason is that of the largest Ulysses.

@@ -69,7 +69,7 @@ def layouts(
     context = ici.context * dcn.context
     legal, illegal = plans(
         cfg.attention,
-        heads=run.width // run.head_dim,
+        heads=run.network.num_attention_heads,
         context=context,
         slices=dcn.context,
         ulysses_shards=cfg.ulysses_shards,

@@ -7,7 +7,7 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware import links
-from maxdiffusion.hardware.chips import GENERATIONS, compile_only, slice_of
+from maxdiffusion.hardware.chips import GENERATIONS, slice_of
 
 
 @pytest.mark.parametrize(
@@ -27,19 +27,19 @@ from maxdiffusion.hardware.chips import GENERATIONS, compile_only, slice_of
 def test_a_name_is_a_topology(name, topology, devices, chips, accelerator):
     found = slice_of(name)
     assert (found.topology, found.devices, found.chips) == (topology, devices, chips)
-    assert compile_only(topology)["TPU_ACCELERATOR_TYPE"] == accelerator
+    assert found.environment["TPU_ACCELERATOR_TYPE"] == accelerator
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v9-8", "'v9-8' names no TPU slice; write one such as v5e-8, .* topology of v5e, v6e, v5p, TPU7x"),
-        ("v6e", "'v6e' names no TPU slice"),
+        ("v9-8", "'v9-8' is not a TPU slice; choose one such as v5e-8, .* topology of v5e, v6e, v5p, TPU7x"),
+        ("v6e", "'v6e' is not a TPU slice"),
         ("v6e-12", "no slice v6e-12: choose one of v6e-1, v6e-4, v6e-8"),
         ("v6e-2x4", "no slice v6e-2x4"),
         ("v5p-4", "no slice v5p-4: the number counts cores, two on a chip; choose one of v5p-8, v5p-16"),
-        ("v6e:3x3", "v6e:3x3 is no topology of v6e; choose one of v6e:1x1, v6e:2x2, v6e:2x4"),
-        ("v5p:2x4", "v5p:2x4 is no topology of v5p; choose one of v5p:2x2x1"),
+        ("v6e:3x3", "v6e:3x3 is not a topology of v6e; choose one of v6e:1x1, v6e:2x2, v6e:2x4"),
+        ("v5p:2x4", "v5p:2x4 is not a topology of v5p; choose one of v5p:2x2x1"),
     ],
 )
 def test_no_slice_names_those_that_are(name, message):

@@ -13,32 +13,36 @@ from maxdiffusion.request.nets import read_configs
 PAGE = Path(__file__).parents[2] / "configs" / "wan2.1_t2v_14b.yml"
 
 
-def parse(content):
-    if content == b"broken":
-        raise ValueError
-    return content
+@dataclasses.dataclass
+class Kept:
+    value: str
+
+
+@dataclasses.dataclass
+class Other:
+    value: int
 
 
 def test_what_is_kept_is_found_beside_the_compiled_programs(tmp_path):
     folder = tmp_path / "here" / "xla"
-    assert Cache(str(folder)).read("a", parse) is None
-    assert Cache(str(folder)).write("a", b"one") == ""
-    Cache(str(folder)).write("a", b"two")
-    Cache(str(folder)).write("b", b"broken")
-    assert Cache(str(folder)).read("a", parse) == b"two" and Cache(str(folder)).read("b", parse) is None
+    assert Cache(str(folder)).read("a", Kept) is None
+    assert Cache(str(folder)).write("a", Kept("one")) == ""
+    Cache(str(folder)).write("a", Kept("two"))
+    Cache(str(folder)).write("b", Kept("three"))
+    assert Cache(str(folder)).read("a", Kept) == Kept("two") and Cache(str(folder)).read("b", Other) is None
     assert sorted(path.name for path in (tmp_path / "here" / "plans").iterdir()) == ["a.json", "b.json"]
 
 
 @pytest.mark.parametrize("off", ["", "none"])
 def test_without_a_folder_nothing_is_kept(off, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Cache(off).write("a", b"one")
-    assert Cache(off).read("a", parse) is None and not list(tmp_path.iterdir())
+    Cache(off).write("a", Kept("one"))
+    assert Cache(off).read("a", Kept) is None and not list(tmp_path.iterdir())
 
 
 def test_where_it_cannot_be_written_it_says_why(tmp_path):
     (tmp_path / "plans").write_text("no folder")
-    why = Cache(str(tmp_path / "xla")).write("a", b"one")
+    why = Cache(str(tmp_path / "xla")).write("a", Kept("one"))
     assert why.startswith("cannot write ") and "a part of its path is a file, not a folder" in why
 
 
@@ -55,8 +59,9 @@ def test_where_it_cannot_be_written_it_says_why(tmp_path):
 )
 def test_an_entry_of_something_else_is_not_believed(content, tmp_path):
     store = Cache(str(tmp_path / "xla"))
-    store.write("a", content)
-    assert store.read("a", worker.Compiled.model_validate_json) is None
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "a.json").write_bytes(content)
+    assert store.read("a", worker.Compiled) is None
 
 
 def test_a_plan_is_known_by_all_that_it_follows_from():

@@ -7,13 +7,13 @@ import pytest
 from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.hardware.chips import slice_of
-from maxdiffusion.planning.compilation import Compilation, rank
+from maxdiffusion.planning.compilation import Compilation
 from maxdiffusion.planning.pool import Pool
-from maxdiffusion.planning.results import Answer, Program, Row, Stage, modelled
+from maxdiffusion.planning.results import Stage, Target
 from maxdiffusion.planning.splits import splits
-from maxdiffusion.planning.target import devices_of
+from maxdiffusion.planning.worker import Answer
 from maxdiffusion.request import cost
-from maxdiffusion.request.cost import Seconds
+from maxdiffusion.request.cost import Figures, Seconds
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import recipe_of
 
@@ -27,27 +27,27 @@ class Desk(Pool):
         super().__init__({}, 0.0)
         self.answers, self.asked, self.most = answers, [], most
 
-    def map(self, jobs, on_answer):
+    def map(self, jobs):
         for key, job in jobs.items():
             cfg, stage = job.args[0].cfg, job.args[1]
             self.asked.append((stage, cfg.ici_data_parallelism, cfg.ulysses_shards, bool(cfg.logical_axis_rules)))
             answer = None if len(self.asked) > self.most else self.answers(cfg, stage)
-            on_answer(key, Answer(answer) if isinstance(answer, Stage) else answer)
+            yield key, Answer(answer) if isinstance(answer, Stage) else answer
 
 
 def stage_of(name, gib=20.0, seconds=1.0, fits=True):
     program = {"text": "text", "denoise": "step", "decode": "decode"}[name]
     took = Seconds(attention=seconds, low=seconds, high=seconds)
-    return Stage("compiled", (Program(program, 50, gib, took, 9.0),), fits)
+    return Stage("compiled", (Figures(program, 50, gib, took),), fits)
 
 
 def compilation(desk, name="v6e-8"):
     job = request.load([str(PAGE), f"plan={name}"])
-    target = devices_of(slice_of(name), desk)
+    tpu = slice_of(name)
+    target = Target(tpu, "tpu", tpu.generation.kind, tpu.devices, tpu.generation.gib)
     run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), target.kind, target.platform)
-    layouts, _ = splits(job, run, target.devices)
-    rows = {split: Row(split, 50, modelled(run, layout, target.gib)) for split, layout in layouts.items()}
-    made = Compilation(job, rows, layouts, run, desk, target)
+    layouts, _ = splits(run, target.devices)
+    made = Compilation(run, layouts, desk, target)
     made.compile()
     return made
 
@@ -60,7 +60,7 @@ def test_each_split_is_compiled_once_and_what_is_alike_is_shared():
     assert {(data, 8 // data) for stage, data, *_ in desk.asked if stage == "decode"} == {(1, 8), (2, 4)}
     assert not any(sharded for *_, sharded in desk.asked)
     assert desk.asked[0][:2] == ("denoise", 2)  # the cheapest by arithmetic
-    assert all(row.compiled != split.sharded for split, row in made.rows.items())
+    assert all((row.source == "compiled") != made.layouts[words].sharded for words, row in made.rows.items())
     assert made.notes() == ["modelled: not compiled, arithmetic alone"]
 
 
@@ -68,14 +68,14 @@ def test_where_whole_weights_cannot_fit_the_spread_ones_are_compiled():
     desk = Desk()
     made = compilation(desk, name="v5e-8")
     assert all(sharded for stage, *_, sharded in desk.asked if stage == "denoise")
-    whole = [row.stages["denoise"] for split, row in made.rows.items() if not split.sharded]
+    whole = [row.stages["denoise"] for words, row in made.rows.items() if not made.layouts[words].sharded]
     assert all(stage.source == "modelled" and not stage.fits and stage.gib > 27 for stage in whole)
 
 
 def test_what_time_has_cut_off_is_modelled_and_said():
     made = compilation(Desk(most=3))
-    best = min(made.rows.values(), key=rank)
-    assert best.compiled and best.split.data == 2
+    best = min(made.rows.values(), key=lambda row: row.rank)
+    assert best.source == "compiled" and made.layouts[best.overrides].data == 2
     assert any("plan_minutes=12 ended before 7 of 10 compilations; run again" in note for note in made.notes())
     assert sum(row.stages["denoise"].source == "modelled" for row in made.rows.values()) == 13
 
@@ -93,19 +93,19 @@ def test_where_whole_weights_do_not_fit_by_the_compiler_the_spread_ones_are_comp
 
     desk = Desk(answers)
     made = compilation(desk)
-    best = min(made.rows.values(), key=rank)
-    assert best.split.sharded and best.compiled and all(row.compiled for row in made.rows.values())
+    best = min(made.rows.values(), key=lambda row: row.rank)
+    assert made.layouts[best.overrides].sharded and all(row.source == "compiled" for row in made.rows.values())
     assert sum(sharded for stage, *_, sharded in desk.asked if stage == "denoise") == 7
 
 
 def test_what_the_compiler_refuses_is_no_row():
     def answers(cfg, stage):
         refused = stage == "denoise" and cfg.ulysses_shards == 8
-        return Answer(refused="odd.") if refused else stage_of(stage)
+        return Answer(None, "odd.") if refused else stage_of(stage)
 
     made = compilation(Desk(answers))
-    assert 8 not in {split.ulysses for split in made.rows if not split.sharded}
-    assert [(each.name, each.reason) for each in made.refused] == [("ring 1 x ulysses 8", "odd.")]
+    assert 8 not in {made.layouts[w].attention.ulysses for w in made.rows if not made.layouts[w].sharded}
+    assert [(each.split, each.reason) for each in made.refused] == [("ring 1 x ulysses 8", "odd.")]
 
 
 def test_a_worker_that_fails_leaves_the_rest():
@@ -113,7 +113,7 @@ def test_a_worker_that_fails_leaves_the_rest():
         return UserError("it was killed.") if stage == "denoise" and cfg.ulysses_shards == 8 else stage_of(stage)
 
     made = compilation(Desk(answers))
-    assert sum(row.compiled for row in made.rows.values()) == 6
+    assert sum(row.source == "compiled" for row in made.rows.values()) == 6
     assert "1 of 10 compilations failed: it was killed." in made.notes()
     with pytest.raises(UserError, match="it was killed"):
         compilation(Desk(lambda cfg, stage: UserError("it was killed.")))

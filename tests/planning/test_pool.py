@@ -31,8 +31,7 @@ def of(seconds: float = 60, **given) -> Pool:
 
 
 def test_each_has_a_fresh_process_with_its_environment_and_a_folder_that_goes():
-    answers = {}
-    of(workers=2).map({n: functools.partial(eval, LOOK.replace("\n", "")) for n in range(3)}, answers.__setitem__)
+    answers = dict(of(workers=2).map({n: functools.partial(eval, LOOK.replace("\n", "")) for n in range(3)}))
     folders, values, processes, jax, _ = zip(*answers.values(), strict=True)
     assert set(answers) == {0, 1, 2} and set(values) == {"here"} and not any(jax)
     assert len(set(folders)) == len(set(processes)) == 3 and os.getpid() not in processes
@@ -40,8 +39,8 @@ def test_each_has_a_fresh_process_with_its_environment_and_a_folder_that_goes():
 
 
 def test_what_is_late_is_ended_and_what_was_not_begun_is_left():
-    answers, begun = {}, time.monotonic()
-    of(1, workers=1).map(dict.fromkeys((1, 2), functools.partial(time.sleep, 60)), answers.__setitem__)
+    begun = time.monotonic()
+    answers = dict(of(1, workers=1).map(dict.fromkeys((1, 2), functools.partial(time.sleep, 60))))
     assert answers == {1: None, 2: None} and time.monotonic() - begun < 30
 
 
@@ -58,8 +57,7 @@ def test_what_is_late_is_ended_and_what_was_not_begun_is_left():
     ],
 )
 def test_a_worker_that_fails_is_one_sentence_and_the_rest_goes_on(job, sentence):
-    answers = {}
-    of().map({1: job, 2: functools.partial(eval, "40 + 2")}, answers.__setitem__)
+    answers = dict(of().map({1: job, 2: functools.partial(eval, "40 + 2")}))
     assert isinstance(answers[1], UserError) and answers[2] == 42
     assert sentence in str(answers[1]) and "\n" not in str(answers[1])
     with pytest.raises(UserError):
@@ -68,9 +66,8 @@ def test_a_worker_that_fails_is_one_sentence_and_the_rest_goes_on(job, sentence)
 
 def test_no_more_workers_than_memory_allows(monkeypatch):
     monkeypatch.setattr(pool, "available", lambda: 0.5)
-    begun = {}
     times = functools.partial(eval, "(__import__('time').monotonic(), __import__('time').sleep(0.5))[0]")
-    of().map({1: times, 2: times}, begun.__setitem__)
+    begun = dict(of().map({1: times, 2: times}))
     assert abs(begun[2] - begun[1]) > 0.5
 
 
@@ -80,7 +77,7 @@ from maxdiffusion.planning.pool import Pool
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell runs in its background
 try:
-    Pool({}, time.monotonic() + 600, workers=2).map({n: functools.partial(exec, sys.argv[1]) for n in range(2)}, print)
+    list(Pool({}, time.monotonic() + 600, workers=2).map({n: functools.partial(exec, sys.argv[1]) for n in range(2)}))
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -8,6 +8,7 @@ from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.request import cost
+from maxdiffusion.request.layout import layouts
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import recipe_of
 
@@ -17,16 +18,17 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def found(*words, page="wan2.1_t2v_14b"):
     job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
     run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), "TPU v6 lite", "tpu")
-    legal, refused = splits(job, run, 8)
-    for split, layout in legal.items():
-        tried = request.on_mesh(job, split.overrides).cfg  # the words are ones that the command takes
-        assert tried.ulysses_shards in (split.ulysses, -1) and layout.attention.ulysses == split.ulysses
-        assert (layout.batch, layout.holders) == (split.data * split.fsdp, split.holders)
+    legal, refused = splits(run, 8)
+    for words, layout in legal.items():
+        tried = request.on_mesh(job, words).cfg  # the words are ones that the command takes
+        assert tried.ulysses_shards in (layout.attention.ulysses, -1)
+        (again,) = [each for each in layouts(tried, run, [None] * 8)[0].values() if each.attention == layout.attention]
+        assert again == layout
     return legal, refused
 
 
 def names(legal):
-    return {(split.data, split.ring, split.ulysses, split.sharded) for split in legal}
+    return {(each.data, each.attention.ring, each.attention.ulysses, each.sharded) for each in legal.values()}
 
 
 def test_all_that_is_open_is_tried():
@@ -34,7 +36,7 @@ def test_all_that_is_open_is_tried():
     whole = {(1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8), (2, 4, 1), (2, 2, 2), (2, 1, 4)}
     assert names(legal) == {(*degrees, sharded) for degrees in whole for sharded in (False, True)}
     assert not refused
-    words = {split.overrides for split in legal if (split.data, split.ulysses) == (2, 4)}
+    words = {words for words, layout in legal.items() if (layout.data, layout.attention.ulysses) == (2, 4)}
     sharded = "logical_axis_rules=[[embed,[fsdp,context]]]"
     assert words == {
         ("ici_data_parallelism=2", "ulysses_shards=4"),
@@ -60,31 +62,31 @@ def test_what_is_given_stays(words, expected):
 
 def test_rules_that_are_given_stay_beside_the_planned_one():
     legal, _ = found("ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[mlp, null]]")
-    (word,) = {word for split in legal for word in split.overrides if word.startswith("logical")}
+    (word,) = {word for words in legal for word in words if word.startswith("logical")}
     assert word == "logical_axis_rules=[[embed,[fsdp,context]],[mlp,null]]"
 
 
 def test_keys_that_are_gathered_are_named_so():
     legal, _ = found("attention=flash", "ici_data_parallelism=1")
-    assert {split.name for split in legal} == {"context 8, keys gathered"}
+    assert {layout.name for layout in legal.values()} == {"context 8, keys gathered"}
 
 
 def test_several_videos_may_lie_side_by_side():
     legal, _ = found("prompt=[a, b]")
-    assert {split.data for split in legal} == {1, 2, 4}
+    assert {layout.data for layout in legal.values()} == {1, 2, 4}
 
 
 @pytest.mark.parametrize(("scales", "data"), [((1, 1), {1}), ((3, 1), {1, 2}), ((1, 3), {1, 2}), ((3, 3), {1, 2})])
 def test_the_pair_may_split_where_either_expert_is_guided(scales, data):
     words = [f"{key}={scale}" for key, scale in zip(("guidance_scale", "guidance_scale_2"), scales, strict=True)]
     legal, _ = found(*words, page="wan2.2_t2v_a14b")
-    assert {split.data for split in legal} == data
+    assert {layout.data for layout in legal.values()} == data
 
 
 def test_a_refused_split_has_the_sentence_of_the_run():
     legal, refused = found(page="wan2.1_t2v_1.3b")
-    assert {split.ulysses for split in legal} == {1, 2, 4}
-    assert [each.name for each in refused] == ["ring 1 x ulysses 8"]
+    assert {layout.attention.ulysses for layout in legal.values()} == {1, 2, 4}
+    assert [each.split for each in refused] == ["ring 1 x ulysses 8"]
     assert "ulysses_shards=8 cannot split 12 heads; choose 1 or 2 or 4" in refused[0].reason
 
 

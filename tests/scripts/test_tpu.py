@@ -65,7 +65,7 @@ def test_the_kernels_between_the_start_and_the_end_of_a_collective_are_counted()
 def test_shallow_nets_keep_the_hints_of_the_layers_they_have():
     whole = official.configs(variants.get("wan2.1-vace-14b"))
     nets = tpu.shallow(whole, 6)
-    assert nets["transformer"].num_layers == 6 and nets["transformer"].side.vace_layers == (0, 5)
+    assert nets["transformer"].num_layers == 6 and nets["transformer"].adapter.vace_layers == (0, 5)
     assert nets["text_encoder"].num_layers == 6 and nets["vae"] == whole["vae"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maxdiffusion.hardware.chips import compile_only
+from maxdiffusion.hardware.chips import slice_of
 
 ROOT = Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -18,7 +18,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def run(topology: str, code: str, *args: object, timeout: int = 600) -> str:
     """What `code` prints; sys.argv is the topology and the arguments."""
-    environment = os.environ | compile_only(topology) | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | slice_of(topology).environment | {"PYTHONPATH": str(ROOT)}
     return command([sys.executable, "-c", code, topology, *map(str, args)], environment, timeout)
 
 

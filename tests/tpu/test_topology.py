@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.parallel.test_topology import SLICES, context, slice_of
+from tests.support.slices import SLICES, context, slice_of
 from tests.tpu.compiler import needs_libtpu, run
 
 pytestmark = needs_libtpu
@@ -12,7 +12,7 @@ pytestmark = needs_libtpu
 PROGRAM = """
 import json, sys
 from jax.experimental import topologies
-from tests.parallel.test_topology import context
+from tests.support.slices import context
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices
 degrees = [u for u in range(1, len(devices) + 1) if len(devices) % u == 0]
