@@ -15,7 +15,7 @@ from maxdiffusion import inspection, request
 from maxdiffusion.cli import command
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.tables import original
-from tests.weights.safetensors_file import original_name, write
+from tests.support.safetensors_file import original_name, write
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "configs" / "wan_tiny.yml"

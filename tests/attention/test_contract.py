@@ -14,7 +14,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention import chunked
 from maxdiffusion.attention.api import cross_attention, self_attention
 from maxdiffusion.attention.plan import AttentionPlan, names
-from tests.attention import reference
+from tests.support import attention_reference as reference
 
 BOUND = {jnp.float32: 2e-6, jnp.bfloat16: 8e-3}
 

@@ -11,7 +11,7 @@ from maxdiffusion.attention.api import cross_attention, self_attention
 from maxdiffusion.attention.cudnn import cudnn_flash, valid_first
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from tests.attention import reference
+from tests.support import attention_reference as reference
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from maxdiffusion.attention.merge import merge
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from tests.attention import reference
+from tests.support import attention_reference as reference
 
 CASES = [(1, 1, jnp.float32), (64, 64, jnp.float32), (61, 7, jnp.float32), (7, 61, jnp.bfloat16)]
 

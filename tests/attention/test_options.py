@@ -9,7 +9,7 @@ from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from tests.attention import reference
+from tests.support import attention_reference as reference
 
 EXAMPLES = {
     "block_q": {"block_q": 128},

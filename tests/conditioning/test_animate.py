@@ -9,8 +9,8 @@ from PIL import Image
 
 from maxdiffusion.conditioning.animate import given_channels, on_black
 from maxdiffusion.media.frames import to_float
-from tests.models.test_animate import TINY
-from tests.models.test_vae import Pair
+from tests.support.animate import TINY
+from tests.support.vae import Pair
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
 

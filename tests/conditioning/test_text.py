@@ -14,8 +14,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
 from maxdiffusion.conditioning import text
 from maxdiffusion.errors import UserError
-from tests.models.test_umt5 import encoder_of
-from tests.parity import relative_error
+from tests.support.parity import relative_error
+from tests.support.umt5 import encoder_of
 
 PROMPTS = ["a red circle &amp;amp; a  blue\n square", "", "only words that no vocabulary has: ęøß 東京 🙂"]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from maxdiffusion.conditioning.vace import control_latents
 from maxdiffusion.media.frames import to_float
-from tests.models.test_vae import Pair
+from tests.support.vae import Pair
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
 

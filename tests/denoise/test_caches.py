@@ -23,7 +23,7 @@ from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.loader import placed
-from tests.parity import drawn
+from tests.support.parity import drawn
 
 SOLVER = SOLVERS["unipc"]
 CONTEXTS = Contexts(*jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4)), jnp.float32))

@@ -13,7 +13,7 @@ import pytest
 
 from maxdiffusion import cli
 from maxdiffusion.runtime import paths
-from tests.bucket import bucket
+from tests.support.bucket import bucket
 
 __all__ = ["bucket"]  # a fixture
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_a_mistake_is_one_sentence(bucket, bundled, capsys, words, named):
 CACHE = """
 import sys
 from pathlib import Path
-from tests.bucket import register
+from tests.support.bucket import register
 register(Path(sys.argv[1]))
 import jax, jax.numpy as jnp
 from maxdiffusion.runtime import compile_cache

@@ -15,7 +15,7 @@ from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.clip.vision import CLIPVision, preprocess
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import clip as table
-from tests.parity import load_state_dict, relative_error
+from tests.support.parity import load_state_dict, relative_error
 
 TINY = {
     "hidden_size": 48,

@@ -21,7 +21,7 @@ from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import dit as table
-from tests.parity import load_state_dict, relative_error
+from tests.support.parity import load_state_dict, relative_error
 
 TINY = {
     "num_attention_heads": 4,
@@ -113,7 +113,7 @@ from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.parallel.mesh import Degrees, make_mesh
 from maxdiffusion.parallel.rules import rules_for
-from tests.parity import drawn
+from tests.support.parity import drawn
 
 latents, timestep, context = (jnp.asarray(np.load(sys.argv[1])[name]) for name in ("latents", "timestep", "context"))
 config = DiTConfig.from_json({TINY})

@@ -16,7 +16,7 @@ from maxdiffusion.parallel import axes
 from maxdiffusion.variants import get
 from maxdiffusion.weights import official
 from maxdiffusion.weights.tables import dit, umt5
-from tests.parity import match, paths
+from tests.support.parity import match, paths
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 

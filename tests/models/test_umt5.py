@@ -18,16 +18,11 @@ from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.umt5.encoder import UMT5Encoder, position_buckets
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.tables import umt5 as table
-from tests.parity import load_state_dict, match, paths, relative_error
+from tests.support.parity import load_state_dict, match, paths, relative_error
+from tests.support.umt5 import encoder_of
 
 TINY = {"vocab_size": 50, "d_model": 24, "d_kv": 12, "d_ff": 40, "num_layers": 2, "num_heads": 4}
 LENGTHS = (150, 9)  # past the last bucket's distance, and with padding
-
-
-def encoder_of(reference, dtype=jnp.float32, scan_layers=True):
-    config = UMT5Config.from_json(reference.config.to_dict())
-    encoder = UMT5Encoder(config, Dtypes(dtype, dtype), scan_layers=scan_layers)
-    return load_state_dict(encoder, table.RULES, reference.state_dict())
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights.tables import dit as table
-from tests.parity import load_state_dict, relative_error
+from tests.support.parity import load_state_dict, relative_error
 
 TINY = {
     "num_attention_heads": 2,

@@ -15,7 +15,7 @@ from maxdiffusion.models.vae import conv, model
 from maxdiffusion.models.vae.blocks import place
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.models.vae.model import WanVAE
-from tests.parity import relative_error
+from tests.support.parity import relative_error
 
 CONFIG = VAEConfig(latents_mean=(0.1,) * 4, latents_std=(0.9,) * 4, base_dim=8, z_dim=4, num_res_blocks=1)
 GATHER = re.compile(r" = \(?\w+\[([\d,]+)\].*? (?:all-gather|all-to-all|all-reduce)(?:-start)?\(")

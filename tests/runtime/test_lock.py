@@ -14,7 +14,7 @@ import pytest
 
 from maxdiffusion.runtime import lock, paths
 from maxdiffusion.runtime.lock import try_lock
-from tests.bucket import bucket
+from tests.support.bucket import bucket
 
 __all__ = ["bucket"]  # a fixture
 
@@ -88,7 +88,7 @@ def test_without_locks_the_first_has_it(tmp_path, monkeypatch):
 OWNER = """
 import sys, time
 from pathlib import Path
-from tests.bucket import register
+from tests.support.bucket import register
 from maxdiffusion.runtime import lock, paths
 register(Path(sys.argv[1]))
 lock.RENEWAL = 0.1

@@ -12,7 +12,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.output import names as naming
 from maxdiffusion.runtime import lock, paths
 from maxdiffusion.runtime.atomic import atomic_path
-from tests.bucket import Bucket, bucket
+from tests.support.bucket import Bucket, bucket
 
 __all__ = ["bucket"]  # a fixture
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tpu.compiler import needs_libtpu, run
+from tests.support.tpu_compiler import needs_libtpu, run
 
 pytestmark = [pytest.mark.slow, needs_libtpu]
 

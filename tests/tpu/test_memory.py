@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from maxdiffusion.hardware.chips import slice_of
-from tests.tpu.compiler import ROOT, needs_libtpu, script
+from tests.support.tpu_compiler import ROOT, needs_libtpu, script
 
 pytestmark = needs_libtpu
 

@@ -3,7 +3,7 @@
 import json
 
 from maxdiffusion import cli
-from tests.tpu.compiler import ROOT, needs_libtpu
+from tests.support.tpu_compiler import ROOT, needs_libtpu
 
 pytestmark = needs_libtpu
 

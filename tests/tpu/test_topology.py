@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.slices import SLICES, context, slice_of
-from tests.tpu.compiler import needs_libtpu, run
+from tests.support.tpu_compiler import needs_libtpu, run
 
 pytestmark = needs_libtpu
 

@@ -13,8 +13,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5.config import XXL
 from maxdiffusion.variants import get
 from maxdiffusion.weights.checkpoint import open_checkpoint
-
-from . import synthetic
+from tests.support import synthetic
 
 CONFIGS = {
     "text_encoder": {"architectures": ["UMT5EncoderModel"], **dataclasses.asdict(XXL)},

@@ -9,8 +9,7 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.headers import read_header, read_tensors
-
-from . import synthetic
+from tests.support import synthetic
 
 
 def write(path, header, data=b""):

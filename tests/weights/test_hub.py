@@ -9,8 +9,7 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.hub import resolve
-
-from .hub_server import REPO, SHA, Hub, serve
+from tests.support.hub_server import REPO, SHA, Hub, serve
 
 FILES = {
     "model_index.json": b'{"_class_name": "WanPipeline"}',

@@ -11,9 +11,8 @@ from maxdiffusion.parallel import Placement, axes
 from maxdiffusion.runtime import paths
 from maxdiffusion.weights import loader, mapping, sources
 from maxdiffusion.weights.headers import read_tensors
-from tests.bucket import Bucket, bucket
-
-from . import synthetic
+from tests.support import synthetic
+from tests.support.bucket import Bucket, bucket
 
 __all__ = ["bucket"]  # a fixture
 
@@ -32,7 +31,7 @@ def mesh_placement(fsdp, tensor):
         pytest.skip("needs 8 devices")
     shape = (8 // (fsdp * tensor), fsdp, 1, 1, tensor)
     mesh = jax.make_mesh(shape, axes.MESH_AXES, axis_types=(AxisType.Auto,) * 5)
-    return Placement(mesh, {axes.EMBED: axes.FSDP, axes.MLP: axes.TENSOR, axes.VOCAB: axes.TENSOR})
+    return Placement(mesh, {axes.EMBED: (axes.FSDP,), axes.MLP: (axes.TENSOR,), axes.VOCAB: (axes.TENSOR,)})
 
 
 @pytest.mark.parametrize("shards", [1, 3])

@@ -7,8 +7,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.weights.headers import read_tensors
 from maxdiffusion.weights.mapping import grouped, match
 from maxdiffusion.weights.rule import Rule, Transform
-
-from . import synthetic
+from tests.support import synthetic
 
 
 def error(tmp_path, stored, net=None, rules=synthetic.RULES):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from . import synthetic
+from tests.support import synthetic
 
 CODE = """
 import json, re, sys

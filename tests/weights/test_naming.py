@@ -21,7 +21,7 @@ from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.nets import builders
 from maxdiffusion.weights.sources import scaled, stored, strips
 from maxdiffusion.weights.tables import original
-from tests.weights.safetensors_file import original_name, write
+from tests.support.safetensors_file import original_name, write
 
 MANIFESTS = Path(__file__).parents[1] / "golden" / "manifests"
 TRANSFORMERS = sorted(path.name.removesuffix(".json.gz") for path in MANIFESTS.glob("wan*b.json.gz"))

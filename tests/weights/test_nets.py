@@ -27,7 +27,7 @@ from maxdiffusion.weights import mapping, official
 from maxdiffusion.weights.checkpoint import NETS, open_checkpoint
 from maxdiffusion.weights.nets import Nets, builders
 from maxdiffusion.weights.sources import stored
-from tests import parity
+from tests.support import parity
 
 ROOT = Path(__file__).parents[2]
 TEXT_TO_VIDEO = ("text_encoder", "transformer", "vae")

@@ -22,7 +22,7 @@ from maxdiffusion.weights.checkpoint import NETS, open_checkpoint
 from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.nets import builders
 from maxdiffusion.weights.tables import original
-from tests.weights.safetensors_file import original_name, write
+from tests.support.safetensors_file import original_name, write
 
 ROOT = Path(__file__).parents[2]
 TABLES = {"transformer": original.DIT, "text_encoder": original.UMT5, "vae": original.VAE21}

@@ -14,7 +14,7 @@ from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.rule import Rule, Transform
 from maxdiffusion.weights.sources import plus, row_slice, scaled
 from maxdiffusion.weights.tables import clip, dit, original
-from tests.weights.safetensors_file import write
+from tests.support.safetensors_file import write
 
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2
 SCALES = {
