@@ -31,14 +31,15 @@ def splits(run: Run, devices: int) -> tuple[dict[Words, Layout], tuple[Refused, 
         try:
             tried, here = on_mesh(job, words).cfg, [None] * devices
             ici, _ = resolve(*layout_of.degrees(tried), here)
-            legal, illegal = layout_of.layouts(tried, run, here)
+            legal, illegal = layout_of.legal_plans(tried, run.network, run.platform, here)
         except UserError as error:
             refused.append(Refused(f"data {data}" if data else "these degrees", str(error)))
             continue
         pair = f"data {ici.data} x " if ici.data > 1 else ""
         for ulysses, reason in illegal.items():
             refused.append(Refused(f"{pair}ring {ici.context // ulysses} x ulysses {ulysses}", str(reason)))
-        for ulysses, layout in legal.items():
+        for ulysses, plan in legal.items():
+            layout = layout_of.layout(tried, plan, here)
             free = cfg.ulysses_shards == -1 and cfg.attention in ("auto", "ulysses_ring")
             own = (f"ulysses_shards={ulysses}",) if free and layout.attention.context > 1 else ()
             for sharded, rules in _weights(cfg, layout.context):

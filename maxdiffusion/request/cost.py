@@ -348,15 +348,8 @@ def choose(
 ) -> tuple[int, int]:
     """The key (data, ulysses) of the legal split with the fastest run.
 
-    Logs it, the others by time, and why the refused ones are illegal; nothing where there is a single candidate.
-
-    Raises:
-      UserError: nothing is legal; the reason is that of the largest Ulysses.
+    Logs it, the others by time, and why the refused ones are illegal.
     """
-    if not found:
-        raise refused[max(refused)]
-    if len(found) == 1 and not refused:
-        return next(iter(found))
     best, *others = sorted(found, key=lambda key: run.seconds(found[key]))
     log.info("ulysses_shards=auto: %s", _described(best, found[best], run))
     for key in others:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,12 +13,15 @@ from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config.schema import Config
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.errors import UserError
+from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
-from maxdiffusion.request import cost
 from maxdiffusion.request.job import Job, kernel_options
+
+if TYPE_CHECKING:
+    from maxdiffusion.request.cost import Layout
 
 log = logging.getLogger(__name__)
 
@@ -34,20 +37,28 @@ def lay_out(
     Raises:
       UserError: the degrees do not fit the devices, the heads or each other, or a size does not suit the transformer.
     """
-    cfg, devices = job.cfg, jax.devices() if devices is None else devices
-    run = cost.Run.of(job, recipe, configs, devices[0].device_kind, devices[0].platform)
-    found: dict[tuple[int, int], cost.Layout] = {}
+    cfg, devices, network = job.cfg, jax.devices() if devices is None else devices, configs["transformer"]
+    job.max_tokens(network)  # the sizes suit it
+    legal: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
-    pair = run.guided and _pair_may_split(cfg)
+    pair = any(expert.guided for expert in recipe.experts) and _pair_may_split(cfg)
     for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
-        legal, illegal = layouts(cfg, run, devices, data)
-        found |= {(data, ulysses): layout for ulysses, layout in legal.items()}
+        found, illegal = legal_plans(cfg, network, devices[0].platform, devices, data)
+        legal |= {(data, ulysses): plan for ulysses, plan in found.items()}
         refused |= {(data, ulysses): error for ulysses, error in illegal.items()}
-    data, ulysses = cost.choose(found, refused, run)
-    plan = found[data, ulysses].attention
+    if not legal:
+        raise refused[max(refused)]  # of the largest Ulysses degree
+    choice = next(iter(legal))
+    if len(legal) > 1 or refused:
+        from maxdiffusion.request import cost
+
+        run = cost.Run.of(job, recipe, configs, devices[0].device_kind, devices[0].platform)
+        layouts = {key: layout(cfg, plan, devices, key[0]) for key, plan in legal.items()}
+        choice = cost.choose(layouts, refused, run)
+    plan = legal[choice]
     if cfg.attention == "auto":
         log.info("attention=auto: kernel %s, the fastest exact one for %s here", plan.kernel, cfg.activations_dtype)
-    mesh = make_mesh(*degrees(cfg, data), ulysses=ulysses, devices=devices)
+    mesh = make_mesh(*degrees(cfg, choice[0]), ulysses=choice[1], devices=devices)
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     log.info("mesh: %s (%s)", shape, devices[0].device_kind)
     placement = Placement(mesh, rules_for(cfg.logical_axis_rules))
@@ -55,10 +66,10 @@ def lay_out(
     return plan, placement
 
 
-def layouts(
-    cfg: Config, run: cost.Run, devices: Devices, data: int = 1
-) -> tuple[dict[int, cost.Layout], dict[int, UserError]]:
-    """Ulysses degree -> layout of every legal split of these devices, and Ulysses degree -> what forbids it.
+def legal_plans(
+    cfg: Config, network: DiTConfig, platform: str, devices: Devices, data: int = 1
+) -> tuple[dict[int, AttentionPlan], dict[int, UserError]]:
+    """Ulysses degree -> plan of every legal split of these devices, and Ulysses degree -> what forbids it.
 
     `data` stands for ici_data_parallelism=auto.
 
@@ -66,23 +77,29 @@ def layouts(
       UserError: the degrees do not fit the devices, or the kernel is not available.
     """
     ici, dcn = resolve(*degrees(cfg, data), devices)
-    context = ici.context * dcn.context
-    legal, illegal = plans(
+    return plans(
         cfg.attention,
-        heads=run.network.num_attention_heads,
-        context=context,
+        heads=network.num_attention_heads,
+        context=ici.context * dcn.context,
         slices=dcn.context,
         ulysses_shards=cfg.ulysses_shards,
-        platform=run.platform,
+        platform=platform,
         dtype=cfg.activations_dtype,
         tensor=ici.tensor * dcn.tensor,
         options=kernel_options(cfg),
         chunks=cfg.ulysses_attention_chunks,
         ring_direction=cfg.ring_direction,
     )
+
+
+def layout(cfg: Config, plan: AttentionPlan, devices: Devices, data: int = 1) -> Layout:
+    """How a plan shares these devices; `data` stands for ici_data_parallelism=auto."""
+    from maxdiffusion.request.cost import Layout
+
+    ici, dcn = resolve(*degrees(cfg, data), devices)
     sharded = axes.RING in (rules_for(cfg.logical_axis_rules)[axes.EMBED] or ())
-    shared = (ici.data * dcn.data, ici.fsdp * dcn.fsdp, context, sharded, dcn.context)
-    return {ulysses: cost.Layout(plan, *shared) for ulysses, plan in legal.items()}, illegal
+    context = ici.context * dcn.context
+    return Layout(plan, ici.data * dcn.data, ici.fsdp * dcn.fsdp, context, sharded, dcn.context)
 
 
 def _pair_may_split(cfg: Config) -> bool:

@@ -8,7 +8,7 @@ from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.planning.splits import splits
 from maxdiffusion.request import cost
-from maxdiffusion.request.layout import layouts
+from maxdiffusion.request import layout as layout_of
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import recipe_of
 
@@ -22,8 +22,8 @@ def found(*words, page="wan2.1_t2v_14b"):
     for words, layout in legal.items():
         tried = request.on_mesh(job, words).cfg  # the words are ones that the command takes
         assert tried.ulysses_shards in (layout.attention.ulysses, -1)
-        (again,) = [each for each in layouts(tried, run, [None] * 8)[0].values() if each.attention == layout.attention]
-        assert again == layout
+        plans, _ = layout_of.legal_plans(tried, run.network, "tpu", [None] * 8)
+        assert layout_of.layout(tried, plans[layout.attention.ulysses], [None] * 8) == layout
     return legal, refused
 
 

@@ -91,3 +91,8 @@ def test_the_pair_splits_where_a_step_has_one(place, monkeypatch):
         for scales in itertools.product((1, 3), repeat=2)
     }
     assert pairs[1, 1] is None and pairs[3, 3] == 2
+
+
+def test_nothing_legal_says_why(place):
+    with pytest.raises(UserError, match="cannot split 40 heads"):
+        place("attention=ulysses", devices=jax.devices()[:7])
