@@ -171,7 +171,7 @@ def _save(path: Path, pixels: np.ndarray, extension: str, **options: Any) -> Non
 def _npy(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
     buffer = io.BytesIO()  # np.save to a file hides the system's error numbers
     np.save(buffer, np.concatenate(list(chunks)))
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())  # getbuffer: Python 3.12.1 crashes when it collects one after an error
 
 
 def _comment(metadata: Metadata) -> str:
