@@ -24,7 +24,7 @@ def run(job: Job) -> None:
     Raises:
       UserError: the checkpoint would not load; it names the missing and the unknown tensors of each network.
     """
-    spec, checkpoint = job.spec, open_checkpoint(job.cfg, fetch=False)
+    spec, checkpoint = job.spec, open_checkpoint(job, fetch=False)
     dims = variants.Dims.of(vars(checkpoint.configs["transformer"]))
     print(f"{spec.name} ({spec.model_type}): {dims}\n{checkpoint.folder}", flush=True)
     rows = [("net", "names", "stored as", "on disk", "parameters", "file")]

@@ -118,7 +118,7 @@ def compile_all(
     from maxdiffusion.request.session import Setup
 
     job = request.load([*words, "prompt=a cat", "jax_cache_dir="])
-    configs = read_configs(job.cfg)
+    configs = read_configs(job)
     if layers:
         configs = shallow(configs, layers)
     probability = len(configs["transformer"].adapter_layers) / configs["transformer"].num_layers

@@ -24,7 +24,7 @@ def of_page(page: str, *words: str, kinds=("prepare", "step")):
     path = str(ROOT / "configs" / f"{page}.yml")
     kind = next(kind for kind in ("FLF2V", "TI2V", "I2V", "ANIMATE", "T2V") if kind.lower() in page or kind == "T2V")
     job = request.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words])
-    made = [each for each in programs(Setup.of(job, read_configs(job.cfg), jax.devices()[:1])) if each.name in kinds]
+    made = [each for each in programs(Setup.of(job, read_configs(job), jax.devices()[:1])) if each.name in kinds]
     return job.cfg, made
 
 

@@ -206,7 +206,7 @@ def test_what_lives_beside_a_program(tmp_path):
 
 def test_a_checkpoint_at_hand_wins_over_the_official_one():
     job = request.load([str(ROOT / "configs" / "wan_tiny.yml")])
-    assert read_configs(job.cfg) == open_checkpoint(ROOT / "models" / "wan_tiny").configs
+    assert read_configs(job) == open_checkpoint(ROOT / "models" / "wan_tiny").configs
 
 
 def test_bytes_per_device():

@@ -76,7 +76,7 @@ def make(job: Job) -> Plan:
             "devices."
         )
     tpu = None if name == "here" else slice_of(name)
-    configs = read_configs(cfg)
+    configs = read_configs(job)
     store = Cache(cfg.jax_cache_dir)
     variables = sorted(each for each in os.environ.items() if each[0].startswith(("JAX_", "XLA_", "CUDA_", "TPU_")))
     asked = cache.asked(job, configs, tpu.topology if tpu else (platform.node(), variables))

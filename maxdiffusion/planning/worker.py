@@ -67,7 +67,7 @@ def compile_stage(job: Job, stage: str, target: Target) -> Answer:
     made: list[Figures] = []
     faults: list[str] = []
     try:
-        setup = Setup.of(job, read_configs(job.cfg), tpu.describe() if tpu else jax.devices())
+        setup = Setup.of(job, read_configs(job), tpu.describe() if tpu else jax.devices())
         network = setup.configs["transformer"]
         probability = len(network.adapter_layers) / network.num_layers
         for each in programs(setup):

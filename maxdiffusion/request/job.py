@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config.schema import Config
@@ -40,12 +41,14 @@ class Job:
       spec: the variant.
       videos: what is made; of a prompt file whose videos are partly there, those that are left.
       segments: how frames are cut.
+      transformer: content of the checkpoint's transformer/config.json; None where it is not a local folder with one.
     """
 
     cfg: Config
     spec: WanSpec
     videos: tuple[Video, ...]
     segments: Segments
+    transformer: Mapping[str, Any] | None = None
 
     @property
     def hosts(self) -> Hosts:

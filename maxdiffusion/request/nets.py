@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from maxdiffusion import variants
 from maxdiffusion.config.schema import Config
+from maxdiffusion.request.job import Job
 from maxdiffusion.runtime.paths import parse, probe
 from maxdiffusion.weights import checkpoint, hub, official
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from maxdiffusion.weights.nets import Build
 
 
-def open_checkpoint(cfg: Config, fetch: bool = True) -> checkpoint.Checkpoint:
+def open_checkpoint(job: Job, fetch: bool = True) -> checkpoint.Checkpoint:
     """The checkpoint, opened; a hub id is fetched first, if it may be. Imports no jax.
 
     Raises:
       UserError: it cannot be fetched, is damaged, or is not of the variant that the config names.
     """
+    cfg = job.cfg
     given = {
         "text_encoder": cfg.text_encoder_file,
         "image_encoder": cfg.image_encoder_file,
@@ -32,18 +33,18 @@ def open_checkpoint(cfg: Config, fetch: bool = True) -> checkpoint.Checkpoint:
     files = {net: parse(file) for net, file in given.items() if file}
     unneeded = [f"{net}/*.safetensors*" for net in files]
     folder = hub.resolve(cfg.pretrained_model_name_or_path, cfg.revision, ignore=unneeded, fetch=fetch)
-    return checkpoint.open_checkpoint(folder, variants.get(cfg.model_name), files)
+    return checkpoint.open_checkpoint(folder, job.spec, files, job.transformer)
 
 
-def read_configs(cfg: Config) -> Mapping[str, Any]:
+def read_configs(job: Job) -> Mapping[str, Any]:
     """The networks' configs by folder: the checkpoint's where it is a folder, else the official ones of the variant.
 
     Raises:
       UserError: the folder's files are not what the config says, or the variant has no official checkpoint.
     """
-    if probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
-        return open_checkpoint(cfg, fetch=False).configs
-    return official.configs(variants.get(cfg.model_name))
+    if probe(os.path.expanduser(job.cfg.pretrained_model_name_or_path)).is_dir():
+        return open_checkpoint(job, fetch=False).configs
+    return official.configs(job.spec)
 
 
 def builders(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:

@@ -41,13 +41,13 @@ def resolve(values: Values) -> Job:
       UserError: anything that can be seen to be wrong before weights are loaded.
     """
     values = dict(values)
-    spec = _variant(values)
+    spec, transformer = _variant(values)
     _apply_auto_size(values, spec)
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
     cfg = typed(values)
     checks.check_keys(cfg, spec)
-    job = job_of(cfg)
+    job = dataclasses.replace(job_of(cfg), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
 
@@ -82,7 +82,7 @@ def with_keys(job: Job, **keys: Any) -> Job:
     cfg = job.cfg.model_copy(update=keys)
     size = {side: keys[side] for side in ("width", "height") if side in keys}
     videos = tuple(dataclasses.replace(video, **size) for video in job.videos)
-    return Job(cfg, job.spec, videos, _segments(cfg, job.spec))
+    return dataclasses.replace(job, cfg=cfg, videos=videos, segments=_segments(cfg, job.spec))
 
 
 def on_mesh(job: Job, words: Sequence[str]) -> Job:
@@ -138,21 +138,21 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
 # ---- the variant and its defaults
 
 
-def _variant(values: Values) -> variants.WanSpec:
-    """The variant: the one named, or the one of the named family to which the checkpoint belongs."""
+def _variant(values: Values) -> tuple[variants.WanSpec, Mapping[str, Any] | None]:
+    """The variant, and `Job.transformer`: the one named, or the one of the named family that the checkpoint is of."""
     named = values.get("model_name", Value(schema.default("model_name"), "default"))
     name = _text(values, "model_name") or str(named.value)
     found = variants.candidates(name, _text(values, "model_type"))
     path = _text(values, "pretrained_model_name_or_path")
     file = _text(values, "transformer_file")
-    checkpoint = _transformer_config(path, file) if path else None
+    stored = checkpoint = _transformer_config(path, file) if path else None
     if file:
         path, checkpoint = file, dimensions.read_config(paths.probe(file), checkpoint or {})
     if len(found) == 1:
         if checkpoint is not None:
             variants.check(found[0], checkpoint)
         values["model_name"] = dataclasses.replace(named, value=found[0].name)
-        return found[0]
+        return found[0], stored
     if checkpoint is not None:
         found = variants.matching(checkpoint, found) or found
     spec = found[0] if len(found) == 1 else _by_hub_id(path, found)
@@ -161,7 +161,7 @@ def _variant(values: Values) -> variants.WanSpec:
         what = f"the checkpoint {path} does not tell which" if path else "no checkpoint is given that tells which"
         raise UserError(f"model_name {name} stands for several variants and {what}; write model_name: one of {names}.")
     values["model_name"] = Value(spec.name, f"family {name}, identified by {path}")
-    return spec
+    return spec, stored
 
 
 def _text(values: Values, key: str) -> str | None:

@@ -158,7 +158,7 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
     """
     stages = Stages(job.cfg.progress)
     with distributed.fail_together(), stages("load"):
-        checkpoint = nets.open_checkpoint(job.cfg)
+        checkpoint = nets.open_checkpoint(job)
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
     with parallel.use(setup.placement), stages.clock.compilation():

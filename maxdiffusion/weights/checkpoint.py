@@ -95,7 +95,10 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    folder: AnyPath, variant: WanSpec = VARIANTS["wan2.1-t2v"], files: Mapping[str, AnyPath] | None = None
+    folder: AnyPath,
+    variant: WanSpec = VARIANTS["wan2.1-t2v"],
+    files: Mapping[str, AnyPath] | None = None,
+    transformer: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Opens a local checkpoint folder.
 
@@ -104,6 +107,7 @@ def open_checkpoint(
       variant: the variant that it must be of.
       files: network -> the file, index of shards or folder that is read in place of its weights; its config.json may
         then be absent, and a transformer's tensors give its size.
+      transformer: content of transformer/config.json, where it was read before.
 
     Raises:
       UserError: a file is absent or damaged, a class or the variant is not the expected one, or a config is not
@@ -118,7 +122,7 @@ def open_checkpoint(
         spec, config = NETS[name], folder / name / "config.json"
         content: Mapping[str, Any] = {}
         if name not in files or config.exists():
-            content = read_json(config)
+            content = (transformer if name == "transformer" else None) or read_json(config)
             key = "_class_name" if "_class_name" in content else "architectures"  # diffusers, transformers
             _expect(config, content, key, *(spec.classes or (variant.task.transformer_class,)))
         path = files.get(name, folder / name)

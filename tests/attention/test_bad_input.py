@@ -105,7 +105,7 @@ def test_refused_before_loading(tmp_path, words, devices, heads, says):
     with pytest.raises(UserError) as refusal:
         job = request.load([str(tmp_path / "case.yml"), *split])
         assert devices != WHEN_READ
-        configs = read_configs(job.cfg)
+        configs = read_configs(job)
         transformer = dataclasses.replace(configs["transformer"], num_attention_heads=heads)
         lay_out(job, recipe_of(job), {**configs, "transformer": transformer}, devices)
     assert re.search(re.escape(says).replace(r"\.\*", ".*"), str(refusal.value)), refusal.value

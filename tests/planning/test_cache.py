@@ -66,7 +66,7 @@ def test_an_entry_of_something_else_is_not_believed(content, tmp_path):
 
 def test_a_plan_is_known_by_all_that_it_follows_from():
     job = request.load([str(PAGE), "plan=v6e-8"])
-    configs = read_configs(job.cfg)
+    configs = read_configs(job)
 
     def changed(key, value):
         return request.job_of(job.cfg.model_copy(update={key: value}))

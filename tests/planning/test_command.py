@@ -116,7 +116,7 @@ def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: True)
     command.make(request.load([str(page), "jax_cache_dir=", "plan=v6e-8"]))
     job = next(iter(jobs.values())).args[0]
-    found = list(programs(Setup.of(job, read_configs(job.cfg), jax.devices()[:8])))
+    found = list(programs(Setup.of(job, read_configs(job), jax.devices()[:8])))
     names = {program.name for program in found}
     assert names >= {"text", "prepare", "step", "decode"}
     assert ("image" in names) == ("image_encoder" in job.spec.nets)

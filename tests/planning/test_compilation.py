@@ -45,7 +45,7 @@ def compilation(desk, name="v6e-8"):
     job = request.load([str(PAGE), f"plan={name}"])
     tpu = slice_of(name)
     target = Target(tpu, "tpu", tpu.generation.kind, tpu.devices, tpu.generation.gib)
-    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), target.kind, target.platform)
+    run = cost.Run.of(job, recipe_of(job), read_configs(job), target.kind, target.platform)
     layouts, _ = splits(run, target.devices)
     made = Compilation(run, layouts, desk, target)
     made.compile()

@@ -27,7 +27,7 @@ def test_mesh_plan_loop_and_programs_agree_on_the_branches_of_every_expert(scale
     guided = [scale > 1 for scale in scales]
     words = [f"{key}={scale}" for key, scale in zip(("guidance_scale", "guidance_scale_2"), scales, strict=True)]
     job = request.load([str(PAGE), "prompt=a", *words])
-    setup = Setup.of(job, read_configs(job.cfg), jax.devices()[:8])
+    setup = Setup.of(job, read_configs(job), jax.devices()[:8])
     run = cost.Run.of(job, setup.recipe, setup.configs, "cpu", "cpu")
     assert [expert.guided for expert in run.experts] == guided
 

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def found(*words, page="wan2.1_t2v_14b"):
     job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
-    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), "TPU v6 lite", "tpu")
+    run = cost.Run.of(job, recipe_of(job), read_configs(job), "TPU v6 lite", "tpu")
     legal, refused = splits(run, 8)
     for words, layout in legal.items():
         tried = request.on_mesh(job, words).cfg  # the words are ones that the command takes

@@ -27,7 +27,7 @@ KINDS = {"TPU7x": "tpu", "TPU v6 lite": "tpu", "TPU v5": "tpu", "TPU v5 lite": "
 
 def run_of(kind, *words, page="wan2.1_t2v_14b", platform="tpu"):
     job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8", *words])
-    return cost.Run.of(job, recipe_of(job), read_configs(job.cfg), kind, platform)
+    return cost.Run.of(job, recipe_of(job), read_configs(job), kind, platform)
 
 
 def layout(data, ring, ulysses, *, heads=40, kernel="flash", **given):
@@ -122,7 +122,7 @@ def test_the_memory_of_every_page_is_near_what_was_compiled(page, folder, gib):
     words += ["image=a", "size=1280*720"] if "i2v" in page and "ti2v" not in page and "480p" not in page else []
     kind = slice_of(folder).generation.kind
     job = request.load([str(CONFIGS / f"{own}.yml"), "plan=v6e-8", *words])
-    run = cost.Run.of(job, recipe_of(job), read_configs(job.cfg), kind, "tpu")
+    run = cost.Run.of(job, recipe_of(job), read_configs(job), kind, "tpu")
     found = {}
     for data in (1, 2) if run.guided else (1,):
         devices = [Device(kind)] * 8

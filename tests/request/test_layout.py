@@ -25,7 +25,7 @@ def place(tmp_path):
 
     def place(*words, devices=None):
         job = request.load([str(tmp_path / "case.yml"), *words])
-        plan, placement = lay_out(job, recipe_of(job), read_configs(job.cfg), devices)
+        plan, placement = lay_out(job, recipe_of(job), read_configs(job), devices)
         assert (plan.ring, plan.ulysses) == (placement.mesh.shape["ring"], placement.mesh.shape["ulysses"]) or (
             plan.scheme == "local"
         )

@@ -1,8 +1,11 @@
 """Typed overrides, aliases, origins, variants and paths."""
 
+import ast
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -405,3 +408,21 @@ def test_the_shift_from_images_follows_the_size(place: Path, model: str, words: 
     images = {"i2v": ["image=a.png"], "flf2v": ["image=a.png", "last_image=a.png"]}.get(model.split("-")[1], [])
     cfg = request.load([write(place, f"model_name: {model}\nprompt: a cat\n"), *images, *words]).cfg
     assert cfg.flow_shift == shift
+
+
+def test_a_checkpoint_s_configs_are_read_once(tmp_path):
+    code = (
+        "import collections, os, sys\n"
+        "opened = collections.Counter()\n"
+        "sys.addaudithook(lambda event, args: event == 'open' and opened.update([os.fspath(args[0])])\n"
+        "    if isinstance(args[0] if args else None, str) else None)\n"
+        "from maxdiffusion import request\n"
+        "from maxdiffusion.request.nets import open_checkpoint\n"
+        "open_checkpoint(request.load(sys.argv[1:]))\n"
+        "print({file: count for file, count in opened.items() if file.endswith('config.json')})\n"
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", code, str(root / "configs" / "wan_tiny.yml"), f"output_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    counts = ast.literal_eval(done.stdout)
+    assert set(counts.values()) == {1} and len(counts) >= 3

@@ -242,9 +242,9 @@ def test_paths_of_weight_files(checkpoint, tmp_path):
     write(tmp_path / "dit.safetensors", renamed(stored_in(checkpoint / "transformer"), original.DIT))
     with pytest.raises(UserError, match=r"is a file; .*as transformer_file=.*dit\.safetensors"):
         request.load(written(tmp_path, tmp_path / "dit.safetensors"))
-    cfg = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors")).cfg
-    assert cfg.transformer_file == str(tmp_path / "dit.safetensors")
-    assert nets.open_checkpoint(cfg).configs["transformer"].attention_head_dim == 12
+    job = request.load(written(tmp_path, checkpoint, transformer_file="./dit.safetensors"))
+    assert job.cfg.transformer_file == str(tmp_path / "dit.safetensors")
+    assert nets.open_checkpoint(job).configs["transformer"].attention_head_dim == 12
 
 
 def test_official_repositories_and_pickles(checkpoint, tmp_path):
