@@ -1,7 +1,7 @@
-"""The command: words -> run, and every outcome as an exit code.
+"""The command: runs its arguments and returns an exit code.
 
-0 done, 2 a mistake that the user can mend (one sentence on stderr), 130 interrupted; any other exception is a defect of
-ours and keeps its traceback. jax is imported only once the config is known to be good.
+0 done, 2 a mistake that the user can correct (one sentence on stderr), 130 interrupted; any other exception is a
+bug and keeps its traceback. jax is imported only once the config is known to be good.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def command(words: Sequence[str]) -> int:
 
     try:
         job = request.load(words)
-        if job.cfg.inspect:  # alone does not wait for jax
+        if job.cfg.inspect:  # before jax is imported
             from maxdiffusion import inspection
 
             inspection.run(job)
-        elif job.cfg.plan:  # neither, where the answer is known
+        elif job.cfg.plan:  # without jax if the plan is cached
             from maxdiffusion.planning import command as planning
 
             planning.run(job, words)
@@ -62,7 +62,7 @@ def command(words: Sequence[str]) -> int:
 
 
 def _no_flags(argv: Sequence[str]) -> Sequence[str]:
-    """Settings are key=value words, not absl flags; absl's own flags keep their defaults."""
+    """Settings are key=value arguments, not absl flags; absl's own flags keep their defaults."""
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()

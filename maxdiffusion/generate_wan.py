@@ -1,4 +1,4 @@
-"""From a run's words to its videos, on one page."""
+"""The main program: a run, from inputs to videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(job: Job) -> list[AnyPath]:
-    """Makes every video of `job` and returns their paths; of a prompt file, those that are not there yet.
+    """Makes every video of `job` and returns their paths; of a prompt file, those that do not exist yet.
 
     Raises:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
@@ -58,7 +58,7 @@ def run(job: Job) -> list[AnyPath]:
 def save(
     s: session.Session, vae: Callable[[], WanVAE], videos: tuple[Video, ...], denoised: Float[np.ndarray, "b f h w c"]
 ) -> list[AnyPath]:
-    """Latents -> files: the latents first, then the video, its record last."""
+    """Decodes and writes files: latents first, then videos, records last."""
     with output.reserved(s.job, videos, denoised) as files:
         decoder = vae()
         with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:

@@ -162,7 +162,7 @@ _Parts = tuple[str, int, int, Callable[[], jax.stages.Lowered]]  # name, times, 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A run as batches of each shape: their programs, and the number of videos in each batch without its filling.
+    """A run as batches of each shape: their programs, and the number of videos in each batch without padding.
 
     Its methods are called under the run's placement.
     """
@@ -182,7 +182,7 @@ class _Run:
         return (loaded - running) * nbytes(nnx.state(self.setup.abstract(segments[0].net)))
 
     def vaes(self, copies: int) -> int:
-        """Bytes per device of so many VAEs, and of the one that stays while segments hand frames on to each other."""
+        """Bytes per device of so many VAEs, and of the one that stays loaded for the overlap of segments."""
         return (copies + self.setup.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
 
     def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[_Parts]:

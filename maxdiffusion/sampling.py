@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Sampler:
-    """Takes a run's batches from noise to latents, work by work, in the order of `order`."""
+    """Denoises a run's batches from noise to latents, one `Work` at a time, in the order of `order`."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Sampler:
         return tuple(self._s.job.videos[row] for row in rows[:real])
 
     def advance(self, work: Work, experts: LoadedExperts) -> Float[np.ndarray, "b f h w c"] | None:
-        """Runs that work's steps; the whole latents of its batch's videos once nothing of them is left to do."""
+        """Runs that work's steps; returns the latents of its batch's videos once they are complete."""
         s, (rows, real) = self._s, self._batches[work.batch]
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
@@ -99,7 +99,7 @@ class Sampler:
         return np.concatenate(self._done.pop(work.batch), axis=1)[:real]
 
     def _noise(self, rows: list[int], segment: int, programs: BatchPrograms) -> jax.Array:
-        """What a segment of these videos starts from."""
+        """Initial latents of a segment of these videos."""
         s, (frames, h, w, c) = self._s, programs.shape
         videos = [s.job.videos[row] for row in rows]
         if self._given is None:
@@ -111,7 +111,7 @@ class Sampler:
         return jax.device_put(x, programs.noise.sharding)
 
     def _programs(self, batch: list[Video]) -> tuple[BatchPrograms, Any, Program]:
-        """Those of such a batch, compiled once: the description, `prepare` and the denoise loop."""
+        """Programs of such a batch, compiled once: abstract ones, `prepare` and the denoise loop."""
         key = (len(batch), *batch[0].shape)
         if key not in self._compiled:
             programs = BatchPrograms(self._s.setup, batch[0], len(batch))

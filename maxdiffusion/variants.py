@@ -1,4 +1,4 @@
-"""Every variant of WAN that runs here, as data: its identity, its checkpoint and its official defaults.
+"""Every supported variant of WAN, as data: its identity, its checkpoint and its official defaults.
 
 A new variant is a new row of `VARIANTS`. A run reads the dimensions of its networks from the checkpoint's own files;
 those of the table identify checkpoints and stand in for an official one that has not been fetched.

@@ -24,7 +24,7 @@ TOLERANCES = {"float32": 60.0, "bfloat16": 30.0}
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far the latents are apart after a step; relative to, and the peak of the PSNR is, the largest value of b."""
+    """Difference of the latents after a step; the largest value of b scales `relative` and is the peak of `psnr`."""
 
     largest: float
     relative: float
@@ -62,7 +62,7 @@ def run(job: Job) -> list[Difference]:
     tolerance = TOLERANCES[cfg.activations_dtype] if cfg.verify_psnr is None else cfg.verify_psnr
     found = [Difference.between(a, b) for a, b in zip(ours, theirs, strict=True)]
     if distributed.index() == 0:
-        print(f"against {' '.join(cfg.verify_against) or 'one device'}; at least {tolerance:g} dB are asked for")
+        print(f"against {' '.join(cfg.verify_against) or 'one device'}; at least {tolerance:g} dB are required")
         print(f"{'step':>4} {'max error':>12} {'relative':>12} {'PSNR dB':>8}")
         for step, difference in enumerate(found, 1):
             print(f"{step:>4} {difference.largest:>12.3e} {difference.relative:>12.3e} {difference.psnr:>8.1f}")
@@ -76,7 +76,7 @@ def run(job: Job) -> list[Difference]:
 
 
 def _on_one_device(job: Job) -> Job:
-    """The same run with every key of the mesh and of the kernel at what one device takes."""
+    """The same run with the keys of mesh and kernel reset for one device."""
     keys = set(schema.group(schema.PARALLELISM)) - {"per_device_batch_size", "logical_axis_rules"}
     update = {key: 1 if key.endswith("_parallelism") else schema.default(key) for key in keys}
     return dataclasses.replace(job, cfg=job.cfg.model_copy(update=update))

@@ -27,7 +27,7 @@ class KernelOptions:
       block_kv_compute: rows of k and v per matrix product, a multiple of 128 that divides block_kv.
       use_base2_exp: exponentials to base 2 inside the kernel, which rounds q once more; off by default.
       use_experimental_scheduler: the kernel's alternative order of products and softmax; off by default.
-      attention_vmem_limit_kib: vector memory that the kernel may use. Kernels without this option live within the
+      attention_vmem_limit_kib: vector memory that the kernel may use. Kernels without this option stay within the
         compiler's limit, which is set by LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=N.
 
     Raises:

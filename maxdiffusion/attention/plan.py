@@ -41,7 +41,7 @@ class AttentionPlan:
       tensor: tensor-parallel devices, which split the heads too.
       options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
-      ring_direction: `one_way`, or `two_way`: halves of keys and values travel in opposite directions.
+      ring_direction: `one_way`, or `two_way`: halves of keys and values rotate in opposite directions.
 
     Raises:
       UserError: the degrees do not divide the heads or contradict the scheme, or the scheme or the kernel does not take

@@ -12,7 +12,7 @@ def ulysses(local: Local, chunks: int = 1) -> Local:
     """`local` over all tokens of the ulysses axis (Jacobs et al., arXiv 2309.14509), to be called under `shard_map`.
 
     q, k and v hold one shard of the tokens and every head; `local` gets all tokens of the axis, in order, one shard of
-    the heads, and `valid` unchanged. The output travels in the dtype of q.
+    the heads, and `valid` unchanged. The output is sent in q's dtype.
 
     The heads are processed in `chunks` groups, each with its own all-to-all of q, k, v and the output. Those of the
     next group may overlap with the kernel of the current one, between two barriers: without barriers XLA starts all of

@@ -1,4 +1,4 @@
-"""What the network is conditioned on, from a run's words and files."""
+"""Conditioning of the network, from a run's prompts and files."""
 
 from maxdiffusion.conditioning.encode import Conditioning, Inputs, encode, read, shapes
 

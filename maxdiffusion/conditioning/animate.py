@@ -103,7 +103,7 @@ class Performer:
     """Makes the fields of each segment; keeps the VAE, for the frames that a segment hands on to the next."""
 
     def __init__(self, s: Session, given: Inputs) -> None:
-        """`given` is what `read` found."""
+        """`given` is the result of `read`."""
         self._stages, self._segments, self._given = s.stages, s.job.segments, given
         self._vae: WanVAE = s.load("vae")
         self._size = s.job.cfg.height, s.job.cfg.width
@@ -153,19 +153,19 @@ def _last_frames(vae: WanVAE, latents: Float[np.ndarray, "f h w c"], count: int)
 
 
 def to_grey(frames: UInt8[np.ndarray, "f h1 w1 3"], height: int, width: int) -> Float[np.ndarray, "f h w"]:
-    """0..1, each frame resized and made grey as PIL does both."""
+    """Frames resized and converted to grey by PIL, in 0..1."""
     images = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames)
     return np.stack([np.asarray(image.convert("L"), np.float32) for image in images]) / np.float32(255)
 
 
 def inside(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> tuple[int, int]:
-    """Height and width of an image as large as it fits, proportions kept."""
+    """Largest height and width that fit, proportions kept."""
     h, w = image.shape[:2]
     return (h * width // w, width) if width / height < w / h else (height, w * height // h)
 
 
 def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as large as it fits, its proportions kept, in the middle of black.
+    """The image scaled to fit, proportions kept, centred on black.
 
     Reference: `WanAnimateImageProcessor`, which asks for bilinear resizing, but whose base class sets Lanczos again.
     """
@@ -177,7 +177,7 @@ def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> UI
 
 
 def mask_channels(mask: Float[np.ndarray, "f h w"], frames_in_one: int) -> Float[np.ndarray, "f2 h w c"]:
-    """The frames that fall into each latent frame as its channels, the first frame as often as it takes to fill one."""
+    """Folds the frames of each latent frame into channels; the first frame is repeated to fill one."""
     frames = np.concatenate([np.repeat(mask[:1], frames_in_one, axis=0), mask[1:]])
     return frames.reshape(-1, frames_in_one, *mask.shape[1:]).transpose(0, 2, 3, 1)
 
@@ -189,14 +189,14 @@ def given_channels(
     unknown: Float[np.ndarray, "f h w"],
     known: int,
 ) -> Float[Array, "f2 h2 w2 c"]:
-    """The further input channels: which pixels are given, then the latents of what they show; fp32.
+    """The additional input channels: the mask of given pixels, then their latents; fp32.
 
     Args:
       vae: the encoder.
       character: latents of its image, all of it given, the first frame of the result.
       shown: [-1, 1], frames carried over, background, or 0.
-      unknown: 0..1, what the character is to replace; 1 everywhere in animate mode.
-      known: so many first frames are given whole.
+      unknown: 0..1, the region that the character replaces; 1 everywhere in animate mode.
+      known: number of first frames given whole.
     """
     t, s = vae.config.temporal_factor, vae.config.spatial_factor
     given = 1 - unknown[:, ::s, ::s]  # "nearest" takes the first pixel of each square

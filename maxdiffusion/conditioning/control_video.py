@@ -13,7 +13,7 @@ from maxdiffusion.request import Job
 
 log = logging.getLogger(__name__)
 
-STEP = 16  # pixels: what proportions may lose to sizes that are multiples of it
+STEP = 16  # pixels: tolerance of proportions, for sizes rounded to its multiples
 
 Frames = UInt8[np.ndarray, "f h w 3"]
 
@@ -30,7 +30,7 @@ def one_size(job: Job) -> tuple[int, int]:
         width, height = min(others)
         raise UserError(
             f"prompts={cfg.prompts} has a line of {width} x {height} pixels, but the videos that control all lines are "
-            f"made {cfg.width} x {cfg.height}; leave the sizes of lines out, or run those lines by themselves."
+            f"made {cfg.width} x {cfg.height}; leave the sizes of lines out, or run those lines separately."
         )
     return cfg.height, cfg.width
 
@@ -46,7 +46,7 @@ def read(
 ) -> Frames:
     """The first `frames` frames of the file that `key` names, in their own size, and one more if there is one.
 
-    Logs what is used of it. `like` is another key and its frames, of the same size and length; `sized` says whether
+    Logs the part used. `like` is another key and its frames, of the same size and length; `sized` says whether
     height and width are those of the config.
 
     Raises:

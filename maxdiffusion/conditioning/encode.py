@@ -1,4 +1,4 @@
-"""All that a run's videos are conditioned on, encoded once, one encoder in memory at a time."""
+"""Encodes the conditioning of a run's videos once, with one encoder in memory at a time."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Inputs:
     by_kind: Mapping[str, Any]
 
     def digest(self) -> str:
-        """SHA-256 of all numbers."""
+        """SHA-256 of all arrays."""
         leaves = jax.tree.leaves(self.by_kind)
         return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)).hexdigest()
 
@@ -66,7 +66,7 @@ def read(job: Job) -> Inputs:
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
-    """All that videos of one shape are conditioned on beside the text, in shapes, as `encode` makes it."""
+    """Shapes of the conditioning beside the text of videos of one shape, as `encode` makes it."""
     found = [kind(name).shapes(job, videos, configs, grid) for name in job.spec.task.conditions]
     return Shapes(
         {name: value for each in found for name, value in each.fields.items()},
@@ -76,7 +76,7 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
 
 
 class Conditioning:
-    """What every video of a run is conditioned on."""
+    """The conditioning of every video of a run."""
 
     def __init__(
         self,
@@ -95,9 +95,9 @@ class Conditioning:
     def contexts(
         self, videos: Sequence[Video], guided: bool, before: Sequence[Float[np.ndarray, "b f h w c"]] = ()
     ) -> Contexts:
-        """Those of one batch; the negative one, where guided, shares all but the text and a face.
+        """Contexts of one batch; the negative one, if guided, shares all but text and face.
 
-        `before` holds the latents of the segments of these videos that are made already.
+        `before` holds the latents of the finished segments of these videos.
         """
         fields = self._stacked(videos)
         fields.pop(START, None)
@@ -114,7 +114,7 @@ class Conditioning:
     def start(
         self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], sigma: float
     ) -> Float[Array, "b f h w c"]:
-        """What denoising starts from at the first noise level: the noise, or the videos that are changed with noise."""
+        """Initial latents at the first noise level: the noise, or the input videos with noise added."""
         given = self._stacked(videos).get(START)
         return noise if given is None else sigma * noise + (1 - sigma) * given
 

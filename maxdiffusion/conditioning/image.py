@@ -111,8 +111,8 @@ FIRST_FRAME = Kind(read_fitted, encode_first, "frames", first_shapes)
 def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
     """The first and maybe the last image of a video of `frames` frames, for the network's further input channels.
 
-    As many mask channels as a latent frame stands for frames, 1 where a frame is given (the first image counts as often
-    as that), then the latents of the video that has zeros in place of the frames not given.
+    Mask channels, one for each frame of a latent frame, 1 where a frame is given (the first image fills all of its
+    latent frame), then the latents of the video with zeros in place of the other frames.
     """
     video = np.zeros((1, frames, *ends[0].shape), np.float32)
     given = np.zeros(frames, np.float32)

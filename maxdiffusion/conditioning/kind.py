@@ -1,4 +1,4 @@
-"""A kind of conditioning beside the text, as a value: how it is read, encoded, and known by shapes alone."""
+"""A kind of conditioning beside the text, as a value: how to read it, encode it and get its shapes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Images = Mapping[str, Image.Image]
 
 
 class Shapes(NamedTuple):
-    """What a kind of conditioning gives each of some videos, in shapes, and what the encoders run on for all of them.
+    """Shapes of a kind of conditioning for each video, and the number of encoder calls for all videos.
 
     Attributes:
       fields: of `Context`, as ShapeDtypeStructs without the batch axis.
-      encoded: (frames, height, width) -> how many such videos the VAE encodes.
-      images: how many images go through the image encoder.
+      encoded: (frames, height, width) -> number of such videos that the VAE encodes.
+      images: number of images for the image encoder.
     """
 
     fields: Mapping[str, Any]
@@ -41,8 +41,8 @@ class Kind(NamedTuple):
         network; None where none is given.
       encode: (session, what was read) -> for each video its part of the conditioning, a pytree without the batch axis.
       field: of `Context`, to which that part belongs; or START, or SEGMENT.
-      shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> what `encode` makes of
-        them, in shapes; nothing where `read` finds nothing.
+      shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> the shapes of
+        `encode`'s result; none where `read` finds nothing.
     """
 
     read: Callable[[Job, Images], Any]
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
     shapes: Callable[[Job, Sequence[Video], Mapping[str, Any], Grid], Shapes]
 
 
-# Not fields of `Context`: what denoising starts from, and what the fields of each segment are made of.
+# Not fields of `Context`: the initial latents, and the input of `animate.Performer` for each segment.
 START, SEGMENT = "start", "segment"
 
 

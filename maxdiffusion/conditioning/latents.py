@@ -28,7 +28,7 @@ class Given:
     finished: tuple[Batch, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of all numbers."""
+        """SHA-256 of all arrays."""
         arrays = [*(() if self.noise is None else (self.noise,)), *(latents for _, latents in self.finished)]
         return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 

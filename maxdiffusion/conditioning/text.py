@@ -28,7 +28,7 @@ BUCKET = 64  # the encoder runs on the next multiple of this many tokens: at mos
 
 
 def clean(prompt: str) -> str:
-    """Mends mojibake, resolves HTML entities (twice: they come doubly escaped) and folds white space.
+    """Repairs mojibake, resolves HTML entities (twice: they come doubly escaped) and folds white space.
 
     Reference: `prompt_clean` in `diffusers.pipelines.wan.pipeline_wan`.
     """

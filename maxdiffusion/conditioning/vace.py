@@ -1,4 +1,4 @@
-"""The control of a VACE transformer: a video, a mask of what to make anew, and reference images.
+"""The control of a VACE transformer: a video, a mask of pixels to generate, and reference images.
 
 Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
 """
@@ -33,12 +33,12 @@ class Inputs(NamedTuple):
     """The contents of the files."""
 
     video: Float[np.ndarray, "f h w 3"]  # [-1, 1]
-    mask: Float[np.ndarray, "f h w 3"]  # 0..1, from 0.5 on made anew
+    mask: Float[np.ndarray, "f h w 3"]  # 0..1, from 0.5 on generated
     references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
 
 
 def read(job: Job, images: Images) -> Inputs:
-    """The contents of `video`, `mask` and `reference_images`; without a video or a mask all is made anew.
+    """The contents of `video`, `mask` and `reference_images`; without a video or a mask all is generated.
 
     Raises:
       UserError: an image is too small or narrow; see also `control_video` and `open_image`.
@@ -110,7 +110,7 @@ KIND = Kind(read, encode, "adapter", shapes)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:
-    """The image, scaled to multiples of `step`, then as large as it fits in the middle of white, proportions kept."""
+    """The image, scaled to multiples of `step`, then to fit, proportions kept, centred on white."""
     own, (h, w) = _sizes(image, height, width, step)
     resized = jax.image.resize(jnp.asarray(to_float(image[None], *own)[0]), (h, w, 3), "bilinear", antialias=False)
     top, left = (height - h) // 2, (width - w) // 2
@@ -132,15 +132,15 @@ def control_latents(
     mask: Float[np.ndarray, "f h w 3"],
     references: Sequence[UInt8[np.ndarray, "_ _ 3"]],
 ) -> Float[Array, "f2 h2 w2 c"]:
-    """Channels: latents of what is kept, of what is made anew, then the mask; fp32.
+    """Channels: inactive (kept) latents, reactive (generated) latents, then the mask; fp32.
 
-    The references' latents come first on the frame axis, with zeros in the other channels: the last of them first of
-    all, as diffusers has it (the official wan/vace.py keeps their order).
+    The references' latents come first on the frame axis, with zeros in the other channels, in reverse order, as in
+    diffusers (the official wan/vace.py keeps their order).
 
     Args:
       vae: the encoder.
       video: [-1, 1].
-      mask: 0..1, from 0.5 on made anew.
+      mask: 0..1, from 0.5 on generated.
       references: any size.
     """
     _, height, width, _ = video.shape

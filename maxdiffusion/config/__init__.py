@@ -1,4 +1,4 @@
-"""From a YAML file and key=value words to typed keys; imports neither jax nor numpy and opens no other file."""
+"""Parses a YAML file and key=value arguments to typed keys; imports neither jax nor numpy and opens no other file."""
 
 from maxdiffusion.config.parse import parse
 from maxdiffusion.config.schema import Config

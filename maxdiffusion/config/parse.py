@@ -1,4 +1,4 @@
-"""argv -> values as written: one YAML file, then key=value words. Opens nothing but the YAML file.
+"""argv -> values as written: one YAML file, then key=value arguments. Opens nothing but the YAML file.
 
 Both sources are read as text, and the type of the key decides what the text means: a prompt that looks like a number
 stays a prompt. Within one source a key and its alias may not contradict each other; the command line wins.
@@ -44,7 +44,7 @@ def parse(argv: Sequence[str]) -> Values:
     """Reads `CONFIG.yml key=value ...`, in any order.
 
     Args:
-      argv: the words of the command line, without the program's name.
+      argv: the command line without the program's name.
 
     Returns:
       Key -> value, aliases replaced, paths expanded; `size` where it is auto.
@@ -60,14 +60,14 @@ def parse(argv: Sequence[str]) -> Values:
 
 
 def parse_words(words: Sequence[str]) -> Values:
-    """Reads key=value words alone.
+    """Reads key=value arguments alone.
 
     Raises:
-      UserError: as `parse`, or a word without `=`.
+      UserError: as `parse`, or an argument without `=`.
     """
     pairs = [(match[1], match[2]) for match in map(_WORD.fullmatch, words) if match]
     if len(pairs) != len(words):
-        raise UserError(f"'{' '.join(words)}' is not a list of key=value words; write '[attention=ring]'.")
+        raise UserError(f"'{' '.join(words)}' is not a list of key=value arguments; write '[attention=ring]'.")
     return _canonical(_read_words(pairs))
 
 
@@ -95,7 +95,7 @@ def parse_size(value: Any) -> tuple[str, str] | None:
 
 
 def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """The YAML file and the key=value words."""
+    """The YAML file and the key=value arguments."""
     files, words = [], []
     for word in argv:
         if word.startswith("-"):
@@ -106,7 +106,7 @@ def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         else:
             files.append(word)
     if len(files) != 1:
-        what = f"the words {', '.join(map(repr, files))} are" if files else "no word of the command line is"
+        what = f"the arguments {', '.join(map(repr, files))} are" if files else "no argument is"
         raise UserError(f"Exactly one YAML file is needed, but {what} given as one; write CONFIG.yml key=value ...")
     return files[0], words
 

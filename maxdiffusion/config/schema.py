@@ -21,7 +21,7 @@ COMPOUND_ALIASES: Mapping[str, str] = {
 
 
 def _as_tuple(value: Any) -> Any:
-    """One value stands for a list of one."""
+    """Turns one value into a list of one."""
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
@@ -82,14 +82,14 @@ _DECIDE_THE_PROGRAMS = {*_DECIDE_THE_VIDEO, PARALLELISM, "runtime"}
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """What a key is besides its type, default, bounds and help.
+    """Metadata of a key besides type, default, bounds and help.
 
     Attributes:
       group: the heading in --help.
       path: `input` or `output`: ~ and $VARIABLES are expanded; that of an input in a YAML file may be relative to it.
       is_video: names a video file or a folder of frames.
       from_variant: the variant's row has a default of this name.
-      needs: the key without which, or the key=value with which alone, this one is used.
+      needs: the key that must be set with this one, as key=value.
       per_host: may differ between the processes of one run.
       of_the_video: decides the pixels.
       of_the_program: decides what is compiled.
@@ -164,9 +164,9 @@ class Config(BaseModel):
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
     and height, output (its name); what is done is skipped when the same command runs again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
-    """What to keep away from; one for all prompts or one for each."""
+    """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
-    """The noise follows from it alone; a list makes several videos."""
+    """Determines the noise; a list makes several videos."""
     image: Images = _key("prompt", (), path="input")
     """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
     last_image: Images = _key("prompt", (), path="input")
@@ -184,13 +184,13 @@ class Config(BaseModel):
 
     # ---- control
     video: OptionalStr = _key("control", None, path="input", is_video=True)
-    """Video file or folder of frames: the control of VACE, or what T2V changes by `strength`."""
+    """Video file or folder of frames: the control of VACE, or T2V's input, changed by `strength`."""
     strength: float = _key("control", 0.8, needs="video=FILE", gt=0, le=1)
     """Part of the noise levels over which `video` is changed (T2V)."""
     mask: OptionalStr = _key("control", None, needs="video=FILE", path="input", is_video=True)
-    """As many frames, white where `video` is made anew (VACE)."""
+    """Mask of each frame, white where to generate anew (VACE)."""
     reference_images: Images = _key("control", (), path="input")
-    """Images of what is to appear (VACE)."""
+    """Images of subjects to show (VACE)."""
     conditioning_scale: Numbers = _key("control", 1.0, validate_default=True)
     """Scale of VACE's hints; a list has one for each of its layers."""
     pose_video: OptionalStr = _key("control", None, path="input", is_video=True)
@@ -245,10 +245,10 @@ class Config(BaseModel):
     ulysses_attention_chunks: int = _key(PARALLELISM, 1, ge=1, le=1024)
     """Head groups: the all-to-all of one overlaps the attention of another."""
     ring_direction: Literal["one_way", "two_way"] = _key(PARALLELISM, "one_way")
-    """Whether keys travel around the ring in one direction or in halves in both."""
+    """Whether keys rotate around the ring in one direction or by halves in both."""
     flash_block_sizes: BlockSizes = _key(PARALLELISM, {})
-    """Rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; what is not given
-    is chosen by device kind and length."""
+    """Rows of a TPU kernel's blocks: {block_q: N, block_kv: N, block_kv_compute: N}, none or some; the rest are chosen
+    by device kind and length."""
     use_base2_exp: OptionalBool = _key(PARALLELISM, None)
     """Exponentials to base 2 inside a kernel that offers it."""
     use_experimental_scheduler: OptionalBool = _key(PARALLELISM, None)
@@ -273,7 +273,7 @@ class Config(BaseModel):
     dcn_tensor_parallelism: Degree = _key(PARALLELISM, 1)
     """Slices over heads and feed-forward width."""
     logical_axis_rules: AxisRules = _key(PARALLELISM, ())
-    """[[logical axis, mesh axis], ...] that win over the built-in table."""
+    """[[logical axis, mesh axis], ...] that override the built-in table."""
     per_device_batch_size: int = _key(PARALLELISM, 1, ge=1, le=1024)
     """Videos made at once per device of the data axis; more run in turn."""
 
@@ -283,20 +283,20 @@ class Config(BaseModel):
     verify_steps: int = _key("verify", 4, needs="verify=true", ge=1, le=1000)
     """Denoise steps that are compared."""
     verify_against: Texts = _key("verify", (), needs="verify=true")
-    """The other mesh as key=value words, [attention=ring, ulysses_shards=1]; empty: one device."""
+    """The other mesh as key=value arguments, [attention=ring, ulysses_shards=1]; empty: one device."""
     verify_psnr: float | None = _key("verify", None, needs="verify=true")
-    """PSNR in dB that must be reached; by default 60 in float32, 30 in bfloat16."""
+    """Required PSNR in dB; by default 60 in float32, 30 in bfloat16."""
 
     # ---- plan
     plan: OptionalStr = _key("plan", None)
     """Make no video: print what fits, what is fastest and why, by compiling for a TPU slice that need not be here:
     v6e-8, v6e:4x4, auto (the slice of this TPU VM), or here (this machine's own devices)."""
     plan_file: Texts = _key("plan", (), needs="plan=v6e-8", path="output")
-    """The plan as a file, too: .json, or .svg for a picture; a list makes both."""
+    """File for the plan: .json, or .svg for a picture; a list makes both."""
     plan_minutes: float = _key("plan", 12.0, needs="plan=v6e-8", gt=0, le=10000)
-    """Minutes to compile for; splits that are left then are shown with modelled figures."""
+    """Limit of compiling, in minutes; splits left over are shown with modelled figures."""
     price_per_chip_hour: float | None = _key("plan", None, needs="plan=v6e-8", gt=0)
-    """Price of an hour of a chip, in any currency."""
+    """Price of a chip-hour, in any currency."""
 
     # ---- dtypes
     weights_dtype: Dtype = _key("dtypes", "bfloat16")
@@ -328,9 +328,9 @@ class Config(BaseModel):
     coordinator_address: OptionalStr = _key("hosts", None, per_host=True)
     """HOST:PORT of process 0; also JAX_COORDINATOR_ADDRESS."""
     num_processes: int | None = _key("hosts", None, ge=1)
-    """How many processes take part; also JAX_NUM_PROCESSES."""
+    """Number of processes; also JAX_NUM_PROCESSES."""
     process_id: int | None = _key("hosts", None, per_host=True, ge=0)
-    """Which of them this one is, from 0; also JAX_PROCESS_ID."""
+    """Index of this process, from 0; also JAX_PROCESS_ID."""
     initialization_timeout: int = _key("hosts", 300, per_host=True, ge=1, le=86400)
     """Seconds to wait for the other processes."""
 
@@ -352,7 +352,7 @@ class Config(BaseModel):
         return self._origins
 
     def describe(self) -> str:
-        """The text that is logged once: the video in words, then each value that is no default with its origin."""
+        """Text of the log: the video's size, then each non-default value with its origin."""
         lines = [
             f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
             *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in self._origins.items()),

@@ -1,4 +1,4 @@
-"""Experts: which steps each denoises, how strongly guided, in which order, and which are in memory. Imports no jax."""
+"""Experts: their steps, guidance scales, order and residency in memory. Imports no jax."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The only denoise loop. What varies enters as values; the loop knows no network, no solver and no mode by name.
+"""The only denoise loop. Strategies enter as values; the loop names no network, no solver and no mode.
 
 A step is one pure function of (params, contexts, state, step inputs). It is compiled ahead of the run, once with
 guidance and once without where both occur, and called step by step (progress, a state to keep between steps) or scanned
@@ -30,7 +30,7 @@ from maxdiffusion.parallel import axes, jit, like, shard
 
 
 class State(NamedTuple):
-    """All that changes from step to step.
+    """The state between steps.
 
     Attributes:
       solver: the solver's state, which passes from expert to expert.

@@ -1,1 +1,1 @@
-"""What devices and the links between them can do: figures, names of slices. Imports no jax."""
+"""Figures of devices and of their links, and names of slices. Imports no jax."""

@@ -85,7 +85,7 @@ _GENERATIONS = (
 GENERATIONS: Mapping[str, Generation] = MappingProxyType({each.name: each for each in _GENERATIONS})
 KINDS: Mapping[str, Generation] = MappingProxyType({each.kind: each for each in _GENERATIONS})
 
-# What else users call them.
+# Other names in use.
 _ALIASES = {"v7x": "TPU7x", "tpu7x": "TPU7x", "v5litepod": "v5e"}
 
 # The slices that Cloud TPU offers, up to 512 chips, and that libtpu describes.

@@ -15,7 +15,7 @@ from maxdiffusion.hardware.chips import DeviceSpeed
 def all_to_all(size: int, devices: int, chips: int, speed: DeviceSpeed) -> float:
     """Each of `devices` on `chips` keeps its part of its `size` bytes and sends the rest to the others.
 
-    Half of what one half of the group has crosses the middle of the box.
+    Half of the bytes of either half of the group cross the middle of the box.
     """
     if chips == 1:
         return _within(size, devices, speed)

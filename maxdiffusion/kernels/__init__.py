@@ -1,1 +1,1 @@
-"""Pallas kernels of our own."""
+"""The package's Pallas kernels."""

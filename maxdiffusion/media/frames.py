@@ -35,8 +35,8 @@ def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray
     frames, undefined = _quantise(video)
     if undefined:
         raise UserError(
-            f"the decoded video has {int(undefined)} undefined values (NaN): the numbers left their range on "
-            "the way; try activations_dtype=float32 and vae_dtype=float32"
+            f"the decoded video has {int(undefined)} undefined values (NaN), most likely from overflow; "
+            "try activations_dtype=float32 and vae_dtype=float32"
         )
     return distributed.fetch(frames)
 

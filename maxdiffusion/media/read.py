@@ -110,8 +110,8 @@ def _in_order(frame: Path) -> list[str | int]:
 def _decoded(file: Path) -> Iterator[np.ndarray]:
     """Decode every stored frame once.
 
-    By PyAV, not imageio's pyav plugin (measured, imageio 2.38.1): that gives no frame its display matrix, time or mark
-    of damage, and its filters place the chroma of H.264 half a pixel off.
+    By PyAV, not imageio's pyav plugin (measured, imageio 2.38.1): that gives no frame's display matrix, time or error
+    flag, and its filters place the chroma of H.264 half a pixel off.
     """
     with _opened(file) as (container, stream):
         for packet in container.demux(stream) if stream else ():

@@ -57,7 +57,7 @@ class Output:
         return self.paths
 
     def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
-        """Write `<stem>.json`, which makes the video again, beside each; list a prompt file's videos in its manifest.
+        """Write `<stem>.json`, which reproduces the video, beside each; list a prompt file's videos in its manifest.
 
         `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`. The video is recorded by its name
         alone, since both lie in one folder, which may be moved.
@@ -117,8 +117,8 @@ def _named(job: Job, videos: Sequence[Video]) -> list[AnyPath]:
 
 
 def _save_elsewhere(job: Job, videos: Sequence[Video], named: list[AnyPath], latents: np.ndarray) -> str:
-    """Save the latents of videos whose own names cannot be reserved; the end of the message, which says where."""
-    if job.cfg.decode_latents or not named:  # names made from prompts are free ones already
+    """Save the latents of videos whose names cannot be reserved; return the end of the error message."""
+    if job.cfg.decode_latents or not named:  # names made from prompts are always free
         return ""
     with contextlib.ExitStack() as reservations:
         ways = [names.reserve(path.parent, path.name.removesuffix(_suffix(job))) for path in named]
@@ -128,7 +128,7 @@ def _save_elsewhere(job: Job, videos: Sequence[Video], named: list[AnyPath], lat
         except UserError:  # the first error is the one to read
             return ""
     kept = ", ".join(str(names.sibling(stem, names.LATENTS)) for stem in stems)
-    return f"; what was denoised is kept: decode_latents={kept} makes the video of it"
+    return f"; the latents are saved: decode_latents={kept} makes the video of them"
 
 
 def _suffix(job: Job) -> str:

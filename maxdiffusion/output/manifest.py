@@ -48,13 +48,13 @@ def remaining(job: Job) -> Job:
 
     todo = distributed.on_process_0(left)
     if done := len(job.videos) - len(todo):
-        log.info("%d of %d videos of %s are there already", done, len(job.videos), job.cfg.prompts)
-    # Where processes have different files, `check_agree` says so.
+        log.info("%d of %d videos of %s exist already", done, len(job.videos), job.cfg.prompts)
+    # Where processes have different files, `check_agree` fails.
     return dataclasses.replace(job, videos=tuple(job.videos[i] for i in todo if i < len(job.videos)))
 
 
 def begin(job: Job, videos: Sequence[Video]) -> None:
-    """List videos before their first file is written: files of these names come of this run."""
+    """List videos before their first file is written: files of these names belong to this run."""
     _write(job, videos, lambda video: {})
 
 

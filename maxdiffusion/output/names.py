@@ -54,7 +54,7 @@ def _has_files(stem: AnyPath) -> bool:
 
 
 def _normalised(name: str) -> str:
-    """The same for names that some file system does not tell apart: case (macOS, FAT) and composed letters (macOS)."""
+    """Folds differences that some file systems ignore: case (macOS, FAT) and composed letters (macOS)."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

@@ -46,7 +46,7 @@ def walk(box: Shape) -> list[Shape]:
     if even is None or max(box) == math.prod(box):
         return _snake(box)
     home, *line = _snake((*box[:even], 1, *box[even + 1 :]))
-    # There and back along the rest of the grid, row by row, then home along its first point.
+    # There and back along the rest of the grid, row by row, then back along its first point.
     rows = [(row, point) for row in range(box[even]) for point in (line if row % 2 == 0 else line[::-1])]
     path = [(0, home), *rows, *((row, home) for row in range(box[even] - 1, 0, -1))]
     return [(*point[:even], row, *point[even + 1 :]) for row, point in path]

@@ -1,1 +1,1 @@
-"""What a run would need and how long it would take, from compiled programs; nothing here is executed on a TPU."""
+"""Predicts a run's memory and time from its compiled programs; nothing is executed on a TPU."""

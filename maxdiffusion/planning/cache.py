@@ -52,7 +52,7 @@ class Cache:
             return None
 
     def write(self, name: str, value: object) -> str:
-        """Keeps a dataclass or model, whole or not at all; returns why where that fails, else an empty string."""
+        """Keeps a dataclass or model, whole or not at all; returns the reason if that fails, else an empty string."""
         if self._folder is None:
             return ""
         try:

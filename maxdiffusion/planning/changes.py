@@ -1,4 +1,4 @@
-"""Where no split fits: the nearest runs that would, by arithmetic from the compiled figures of the nearest split."""
+"""Finds the nearest runs that fit if no split does, by arithmetic from the nearest split's compiled figures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from maxdiffusion.request import Job, with_keys
 from maxdiffusion.request.cost import Run
 from maxdiffusion.request.session import recipe_of
 
-Option = tuple[Words, Job, int]  # words, the run that they make of a job, devices
+Option = tuple[Words, Job, int]  # arguments, the job changed by them, devices
 
 
 def nearest(job: Job, configs: Mapping[str, Any], target: Target, plan: Plan) -> tuple[Change, ...]:
-    """Changes each of which would do by itself, the least intrusive first.
+    """Changes, each sufficient by itself, the least intrusive first.
 
     Args:
       job: a run that fits on no split.

@@ -1,4 +1,4 @@
-"""`plan=`: which splits of a TPU slice, or of this machine, a run fits, how long it would take, and why."""
+"""`plan=`: the splits of a TPU slice, or of this machine, that a run fits, with predicted time and memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(job: Job, words: Sequence[str]) -> Plan:
 
     Args:
       job: the run.
-      words: of its command line.
+      words: its command-line arguments.
 
     Raises:
       UserError: as `make`, or a file cannot be written.
@@ -83,8 +83,8 @@ def make(job: Job) -> Plan:
     plan = store.read(asked, Plan)
     if plan is None:
         plan, whole = _make(job, configs, tpu, deadline)
-        if whole and (unkept := store.write(asked, plan)):  # where it is not whole, the next ask goes on
-            logger.warning("this plan is not kept for the next ask: %s", unkept)
+        if whole and (unkept := store.write(asked, plan)):  # the next call completes a partial plan
+            logger.warning("this plan is not kept for later calls: %s", unkept)
     return plan
 
 
@@ -109,7 +109,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     rows = compilation.rows
     notes = []
     if not paths.probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
-        notes.append(f"the checkpoint is not here: sizes are those of the official one of {cfg.model_name}")
+        notes.append(f"the checkpoint is not local: sizes are those of the official one of {cfg.model_name}")
     if tpu and not libtpu():
         notes.append(
             "analytic: libtpu, which compiles for TPUs, is not installed (on x86-64 Linux: pip install libtpu), so "
@@ -125,7 +125,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
         raise UserError(refused[-1].reason)
     notes += sorted({stage.fault for row in rows.values() for stage in row.stages.values()} - {""})
     notes.append(
-        "predicted, not measured: nothing was run on these devices; loading weights and compiling are not in it"
+        "predicted, not measured: nothing was run on these devices; loading weights and compiling are left out"
     )
     ranked = tuple(sorted(rows.values(), key=lambda row: row.rank))
     size = max(((video.width, video.height) for video in job.videos), key=math.prod)

@@ -1,4 +1,4 @@
-"""Which programs of which splits are compiled, and in which order."""
+"""Compiles the programs of the splits, the best splits first."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Compilation:
         """Caveats of the figures, as sentences."""
         found, all_of_them = [], f"{len(self.left | self.done | self.failed.keys())} compilations"
         if self.left:
-            again = "" if self.unkept else "; run again to have them, too: what is compiled is kept"
+            again = "" if self.unkept else "; run again for the rest: compiled programs are kept"
             found.append(
                 f"plan_minutes={self.job.cfg.plan_minutes:g} ended before {len(self.left)} of {all_of_them}{again}"
             )
@@ -76,7 +76,7 @@ class Compilation:
         spread = (layout.data, layout.fsdp, layout.context, layout.attention.tensor)
         conditions = self.job.spec.task.conditions
         pictures = stage == "decode" or bool(self.job.cfg.video) or conditions not in ((), ("video_to_video",))
-        stays = self.run.units(layout) > len(self.job.segments)  # the transformer, while others are decoded
+        stays = self.run.units(layout) > len(self.job.segments)  # the transformer stays in memory during decoding
         return stage, spread if pictures or layout.sharded else (), layout.sharded and (stage == "text" or stays)
 
     def _compile(self, wanted: Iterable[Words]) -> None:
@@ -115,7 +115,7 @@ class Compilation:
 
 
 def _timed(stage: Stage, rough: Stage) -> Stage:
-    """The compiled stage; where its compiler counts no cycles, with the seconds of the modelled one."""
+    """The compiled stage, with the modelled seconds if its compiler counts no cycles."""
     if stage.seconds.total or not stage.programs:
         return stage
     (model,) = rough.programs

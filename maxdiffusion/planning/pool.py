@@ -31,12 +31,12 @@ class Pool:
     """Runs each function in a fresh process, with a temporary folder of its own; neither outlives it."""
 
     def __init__(self, environment: Mapping[str, str], deadline: float, workers: int | None = None) -> None:
-        """Adds the variables to ours before a function's module is imported.
+        """Adds the variables to this process's before a function's module is imported.
 
         Args:
           environment: the variables.
           deadline: of `time.monotonic`.
-          workers: processes at a time; None is one for each processor of ours, as far as memory goes.
+          workers: processes at a time; None is one per processor of this machine, as memory allows.
         """
         self._environment, self._deadline = {**os.environ, **environment}, deadline
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

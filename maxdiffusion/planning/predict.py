@@ -19,7 +19,7 @@ from maxdiffusion.hardware.chips import DeviceSpeed, Generation
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Step, Work
 from maxdiffusion.request.cost import Seconds
 
-# What TPUs took, relative to the same count of the programs of others: 0.973 to 1.013 for guided steps of the 14B model
+# Time measured on TPUs over this count, programs of other projects: 0.973 to 1.013 for guided steps of the 14B model
 # on TPU7x-8, at most 1.086 on v6e-8 (that figure holds text and VAE as well), 1.03 and 1.04 for kernels alone. A range
 # goes from the least of these to the largest, that with links half as fast as published.
 CALIBRATION = (0.97, 1.09)

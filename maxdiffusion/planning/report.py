@@ -28,7 +28,7 @@ def command(plan: Plan, row: Row) -> str:
 
 
 def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
-    """What `text` says, for programs; seconds, GiB."""
+    """The same report as JSON; seconds, GiB."""
     rows = [
         {
             "split": row.split,
@@ -87,12 +87,12 @@ def _summary(plan: Plan, price: float | None) -> str:
 
 
 def number(seconds: float) -> str:
-    """Two decimals, of less than 0.1 two digits."""
+    """Two decimals; below 0.1 two digits."""
     return f"{seconds:.2f}" if seconds >= 0.1 or not seconds else f"{seconds:.2g}"
 
 
 def clock(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Formats seconds, minutes, hours."""
     if seconds < 100:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -119,7 +119,7 @@ def _table(plan: Plan) -> str:
         padded.append([align(cell, width) for cell in (name, *cells)])
     lines = ("  ".join(line).rstrip() for line in zip(*padded, strict=True))
     title = (
-        "seconds of a step: attention + linear + other + exposed collectives, hidden ones lie beside; GiB per device, "
+        "seconds of a step: attention + linear + other + exposed collectives, without hidden ones; GiB per device, "
         f"of {plan.gib:.4g}"
     )
     return "\n".join([title, *lines])

@@ -9,7 +9,7 @@ from typing import Literal
 from maxdiffusion.hardware.chips import Slice
 from maxdiffusion.request.cost import Figures, Layout, Run, Seconds
 
-Words = tuple[str, ...]  # key=value words of a command line
+Words = tuple[str, ...]  # key=value arguments of a command line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Row:
     """A legal split of a run over the devices, with its figures.
 
     Attributes:
-      overrides: the words that select it.
-      split: its degrees in words.
+      overrides: the arguments that select it.
+      split: its degrees as text.
       holders: devices over which one copy of the weights is spread, without those of the tensor axis.
       steps: denoise steps of the whole run.
       stages: `text` (all conditioning), `denoise` and `decode`.
@@ -113,7 +113,7 @@ class Row:
 
     @property
     def weights(self) -> str:
-        """How the transformer's weights are placed, in words."""
+        """The placement of the transformer's weights."""
         return "whole" if self.holders == 1 else f"over {self.holders}"
 
     @property
@@ -146,7 +146,7 @@ class Refused:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Words with which the run would fit, and GiB that each device would then need, by arithmetic."""
+    """Arguments with which the run would fit, and the GiB per device that it would need, by arithmetic."""
 
     words: Words
     gib: float
@@ -157,9 +157,9 @@ class Plan:
     """A whole plan.
 
     Attributes:
-      command: the words before the overrides: the config file and what was given.
-      run: the run in words.
-      target: the devices in words.
+      command: the arguments before the overrides: the config file and given keys.
+      run: the run as text.
+      target: the devices as text.
       chips: number of chips rented.
       gib: memory of one device that a program may use.
       rows: the legal splits by `Row.rank`.

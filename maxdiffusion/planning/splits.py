@@ -1,4 +1,4 @@
-"""Legal splits of a run over devices, as words for the command line; keys that the user gave stay as they are."""
+"""Legal splits of a run over devices, as command-line arguments; keys that the user gave stay as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from maxdiffusion.request.cost import Layout, Run
 
 
 def splits(run: Run, devices: int) -> tuple[dict[Words, Layout], tuple[Refused, ...]]:
-    """Every legal split of that many devices by its words, and the illegal ones.
+    """The legal splits of that many devices by their arguments, and the illegal ones.
 
     Varies the keys that the config leaves open: the data degree (the guidance pair, or several videos), the Ulysses
     degree, and whether weights are sharded over the context axis.
@@ -62,7 +62,7 @@ def _data(run: Run, devices: int) -> Iterator[int | None]:
 
 
 def _weights(cfg: Config, context: int) -> Iterator[tuple[bool, Words]]:
-    """Whether weights are sharded over the context axis, and the word for it."""
+    """Whether weights are sharded over the context axis, and the argument for it."""
     given = dict(cfg.logical_axis_rules)
     if axes.EMBED in given or cfg.ici_fsdp_parallelism != 1:
         yield "context" in (given.get(axes.EMBED) or ()), ()

@@ -62,7 +62,7 @@ def devices() -> Target:
 
 def compile_stage(job: Job, stage: str, target: Target) -> Answer:
     """Compiles the programs of a stage, a key of `STAGES`, of a run on its split."""
-    compile_cache.enable(None)  # it keeps nothing of programs for devices that are not here
+    compile_cache.enable(None)  # jax caches no programs for absent devices
     tpu, store, unkept, took = target.slice, Cache(job.cfg.jax_cache_dir), "", 0.0
     made: list[Figures] = []
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""From values as written to a run that is checked, and what it needs before it starts: files, mesh, networks."""
+"""Resolves values to a checked run, and sets up its files, mesh and networks."""
 
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.resolve import job_of, load, on_mesh, resolve, with_keys

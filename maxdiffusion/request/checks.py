@@ -1,4 +1,4 @@
-"""What must hold between keys, checked once, before anything heavy is imported."""
+"""Checks between keys, made once, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")
 
 
 def check_keys(cfg: Config, spec: WanSpec) -> None:
-    """All that needs no look at the videos to be made.
+    """Checks that do not need the videos of the run.
 
     Raises:
       UserError: the first that fails, with the nearest legal choice.
@@ -37,7 +37,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
 
 
 def check_job(job: Job) -> None:
-    """All that concerns the videos to be made and where they go.
+    """Checks of the videos to make and of their files.
 
     Raises:
       UserError: the first that fails, with the nearest legal choice.
@@ -50,12 +50,12 @@ def check_job(job: Job) -> None:
         _plan(cfg)
         return
     _hosts(cfg)
-    if not job.hosts.may_join() or cfg.process_id == 0:  # else once the processes have met
+    if not job.hosts.may_join() or cfg.process_id == 0:  # else after the processes have joined
         check_output(job)
 
 
 def _needs(cfg: Config, spec: WanSpec) -> None:
-    """Keys that are only used with another one, as their line of the schema says."""
+    """Checks keys that are only used with another one (`Key.needs`)."""
     for key, about in schema.KEYS.items():
         if about.group == "control" and key not in spec.task.takes:
             continue  # refused below, whatever is beside it
@@ -127,7 +127,7 @@ def _inputs(cfg: Config) -> None:
 
 
 def _control(job: Job) -> None:
-    """Images and the group `control`: what the task uses, and what it cannot do without."""
+    """Checks images and the group `control`: unused keys and missing ones."""
     cfg, task = job.cfg, job.spec.task
     images = {key: [getattr(video, key) for video in job.videos] for key in ("image", "last_image")}
     given = [key for key in schema.group("control") if not schema.is_default(cfg, key)]
@@ -151,7 +151,7 @@ def _control(job: Job) -> None:
 
 
 def required(cfg: Config, spec: WanSpec) -> tuple[str, ...]:
-    """The keys of images and videos that a run of the task cannot do without."""
+    """The required keys of images and videos of a run."""
     mode = [key for key, about in schema.KEYS.items() if about.needs == f"mode={cfg.mode}"]
     return (*spec.task.needs, *mode)
 
@@ -199,8 +199,8 @@ def _hosts(cfg: Config) -> None:
     address, count, index = cfg.coordinator_address, cfg.num_processes, cfg.process_id
     if (count is None) != (index is None) or (count is not None and address is None):
         raise UserError(
-            "coordinator_address, num_processes and process_id say together which processes make one run; give all "
-            "three, or none and let the launcher say so."
+            "coordinator_address, num_processes and process_id define the processes of a run together; give all "
+            "three, or none under a launcher."
         )
     if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
         raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
@@ -269,7 +269,7 @@ def _one_file(cfg: Config, path: paths.AnyPath) -> None:
 
 
 def _writable(folder: paths.AnyPath, key: str) -> None:
-    """Whether files can be made in `folder`, which need not exist yet; tried for real, leaving nothing behind."""
+    """Checks, by a temporary file, that `folder` can be written; it need not exist yet."""
     if not isinstance(folder, Path):
         try:
             paths.check_writable(folder)

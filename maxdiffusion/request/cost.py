@@ -41,17 +41,17 @@ log = logging.getLogger(__name__)
 
 GIB = 2**30
 TEXT = 512  # tokens of a prompt
-RANGE = (0.8, 1.4)  # of predicted seconds
+RANGE = (0.8, 1.4)  # factors of predicted seconds
 
 # Fitted.
-_PRODUCTS = 0.85  # of peak, of matrix products and convolutions
+_PRODUCTS = 0.85  # fraction of peak of matrix products, convolutions
 _PASSES = 50  # over activations of tokens x model dim in a layer
 _MERGE = 26  # bytes per value of a further hop
 _LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
-_EXPOSED = 0.45  # of the all-to-alls, what no product hides
-_GATHERING = 0.1  # of the gathers of spread weights, the same
+_EXPOSED = 0.45  # fraction of all-to-alls not hidden by products
+_GATHERING = 0.1  # exposed fraction of weight gathers
 _ALIVE = 8.5  # activations of tokens x model dim in memory at once
-_TURNING = 4  # more of them in a ring: keys and values that travel, two results
+_TURNING = 4  # more of them in a ring: rotating keys and values, two results
 _WHOLE = 1.5  # layers of spread weights that are gathered at a time
 _VAE_ALIVE = (2200, 775)  # bytes in memory for a pixel of a chunk of 4 frames, and more for each byte of a value
 _VAE_WORK = 0.33  # FLOP for a pixel of a frame and a weight
@@ -128,7 +128,7 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """The degrees in words."""
+        """The degrees as text."""
         plan = self.attention
         degrees = {"data": self.data, "fsdp": self.fsdp, "tensor": plan.tensor}
         over = [f"{axis} {degree}" for axis, degree in degrees.items() if degree > 1]

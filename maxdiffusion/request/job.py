@@ -1,4 +1,4 @@
-"""A run's meaning, made once from its config. Imports no jax."""
+"""A run, resolved once from its config. Imports no jax."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def kernel_options(cfg: Config) -> KernelOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: its keys and what follows from them.
+    """One run: its keys and the values resolved from them.
 
     Attributes:
-      cfg: every key, complete; what a key says by itself is read here.
+      cfg: every key, with all defaults filled in.
       spec: the variant.
-      videos: what is made; of a prompt file whose videos are partly there, those that are left.
-      segments: how frames are cut.
+      videos: the videos to make; of a prompt file, those that are not finished.
+      segments: the division of the frames.
       transformer: content of the checkpoint's transformer/config.json; None where it is not a local folder with one.
     """
 
@@ -67,12 +67,12 @@ class Job:
         return self.spec.latent_grid(self.segments.length, video.height, video.width)
 
     def segment_shape(self, video: Video, channels: int) -> Shape:
-        """Of the latents that are denoised at once, reference frames included."""
+        """Shape of latents denoised at once, reference frames included."""
         f, h, w = self.latent_grid(video)
         return self.segments.reference_frames + f, h, w, channels
 
     def latents_shape(self, channels: int) -> Shape:
-        """Of one video's latents, all segments, of the size that the config gives."""
+        """Shape of one video's latents, all segments, in the config's size."""
         f, h, w = self.spec.latent_grid(self.segments.length, self.cfg.height, self.cfg.width)
         return f * len(self.segments), h, w, channels
 
@@ -85,7 +85,7 @@ class Job:
         return max(math.prod(network.grid(*self.segment_shape(video, 0)[:3])) for video in self.videos)
 
     def batches(self, data: int) -> Iterator[tuple[list[int], int]]:
-        """(rows of `videos`, how many of them count) of each batch on a data axis of that degree.
+        """(rows of `videos`, number without padding) of each batch on a data axis of that degree.
 
         The videos of a batch have one shape; a last one that is shorter repeats its last row.
         """

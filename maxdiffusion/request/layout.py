@@ -31,8 +31,8 @@ def lay_out(
 ) -> tuple[AttentionPlan, Placement]:
     """The attention plan and the placement of every later array, on these devices (all by default).
 
-    What the config leaves open is chosen by `cost`: the split of the context axis, and whether the guidance pair takes
-    two devices of the data axis. A degree that the config gives stays. `configs` are the networks', by folder.
+    Open choices are made by `cost`: the split of the context axis, and whether the guidance pair takes two
+    devices of the data axis. A degree that the config gives stays. `configs` are the networks', by folder.
 
     Raises:
       UserError: the degrees do not fit the devices, the heads or each other, or a size does not suit the transformer.
@@ -115,7 +115,7 @@ def _pair_may_split(cfg: Config) -> bool:
 
 
 def degrees(cfg: Config, data: int = 1) -> tuple[Degrees, Degrees]:
-    """Inside a slice and over slices, as given; `data` stands for ici_data_parallelism=auto."""
+    """Degrees inside a slice and over slices; `data` stands for ici_data_parallelism=auto."""
     ici = Degrees(
         data if cfg.ici_data_parallelism == "auto" else cfg.ici_data_parallelism,
         cfg.ici_fsdp_parallelism,

@@ -1,4 +1,4 @@
-"""A file of one JSON object per line, each a video: what a line says wins over the config."""
+"""A file of one JSON object per line, each a video; its keys override the config."""
 
 from __future__ import annotations
 

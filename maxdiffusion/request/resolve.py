@@ -1,4 +1,4 @@
-"""Values as written -> a run: the variant, its defaults, the size of an image, then every check. Imports no jax."""
+"""Resolves values to a run: the variant, its defaults, the size of an image, then every check. Imports no jax."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from maxdiffusion.weights.headers import read_json
 
 
 def load(argv: Sequence[str]) -> Job:
-    """The run that the words of a command line ask for, without the program's name.
+    """The run of a command line without the program's name.
 
     Raises:
       UserError: anything that can be seen to be wrong before weights are loaded.
@@ -35,7 +35,7 @@ def load(argv: Sequence[str]) -> Job:
 
 
 def resolve(values: Values) -> Job:
-    """The run that these values ask for.
+    """The run of these values.
 
     Raises:
       UserError: anything that can be seen to be wrong before weights are loaded.
@@ -86,10 +86,10 @@ def with_keys(job: Job, **keys: Any) -> Job:
 
 
 def on_mesh(job: Job, words: Sequence[str]) -> Job:
-    """The same run on another mesh: key=value words of the group "attention and parallelism" win over its own.
+    """The same run on another mesh: arguments of the group "attention and parallelism" override its own.
 
     Raises:
-      UserError: a word of another group, or one that `load` would refuse.
+      UserError: a key of another group, or a value that `load` would refuse.
     """
     values = parse_words(words)
     for key in values:

@@ -1,4 +1,4 @@
-"""What a run holds while it lasts: hosts, log, compile cache, checkpoint, mesh, attention plan and clock."""
+"""Resources of a run: hosts, log, compile cache, checkpoint, mesh, attention plan and clock."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Setup:
 
     @classmethod
     def of(cls, job: Job, configs: Mapping[str, Any], devices: parallel.Devices | None = None) -> Setup:
-        """On these devices, all by default; descriptions will do.
+        """The setup on these devices (all by default; may be abstract).
 
         Raises:
           UserError: the devices do not fit the degrees, or the schedule has no steps.
@@ -60,7 +60,7 @@ class Setup:
         return nets.builders(self.job.cfg, self.plan)
 
     def abstract(self, net: str) -> nnx.Module:
-        """One network whose parameters are shapes with shardings."""
+        """One network with abstract parameters: shapes, shardings."""
         if net not in self._abstract:
             self._abstract[net] = placed(self.builders[net](self.configs[net]), self.placement)
         return self._abstract[net]
@@ -102,7 +102,7 @@ class Session:
             return self.nets.load(net, advance)
 
     def check_agree(self, **digests: str) -> None:
-        """Whether all processes have the same run, checkpoint, versions and inputs (`digests`).
+        """Checks that all processes have the same run, checkpoint, versions and inputs (`digests`).
 
         Raises:
           UserError: they differ; it names the first keys in which they do.

@@ -116,7 +116,7 @@ _SLUG_BYTES = 60
 
 
 def stem_of(cfg: Config, video: Video) -> str:
-    """The default file name of a video, without suffix; without its words where metadata are to hold no prompt."""
+    """The default file name of a video, without suffix; without the prompt where metadata omit it."""
     words = video.prompt if cfg.save_prompt_in_metadata else ""
     return default_stem(words, video.seed, video.width, video.height, cfg.num_frames)
 

@@ -24,7 +24,7 @@ from maxdiffusion.runtime.paths import AnyPath
 ABANDONED = 24 * 3600
 # File systems that cannot link (exFAT, some network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
-# What a writer in the body can meet that the user can mend.
+# Errors of a writer in the body that the user can correct.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 

@@ -134,7 +134,7 @@ def check_agree(facts: Mapping[str, Any]) -> None:
     if differing:
         raise UserError(
             f"the processes of this run do not agree on {'; '.join(differing[:3])}"
-            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; start all of them with the same words."
+            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; start all with the same arguments."
         )
 
 

@@ -1,6 +1,6 @@
 """Locks: a small file that says which run uses a name, made exclusively and removed at the end.
 
-The file of a killed run is taken over. A local file is held by flock as long as its owner lives, on network file
+The file of a killed run is taken over. A local file is held by flock as long as its owner runs, on network file
 systems by their server's locks; process numbers could not tell, because containers share host names but not processes.
 An object in a store is renewed by its owner, and free when it has not been renewed for EXPIRY seconds.
 """
@@ -29,9 +29,9 @@ _OURS = b"maxdiffusion"
 
 
 def try_lock(path: AnyPath) -> AbstractContextManager[bool]:
-    """Hold the lock file `path` until the block ends, then remove it; False where it is another's. Makes its folder.
+    """Hold the lock file `path` until the block ends, then remove it; False if another holds it. Makes its folder.
 
-    A live run's or thread's file, a link, a folder, and a file of other content are another's and stay as they are.
+    A live run's or thread's file, a link, a folder, and a file of other content count as held and stay as they are.
 
     Raises:
       OSError: the file cannot be made.
@@ -73,7 +73,7 @@ def _flock(descriptor: int, path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks: the first that writes into the file has it, until it is deleted
+    except OSError:  # a file system without locks: the first that writes into the file holds it, until it is deleted
         free = [b""]
     found = os.fstat(descriptor)
     with contextlib.suppress(FileNotFoundError):  # its owner has just removed it

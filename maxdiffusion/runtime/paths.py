@@ -76,7 +76,7 @@ def expanded(text: str, what: str) -> str:
 
 
 def probe(text: str) -> AnyPath:
-    """Parse `text` as `parse` does, and ask a store for it, so that a store that does not answer is one sentence.
+    """Parse `text` as `parse` does, and ask a store for it, to report one that does not answer.
 
     Raises:
       UserError: as `parse`, or the network, credentials or permission are missing.

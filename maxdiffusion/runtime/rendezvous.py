@@ -44,7 +44,7 @@ def _report(host: str, port: int, who: str, deadline: float) -> str:
 
 
 def _receive(port: int, count: int, deadline: float, timeout: int | float) -> str:
-    """What is wrong with the processes that report, which is also sent to each of them; empty if nothing is."""
+    """The fault of the reporting processes, which is also sent to each of them; empty if there is none."""
     links: dict[int, socket.socket] = {}
     fault = ""
     with contextlib.ExitStack() as stack:
@@ -67,7 +67,7 @@ def _receive(port: int, count: int, deadline: float, timeout: int | float) -> st
             link.settimeout(5)
             try:
                 index, others = map(int, link.makefile().readline().split())
-            except (OSError, ValueError):  # a stranger, or a process that broke off and comes again
+            except (OSError, ValueError):  # not of this run, or a process that reconnects
                 link.close()
                 continue
             if others != count:

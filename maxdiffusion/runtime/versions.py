@@ -31,7 +31,7 @@ def versions() -> dict[str, Any]:
 
 
 def commit(root: Path) -> str | None:
-    """The git commit of the checkout `root`; None inside somebody else's, where an installed package may lie."""
+    """The git commit of the checkout `root`; None inside another project's, where an installed package may lie."""
     if not (root / ".git").exists():
         return None
     describe = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]

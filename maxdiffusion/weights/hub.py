@@ -67,7 +67,7 @@ def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: boo
         return Path(folder)
     except errors.GatedRepoError:
         raise UserError(
-            f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to a token of yours."
+            f"{at} is gated; accept its terms at {constants.ENDPOINT}/{repo} and set HF_TOKEN to your token."
         ) from None
     except errors.RevisionNotFoundError:
         raise UserError(f"{at} has no revision {revision!r}; give a branch, tag or commit that it has.") from None

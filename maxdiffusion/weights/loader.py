@@ -175,7 +175,7 @@ def _read(assignment: Assignment, views: Sequence[tuple[Box, np.ndarray]]) -> No
         for box, view in views:
             view[...] = whole.reshape(assignment.shape)[tuple(slice(*part) for part in box)]
         return
-    torch_axes = [order.index(axis) for axis in range(len(order))]  # the axis of ours that each torch axis became
+    torch_axes = [order.index(axis) for axis in range(len(order))]  # the parameter's axis of each torch axis
     parts = [([box[axis] for axis in torch_axes], view.transpose(torch_axes)) for box, view in views]
     rows = min(box[0][0] for box, _ in parts), max(box[0][1] for box, _ in parts)
     for first, stored in strips(tensor, *rows):

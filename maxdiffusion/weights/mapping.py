@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint fills which parameter, matched strictly both ways before a weight is read."""
+"""Matches a checkpoint's tensors with parameters, strictly both ways, before a weight is read."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _fits(tensor: TensorSource, shape: Sequence[int], rule: Rule) -> bool:
 
 
 def _in_torch(shape: Sequence[int], rule: Rule) -> tuple[int, ...]:
-    """Our shape with its axes in torch's order."""
+    """The shape with its axes in torch's order."""
     order = rule.transform.value
     if rule.reshape or order is None or len(order) != len(shape):
         return tuple(shape)

@@ -88,7 +88,7 @@ class Nets:
     """Loads networks and keeps none: one that `load` returned and that was dropped is freed by the next `load`."""
 
     def __init__(self, checkpoint: Checkpoint, build: Mapping[str, Build], placement: Placement | None = None):
-        """Builds every network without numbers and matches its parameters with the checkpoint; reads no weight.
+        """Builds every abstract network and matches its parameters with the checkpoint; reads no weight.
 
         Args:
           checkpoint: from `open_checkpoint`.

@@ -1,4 +1,4 @@
-"""One line of a name table: torch name -> our path and the permutation of axes; the lines of common layers."""
+"""One line of a name table: torch name -> parameter path and the permutation of axes; the lines of common layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import enum
 
 
 class Transform(enum.Enum):
-    """The permutation of a torch tensor's axes that gives ours."""
+    """The permutation from torch's axes to the parameter's."""
 
     KEEP = None
     LINEAR = (1, 0)  # (out, in) -> (in, out)
@@ -18,7 +18,7 @@ class Transform(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`source` is the torch name, `target` the dotted path of our parameter.
+    """`source` is the torch name, `target` the dotted path of the parameter.
 
     `{layer}` in `source` alone: the tensor is one slot of the stacked parameter `target` (leading axis). Any other
     placeholder, such as `{i}`, stands for an integer and appears in both. `reshape` drops the singleton axes that torch

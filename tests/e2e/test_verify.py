@@ -52,7 +52,7 @@ def test_a_wrong_merge_is_seen(monkeypatch):
     ("words", "expected"),
     [
         (["verify_against=[seed=3]"], "seed is not a key of attention and parallelism"),
-        (["verify_against=[ring]"], "not a list of key=value words"),
+        (["verify_against=[ring]"], "not a list of key=value arguments"),
         (["verify_against=[attention=rung]"], "did you mean ring?"),
         (["verify_against=[atention=ring]"], "did you mean attention?"),
         (["verify_against=[ulysses_shards=3, attention=ulysses]"], "does not divide the 8 heads"),

@@ -22,7 +22,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["zzz=1"], "unknown key zzz (command line)"),
     (["--height=480"], "write key=value without dashes"),
     (["height=480", "height=480"], "height is given twice on the command line"),
-    (["more.yml"], "Exactly one YAML file is needed, but the words 'base.yml', 'more.yml' are"),
+    (["more.yml"], "Exactly one YAML file is needed, but the arguments 'base.yml', 'more.yml' are"),
     (["height"], "Exactly one YAML file is needed"),
     # types
     (["height=tall"], "height=tall (command line) cannot be used: it should be a valid integer"),
@@ -52,7 +52,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["per_device_batch_size=0.125"], "should be a valid integer"),
     (["ici_tensor_parallelism=0"], "a positive integer, or -1 to fill"),
     # hosts
-    (["num_processes=2"], "give all three, or none and let the launcher say so"),
+    (["num_processes=2"], "give all three, or none under a launcher"),
     (["coordinator_address=a:1", "process_id=1"], "give all three, or none"),
     (["num_processes=2", "process_id=0"], "give all three, or none"),
     (["coordinator_address=a", "num_processes=2", "process_id=1"], "coordinator_address=a is not HOST:PORT"),
@@ -271,8 +271,8 @@ def test_missing_files(place: Path) -> None:
     assert "The config file bas.yml does not exist; did you mean base.yml?" in sentence(["bas.yml"])
     assert "does not exist; give the path of a YAML file" in sentence(["no/where.yml"])
     assert "cannot be read: Is a directory" in sentence([str(place)])
-    assert "no word of the command line is given as one" in sentence(["prompt=a"])
-    assert "no word of the command line is given as one" in sentence([])
+    assert "no argument is given as one" in sentence(["prompt=a"])
+    assert "no argument is given as one" in sentence([])
 
 
 def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., Path]) -> None:

@@ -1,7 +1,7 @@
 """UniPC-p (Zhao et al. 2023, arXiv 2302.04867), data prediction, B(h) = e^-h - 1; the default of the official models.
 
-Each step corrects the point it stands on with the x0 just predicted there (UniC, no further network call), then
-predicts the next point (UniP). In the paper's symbols, lambda the log-SNR and h = lambda_t - lambda_s > 0, both are
+Each step corrects its starting point with the x0 just predicted there (UniC, no further network call), then predicts
+the next point (UniP). In the paper's symbols, lambda the log-SNR and h = lambda_t - lambda_s > 0, both are
 
   x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) m_s - alpha_t (e^-h - 1) sum_k rho_k (m_k - m_s) / r_k,
 

@@ -1,6 +1,6 @@
 """Names of the official WAN repositories and of community files -> those of the diffusers layout, module by module.
 
-What a module's parameter is called (`weight`, `bias`, `gamma`) is the same in both. `{i}` and `{j}` stand for numbers.
+Names of a module's own parameters (`weight`, `bias`, `gamma`) are equal in both. `{i}` and `{j}` stand for numbers.
 A target of several modules splits the rows evenly. Facts: github.com/Wan-Video/Wan2.1 and Wan2.2 (wan/modules), and
 the reference's `scripts/convert_wan_to_diffusers.py`.
 """
@@ -117,7 +117,7 @@ def _resample(theirs: str, name: str) -> Table:
 
 
 def _coder(coder: str) -> Table:
-    """What encoder and decoder of both VAEs share."""
+    """The part common to encoder and decoder of both VAEs."""
     middle, attention = f"{coder}.middle", f"{coder}.mid_block.attentions.0"
     return {
         f"{coder}.conv1": f"{coder}.conv_in",
@@ -164,4 +164,4 @@ VAE22: Table = {
     **_resample("decoder.upsamples.{i}.upsamples.3", "decoder.up_blocks.{i}.upsampler"),
 }
 
-VAE: Table = {**VAE21, **VAE22}  # no name of the one is a name of the other with another meaning
+VAE: Table = {**VAE21, **VAE22}  # names that both share have the same meaning
