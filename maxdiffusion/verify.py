@@ -50,10 +50,16 @@ def run(job: Job) -> list[Difference]:
     session.start(job)
     cfg = job.cfg.model_copy(update={"num_inference_steps": job.cfg.verify_steps, "loop": "steps"})
     job = dataclasses.replace(job, cfg=cfg)
-    if not cfg.verify_against and jax.process_count() > 1:
+    if not cfg.verify_against and distributed.count() > 1:
         raise UserError(
-            f"verify=true compares with one device, which only one of {jax.process_count()} hosts has; name a second "
+            f"verify=true compares with one device, which only one of {distributed.count()} hosts has; name a second "
             "mesh of all devices, such as verify_against='[attention=ring, ulysses_shards=1]'."
+        )
+    if not cfg.verify_against and len(distributed.devices()) == 1:
+        raise UserError(
+            "verify=true compares with one device, and there is one here; make more (on a CPU, "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8), or compare kernels, "
+            "verify_against='[attention=dense]'."
         )
     other = on_mesh(job, cfg.verify_against) if cfg.verify_against else _on_one_device(job)
     ours = _latents(job, None)

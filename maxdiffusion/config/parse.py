@@ -106,6 +106,8 @@ def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
         else:
             files.append(word)
     if len(files) != 1:
+        if len(files) > 1 and (words_only := [file for file in files if not file.endswith((".yml", ".yaml"))]):
+            raise UserError(f"the argument {words_only[-1]!r} has no '='; write {words_only[-1]}=VALUE.")
         what = f"the arguments {', '.join(map(repr, files))} are" if files else "no argument is"
         raise UserError(f"Exactly one YAML file is needed, but {what} given as one; write CONFIG.yml key=value ...")
     return files[0], words

@@ -402,7 +402,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
         shown = "" if info.is_required() else _shown(info.default)
         text = " ".join((info.description or "").split()).removesuffix(".")
         bounds = [
-            str(getattr(constraint, side))
+            f"{'above ' if side == 'gt' else ''}{getattr(constraint, side)}"
             for side in ("gt", "ge", "le")
             for constraint in info.metadata
             if getattr(constraint, side, None) is not None

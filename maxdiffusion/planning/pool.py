@@ -82,6 +82,8 @@ class Pool:
             if time.monotonic() > self._deadline:
                 return None
             worker.process.join()
+            while worker.process.exitcode is None:  # the executor's thread reaped it and has yet to store the code
+                time.sleep(0.01)
             said = worker.log.read_text(errors="replace") if worker.log.exists() else ""
             return UserError(_reason(said, worker.process.exitcode))
         except Exception as error:
@@ -166,4 +168,6 @@ def _reason(log: str, code: int | None = None) -> str:
         )
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it said nothing"]
     shown = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+    if "UserError: " in shown:
+        return shown.partition("UserError: ")[2]
     return f"Compiling failed{f' with exit code {code}' if code else ''}: {shown[:600]}."

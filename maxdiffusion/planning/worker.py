@@ -20,7 +20,7 @@ from maxdiffusion.request import Job
 from maxdiffusion.request.cost import Figures, Seconds
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import Setup
-from maxdiffusion.runtime import compile_cache
+from maxdiffusion.runtime import compile_cache, distributed
 
 GIB = 2**30
 # Programs by stage; `text` is conditioning as a whole.
@@ -54,7 +54,8 @@ class Answer(NamedTuple):
 
 def devices() -> Target:
     """The devices of this machine; the memory of a CPU device is its share of the machine's."""
-    device, count = jax.devices()[0], jax.device_count()
+    found = distributed.devices()
+    device, count = found[0], len(found)
     stats = device.memory_stats() or {}
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
     return Target(None, device.platform, device.device_kind, count, stats.get("bytes_limit", memory) / GIB)

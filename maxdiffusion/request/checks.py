@@ -27,6 +27,8 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
     """
     _inputs(cfg)
     if cfg.inspect:
+        if cfg.plan or cfg.verify:
+            raise UserError(f"inspect and {'plan' if cfg.plan else 'verify'} exclude each other; keep one of them.")
         return
     _needs(cfg, spec)
     _frames(cfg, spec)
@@ -44,7 +46,7 @@ def check_job(job: Job) -> None:
     """
     cfg = job.cfg
     for video in job.videos if cfg.prompts and not cfg.decode_latents else ():
-        _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}: the output {video.output} has ")
+        _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}, output {video.output}: ")
     _control(job)
     if cfg.plan:
         _plan(cfg)

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from maxdiffusion.attention import api
 from maxdiffusion.attention.plan import AttentionPlan, plans
 from maxdiffusion.config.schema import Config
@@ -19,6 +17,7 @@ from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import Placement
 from maxdiffusion.parallel.rules import rules_for
 from maxdiffusion.request.job import Job, kernel_options
+from maxdiffusion.runtime import distributed
 
 if TYPE_CHECKING:
     from maxdiffusion.request.cost import Layout
@@ -37,7 +36,7 @@ def lay_out(
     Raises:
       UserError: the degrees do not fit the devices, the heads or each other, or a size does not suit the transformer.
     """
-    cfg, devices, network = job.cfg, jax.devices() if devices is None else devices, configs["transformer"]
+    cfg, devices, network = job.cfg, distributed.devices() if devices is None else devices, configs["transformer"]
     job.max_tokens(network)  # the sizes suit it
     legal: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}

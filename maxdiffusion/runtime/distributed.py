@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -55,6 +56,23 @@ def start(hosts: Hosts) -> None:
             "on every host, or jax_distributed=off to run on this host alone."
         ) from error
     log.info("process %d of %d, %d devices", index(), count(), jax.device_count())
+
+
+def devices() -> Sequence[jax.Device]:
+    """The devices of all processes.
+
+    Raises:
+      UserError: jax cannot start them.
+    """
+    try:
+        return jax.devices()
+    except (AssertionError, RuntimeError, ValueError) as error:  # jax 0.10.2: an assertion where a plugin is absent
+        platforms = os.environ.get("JAX_PLATFORMS")
+        said = " ".join(str(error).split()) or "it has no such platform here"
+        raise UserError(
+            f"jax cannot start its devices with JAX_PLATFORMS={platforms or '(not set)'}: {said}. Install '.[cuda13]' "
+            "for GPUs or '.[tpu]' for TPUs, or set JAX_PLATFORMS=cpu."
+        ) from error
 
 
 def count() -> int:

@@ -48,7 +48,11 @@ def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[n
     """
     tensors, metadata = read_header(path)
     if KEY not in tensors:
-        raise UserError(f"{path} has no tensor {KEY!r} (only: {', '.join(sorted(tensors))}); rename it.")
+        others = sorted(tensors)
+        shown = f"{', '.join(others[:3])}{f' and {len(others) - 3} more' if len(others) > 3 else ''}"
+        raise UserError(
+            f"{path} has no tensor {KEY!r} (only: {shown}); give a .latents.safetensors of a run, or rename it."
+        )
     tensor = tensors[KEY]
     if tensor.dtype != "F32":
         raise UserError(f"{path} stores {KEY!r} as {tensor.dtype}; save it as F32.")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,8 @@ from maxdiffusion import request, verify
 from maxdiffusion.attention import ring
 from maxdiffusion.errors import UserError
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "wan_tiny.yml")
 WORDS = ("verify=true", "log_level=error", "jax_cache_dir=")
 BFLOAT16 = ("weights_dtype=bfloat16", "activations_dtype=bfloat16")
 
@@ -62,3 +66,11 @@ def test_a_second_mesh_that_cannot_be_is_refused_at_load(words, expected):
     with pytest.raises(UserError) as error:
         load(*words)
     assert expected in str(error.value)
+
+
+def test_one_device_is_not_compared_with_itself():
+    code = "import sys; from maxdiffusion.cli import command; sys.exit(command(sys.argv[1:]))"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "1"}
+    command = [sys.executable, "-c", code, CONFIG, *WORDS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "compares with one device, and there is one here" in done.stderr

@@ -23,7 +23,9 @@ WORDS: list[tuple[list[str], str]] = [
     (["--height=480"], "write key=value without dashes"),
     (["height=480", "height=480"], "height is given twice on the command line"),
     (["more.yml"], "Exactly one YAML file is needed, but the arguments 'base.yml', 'more.yml' are"),
-    (["height"], "Exactly one YAML file is needed"),
+    (["height"], "the argument 'height' has no '='; write height=VALUE"),
+    (["inspect=true", "plan=v6e-8"], "inspect and plan exclude each other"),
+    (["inspect=true", "verify=true"], "inspect and verify exclude each other"),
     # types
     (["height=tall"], "height=tall (command line) cannot be used: it should be a valid integer"),
     (["height=480.5"], "should be a valid integer"),

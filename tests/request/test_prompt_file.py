@@ -88,7 +88,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"output": "P.manifest"}', "line 1 gives output='P.manifest', the name of the manifest"),
         ('{"output": "a"}\n{"seed": 4}\n{"output": "A.mp4"}', "line 3 and line 1 would both be written as 'A'"),
         ('{"seed": 4}\n{"seed": 4}', "line 2 and line 1 would both be written as 'a-cat-seed4-832x480x81'"),
-        ('{"height": 500, "output": "tall"}', "the output tall has height=500 is not a multiple of 16"),
+        ('{"height": 500, "output": "tall"}', "output tall: height=500 is not a multiple of 16"),
         ('{"width": 0}', "width=0 is not a multiple of 16"),
         ('{"width": 160000}', "width=160000"),
     ],

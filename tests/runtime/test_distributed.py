@@ -1,7 +1,10 @@
 """What a run of several processes refuses before jax joins them, with threads in the place of processes."""
 
 import http.server
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -146,3 +149,15 @@ def test_an_address_alone_does_not_make_a_run(tmp_path):
     with pytest.raises(UserError, match=r"jax\.distributed cannot start .* give coordinator_address=HOST:PORT"):
         distributed.start(request.load(words).hosts)
     distributed.start(request.load([*words, "jax_distributed=off"]).hosts)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nothing"])
+def test_a_platform_that_is_not_here_is_one_sentence(platform):
+    code = (
+        "from maxdiffusion.errors import UserError\nfrom maxdiffusion.runtime import distributed\n"
+        "try:\n    distributed.devices()\nexcept UserError as error:\n    print(error)"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"jax cannot start its devices with JAX_PLATFORMS={platform}: ")
+    assert "set JAX_PLATFORMS=cpu" in done.stdout
