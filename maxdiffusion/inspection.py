@@ -38,7 +38,7 @@ def run(job: Job) -> None:
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from maxdiffusion.attention.plan import AttentionPlan
-    from maxdiffusion.weights import mapping, nets
+    from maxdiffusion.weights import nets
 
     build = builders(job.cfg, AttentionPlan())
     faults, memory = [], []
@@ -48,8 +48,7 @@ def run(job: Job) -> None:
         except UserError as error:
             faults.append(str(error))
         else:
-            params = mapping.parameters(abstract).values()
-            memory.append(f"{name} {_size(sum(math.prod(p.shape) * p.dtype.itemsize for p in params))}")
+            memory.append(f"{name} {_size(nets.size(abstract)[1])}")
     print(f"in memory, in the configured dtypes: {', '.join(memory)}")
     if faults:
         raise UserError("\nerror: ".join(faults))

@@ -204,11 +204,9 @@ class _Run:
             for (frames, height, width), times in batch.conditions.encoded.items():
                 x = parallel.like((1, frames, height, width, 3), jnp.float32)
                 yield from self.vae("encode", times, resident, x)
-        pairs = ((video.prompt, video.negative_prompt)[: 1 + setup.recipe.guided] for video in job.videos)
-        prompts = {prompt for pair in pairs for prompt in pair}
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
         net = nnx.split(setup.abstract("text_encoder"))
-        yield "text", len(prompts), 0, functools.partial(text.program().lower, *net, *tokens)
+        yield "text", len(job.prompts(setup.recipe.guided)), 0, functools.partial(text.program().lower, *net, *tokens)
 
     def denoising(self) -> Iterator[_Parts]:
         job, recipe = self.setup.job, self.setup.recipe

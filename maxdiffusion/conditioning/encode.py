@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -46,9 +45,8 @@ class Inputs:
     by_kind: Mapping[str, Any]
 
     def digest(self) -> str:
-        """SHA-256 of all arrays."""
-        leaves = jax.tree.leaves(self.by_kind)
-        return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+        """See `distributed.digest`."""
+        return distributed.digest(jax.tree.leaves(self.by_kind))
 
 
 def read(job: Job) -> Inputs:
@@ -129,8 +127,7 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
     for name, given in inputs.by_kind.items():
         for video, value in zip(videos, kind(name).encode(s, given), strict=True):
             fields[video][kind(name).field] = value
-    negative = [video.negative_prompt for video in videos] if s.recipe.guided else []
-    by_prompt = text.encode(s, [*(video.prompt for video in videos), *negative])
+    by_prompt = text.encode(s, s.job.prompts(s.recipe.guided))
     if "animate" not in inputs.by_kind:
         return Conditioning(by_prompt, fields)
     from maxdiffusion.conditioning.animate import Performer

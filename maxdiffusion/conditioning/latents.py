@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 
 import numpy as np
@@ -28,9 +27,9 @@ class Given:
     finished: tuple[Batch, ...] = ()
 
     def digest(self) -> str:
-        """SHA-256 of all arrays."""
-        arrays = [*(() if self.noise is None else (self.noise,)), *(latents for _, latents in self.finished)]
-        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+        """See `distributed.digest`."""
+        noise = () if self.noise is None else (self.noise,)
+        return distributed.digest([*noise, *(latents for _, latents in self.finished)])
 
 
 def read(s: Session) -> Given:

@@ -90,13 +90,12 @@ def tokenize(
 
 
 def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[Array, "k e"]]:
-    """Each different prompt's text embedding, fp32 (`MAX_LENGTH`, e); the encoder is freed again."""
-    different = list(dict.fromkeys(prompts))
+    """Each prompt's text embedding, fp32 (`MAX_LENGTH`, e); the encoder is freed again."""
     with s.stages("text"):
         tokenizer = load_tokenizer(s.nets.checkpoint.folder / "tokenizer")
     encoder, embeddings = s.load("text_encoder"), {}
-    with s.stages("text", len(different), "prompts") as advance:
-        for prompt in different:
+    with s.stages("text", len(prompts), "prompts") as advance:
+        for prompt in prompts:
             (embeddings[prompt],) = jax.block_until_ready(encode_prompts(encoder, tokenizer, [prompt]))
             advance(1)
     return embeddings

@@ -105,9 +105,10 @@ def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
             words.append((match[1], match[2]))
         else:
             files.append(word)
+    bare = [file for file in files if not file.endswith((".yml", ".yaml"))]
+    if len(files) > 1 and bare:
+        raise UserError(f"the argument {bare[-1]!r} has no '='; write {bare[-1]}=VALUE.")
     if len(files) != 1:
-        if len(files) > 1 and (words_only := [file for file in files if not file.endswith((".yml", ".yaml"))]):
-            raise UserError(f"the argument {words_only[-1]!r} has no '='; write {words_only[-1]}=VALUE.")
         what = f"the arguments {', '.join(map(repr, files))} are" if files else "no argument is"
         raise UserError(f"Exactly one YAML file is needed, but {what} given as one; write CONFIG.yml key=value ...")
     return files[0], words

@@ -67,8 +67,7 @@ def asked(job: Job, configs: Any, devices: object) -> str:
     """The digest of all that a plan of `job` depends on."""
     keys = {key: value for key, value in job.cfg.to_json().items() if schema.KEYS[key].of_the_program}
     shapes = sorted(video.shape for video in job.videos)
-    prompts = {prompt for video in job.videos for prompt in (video.prompt, video.negative_prompt)}
-    return _digest(sorted(_ROOT.rglob("*.py")), "plan", keys, shapes, len(prompts), configs, devices)
+    return _digest(sorted(_ROOT.rglob("*.py")), "plan", keys, shapes, len(job.prompts(guided=True)), configs, devices)
 
 
 def program(name: str, text: str, devices: str) -> str:

@@ -86,6 +86,8 @@ class Pool:
                 time.sleep(0.01)
             said = worker.log.read_text(errors="replace") if worker.log.exists() else ""
             return UserError(_reason(said, worker.process.exitcode))
+        except UserError as error:
+            return error
         except Exception as error:
             return UserError(_reason(f"{type(error).__name__}: {error}"))
 
@@ -168,6 +170,4 @@ def _reason(log: str, code: int | None = None) -> str:
         )
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["it said nothing"]
     shown = next((line for line in reversed(lines) if "Error" in line), lines[-1])
-    if "UserError: " in shown:
-        return shown.partition("UserError: ")[2]
     return f"Compiling failed{f' with exit code {code}' if code else ''}: {shown[:600]}."

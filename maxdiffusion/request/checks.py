@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import get_args
 
@@ -282,8 +281,7 @@ def _writable(folder: paths.AnyPath, key: str) -> None:
     try:
         while not existing.exists():
             existing = existing.parent
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        paths.check_writable(existing)
     except OSError as error:
         raise UserError(
             f"{key}: the folder {folder} cannot be written ({existing}: {error.strerror}); choose another."

@@ -236,8 +236,7 @@ class Run:
         weights, nbytes = self.nets["text_encoder"]
         share = nbytes / (layout.holders * layout.attention.tensor)
         seconds = _seconds(linear=2 * weights * TEXT / self.speed.peak, other=share / self.speed.memory)
-        texts = ((video.prompt, video.negative_prompt)[: 1 + self.guided] for video in self.job.videos)
-        return Figures("text", len({prompt for pair in texts for prompt in pair}), share / GIB + 0.3, seconds)
+        return Figures("text", len(self.job.prompts(self.guided)), share / GIB + 0.3, seconds)
 
     def step(self, layout: Layout) -> Figures:
         """One denoise step: the mean of the experts' seconds, the largest memory."""

@@ -84,6 +84,11 @@ class Job:
         """
         return max(math.prod(network.grid(*self.segment_shape(video, 0)[:3])) for video in self.videos)
 
+    def prompts(self, guided: bool) -> tuple[str, ...]:
+        """The different texts to encode: prompts, and if any step is guided, negative prompts."""
+        negative = [video.negative_prompt for video in self.videos] if guided else []
+        return tuple(dict.fromkeys([*(video.prompt for video in self.videos), *negative]))
+
     def batches(self, data: int) -> Iterator[tuple[list[int], int]]:
         """(rows of `videos`, number without padding) of each batch on a data axis of that degree.
 

@@ -40,7 +40,7 @@ def lay_out(
     job.max_tokens(network)  # the sizes suit it
     legal: dict[tuple[int, int], AttentionPlan] = {}
     refused: dict[tuple[int, int], UserError] = {}
-    pair = any(expert.guided for expert in recipe.experts) and _pair_may_split(cfg)
+    pair = recipe.guided and _pair_may_split(cfg)
     for data in (1, 2) if pair and resolve(*degrees(cfg), devices)[0].context % 2 == 0 else (1,):
         found, illegal = legal_plans(cfg, network, devices[0].platform, devices, data)
         legal |= {(data, ulysses): plan for ulysses, plan in found.items()}

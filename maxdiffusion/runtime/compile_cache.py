@@ -1,7 +1,6 @@
 """The compile cache: compiled programs on disk or in a bucket, for later runs."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import jax
@@ -40,8 +39,7 @@ def enable(jax_cache_dir: str | None) -> None:
 def _writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        paths.check_writable(folder)
     except OSError as error:
         raise UserError(
             f'jax_cache_dir={folder} cannot be written ({error.strerror}); choose another folder or "" for no cache'

@@ -7,10 +7,11 @@ elsewhere ends the others as soon as jax misses its heartbeat (100 s).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -126,6 +127,14 @@ def on_process_0(function: Callable[[], T]) -> T:
             result = function()
     results: dict[int, T] = _exchange(result)
     return results[0]
+
+
+def digest(arrays: Iterable[np.ndarray]) -> str:
+    """SHA-256 of the bytes of all arrays, for `check_agree`."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def check_agree(facts: Mapping[str, Any]) -> None:

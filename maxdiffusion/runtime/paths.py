@@ -214,12 +214,15 @@ def remove(path: UPath) -> None:
         path.fs.rm_file(path.path)
 
 
-def check_writable(folder: UPath) -> None:
-    """Write an empty file in `folder` and remove it.
+def check_writable(folder: AnyPath) -> None:
+    """Write an empty file in `folder` and remove it; a local folder must exist, another is made.
 
     Raises:
       OSError: it cannot be written.
     """
+    if isinstance(folder, Path):
+        with tempfile.TemporaryFile(dir=folder):
+            return
     probe = folder / f".{secrets.token_hex(8)}.probe"
     with as_oserror(folder):
         make_folder(folder)

@@ -64,13 +64,14 @@ def builders(
 
 def sizes(build: Mapping[str, Build], configs: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Number and bytes of the weights of each net, by folder."""
-    found = {}
-    for name, config in configs.items():
-        leaves = jax.tree.leaves(nnx.state(build[name](config)))
-        counts = [math.prod(leaf.shape) for leaf in leaves]
-        nbytes = sum(count * leaf.dtype.itemsize for count, leaf in zip(counts, leaves, strict=True))
-        found[name] = sum(counts), nbytes
-    return found
+    return {name: size(build[name](config)) for name, config in configs.items()}
+
+
+def size(net: nnx.Module) -> tuple[int, int]:
+    """Number and bytes of a net's weights, loaded or abstract."""
+    leaves = jax.tree.leaves(nnx.state(net))
+    counts = [math.prod(leaf.shape) for leaf in leaves]
+    return sum(counts), sum(count * leaf.dtype.itemsize for count, leaf in zip(counts, leaves, strict=True))
 
 
 def matched(checkpoint: Checkpoint, name: str, build: Build) -> tuple[nnx.Module, mapping.Assignments]:
