@@ -96,7 +96,7 @@ def layout(cfg: Config, plan: AttentionPlan, devices: Devices, data: int = 1) ->
     from maxdiffusion.request.cost import Layout
 
     ici, dcn = resolve(*degrees(cfg, data), devices)
-    sharded = axes.RING in (rules_for(cfg.logical_axis_rules)[axes.EMBED] or ())
+    sharded = axes.RING in rules_for(cfg.logical_axis_rules)[axes.EMBED]
     context = ici.context * dcn.context
     return Layout(plan, ici.data * dcn.data, ici.fsdp * dcn.fsdp, context, sharded, dcn.context)
 
