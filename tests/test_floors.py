@@ -14,6 +14,7 @@ PACKAGE = Path(maxdiffusion.__file__).parent
 LIBRARY = (
     "__init__",
     "errors",
+    "conventions",
     "hardware",
     "runtime",
     "parallel",

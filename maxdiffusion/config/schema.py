@@ -157,6 +157,9 @@ class Config(BaseModel):
     )
     """The task, one that the variant can do: T2V is text to video."""
 
+    conventions: Literal["official", "diffusers"] = _key("model", "official")
+    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ."""
+
     # ---- prompt
     prompt: Texts = _key("prompt", ())
     """What to show; a list makes several videos."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config.schema import Config
+from maxdiffusion.conventions import CONVENTIONS, Conventions
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.request.videos import Video
@@ -49,6 +50,11 @@ class Job:
     videos: tuple[Video, ...]
     segments: Segments
     transformer: Mapping[str, Any] | None = None
+
+    @property
+    def conventions(self) -> Conventions:
+        """The choices in which the official code and diffusers differ."""
+        return CONVENTIONS[self.cfg.conventions]
 
     @property
     def hosts(self) -> Hosts:

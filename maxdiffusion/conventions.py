@@ -1,0 +1,42 @@
+"""The choices in which the official code (Wan2.1, Wan2.2) and diffusers 0.42.1 differ, as one table.
+
+The networks of both agree to a few 1e-6; noise levels, resizing, sizes and the order of references do not. `OFFICIAL`
+is the default of `conventions`; docs/conventions.md is the same table in words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """One row for each key of `conventions`.
+
+    Attributes:
+      name: the value of the key.
+      levels: noise levels and timesteps of the solvers, see `denoise.schedule`.
+      clip_view: the image that CLIP sees: the whole one squashed to a square (bicubic), or its centre crop.
+      start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos.
+      character: resizing of Animate's character: bilinear, as OpenCV, or Lanczos.
+      size: what `size=W*H` means beside an image: an area in the image's proportions, or exactly W x H.
+      references: order of VACE's references on the frame axis: as named, or reversed.
+      control_frames: frames of a control video longer than the result: spread over all of it, or its first.
+    """
+
+    name: Literal["official", "diffusers"]
+    levels: Literal["official", "diffusers"]
+    clip_view: Literal["squashed", "centre"]
+    start_image: Literal["bicubic", "lanczos"]
+    character: Literal["bilinear", "lanczos"]
+    size: Literal["area", "exact"]
+    references: Literal["as_named", "reversed"]
+    control_frames: Literal["spread", "first"]
+
+
+OFFICIAL = Conventions("official", "official", "squashed", "bicubic", "bilinear", "area", "as_named", "spread")
+DIFFUSERS = Conventions("diffusers", "diffusers", "centre", "lanczos", "lanczos", "exact", "reversed", "first")
+
+CONVENTIONS: Mapping[str, Conventions] = {row.name: row for row in (OFFICIAL, DIFFUSERS)}
