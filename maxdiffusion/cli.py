@@ -1,7 +1,7 @@
 """The command: runs its arguments and returns an exit code.
 
-0 done, 2 a mistake that the user can correct (one sentence on stderr), 130 interrupted; any other exception is a
-bug and keeps its traceback. jax is imported only once the config is known to be good.
+0 done, 2 a mistake that the user can correct (one sentence on stderr), 75 stopped by SIGTERM, 130 interrupted; any
+other exception is a bug and keeps its traceback. jax is imported only once the config is known to be good.
 """
 
 from __future__ import annotations
@@ -32,33 +32,43 @@ def main() -> None:
 
 def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
-    from maxdiffusion import request  # not needed to show help
+    from maxdiffusion.runtime.stop import Stopped, listening
 
     try:
-        job = request.load(words)
-        if job.cfg.inspect:  # before jax is imported
-            from maxdiffusion import inspection
-
-            inspection.run(job)
-        elif job.cfg.plan:  # without jax if the plan is cached
-            from maxdiffusion.planning import command as planning
-
-            planning.run(job, words)
-        elif job.cfg.verify:
-            from maxdiffusion import verify
-
-            verify.run(job)
-        else:
-            from maxdiffusion import generate_wan
-
-            generate_wan.run(job)
+        with listening():
+            _run(words)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(words: Sequence[str]) -> None:
+    from maxdiffusion import request  # not needed to show help
+
+    job = request.load(words)
+    if job.cfg.inspect:  # before jax is imported
+        from maxdiffusion import inspection
+
+        inspection.run(job)
+    elif job.cfg.plan:  # without jax if the plan is cached
+        from maxdiffusion.planning import command as planning
+
+        planning.run(job, words)
+    elif job.cfg.verify:
+        from maxdiffusion import verify
+
+        verify.run(job)
+    else:
+        from maxdiffusion import generate_wan
+
+        generate_wan.run(job)
 
 
 def _no_flags(argv: Sequence[str]) -> Sequence[str]:

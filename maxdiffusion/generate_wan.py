@@ -16,6 +16,7 @@ from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, session
+from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
 from maxdiffusion.sampling import Sampler
@@ -34,37 +35,49 @@ def run(job: Job) -> list[AnyPath]:
     if not job.videos:
         return []
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
-    paths: list[AnyPath] = []
-    with session.opened(job) as s:  # checkpoint, attention plan, mesh; nothing is loaded
+    made: list[AnyPath] = []
+    with session.opened(job) as s, output.Outputs(job, s.nets.checkpoint.digest()) as outputs:  # nothing is loaded
         given = latents.read(s)
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         vae = functools.cache(functools.partial(s.load, "vae"))
-        for videos, finished in given.finished:
-            paths += save(s, vae, videos, finished)
-        if not given.finished:
+        finished = (*given.finished, *outputs.denoised())  # the latter by a run that ended before its videos did
+        for videos, whole in finished:
+            made += save(s, vae, outputs, videos, whole)
+        rows = [row for row, video in enumerate(job.videos) if (video,) not in dict(finished)]
+        if rows and not given.finished:
+            s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = Sampler(s, conditions, given.noise)
+            sampler = Sampler(s, conditions, given.noise, outputs.states)
             for work in sampler.order():  # an expert's steps on a batch
-                denoised = sampler.advance(work, experts)
+                videos = sampler.videos(work)
+                outputs.reserve(videos)
+                with stop.deferred():  # a signal ends the run after a step
+                    denoised = sampler.advance(work, experts)
+                    if denoised is not None:
+                        outputs.reserve(videos).save_latents(denoised)
                 if work.last:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
-                    paths += save(s, vae, sampler.videos(work), denoised)
+                    made += save(s, vae, outputs, videos, denoised)
     logger.info("%s", s.stages.clock.table())
-    return paths
+    return made
 
 
 def save(
-    s: session.Session, vae: Callable[[], WanVAE], videos: tuple[Video, ...], denoised: Float[np.ndarray, "b f h w c"]
+    s: session.Session,
+    vae: Callable[[], WanVAE],
+    outputs: output.Outputs,
+    videos: tuple[Video, ...],
+    denoised: Float[np.ndarray, "b f h w c"],
 ) -> list[AnyPath]:
-    """Decodes and writes files: latents first, then videos, records last."""
-    with output.reserved(s.job, videos, denoised) as files:
-        decoder = vae()
-        with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
-            chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-            clips = frames.collect(chunks, advance)
-        with s.stages("encode", len(videos), "videos") as advance:
-            paths = files.write(clips, advance)
-        files.record(versions(), s.stages.clock.as_dict())
-    return paths
+    """Decodes and writes files: videos after their latents, records last."""
+    files, decoder = outputs.reserve(videos), vae()
+    with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
+        chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
+        clips = frames.collect(chunks, advance)
+    with s.stages("encode", len(videos), "videos") as advance:
+        made = files.write(clips, advance)
+    files.record(versions(), s.stages.clock.as_dict())
+    outputs.finish(files)
+    return made

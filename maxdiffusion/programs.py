@@ -19,7 +19,8 @@ from flax import nnx
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import Shapes
-from maxdiffusion.denoise.experts import program_calls
+from maxdiffusion.config.schema import Config
+from maxdiffusion.denoise.experts import from_step, program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
@@ -76,11 +77,13 @@ class BatchPrograms:
       setup: the run.
       video: any of the videos.
       rows: of a batch.
+      start: the first step; not 0 where a saved state is resumed.
     """
 
     setup: Setup
     video: Video
     rows: int
+    start: int = 0
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -130,7 +133,8 @@ class BatchPrograms:
         per_shard = [tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
         guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else TwoPassGuidance()
         network, _ = split(self.transformer)
-        return Denoiser(network, recipe.experts, recipe.schedule, recipe.solver, guidance, scan=cfg.loop == "scan")
+        experts = from_step(recipe.experts, self.start)
+        return Denoiser(network, experts, recipe.schedule, recipe.solver, guidance, scan=scanned_steps(cfg))
 
     def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
         """The denoiser's program of (guided, steps of one call)."""
@@ -144,6 +148,11 @@ class BatchPrograms:
     def arguments(self) -> tuple[Any, Any, Any]:
         """Arguments of the denoiser: parameters, latents and the context of one branch."""
         return split(self.transformer)[1], self.noise, self.prepare.out_info
+
+
+def scanned_steps(cfg: Config) -> int | None:
+    """The largest number of steps of a call; None: nothing is scanned."""
+    return (cfg.checkpoint_steps or cfg.num_inference_steps) if cfg.loop == "scan" else None
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:
@@ -221,7 +230,7 @@ class _Run:
                 state = jax.eval_shape(recipe.solver.init, batch.noise)
                 state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
                 resident += (self.units - 1) * nbytes(state)
-            for program, calls in program_calls(recipe.experts, job.cfg.loop == "scan").items():
+            for program, calls in program_calls(recipe.experts, scanned_steps(job.cfg) or 1).items():
                 yield "step", units * calls, resident + context, functools.partial(batch.step, program)
 
     def decoding(self) -> Iterator[_Parts]:

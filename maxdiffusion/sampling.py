@@ -13,16 +13,17 @@ from jaxtyping import Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
-from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order
+from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise
 from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.output.states import Progress, States
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Session
-from maxdiffusion.runtime import distributed
+from maxdiffusion.runtime import distributed, stop
 
 # Called with i and the latents (b f h w c, on the device) after step i, counted from 0; copy what you keep.
 OnLatents = Callable[[int, jax.Array], object]
@@ -45,29 +46,47 @@ class Work(NamedTuple):
 
 
 class Sampler:
-    """Denoises a run's batches from noise to latents, one `Work` at a time, in the order of `order`."""
+    """Denoises a run's batches to latents, one `Work` at a time, in the order of `order`.
+
+    A batch starts from noise, or from the states that an earlier run has left of its videos.
+    """
 
     def __init__(
         self,
         s: Session,
         conditions: Conditioning,
         given: Float[np.ndarray, "b f h w c"] | None = None,
+        states: States | None = None,
         on_latents: OnLatents = lambda i, latents: None,
     ) -> None:
-        """`given` is the noise of every video; None draws it from each video's seed. Call it under the placement."""
+        """`given` is the noise of every video; None draws it from each video's seed. Call it under the placement.
+
+        `states` are those of `s.job`'s videos; None saves none.
+        """
         self._s, self._conditions, self._given, self._on_latents = s, conditions, given, on_latents
-        self._batches = list(s.job.batches(parallel.data_degree()))
+        self._saved = states
+        self._batches = list(s.job.batches(parallel.data_degree(), self._progress))
         self._compiled: dict[tuple[int, ...], tuple[BatchPrograms, Any, Program]] = {}
         self._states: dict[tuple[int, int], State] = {}
+        self._resumed: set[tuple[int, int]] = set()
         self._done: dict[int, list[np.ndarray]] = collections.defaultdict(list)  # latents of segments, by batch
 
     def order(self) -> Iterator[Work]:
         """Batch after batch; with the experts in turn, all batches' high-noise steps first."""
         s = self._s
         units = [(batch, segment) for batch in range(len(self._batches)) for segment in range(len(s.job.segments))]
-        work = list(execution_order(s.recipe.experts, units, s.job.cfg.expert_residency))
-        for number, ((batch, segment), expert) in enumerate(work, 1):
-            yield Work(batch, segment, expert, number == len(work))
+        work = []
+        for (batch, segment), expert in execution_order(s.recipe.experts, units, s.job.cfg.expert_residency):
+            at = self._progress(self._batches[batch][0][0])
+            if segment >= at.segment:
+                left = from_step([expert], at.step if segment == at.segment else 0)
+                work += [(batch, segment, each) for each in left]
+        for number, one in enumerate(work, 1):
+            yield Work(*one, number == len(work))
+
+    def _progress(self, row: int) -> Progress:
+        """How far an earlier run has denoised that row of the job's videos."""
+        return self._saved.progress.get(self._s.job.videos[row], Progress()) if self._saved else Progress()
 
     def videos(self, work: Work) -> tuple[Video, ...]:
         """The videos of that work's batch."""
@@ -78,25 +97,70 @@ class Sampler:
         """Runs that work's steps; returns the latents of its batch's videos once they are complete."""
         s, (rows, real) = self._s, self._batches[work.batch]
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
+        self._resume(work, batch)
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
-        programs, prepare, program = self._programs(batch)
+        programs, prepare, program = self._programs(batch, work.expert.start)
         _, params = split(experts[work.expert.net])
         with s.stages("text"):
             context = jax.tree.map(lambda leaf: leaf.sharding, programs.context)
             placed = (None if branch is None else jax.device_put(branch, context) for branch in raw)
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
-        state = self._states.pop(unit, None) or program.init(self._noise(rows, work.segment, programs))
+        state = self._states.pop(unit, None)
+        state = program.init(self._noise(rows, work.segment, programs)) if state is None else program.place(state)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
-            state = self._run(program, params, contexts, state, work.expert, advance)
-        if work.expert != s.recipe.experts[-1]:
+            state = self._run(program, params, contexts, state, work, advance)
+        if work.expert.stop < len(s.recipe.schedule):
             self._states[unit] = state
+            if s.job.cfg.expert_residency == "in_turn":
+                self._save(work, Progress(work.segment, work.expert.stop), state)
             return None
         latents = distributed.fetch(raw.positive.frames.keep(state.x))
         self._done[work.batch].append(latents[:, s.job.segments.reference_frames :])
         if work.segment < len(s.job.segments) - 1:
+            self._save_if_needed(work, Progress(work.segment + 1), None)
             return None
         return np.concatenate(self._done.pop(work.batch), axis=1)[:real]
+
+    def _resume(self, work: Work, batch: list[Video]) -> None:
+        """Takes the saved state of a batch, once, at its first work of this run."""
+        at = self._progress(self._batches[work.batch][0][0])
+        unit = (work.batch, at.segment)
+        if self._saved is None or at == Progress() or unit in self._resumed:
+            return
+        self._resumed.add(unit)
+        programs = BatchPrograms(self._s.setup, batch[0], len(batch))
+        solver = jax.eval_shape(programs.denoiser.init, programs.noise).solver if at.step else ()
+        frames, *grid = programs.shape
+        done = np.zeros((frames - self._s.job.segments.reference_frames, *grid), np.float32)
+        abstract = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(solver)]
+        found = {video: self._saved.load(video, abstract, [done] * at.segment) for video in set(batch)}
+        rows = [found[video] for video in batch]
+        self._done[work.batch] = [np.stack(parts) for parts in zip(*(row.done for row in rows), strict=True)]
+        if at.step:
+            leaves = [np.concatenate(parts) for parts in zip(*(row.solver for row in rows), strict=True)]
+            self._states[unit] = State(jax.tree.unflatten(jax.tree.structure(solver), leaves))
+
+    def _save(self, work: Work, at: Progress, state: State | None) -> None:
+        if self._saved is not None and self._s.job.cfg.checkpoint_steps != 0:
+            solver = None if state is None else state.solver
+            self._saved.save(self.videos(work), at, solver, self._done[work.batch])
+
+    def _save_if_needed(self, work: Work, at: Progress, state: State | None) -> None:
+        """Saves the state where it is due; after a signal in any process, all of them stop here.
+
+        Raises:
+          Stopped: after a signal.
+        """
+        if self._saved is None:
+            return
+        signal, due = distributed.largest([stop.heard(), self._saved.due(at.step)])
+        if signal or due:
+            self._save(work, at, state)
+        if signal:
+            part = f" of segment {at.segment + 1}" if len(self._s.job.segments) > 1 else ""
+            kept = "" if self._s.job.cfg.checkpoint_steps == 0 else ", whose state is saved"
+            raise stop.Stopped(signal, f"stopped after step {at.step} of {len(self._s.recipe.schedule)}{part}{kept}")
 
     def _noise(self, rows: list[int], segment: int, programs: BatchPrograms) -> jax.Array:
         """Initial latents of a segment of these videos."""
@@ -110,11 +174,16 @@ class Sampler:
         x = self._conditions.start(videos, x, float(s.recipe.schedule.sigmas[0]))
         return jax.device_put(x, programs.noise.sharding)
 
-    def _programs(self, batch: list[Video]) -> tuple[BatchPrograms, Any, Program]:
-        """Programs of such a batch, compiled once: abstract ones, `prepare` and the denoise loop."""
-        key = (len(batch), *batch[0].shape)
+    def _programs(self, batch: list[Video], step: int) -> tuple[BatchPrograms, Any, Program]:
+        """Programs of such a batch, compiled once: abstract ones, `prepare` and the denoise loop.
+
+        A scan that a resumed batch enters at another `step` has calls of other lengths.
+        """
+        starts = [expert.start for expert in self._s.recipe.experts]
+        resumed = step if self._s.job.cfg.loop == "scan" and step not in starts else 0
+        key = (resumed, len(batch), *batch[0].shape)
         if key not in self._compiled:
-            programs = BatchPrograms(self._s.setup, batch[0], len(batch))
+            programs = BatchPrograms(self._s.setup, batch[0], len(batch), resumed)
             with self._s.stages("compile"):
                 prepare = programs.prepare.compile()
                 self._compiled[key] = programs, prepare, programs.denoiser.compile(*programs.arguments)
@@ -126,10 +195,11 @@ class Sampler:
         params: Any,
         contexts: Contexts,
         state: State,
-        expert: ExpertSteps,
+        work: Work,
         advance: Callable[[int], object],
     ) -> State:
-        """One expert's steps, with progress and clock of every call of a program: a step, or all steps of a scan."""
+        """One expert's steps, with progress and clock of every call of a program: a step, or those of a scan."""
+        expert = work.expert
         clock, done = self._s.stages.clock, expert.start
         with contextlib.ExitStack() as step:
             step.enter_context(clock.step())
@@ -140,6 +210,8 @@ class Sampler:
                 self._on_latents(i, state.x)
                 advance(i + 1 - done)
                 done = i + 1
+                if done < n:
+                    self._save_if_needed(work, Progress(work.segment, done), state)
                 if done < expert.stop:
                     step.enter_context(clock.step())
 

@@ -97,7 +97,7 @@ def _latents(job: Job, devices: parallel.Devices | None) -> list[np.ndarray]:
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         conditions = conditioning.encode(s, inputs)
         experts = LoadedExperts(s.load, job.cfg.expert_residency)
-        sampler = Sampler(s, conditions, given.noise, lambda i, x: seen.append(distributed.fetch(x).copy()))
+        sampler = Sampler(s, conditions, given.noise, None, lambda i, x: seen.append(distributed.fetch(x).copy()))
         for work in sampler.order():
             if work.batch == 0 and sampler.advance(work, experts) is not None:
                 break

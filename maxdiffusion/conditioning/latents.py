@@ -26,6 +26,10 @@ class Given:
     noise: np.ndarray | None = None  # b f h w c, one row for each video
     finished: tuple[Batch, ...] = ()
 
+    def of(self, rows: list[int]) -> Given:
+        """Those of some rows of the job's videos."""
+        return Given(None if self.noise is None else self.noise[rows], self.finished)
+
     def digest(self) -> str:
         """See `distributed.digest`."""
         noise = () if self.noise is None else (self.noise,)

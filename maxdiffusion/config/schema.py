@@ -232,6 +232,9 @@ class Config(BaseModel):
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
     """One call per step with progress, or one compiled scan."""
+    checkpoint_steps: OptionalInt = _key("sampling", None, of_the_video=False, ge=0, le=1000)
+    """Steps between two saved states of a run, from which the same command goes on; 0: none; by default so many as
+    take a minute, and with loop=scan those of an expert."""
     initial_latents: OptionalStr = _key("sampling", None, path="input")
     """Safetensors file with the noise to start from (b c f h w)."""
     decode_latents: OptionalStr = _key("sampling", None, path="input")

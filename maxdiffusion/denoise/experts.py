@@ -50,16 +50,20 @@ def guided(boundary_ratio: float | None, guidance_scale: float, guidance_scale_2
     return tuple(each.guided for each in expert_steps(ends, boundary_ratio, guidance_scale, guidance_scale_2))
 
 
-def program_calls(experts: Sequence[ExpertSteps], scan: bool) -> Counter[tuple[bool, int]]:
-    """How often a run calls each of its programs, which differ in (guided, steps of one call).
+def calls(expert: ExpertSteps, steps: int) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each call of an expert's program, which makes at most `steps` steps."""
+    for first in range(expert.start, expert.stop, steps):
+        yield first, min(steps, expert.stop - first)
 
-    With `scan` one call makes all steps of an expert, else one step.
-    """
-    found: Counter[tuple[bool, int]] = Counter()
-    for expert in experts:
-        steps = expert.stop - expert.start
-        found[expert.guided, steps if scan else 1] += 1 if scan else steps
-    return found
+
+def program_calls(experts: Sequence[ExpertSteps], steps: int) -> Counter[tuple[bool, int]]:
+    """How often a run calls each of its programs, which differ in (guided, steps of one call, at most `steps`)."""
+    return Counter((expert.guided, length) for expert in experts for _, length in calls(expert, steps))
+
+
+def from_step(experts: Sequence[ExpertSteps], start: int) -> tuple[ExpertSteps, ...]:
+    """The experts of the steps from `start` on."""
+    return tuple(each._replace(start=max(each.start, start)) for each in experts if each.stop > start)
 
 
 def execution_order(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.denoise.caches import Cache, NoCache
-from maxdiffusion.denoise.experts import ExpertSteps, program_calls
+from maxdiffusion.denoise.experts import ExpertSteps, calls, program_calls
 from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
@@ -64,8 +64,9 @@ OnStep = Callable[[int, int, State], None]
 class Denoiser:
     """The strategies of a run, from which `compile` makes its programs.
 
-    `experts` cover the steps of the schedule in order; their params and contexts have one structure, shape and
-    sharding. `guidance` is used by guided experts; the others evaluate the prompt's branch alone.
+    `experts` cover the steps of the schedule in order, or those from one of them on; their params and contexts have one
+    structure, shape and sharding. `guidance` is used by guided experts; the others evaluate the prompt's branch alone.
+    `scan` is the largest number of steps of a scanned call; None: every step is a call, and nothing is scanned.
     """
 
     network: Network
@@ -74,13 +75,15 @@ class Denoiser:
     solver: Solver
     guidance: TwoPassGuidance | BatchedGuidance = dataclasses.field(default_factory=TwoPassGuidance)
     cache: Cache = dataclasses.field(default_factory=NoCache)
-    scan: bool = False
+    scan: int | None = None
 
     def step_inputs(self) -> StepInputs:
         """The inputs of all steps, stacked."""
         timesteps = self.schedule.timesteps
         coefficients = jax.tree.map(np.float32, self.solver.table(self.schedule))
-        scales = np.concatenate([np.full(e.stop - e.start, e.guidance_scale, np.float32) for e in self.experts])
+        scales = np.ones(len(timesteps), np.float32)
+        for expert in self.experts:
+            scales[expert.start : expert.stop] = expert.guidance_scale
         return StepInputs(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
 
     def init(self, x: Float[Array, "b f h w c"]) -> State:
@@ -120,7 +123,7 @@ class Denoiser:
         init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, x))).lower(x)
         advance, programs = self.steps if self.scan else self.step, {}
         caches = {each.guided: self.cache_state(each.guided, params, x, context) for each in self.experts}
-        for guided, steps in program_calls(self.experts, self.scan):
+        for guided, steps in program_calls(self.experts, self.scan or 1):
             state = init.out_info._replace(cache=caches[guided])
             jitted = jit(advance, static_argnums=0, donate_argnums=3, out_shardings=_shardings(state))
             rows = self._rows(inputs, 0, steps)
@@ -190,21 +193,30 @@ class Program:
         """Runs the steps of `expert` from the state after the step before them. `state` is donated.
 
         `contexts.negative` is used by guided experts only. `on_step` is called after every call of a compiled program:
-        every step, or with scan all steps of the expert, as many as one of the denoiser's experts has.
+        every step, or with scan so many steps as the calls of one of the denoiser's experts have.
         """
         n = len(self.inputs.step)
-        length = expert.stop - expert.start if self.denoiser.scan else 1
-        program = self.programs[expert.guided, length]
         if not expert.guided:
             contexts = Contexts(contexts.positive)
         if state.cache is None:
             zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), self.caches[expert.guided])
             state = state._replace(cache=zeros)
-        for i in range(expert.start, expert.stop, length):
+        for i, length in calls(expert, self.denoiser.scan or 1):
+            program = self.programs[expert.guided, length]
             state = program(params, contexts, state, self.denoiser._rows(self.inputs, i, length))
             if on_step is not None:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
         return State(state.solver)
+
+    def place(self, state: State) -> State:
+        """Puts the host arrays of a state, the same in all processes, on the devices; arrays there stay."""
+        return jax.tree.map(_put, state, self.init.output_shardings)
+
+
+def _put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(array, jax.Array):
+        return array
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def _contexts(guided: bool, context: Any) -> Contexts:

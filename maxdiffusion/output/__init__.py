@@ -1,6 +1,6 @@
-"""The files that a run writes: their names, latents, videos and records."""
+"""The files that a run writes: their names, states, latents, videos and records."""
 
-from maxdiffusion.output.files import Output, reserved
+from maxdiffusion.output.files import Output, Outputs
 from maxdiffusion.output.manifest import remaining
 
-__all__ = ["Output", "remaining", "reserved"]
+__all__ = ["Output", "Outputs", "remaining"]

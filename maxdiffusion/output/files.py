@@ -1,10 +1,14 @@
-"""The files of one batch of videos: their names are reserved before the first write; latents first, the record last."""
+"""The files of a run's videos: names are reserved before the work; latents first, the record last."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,42 +16,65 @@ from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import FORMATS, write
-from maxdiffusion.output import manifest, names
+from maxdiffusion.output import manifest, names, states
+from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
-from maxdiffusion.runtime import distributed
+from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import write_json
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
-from maxdiffusion.weights.latents_io import save_latents
+from maxdiffusion.weights.headers import read_header
+from maxdiffusion.weights.latents_io import load_latents, save_latents
 
 log = logging.getLogger(__name__)
 
 
 class Output:
-    """The reserved files of a batch, made by `reserved`. Of several processes, process 0 writes them."""
+    """The reserved files of a batch, made by `Outputs.reserve`. Of several processes, process 0 writes them."""
 
-    def __init__(self, job: Job, videos: Sequence[Video], stems: Sequence[AnyPath]) -> None:
+    def __init__(self, job: Job, videos: Sequence[Video], stems: Sequence[AnyPath], identities: Sequence[str]) -> None:
         """`stems` are the paths of the videos without suffix."""
+        self.videos = tuple(videos)
         self._job = job
-        self._videos = videos
         self._stems = stems
+        self._identities = identities
         self.paths = [names.sibling(stem, _suffix(job)) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
-        """Write `<stem>.latents.safetensors` of each video, unless the run reads them from such a file."""
-        if self._job.cfg.decode_latents:
-            return
-        for stem, one, video in zip(self._stems, latents, self._videos, strict=True):
-            metadata = _metadata(self._job, video)
-            save_latents(names.sibling(stem, names.LATENTS), one[None], metadata, _overwrites(self._job))
+        """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
+
+        Where the folder cannot take them, they are saved in the temporary folder, and the log says so.
+
+        Raises:
+          UserError: no folder can take them.
+        """
+
+        def save_all() -> None:
+            rows = zip(self._stems, latents, self.videos, self._identities, strict=True)
+            for stem, one, video, identity in rows:
+                path, metadata = (
+                    names.sibling(stem, names.LATENTS),
+                    {"identity": identity, **_metadata(self._job, video)},
+                )
+                if finished_latents(path, identity):
+                    continue
+                try:
+                    save_latents(path, one[None], metadata, overwrite=True)
+                except UserError as error:
+                    other = Path(tempfile.gettempdir()) / f"{stem.name}-{secrets.token_hex(4)}{names.LATENTS}"
+                    save_latents(other, one[None], metadata)
+                    log.warning("%s; the latents are in %s: decode_latents=%s makes the video", error, other, other)
+
+        if not self._job.cfg.decode_latents:
+            distributed.on_process_0(save_all)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each."""
 
         def write_all() -> None:
             cfg = self._job.cfg
-            for path, clip, video in zip(self.paths, clips, self._videos, strict=True):
+            for path, clip, video in zip(self.paths, clips, self.videos, strict=True):
                 metadata = _metadata(self._job, video)
                 write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
                 advance(1)
@@ -65,48 +92,127 @@ class Output:
 
         def record_all() -> None:
             cfg = self._job.cfg
-            for stem, path, video in zip(self._stems, self.paths, self._videos, strict=True):
+            for stem, path, video in zip(self._stems, self.paths, self.videos, strict=True):
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
                 record = {"output": path.name, "seed": video.seed, "config": config}
                 record |= {"versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
-            manifest.finish(self._job, self._videos)
+            manifest.finish(self._job, self.videos)
 
         distributed.on_process_0(record_all)
 
 
-@contextlib.contextmanager
-def reserved(job: Job, videos: Sequence[Video], latents: Float[np.ndarray, "b f h w c"]) -> Iterator[Output]:
-    """Reserve a name for each video and save its latents at once, so that a later failure cannot lose them.
+class Outputs:
+    """The files of a run: reserved batch by batch, before the work, and states of videos that are not whole."""
 
-    The name is `save_file`, that of a prompt file's line, or a readable one below output_dir/run_name.
+    def __init__(self, job: Job, model: str) -> None:
+        """`model` is the checkpoint's digest. Reads the states that earlier runs left."""
+        self._job, self._model = job, model
+        self._held: dict[tuple[Video, ...], tuple[Output, contextlib.ExitStack]] = {}
+        self.states = States(job, model)
+        if job.cfg.save_file and not job.cfg.decode_latents:
+            self.reserve(job.videos)  # refused now rather than after the encoders
 
-    Raises:
-      UserError: the folder cannot be written, or a named file exists by now or is reserved by another run; the latents
-        are then saved under a free name beside it.
-    """
+    def __enter__(self) -> Outputs:
+        return self
 
-    def reserve_and_save() -> list[str]:
-        named = _named(job, videos)
-        try:
+    def __exit__(self, *_: object) -> None:
+        self.states.close()
+        for _, reservation in self._held.values():
+            reservation.close()
+
+    def denoised(self) -> Iterator[tuple[tuple[Video, ...], Float[np.ndarray, "1 f h w c"]]]:
+        """The videos whose latents an earlier run has saved, with these."""
+        if self._job.cfg.decode_latents:
+            return
+
+        def left() -> dict[int, str]:
+            found = {row: _left(self._job, video, self._identity(video)) for row, video in enumerate(self._job.videos)}
+            return {row: str(path) for row, path in found.items() if path is not None}
+
+        for row, path in distributed.on_process_0(left).items():
+            log.info("%s holds the latents of an earlier run of this command; they are decoded", path)
+            yield (self._job.videos[int(row)],), load_latents(parse(path))[0]
+
+    def reserve(self, videos: tuple[Video, ...]) -> Output:
+        """Reserve a name for each video of a batch, until `finish`.
+
+        The name is `save_file`, that of a prompt file's line, or a readable one below output_dir/run_name.
+
+        Raises:
+          UserError: the folder cannot be written, or a named file exists by now or is reserved by another run.
+        """
+        if videos in self._held:
+            return self._held[videos][0]
+        job, identities = self._job, [self._identity(video) for video in videos]
+
+        def reserve_all() -> list[str]:
+            named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-                    suffixes = (_suffix(job), *besides)
-                    ways = [names.reserve_file(path, suffixes, _overwrites(job)) for path in named]
+                    suffixes = (_suffix(job), names.RECORD, *(() if job.cfg.decode_latents else (names.LATENTS,)))
+                    ways = [
+                        names.reserve_file(path, suffixes, _overwrites(job), _ours(identity))
+                        for path, identity in zip(named, identities, strict=True)
+                    ]
                 else:
-                    ways = [names.reserve(manifest.folder(job), stem_of(job.cfg, video)) for video in videos]
+                    ways = [
+                        names.reserve(manifest.folder(job), stem_of(job.cfg, video), _ours(identity))
+                        for video, identity in zip(videos, identities, strict=True)
+                    ]
                 stems = [attempt.enter_context(way) for way in ways]
                 manifest.begin(job, videos)
                 reservations.push(attempt.pop_all())
-        except UserError as error:
-            raise UserError(f"{error}{_save_elsewhere(job, videos, named, latents)}") from None
-        Output(job, videos, stems).save_latents(latents)
-        return list(map(str, stems))
+            return list(map(str, stems))
 
-    with contextlib.ExitStack() as reservations:
-        stems = distributed.on_process_0(reserve_and_save)
-        yield Output(job, videos, [parse(stem) for stem in stems])
+        reservations = contextlib.ExitStack()
+        stems = distributed.on_process_0(reserve_all)
+        files = Output(job, videos, [parse(stem) for stem in stems], identities)
+        self._held[videos] = files, reservations
+        return files
+
+    def finish(self, files: Output) -> None:
+        """Free the names of a batch whose files are whole, and remove its states."""
+        self.states.remove(files.videos)
+        self._held.pop(files.videos)[1].close()
+
+    def _identity(self, video: Video) -> str:
+        return states.identity(self._job, video, self._model)
+
+
+def finished_latents(path: AnyPath, identity: str) -> bool:
+    """Whether a file holds the latents of the video with that identity."""
+    try:
+        return path.exists() and read_header(path)[1].get("identity") == identity
+    except (UserError, OSError):
+        return False
+
+
+def _ours(identity: str) -> Callable[[AnyPath], bool]:
+    """Whether a file that exists is the latents of that video, left by a run that was stopped while it decoded."""
+    return lambda path: path.name.endswith(names.LATENTS) and finished_latents(path, identity)
+
+
+def _left(job: Job, video: Video, identity: str) -> AnyPath | None:
+    """The latents of a video that have no record yet."""
+    for stem in _stems(job, video):
+        path = names.sibling(stem, names.LATENTS)
+        if finished_latents(path, identity) and not names.sibling(stem, names.RECORD).exists():
+            return path
+    return None
+
+
+def _stems(job: Job, video: Video) -> Iterator[AnyPath]:
+    """The stems that may be this video's."""
+    named = _named(job, [video])
+    if named:
+        yield named[0].with_name(named[0].name.removesuffix(_suffix(job)))
+        return
+    folder, stem = manifest.folder(job), stem_of(job.cfg, video)
+    for name in paths.names(folder):
+        found = name.removesuffix(names.LATENTS)
+        if found != name and re.fullmatch(re.escape(stem) + r"(-\d+)?", found):
+            yield folder / found
 
 
 def _named(job: Job, videos: Sequence[Video]) -> list[AnyPath]:
@@ -114,21 +220,6 @@ def _named(job: Job, videos: Sequence[Video]) -> list[AnyPath]:
     if job.cfg.prompts is not None:
         return [manifest.video_path(job, video) for video in videos]
     return [] if job.cfg.save_file is None else [parse(job.cfg.save_file)]
-
-
-def _save_elsewhere(job: Job, videos: Sequence[Video], named: list[AnyPath], latents: np.ndarray) -> str:
-    """Save the latents of videos whose names cannot be reserved; return the end of the error message."""
-    if job.cfg.decode_latents or not named:  # names made from prompts are always free
-        return ""
-    with contextlib.ExitStack() as reservations:
-        ways = [names.reserve(path.parent, path.name.removesuffix(_suffix(job))) for path in named]
-        try:
-            stems = [reservations.enter_context(way) for way in ways]
-            Output(job, videos, stems).save_latents(latents)
-        except UserError:  # the first error is the one to read
-            return ""
-    kept = ", ".join(str(names.sibling(stem, names.LATENTS)) for stem in stems)
-    return f"; the latents are saved: decode_latents={kept} makes the video of them"
 
 
 def _suffix(job: Job) -> str:

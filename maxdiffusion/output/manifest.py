@@ -73,7 +73,7 @@ def video_path(job: Job, video: Video) -> AnyPath:
     return folder(job) / f"{video.output}{FORMATS[job.cfg.output_format].suffix}"
 
 
-def _digest(job: Job, video: Video) -> str:
+def digest(job: Job, video: Video) -> str:
     """SHA-256 of the line and the settings that decide the video; of input files their contents count, not names."""
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
     settings = {
@@ -109,7 +109,7 @@ def _sha256(path: Path, changed: int) -> str:
 
 def _done(job: Job, video: Video, row: Mapping[str, Any]) -> bool:
     path = video_path(job, video)
-    if row.get("line") == _digest(job, video):
+    if row.get("line") == digest(job, video):
         return path.exists() and row.get("bytes") == _nbytes(path)
     if FORMATS[job.cfg.output_format].suffix and path.is_dir():
         raise UserError(f"{path} is a folder, which no video replaces; name another output, or move the folder.")
@@ -152,7 +152,7 @@ def _write(job: Job, videos: Sequence[Video], more: Callable[[Video], Mapping[st
     """Write the rows of these videos, each with `more` beside its digest."""
     if job.cfg.prompts is None:
         return
-    rows = {str(video.output): {"line": _digest(job, video), **more(video)} for video in videos}
+    rows = {str(video.output): {"line": digest(job, video), **more(video)} for video in videos}
     path = _path(job)
     with _locked(path):
         write_json(path, {**_read(job), **rows}, overwrite=True)

@@ -8,7 +8,7 @@ once, or the videos of a batch, never mix their files.
 import contextlib
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def sibling(stem: AnyPath, suffix: str) -> AnyPath:
 
 
 @contextlib.contextmanager
-def reserve(folder: AnyPath, stem: str) -> Iterator[AnyPath]:
+def reserve(folder: AnyPath, stem: str, ours: Callable[[AnyPath], bool] = lambda path: False) -> Iterator[AnyPath]:
     """Reserve `folder/stem` for one video, or `stem-2`, `stem-3`, ... where it has files or another run reserved it.
 
-    Yields the path without suffix (see `sibling`). Makes the folder. The reservation ends with the block; that of a
-    killed run is taken over.
+    Yields the path without suffix (see `sibling`); `ours` tells the files that this run goes on from. Makes the folder.
+    The reservation ends with the block; that of a killed run is taken over.
 
     Raises:
       UserError: the folder cannot be written.
@@ -42,15 +42,18 @@ def reserve(folder: AnyPath, stem: str) -> Iterator[AnyPath]:
                 path = folder / (stem if number == 1 else f"{stem}-{number}")
                 with contextlib.ExitStack() as attempt:
                     # Listed while locked: all that another run wrote under this lock is visible by now.
-                    if attempt.enter_context(try_lock(lock_of(path))) and not _has_files(path):
+                    if attempt.enter_context(try_lock(lock_of(path))) and not _has_files(path, ours):
                         reservation.push(attempt.pop_all())
                         break
         yield path
 
 
-def _has_files(stem: AnyPath) -> bool:
+def _has_files(stem: AnyPath, ours: Callable[[AnyPath], bool]) -> bool:
     name = _normalised(stem.name)
-    return any(other == name or other.startswith(f"{name}.") for other in map(_normalised, paths.names(stem.parent)))
+    return any(
+        (_normalised(other) == name or _normalised(other).startswith(f"{name}.")) and not ours(stem.with_name(other))
+        for other in paths.names(stem.parent)
+    )
 
 
 def _normalised(name: str) -> str:
@@ -64,11 +67,16 @@ def lock_of(path: AnyPath) -> AnyPath:
 
 
 @contextlib.contextmanager
-def reserve_file(final: AnyPath, suffixes: Sequence[str], overwrite: bool = False) -> Iterator[AnyPath]:
+def reserve_file(
+    final: AnyPath,
+    suffixes: Sequence[str],
+    overwrite: bool = False,
+    ours: Callable[[AnyPath], bool] = lambda path: False,
+) -> Iterator[AnyPath]:
     """Reserve the stem of a file that the user named, and yield that stem.
 
     `suffixes` are those of all files that will be written: of `final` itself first ("" for a folder), then of those
-    beside it.
+    beside it; `ours` tells the files that this run goes on from.
 
     Raises:
       UserError: one of these files exists and `overwrite` is false, `final` has another suffix, another run reserved
@@ -87,6 +95,7 @@ def reserve_file(final: AnyPath, suffixes: Sequence[str], overwrite: bool = Fals
                 "if that run was killed"
             )
         for path in (final, *(sibling(stem, suffix) for suffix in suffixes[1:])):
-            if not overwrite and (os.path.lexists(path) if isinstance(path, Path) else path.exists()):
+            exists = os.path.lexists(path) if isinstance(path, Path) else path.exists()
+            if exists and not overwrite and not ours(path):
                 raise UserError(f"{path} exists already; choose another save_file or say overwrite=true")
         yield stem

@@ -256,8 +256,7 @@ def check_output(job: Job) -> None:
         )
     _writable(path.parent, "save_file")
     stem = path.name if frames else path.stem
-    besides = [".json"] if cfg.decode_latents else [".json", ".latents.safetensors"]
-    for other in (path, *(path.with_name(stem + ending) for ending in besides)):
+    for other in (path, path.with_name(f"{stem}.json")):  # latents may be this run's own: `Outputs` knows
         if other.exists() and not cfg.overwrite:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")
 

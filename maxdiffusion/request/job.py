@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from maxdiffusion.attention.options import KernelOptions
@@ -95,14 +95,15 @@ class Job:
         negative = [video.negative_prompt for video in self.videos] if guided else []
         return tuple(dict.fromkeys([*(video.prompt for video in self.videos), *negative]))
 
-    def batches(self, data: int) -> Iterator[tuple[list[int], int]]:
+    def batches(self, data: int, progress: Callable[[int], Any] = lambda row: None) -> Iterator[tuple[list[int], int]]:
         """(rows of `videos`, number without padding) of each batch on a data axis of that degree.
 
-        The videos of a batch have one shape; a last one that is shorter repeats its last row.
+        The videos of a batch have one shape and one `progress`; a last batch that is shorter repeats its last row.
         """
         limit = self.cfg.per_device_batch_size * data
-        for shape in dict.fromkeys(video.shape for video in self.videos):
-            rows = [row for row, video in enumerate(self.videos) if video.shape == shape]
+        kinds = [(video.shape, progress(row)) for row, video in enumerate(self.videos)]
+        for kind in dict.fromkeys(kinds):
+            rows = [row for row, other in enumerate(kinds) if other == kind]
             step = min(len(rows), limit)
             for first in range(0, len(rows), step):
                 batch = rows[first : first + step]

@@ -17,6 +17,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.request import checks, layout, nets
 from maxdiffusion.request.job import Job
+from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
 from maxdiffusion.runtime.versions import versions
@@ -95,6 +96,11 @@ class Session:
     @property
     def configs(self) -> Mapping[str, Any]:
         return self.setup.configs
+
+    def of(self, videos: tuple[Video, ...]) -> Session:
+        """The session for some of its videos."""
+        job = dataclasses.replace(self.job, videos=videos)
+        return dataclasses.replace(self, setup=dataclasses.replace(self.setup, job=job))
 
     def load(self, net: str) -> Any:
         """One network, streamed to its devices."""

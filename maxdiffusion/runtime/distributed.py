@@ -129,6 +129,13 @@ def on_process_0(function: Callable[[], T]) -> T:
     return results[0]
 
 
+def largest(values: Sequence[int]) -> list[int]:
+    """The largest of each value over all processes; a collective of a few bytes."""
+    if count() == 1:
+        return list(values)
+    return multihost_utils.process_allgather(np.asarray(values, np.int32)).max(axis=0).tolist()
+
+
 def digest(arrays: Iterable[np.ndarray]) -> str:
     """SHA-256 of the bytes of all arrays, for `check_agree`."""
     found = hashlib.sha256()

@@ -45,10 +45,10 @@ def test_which_experts_are_guided_is_known_without_a_schedule(keys, want):
 
 def test_calls_of_each_program():
     both = ExpertSteps(0, 3, guidance_scale=3.0), ExpertSteps(3, 7)
-    assert program_calls(both, scan=False) == {(True, 1): 3, (False, 1): 4}
-    assert program_calls(both, scan=True) == {(True, 3): 1, (False, 4): 1}
+    assert program_calls(both, steps=1) == {(True, 1): 3, (False, 1): 4}
+    assert program_calls(both, steps=100) == {(True, 3): 1, (False, 4): 1}
     same = ExpertSteps(0, 3, guidance_scale=3.0), ExpertSteps(3, 6, guidance_scale=2.0)
-    assert program_calls(same, scan=False) == {(True, 1): 6} and program_calls(same, scan=True) == {(True, 3): 2}
+    assert program_calls(same, steps=1) == {(True, 1): 6} and program_calls(same, steps=100) == {(True, 3): 2}
 
 
 def test_needs_no_jax():

@@ -81,7 +81,7 @@ def with_own_parameters(program, experts, x, contexts=CONTEXTS):
 def test_steps_scan_and_the_run_written_out_agree(tiny, x, name):
     expected = plainly(tiny[0], lambda t: tiny[1], SOLVERS[name], 6, lambda t: 3.0, x)
     steps = denoiser(tiny, solver=SOLVERS[name]).run(tiny[1], x, CONTEXTS)
-    scan = denoiser(tiny, solver=SOLVERS[name], scan=True).run(tiny[1], x, CONTEXTS)
+    scan = denoiser(tiny, solver=SOLVERS[name], scan=100).run(tiny[1], x, CONTEXTS)
     assert steps.dtype == jnp.float32 and steps.shape == x.shape
     np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(scan, steps, rtol=1e-5, atol=1e-5)
@@ -175,7 +175,7 @@ def test_on_step_reports_every_step_and_the_noise_stays_valid(tiny, x):
 
 def test_scan_reports_once(tiny, x):
     seen = []
-    denoiser(tiny, scan=True).run(tiny[1], x, CONTEXTS, on_step=lambda i, n, state: seen.append((i, n)))
+    denoiser(tiny, scan=100).run(tiny[1], x, CONTEXTS, on_step=lambda i, n, state: seen.append((i, n)))
     assert seen == [(5, 6)]
 
 

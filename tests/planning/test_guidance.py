@@ -44,7 +44,7 @@ def test_mesh_plan_loop_and_programs_agree_on_the_branches_of_every_expert(scale
     passes = [run.passes(expert, layout)[0] for expert in run.experts]
     assert passes == [2 if pair and not shared else 1 for pair in guided]
 
-    calls = program_calls(setup.recipe.experts, scan=False)
+    calls = program_calls(setup.recipe.experts, steps=1)
     found = {
         name: [each.times for each in programs(setup) if each.name == name] for name in ("prepare", "step", "text")
     }
