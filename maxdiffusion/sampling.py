@@ -154,7 +154,7 @@ class Sampler:
         """
         if self._saved is None:
             return
-        signal, due = distributed.largest([stop.heard(), self._saved.due(at.step)])
+        due, signal = distributed.largest([self._saved.due(at.step), stop.heard()])
         if signal or due:
             self._save(work, at, state)
         if signal:

@@ -29,7 +29,7 @@ from maxdiffusion.output import manifest, names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import explained
-from maxdiffusion.runtime.lock import try_lock
+from maxdiffusion.runtime.lock import lock_of_living
 from maxdiffusion.runtime.paths import AnyPath, parse
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class _Folder:
 
     def __init__(self, path: AnyPath) -> None:
         self._path, self.held = path, contextlib.ExitStack()
-        self._mine = self.held.enter_context(try_lock(names.lock_of(path)))
+        self._mine = self.held.enter_context(lock_of_living(names.lock_of(path)))
         if not self._mine:
             log.warning("another run of these words is at work: this one keeps no state (%s)", path)
         self._local = path if isinstance(path, Path) else Path(self.held.enter_context(tempfile.TemporaryDirectory()))

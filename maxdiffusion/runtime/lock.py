@@ -40,6 +40,19 @@ def try_lock(path: AnyPath) -> AbstractContextManager[bool]:
     return _locked(path) if isinstance(path, Path) else _leased(path)
 
 
+@contextlib.contextmanager
+def lock_of_living(path: AnyPath) -> Iterator[bool]:
+    """As `try_lock`, but an object in a store is waited for as long as that of a killed run takes to expire.
+
+    Its owner may have been killed just now: the run that goes on would else be refused.
+    """
+    deadline = time.monotonic() + (0 if isinstance(path, Path) else EXPIRY + 2 * RENEWAL)
+    with contextlib.ExitStack() as stack:
+        while not (mine := stack.enter_context(try_lock(path))) and time.monotonic() < deadline:
+            time.sleep(1)
+        yield mine
+
+
 def _owner() -> bytes:
     return b"%s %s %d %s" % (_OURS, socket.gethostname().encode(), os.getpid(), secrets.token_hex(4).encode())
 
