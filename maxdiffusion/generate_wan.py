@@ -43,7 +43,7 @@ def run(job: Job) -> list[AnyPath]:
         finished = (*given.finished, *outputs.denoised())  # the latter by a run that ended before its videos did
         for videos, whole in finished:
             made += save(s, vae, outputs, videos, whole)
-        rows = [row for row, video in enumerate(job.videos) if (video,) not in dict(finished)]
+        rows = outputs.unfinished([video for videos, _ in finished for video in videos])
         if rows and not given.finished:
             s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed

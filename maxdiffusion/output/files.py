@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
 import secrets
@@ -92,9 +93,10 @@ class Output:
 
         def record_all() -> None:
             cfg = self._job.cfg
-            for stem, path, video in zip(self._stems, self.paths, self.videos, strict=True):
+            rows = zip(self._stems, self.paths, self.videos, self._identities, strict=True)
+            for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
-                record = {"output": path.name, "seed": video.seed, "config": config}
+                record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
                 record |= {"versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
@@ -116,23 +118,40 @@ class Outputs:
     def __enter__(self) -> Outputs:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.states.close()
         for _, reservation in self._held.values():
             reservation.close()
 
     def denoised(self) -> Iterator[tuple[tuple[Video, ...], Float[np.ndarray, "1 f h w c"]]]:
-        """The videos whose latents an earlier run has saved, with these."""
-        if self._job.cfg.decode_latents:
-            return
-
-        def left() -> dict[int, str]:
-            found = {row: _left(self._job, video, self._identity(video)) for row, video in enumerate(self._job.videos)}
-            return {row: str(path) for row, path in found.items() if path is not None}
-
-        for row, path in distributed.on_process_0(left).items():
+        """The videos whose latents an earlier run has saved and not decoded, with these."""
+        for row, path in distributed.on_process_0(lambda: self._left(_undecoded)).items():
             log.info("%s holds the latents of an earlier run of this command; they are decoded", path)
             yield (self._job.videos[int(row)],), load_latents(parse(path))[0]
+
+    def unfinished(self, denoised: Sequence[Video]) -> list[int]:
+        """The rows of the job's videos that are to be denoised: without those of `denoised`.
+
+        Where an earlier run of this command ended within its videos, those that it finished are left out, too.
+        """
+        whole: dict[int, str] = {}
+        if denoised or self.states.progress:
+            whole = distributed.on_process_0(lambda: self._left(_finished))
+        if whole:
+            log.info("%d of %d videos exist already", len(whole), len(self._job.videos))
+        kept = {int(row) for row in whole}
+        return [row for row, video in enumerate(self._job.videos) if row not in kept and video not in denoised]
+
+    def _left(self, of: Callable[[AnyPath, str], AnyPath | None]) -> dict[int, str]:
+        """Row -> the file of each video for which `of` (stem, identity) finds one."""
+        if self._job.cfg.decode_latents:
+            return {}
+        found = {}
+        for row, video in enumerate(self._job.videos):
+            for stem in _stems(self._job, video):
+                if (path := of(stem, self._identity(video))) is not None:
+                    found[row] = str(path)
+        return found
 
     def reserve(self, videos: tuple[Video, ...]) -> Output:
         """Reserve a name for each video of a batch, until `finish`.
@@ -193,13 +212,20 @@ def _ours(identity: str) -> Callable[[AnyPath], bool]:
     return lambda path: path.name.endswith(names.LATENTS) and finished_latents(path, identity)
 
 
-def _left(job: Job, video: Video, identity: str) -> AnyPath | None:
+def _undecoded(stem: AnyPath, identity: str) -> AnyPath | None:
     """The latents of a video that have no record yet."""
-    for stem in _stems(job, video):
-        path = names.sibling(stem, names.LATENTS)
-        if finished_latents(path, identity) and not names.sibling(stem, names.RECORD).exists():
-            return path
-    return None
+    path = names.sibling(stem, names.LATENTS)
+    whole = finished_latents(path, identity) and not names.sibling(stem, names.RECORD).exists()
+    return path if whole else None
+
+
+def _finished(stem: AnyPath, identity: str) -> AnyPath | None:
+    """The record of a whole video."""
+    path = names.sibling(stem, names.RECORD)
+    try:
+        return path if path.exists() and json.loads(path.read_text()).get("identity") == identity else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _stems(job: Job, video: Video) -> Iterator[AnyPath]:

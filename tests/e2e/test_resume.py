@@ -86,9 +86,7 @@ def check_equal(got, want):
     ("first", "second", "number", "code"),
     [(EIGHT, ONE, signal.SIGTERM, 75), (ONE, FOUR, signal.SIGINT, 130), (FOUR, EIGHT, signal.SIGTERM, 75)],
 )
-def test_another_mesh_goes_on_where_the_first_one_stopped(
-    tmp_path, stop, capsys, first, second, number, code
-):
+def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys, first, second, number, code):
     assert cli.command(words(tmp_path / "whole", *ONE)) == 0
     stop(3, number)
     assert cli.command(words(tmp_path / "out", *first)) == code
