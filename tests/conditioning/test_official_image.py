@@ -17,25 +17,17 @@ from maxdiffusion.request.session import opened
 from maxdiffusion.variants import get
 from tests.support import official
 from tests.support.parity import relative_error
+from tests.support.pictures import picture
 from tests.support.start_image import encoded
 
+FP32 = [f"{part}_dtype=float32" for part in ("weights", "activations", "text_encoder")]
 AREA = 320 * 192
 FILES = [("wide.png", (300, 171)), ("tall.jpg", (211, 333)), ("square.png", (64, 64)), ("large.jpg", (900, 1210))]
 
 
-def picture(folder, name, size, seed=0):
-    """A file of smooth colours, edges and noise."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(small, int) + rng.integers(-9, 10, (*size[::-1], 3))
-    pixels[size[1] // 3 :, size[0] // 2 :] //= 2
-    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name)
-    return str(folder / name)
-
-
 def loaded(model, *words):
     """A run by a page whose words are these."""
-    return request.load(["base.yml", f"model_name={model}", "prompt=a", "jax_cache_dir=", *words])
+    return request.load(["base.yml", f"model_name={model}", "prompt=a", "jax_cache_dir=", *FP32, *words])
 
 
 @pytest.fixture(autouse=True)
