@@ -52,6 +52,7 @@ def test_latents_equal_the_official_ones(tmp_path, model, task, name, own, area,
         f"save_file={tmp_path / 'ours.npy'}",
         *(f"{part}_dtype=float32" for part in ("weights", "activations", "text_encoder")),
         "jax_cache_dir=",
+        "log_level=error",
     ]
     generate_wan.run(request.load([str(tmp_path / "run.yml"), *words]))
     ours, _ = load_latents(tmp_path / "ours.latents.safetensors")
