@@ -47,6 +47,7 @@ setup(
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],
         "gcs": ["gcsfs>=2026.9"],  # gs://; 19 MB to download
+        "heif": ["pillow-heif>=1.8.1,<2"],  # the photos of phones
         "cuda12": [JAX.format("[cuda12]")],
         "cuda13": [JAX.format("[cuda13]")],
         "test": [line for line in DEVELOPMENT if line],

@@ -23,6 +23,12 @@ def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) ->
     return frames.astype(np.float32) / np.float32(255) * 2 - 1
 
 
+def as_mask(frames: UInt8[np.ndarray, "f h w 4"]) -> UInt8[np.ndarray, "f h w 3"]:
+    """The mask in RGBA frames: their alpha where any pixel of the clip is transparent, else their colours."""
+    alpha = frames[..., 3:]
+    return frames[..., :3] if alpha.min() == 255 else np.repeat(alpha, 3, axis=-1)
+
+
 def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
     """Map [-1, 1] to 0..255: (x / 2 + 0.5) clamped to [0, 1], times 255, rounded half to even, in float32.
 

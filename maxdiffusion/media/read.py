@@ -18,7 +18,9 @@ from jaxtyping import UInt8
 from PIL import ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import kinds
 from maxdiffusion.media.fetch import VIDEO_BYTES, as_rgb, local, open_file
+from maxdiffusion.media.picture import Unusable
 
 # libswscale's fast path, without these flags, makes all levels 1.0 to 1.4 darker.
 ACCURATE = (
@@ -99,6 +101,9 @@ def _frames(file: Path) -> Iterator[np.ndarray]:
             for image in ImageSequence.Iterator(animation):
                 yield np.asarray(as_rgb(image))
     except UnidentifiedImageError:
+        kind = kinds.kind(file)
+        if kind is not None and not kind.readable and kind not in (kinds.VIDEO, kinds.SOUND):
+            raise Unusable(f"it is {kind.name}; {kind.advice}") from None
         yield from _decoded(file)
 
 
