@@ -104,7 +104,7 @@ def _fault(file: Path, error: Exception) -> str:
         return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller."
     kind = kinds.kind(file)
     if isinstance(error, UnidentifiedImageError) and kind is None:
-        return f"is none of {', '.join(FORMATS)}; give an image of one of them."
+        return f"cannot be read as an image (it is none of {', '.join(FORMATS)}); give another file."
     if kind is not None and not kind.readable and isinstance(error, UnidentifiedImageError):
         return f"is {kind.name}, which is not read as an image; {kind.advice}."
     return f"is {kind.name if kind else 'an image'} that is damaged or not whole; save or download it again."

@@ -65,7 +65,7 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     if not file.exists():
         raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
     try:
-        if file.suffix == ".npy":
+        if file.suffix.lower() == ".npy":
             return _array(file)[:limit]
         frames = list(itertools.islice(_frames(file), limit))
     except UnidentifiedImageError:

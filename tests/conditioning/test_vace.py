@@ -66,9 +66,7 @@ def test_a_cut_out_stands_on_white(tmp_path):
     rgba = np.zeros((16, 16, 4), np.uint8)
     rgba[:, :8] = (200, 30, 30, 255)
     Image.fromarray(rgba).save(tmp_path / "cut-out.png")
-    job = load(
-        ["configs/wan2.1_vace_1.3b.yml", "prompt=a cat", f"reference_images={tmp_path / 'cut-out.png'}", "size=64*64"]
-        + ["num_frames=1", f"output_dir={tmp_path}"]
-    )
+    words = ["prompt=a cat", "size=64*64", "num_frames=1", f"output_dir={tmp_path}"]
+    job = load(["configs/wan2.1_vace_1.3b.yml", *words, f"reference_images={tmp_path / 'cut-out.png'}"])
     (reference,) = vace.read(job, {}).references
     assert reference[8, 12].tolist() == [255] * 3 and reference[8, 4].tolist() == [200, 30, 30]

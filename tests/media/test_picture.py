@@ -235,7 +235,7 @@ def zipped():
         ("a.png", zipped(), "is a zip archive.*unpack it"),
         ("a.png", b"", "is an empty file"),
         ("a.jpg", b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "is a video.*one of its frames"),
-        ("a.jpg", b"some text", "is none of PNG, JPEG"),
+        ("a.jpg", b"some text", "it is none of PNG, JPEG"),
         ("a.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF", "is a JPEG file that is damaged or not whole"),
     ],
 )  # fmt: skip
