@@ -151,7 +151,7 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
             or f"{folder} has no model_index.json, so it is not a checkpoint in the diffusers layout; "
             f"give the folder that holds model_index.json, {', '.join(needed)}."
         )
-    _expect(index, read_json(index), "_class_name", variant.task.pipeline_class)
+    _expect(index, read_json(index), "_class_name", *variant.task.pipeline_classes)
     for name in needed:
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
