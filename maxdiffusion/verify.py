@@ -13,7 +13,7 @@ from maxdiffusion.conditioning import latents
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import Job, on_mesh, session
+from maxdiffusion.request import Job, on_mesh, seeds, session
 from maxdiffusion.runtime import distributed
 from maxdiffusion.sampling import Sampler
 
@@ -48,6 +48,7 @@ def run(job: Job) -> list[Difference]:
       UserError: the two differ by more than the tolerance, or are not numbers at all.
     """
     session.start(job)
+    job = seeds.drawn(job)
     cfg = job.cfg.model_copy(update={"num_inference_steps": job.cfg.verify_steps, "loop": "steps"})
     job = dataclasses.replace(job, cfg=cfg)
     if not cfg.verify_against and distributed.count() > 1:
