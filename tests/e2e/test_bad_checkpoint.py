@@ -80,7 +80,12 @@ SMALL = ("height=32", "width=32", "num_frames=1", "num_inference_steps=9", "guid
     [
         (f"transformer/{WEIGHTS}", "proj_out.bias", [], "the weights of transformer have "),
         (f"transformer/{WEIGHTS}", "proj_out.bias", ["loop=scan"], "the weights of transformer have "),
-        ("text_encoder/model.safetensors", "final_layer_norm.weight", [], "the text embedding has "),
+        (
+            "text_encoder/model.safetensors",
+            "final_layer_norm.weight",
+            ["text_encoder_dtype=bfloat16"],
+            "the text embedding",
+        ),
     ],
 )
 def test_nan_is_noticed_before_anything_is_saved(bundled, tmp_path, capsys, file, tensor, words, named):
