@@ -60,7 +60,7 @@ def run(job: Job) -> list[Difference]:
         raise UserError(
             "verify=true compares with one device, and there is one here; make more (on a CPU, "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8), or compare kernels, "
-            "verify_against='[attention=dense]'."
+            "verify_against='[attention=dot_product]'."
         )
     other = on_mesh(job, cfg.verify_against) if cfg.verify_against else _on_one_device(job)
     ours = _latents(job, None)
