@@ -146,7 +146,7 @@ def _list_or_text(key: str, text: str) -> Any:
             return text
         return _plain(node, key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
-        if key in PROSE:
+        if key in PROSE and not text[1:].lstrip().startswith(("'", '"')):
             return text
         raise UserError(
             f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."

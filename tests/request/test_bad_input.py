@@ -37,7 +37,6 @@ WORDS: list[tuple[list[str], str]] = [
     (["scan_layers=maybe"], "should be a valid boolean"),
     (["seed=one"], "seed=one (command line) cannot be used: it should be a valid integer"),
     (["seed=[1, two]"], "seed=two"),
-    (["prompt=[a, [b]]"], "should be a valid string"),
     (['prompt=["a, b]'], "starts as a list but cannot be read as one"),
     (["logical_axis_rules=[[mlp]]"], "should be a list of pairs"),
     (["logical_axis_rules=mlp"], "should be a list of pairs"),
