@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, NoReturn
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import kinds
@@ -84,7 +84,9 @@ def open_file(file: Path) -> Image.Image:
     if kind is kinds.RAW:
         raise Unusable(f"it is {kind.name}; {kind.advice}")
     if kind is not kinds.HEIC:
-        return Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
+        # A JPEG that holds further pictures (depth, gain map): the photo is the first, not an animation of all.
+        return JpegImagePlugin.JpegImageFile(file) if image.format == "MPO" else image
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

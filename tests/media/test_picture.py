@@ -170,6 +170,13 @@ def test_without_the_package_the_sentence_names_the_extra(tmp_path, monkeypatch)
             read(path)
 
 
+def test_a_photo_with_a_gain_map_is_one_picture(tmp_path):
+    photo, gain = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (16, 12))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[gain])
+    assert read_video(tmp_path / "a.jpg").shape == (1, 48, 64, 3)
+    assert open_image(str(tmp_path / "a.jpg")).getpixel((30, 20))[0] > 240
+
+
 # ---- alpha
 
 
