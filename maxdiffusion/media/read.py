@@ -18,7 +18,9 @@ from jaxtyping import UInt8
 from PIL import ImageSequence, UnidentifiedImageError
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import kinds
 from maxdiffusion.media.fetch import VIDEO_BYTES, as_rgb, local, open_file
+from maxdiffusion.media.picture import Unusable
 
 # libswscale's fast path, without these flags, makes all levels 1.0 to 1.4 darker.
 ACCURATE = (
@@ -63,7 +65,7 @@ def read_video(path: Path | str, limit: int | None = None) -> UInt8[np.ndarray, 
     if not file.exists():
         raise UserError(f"{path} does not exist; give a video file or a folder of frames.")
     try:
-        if file.suffix == ".npy":
+        if file.suffix.lower() == ".npy":
             return _array(file)[:limit]
         frames = list(itertools.islice(_frames(file), limit))
     except UnidentifiedImageError:
@@ -99,6 +101,9 @@ def _frames(file: Path) -> Iterator[np.ndarray]:
             for image in ImageSequence.Iterator(animation):
                 yield np.asarray(as_rgb(image))
     except UnidentifiedImageError:
+        kind = kinds.kind(file)
+        if kind is not None and not kind.readable and kind not in (kinds.VIDEO, kinds.SOUND):
+            raise Unusable(f"it is {kind.name}; {kind.advice}") from None
         yield from _decoded(file)
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import VideoInfo, probe, read_video
-from maxdiffusion.media.write import FORMATS, write
-from tests.support.media import read_metadata
+from maxdiffusion.media.write import write
+from tests.support.media import CLIPS, read_metadata
 
 FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 48, 3)).copy()
 
@@ -38,9 +38,9 @@ def test_what_is_no_video_is_one_sentence(tmp_path, name, words):
         read_video(tmp_path / name)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_a_limit_gives_the_first_frames(tmp_path, fmt):
-    path = tmp_path / f"clip{FORMATS[fmt].suffix}"
+    path = tmp_path / f"clip{CLIPS[fmt]}"
     write(FRAMES, path, 12, fmt, {})
     np.testing.assert_array_equal(read_video(path, 4), read_video(path)[:4])
     assert len(read_video(path, 40)) == 10
@@ -48,10 +48,10 @@ def test_a_limit_gives_the_first_frames(tmp_path, fmt):
         assert probe(path).fps == 12
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_a_file_that_ends_early_is_one_sentence(tmp_path, fmt):
     noise = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
-    path = tmp_path / f"clip{FORMATS[fmt].suffix}"
+    path = tmp_path / f"clip{CLIPS[fmt]}"
     write(noise, path, 12, fmt, {})
     file = sorted(path.iterdir())[5] if fmt == "png" else path
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

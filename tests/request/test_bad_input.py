@@ -37,7 +37,6 @@ WORDS: list[tuple[list[str], str]] = [
     (["scan_layers=maybe"], "should be a valid boolean"),
     (["seed=one"], "seed=one (command line) cannot be used: it should be a valid integer"),
     (["seed=[1, two]"], "seed=two"),
-    (["prompt=[a, [b]]"], "should be a valid string"),
     (['prompt=["a, b]'], "starts as a list but cannot be read as one"),
     (["logical_axis_rules=[[mlp]]"], "should be a list of pairs"),
     (["logical_axis_rules=mlp"], "should be a list of pairs"),
@@ -49,7 +48,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["guidance_scale=0.5"], "should be greater than or equal to 1"),
     (["flow_shift=0"], "should be greater than 0"),
     (["fps=0"], "should be greater than or equal to 1"),
-    (["seed=-1"], "should be greater than or equal to 0"),
+    (["seed=-2"], "should be greater than or equal to -1"),
     (["seed=4294967296"], "should be less than or equal to 4294967295"),
     (["per_device_batch_size=0.125"], "should be a valid integer"),
     (["ici_tensor_parallelism=0"], "a positive integer, or -1 to fill"),
@@ -65,7 +64,7 @@ WORDS: list[tuple[list[str], str]] = [
     # elsewhere
     (["output_dir=nose://a"], "nose://a has an unknown scheme"),
     (["pretrained_model_name_or_path=nose://a"], "nose://a has an unknown scheme"),
-    (["save_file=memory://a/b", "output_format=png"], "output_format=png is a folder of frames"),
+    (["save_file=memory://a/b", "output_format=png"], "output_format=png of several frames is a folder"),
     # choices
     (
         ["weights_dtype=float16"],
@@ -73,7 +72,7 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
     (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
-    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
+    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png', 'jpg' or 'npy'"),
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
     # sizes
@@ -169,6 +168,10 @@ WORDS: list[tuple[list[str], str]] = [
     # output
     (["save_file=clip.avi"], "output_format=avi (save_file) cannot be used"),
     (["save_file=clip"], "name it clip.mp4"),
+    (["save_file=one.jpg"], "output_format=jpg is one picture, and num_frames=81; write num_frames=1"),
+    (["save_file=one.JPEG"], "output_format=jpg is one picture"),
+    (["save_file=frames", "output_format=png", "num_frames=1"], "name it frames.png"),
+    (["save_file=THERE.mp4/", "num_frames=1"], "is a folder; name a file"),
     (["save_file=clip.mp4", "output_format=gif"], "name it clip.gif"),
     (["save_file=clip.mp4", "output_format=png"], "name it clip."),
     (["save_file=clip.mp4", "seed=[1, 2]"], "save_file names one file, but 2 videos are asked for"),
