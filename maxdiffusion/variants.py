@@ -85,7 +85,7 @@ class Task:
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "strength"), conditions=("video_to_video",))
+T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",))
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
@@ -100,7 +100,7 @@ FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), tw
 TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image")
 VACE = Task(
     "VACE",
-    takes=("video", "mask", "reference_images", "conditioning_scale"),
+    takes=("video", "mask", "input_frames", "reference_images", "conditioning_scale"),
     conditions=("vace",),
     pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
@@ -114,6 +114,7 @@ ANIMATE = Task(
         "mode",
         "background_video",
         "mask_video",
+        "input_frames",
         "segment_frame_length",
         "prev_segment_conditioning_frames",
     ),
