@@ -46,8 +46,8 @@ def read(job: Job, images: Images) -> Inputs:
     """
     cfg = job.cfg
     size, step = control_video.one_size(job), job.spec.vae_stride[1]
-    video = control_video.read(cfg, "video", *size) if cfg.video else None
-    mask = control_video.read(cfg, "mask", *size, video) if cfg.mask else None
+    video = control_video.read(cfg, "video", cfg.video, *size) if cfg.video else None
+    mask = control_video.read(cfg, "mask", cfg.mask, *size, video) if cfg.mask else None
     return Inputs(video, mask, tuple(_reference(path, *size, step) for path in cfg.reference_images))
 
 
