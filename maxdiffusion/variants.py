@@ -68,7 +68,7 @@ class Task:
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
-      pipeline_class: `_class_name` of model_index.json.
+      pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
     """
 
@@ -81,7 +81,7 @@ class Task:
     two_images: bool = False
     segmented: bool = False
     reference_frames: int = 0
-    pipeline_class: str = "WanPipeline"
+    pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
 
 
@@ -93,16 +93,22 @@ I2V = Task(
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
     extra_channels=True,
-    pipeline_class="WanImageToVideoPipeline",
+    pipeline_classes=("WanImageToVideoPipeline",),
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
 FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
-TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image")
+TI2V = Task(
+    "TI2V",
+    takes=("image",),
+    conditions=("first_frame",),
+    shaped_by="image",
+    pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
+)
 VACE = Task(
     "VACE",
     takes=("video", "mask", "input_frames", "reference_images", "conditioning_scale"),
     conditions=("vace",),
-    pipeline_class="WanVACEPipeline",
+    pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )
 ANIMATE = Task(
@@ -124,7 +130,7 @@ ANIMATE = Task(
     extra_channels=True,
     segmented=True,
     reference_frames=1,
-    pipeline_class="WanAnimatePipeline",
+    pipeline_classes=("WanAnimatePipeline",),
     transformer_class="WanAnimateTransformer3DModel",
 )
 

@@ -18,10 +18,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from maxdiffusion.media import colour
+from maxdiffusion.media import colour, kinds
 from maxdiffusion.media.fetch import as_rgb, open_file
+from maxdiffusion.media.picture import Unusable
 
 ANIMATED = ("GIF", "WEBP", "PNG")
 # Suffix of a frame in a folder -> its format.
@@ -87,12 +88,15 @@ def opened(file: Path) -> Iterator[Source]:
     """
     if file.is_dir():
         yield _folder(file)
-    elif file.suffix == ".npy":
+    elif file.suffix.lower() == ".npy":
         yield _array(file)
     else:
         try:
             image = open_file(file)
         except UnidentifiedImageError:
+            kind = kinds.kind(file)
+            if kind is not None and not kind.readable and kind not in (kinds.VIDEO, kinds.SOUND):
+                raise Unusable(f"it is {kind.name}; {kind.advice}") from None
             with _opened(file) as (container, stream):
                 yield _container(container, stream)
             return
@@ -136,7 +140,7 @@ def _picture(file: Path) -> np.ndarray:
 
 
 def _upright_rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(as_rgb(ImageOps.exif_transpose(image)))
+    return np.asarray(as_rgb(image))
 
 
 def _counted(pixels: Iterator[Callable[[], np.ndarray]]) -> Iterator[Stored]:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from maxdiffusion.conditioning import vace
 from maxdiffusion.conditioning.vace import control_latents
 from maxdiffusion.media.frames import to_float
+from maxdiffusion.request import load
 from tests.support.vae import Pair
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
@@ -58,3 +60,13 @@ def test_matches_the_reference(vae, given, sizes):
         references,
     )
     np.testing.assert_allclose(np.asarray(ours), theirs, atol=1e-4)
+
+
+def test_a_cut_out_stands_on_white(tmp_path):
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[:, :8] = (200, 30, 30, 255)
+    Image.fromarray(rgba).save(tmp_path / "cut-out.png")
+    words = ["prompt=a cat", "size=64*64", "num_frames=1", f"output_dir={tmp_path}"]
+    job = load(["configs/wan2.1_vace_1.3b.yml", *words, f"reference_images={tmp_path / 'cut-out.png'}"])
+    (reference,) = vace.read(job, {}).references
+    assert reference[8, 12].tolist() == [255] * 3 and reference[8, 4].tolist() == [200, 30, 30]
