@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.frames import resized
+from maxdiffusion.media.frames import as_mask, resized
 from maxdiffusion.media.read import Clip, VideoInfo, probe, read_clip, times
 from maxdiffusion.request import Job
 
@@ -90,7 +90,8 @@ def read(
     """The frames of the file that `key` names, resized by `frames.resized`: at the result's times, or the first ones.
 
     Frame k is the one that the file shows at k / fps seconds, unless `input_frames` is `every` or the file has no
-    times. One picture stands for all frames, except as `video`. Logs what is used.
+    times. One picture stands for all frames, except as `video`. Of a mask that is not opaque, alpha is the mask. Logs
+    what is used.
 
     Args:
       cfg: for num_frames, fps and input_frames.
@@ -110,15 +111,18 @@ def read(
     if not sized:  # a smaller one stays as it is: the network's own size is not known yet
         height, width = min(height, info.height), min(width, info.width)
     at = range(frames) if cfg.input_frames == "every" else times(frames, cfg.fps)
-    clip = read_clip(path, at, functools.partial(resized, height=height, width=width))
+    is_mask = key in ("mask", "mask_video")
+    clip = read_clip(path, at, functools.partial(resized, height=height, width=width), alpha=is_mask)
     whole = clip.still and key != "video"
     if len(clip.frames) < frames and not whole:
         raise UserError(f"{key}={path} {_too_short(cfg, clip)}")
     parts = (_part(cfg, clip), f"{info.width} x {info.height} pixels, made {width} x {height}", clip.colour)
     sound = "its sound is not kept" if clip.sound else ""
-    log.info("%s: %s", key, "; ".join(filter(None, (*parts, clip.damage, sound))))
+    alpha = "its alpha is the mask" if is_mask and clip.frames[..., 3].min() < 255 else ""
+    log.info("%s: %s", key, "; ".join(filter(None, (*parts, alpha, clip.damage, sound))))
+    shown = as_mask(clip.frames) if is_mask else clip.frames
     used = Used(key, path, info, clip.indices[0], clip.indices[-1], len(set(clip.indices)), clip.colour)
-    return ControlVideo(np.broadcast_to(clip.frames, (frames, *clip.frames.shape[1:])), used)
+    return ControlVideo(np.broadcast_to(shown, (frames, *shown.shape[1:])), used)
 
 
 def _check_size(

@@ -119,6 +119,13 @@ def to_rgb(frame: VideoFrame, width: int) -> UInt8[np.ndarray, "h w 3"]:
     return np.rint(np.minimum(light, 1) ** np.float32(1 / GAMMA) * 255).astype(np.uint8)
 
 
+def alpha(frame: VideoFrame, width: int) -> UInt8[np.ndarray, "h w"] | None:
+    """Its opacity, resampled to a width in pixels; None where it has none."""
+    if not any(component.is_alpha for component in frame.format.components):
+        return None
+    return _converted(frame, width, "rgba")[..., 3]
+
+
 def describe(frame: VideoFrame) -> str:
     """The colours of a frame and what `to_rgb` makes of them, in words."""
     hdr, gamut = HDR.get(frame.color_trc), _gamut(frame)
