@@ -24,7 +24,7 @@ from maxdiffusion.media import colour, kinds
 from maxdiffusion.media.fetch import open_file
 from maxdiffusion.media.picture import Unusable, convert
 
-ANIMATED = ("GIF", "WEBP", "PNG")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 # Suffix of a frame in a folder -> its format.
 FRAMES: Mapping[str, str] = {
     ".png": "PNG",
@@ -34,6 +34,9 @@ FRAMES: Mapping[str, str] = {
     ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".avif": "AVIF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
 }
 
 
