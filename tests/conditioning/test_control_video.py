@@ -1,6 +1,7 @@
 """What is refused of the videos that a run is controlled by, before anything is loaded."""
 
 import dataclasses
+import json
 import logging
 from fractions import Fraction
 
@@ -169,6 +170,19 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
     others = [dataclasses.replace(example, width=64) for example in job.videos]
     with pytest.raises(UserError, match="a line of 64 x 64 pixels"):
         conditioning.read(dataclasses.replace(job, videos=tuple(others)))
+
+
+def test_the_record_says_what_was_used(tmp_path):
+    write(noise(40, 64), tmp_path / "clip.mp4", Fraction(30000, 1001), "mp4", {})
+    Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
+    words = ["run.yml", "model_name=wan2.1-vace-1.3b", "prompt=a cat", "size=64*64", "num_frames=17", "fps=16"]
+    inputs = conditioning.read(request.load([*words, "video=clip.mp4", "mask=mask.png"]))
+    used, one = {"first": 0, "last": 29, "count": 17}, {"first": 0, "last": 0, "count": 1}
+    assert inputs.record() == {
+        "video": {"file": "clip.mp4", "fps": "30000/1001", "frames": used, "colour": "BT.709"},
+        "mask": {"file": "mask.png", "fps": None, "frames": one, "colour": "RGB"},
+    }
+    assert json.loads(json.dumps(inputs.record())) == inputs.record()
 
 
 def test_a_face_is_square_whatever_the_size(tmp_path):
