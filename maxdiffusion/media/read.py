@@ -161,7 +161,7 @@ def _read(source: Source, at: Sequence[Fraction] | Sequence[int] | None, fit: Fi
         until=until,
         sound=source.sound,
         colour=source.colour,
-        damage=_damage(source),
+        damage=source.damage(),
     )
 
 
@@ -197,10 +197,3 @@ def _shown_at(
         if current is None or (following is None and time + tick / 2 >= current[1].end):
             return
         yield current
-
-
-def _damage(source: Source) -> str:
-    """What is wrong with an input as far as it was read, in words."""
-    words = [f"{source.damaged} of its frames are damaged or missing"] if source.damaged else []
-    words += [f"it ends {float(source.missing):.3g} s before its stated end"] if source.missing else []
-    return " and ".join(words)

@@ -67,7 +67,8 @@ class Source:
       sound: it has sound, too.
       colour: how its colours are stored, and what is made of them.
       damaged: packets and frames that cannot be decoded without fault.
-      missing: seconds by which it ends before its stated end.
+      gaps: number of frames by 1 + the frames of the mean rate that fit between the one before and it.
+      missing: seconds by which it is shorter than stated.
     """
 
     alpha: bool
@@ -81,7 +82,18 @@ class Source:
     sound: bool = False
     colour: str = "RGB"
     damaged: int = 0
+    gaps: Counter[int] = field(default_factory=Counter)
     missing: Fraction = Fraction(0)
+
+    def damage(self) -> str:
+        """What is wrong as far as it was read, in words."""
+        holes = {gap: number for gap, number in self.gaps.items() if gap > 1}
+        if 10 * sum(holes.values()) > self.gaps.total():  # its frames have uneven times
+            holes = {}
+        count = self.damaged + sum((gap - 1) * number for gap, number in holes.items())
+        words = [f"{count} of its frames are damaged or missing"] if count else []
+        words += [f"{float(self.missing):.3g} s of it are missing"] if self.missing else []
+        return " and ".join(words)
 
 
 @contextlib.contextmanager
@@ -259,6 +271,8 @@ def _decoded(container: InputContainer, stream: VideoStream, source: Source) -> 
         end = start + (frame.duration * base if frame.duration else usual)
         if count == 1:
             source.colour = colour.describe(frame)
+        else:
+            source.gaps[1 + round(max(start - last.end, 0) / usual)] += 1
         last = Stored(start, end, functools.partial(_square_pixels, frame, wide, source.alpha))
         yield last
     if source.seconds and source.seconds - last.end > 1.5 * usual:

@@ -24,12 +24,13 @@ def noise_clip(folder, fmt):
     return path
 
 
-def encode(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rotation=None):
+def encode(path, frames, codec="libx264", pix_fmt="yuv420p", times=None, rotation=None, every=12):
     """A video of frames in `pix_fmt`, at 4 per second or at the given times in quarters of a second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, 4)
         stream.height, stream.width, _ = frames[0].shape
         stream.pix_fmt = pix_fmt
+        stream.gop_size = every
         if rotation is not None:
             stream.set_display_rotation(*rotation)
         for time, pixels in zip(times or range(len(frames)), frames, strict=True):
@@ -67,7 +68,9 @@ def test_a_file_that_ends_early_is_one_sentence(tmp_path, fmt):
         read_video(path)
 
 
-@pytest.mark.parametrize(("fmt", "words"), [("gif", "of its frames are damaged or missing"), ("mp4", "ends 0")])
+@pytest.mark.parametrize(
+    ("fmt", "words"), [("gif", "of its frames are damaged or missing"), ("mp4", "s of it are missing")]
+)
 def test_of_a_film_that_ends_early_the_rest_is_read(tmp_path, fmt, words):
     path = noise_clip(tmp_path, fmt)
     whole = read_video(path)
@@ -89,6 +92,23 @@ def test_a_damaged_packet_costs_no_other_frame(tmp_path):
     path.write_bytes(content)
     clip = read_clip(path)
     assert len(clip.frames) >= 9 and re.fullmatch(r"\d+ of its frames are damaged or missing", clip.damage)
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv"])
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_lost_packets_are_counted(tmp_path, suffix, lost):
+    frames = [*FRAMES, *FRAMES]
+    encode(tmp_path / f"whole{suffix}", frames, "libx264" if suffix == ".ts" else "mjpeg", "yuvj420p", every=1)
+    path = tmp_path / f"clip{suffix}"
+    with av.open(str(tmp_path / f"whole{suffix}")) as whole, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(whole.streams.video[0])
+        for number, packet in enumerate(whole.demux(video=0)):
+            if packet.size and not 7 <= number < 7 + lost:
+                packet.stream = stream
+                container.mux(packet)
+    clip = read_clip(path)
+    assert len(clip.frames) == 20 - lost
+    assert clip.damage == (f"{lost} of its frames are damaged or missing" if lost else "")
 
 
 def sound(path, cover=False):
