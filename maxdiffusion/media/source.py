@@ -272,7 +272,7 @@ def _decoded(container: InputContainer, stream: VideoStream, source: Source) -> 
         if count == 1:
             source.colour = colour.describe(frame)
         else:
-            source.gaps[1 + round(max(start - last.end, 0) / usual)] += 1
+            source.gaps[1 + round(max(start - last.end, Fraction(0)) / usual)] += 1
         last = Stored(start, end, functools.partial(_square_pixels, frame, wide, source.alpha))
         yield last
     if source.seconds and source.seconds - last.end > 1.5 * usual:
