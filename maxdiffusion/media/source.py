@@ -67,7 +67,7 @@ class Source:
       sound: it has sound, too.
       colour: how its colours are stored, and what is made of them.
       damaged: packets and frames that cannot be decoded without fault.
-      gaps: number of frames by 1 + the frames of the mean rate that fit between the one before and it.
+      gaps: number of frames by the time since the one before began, in quarters of a frame of the mean rate.
       missing: seconds by which it is shorter than stated.
     """
 
@@ -87,10 +87,11 @@ class Source:
 
     def damage(self) -> str:
         """What is wrong as far as it was read, in words."""
-        holes = {gap: number for gap, number in self.gaps.items() if gap > 1}
-        if 10 * sum(holes.values()) > self.gaps.total():  # its frames have uneven times
+        holes = {quarters // 4 - 1: number for quarters, number in self.gaps.items() if quarters != 4}
+        even = all(quarters and quarters % 4 == 0 for quarters in self.gaps)
+        if not even or 10 * sum(holes.values()) > self.gaps.total():  # it has no constant rate
             holes = {}
-        count = self.damaged + sum((gap - 1) * number for gap, number in holes.items())
+        count = self.damaged + sum(lost * number for lost, number in holes.items())
         words = [f"{count} of its frames are damaged or missing"] if count else []
         words += [f"{float(self.missing):.3g} s of it are missing"] if self.missing else []
         return " and ".join(words)
@@ -272,7 +273,7 @@ def _decoded(container: InputContainer, stream: VideoStream, source: Source) -> 
         if count == 1:
             source.colour = colour.describe(frame)
         else:
-            source.gaps[1 + round(max(start - last.end, Fraction(0)) / usual)] += 1
+            source.gaps[round(4 * (start - last.start) / usual)] += 1
         last = Stored(start, end, functools.partial(_square_pixels, frame, wide, source.alpha))
         yield last
     if source.seconds and source.seconds - last.end > 1.5 * usual:
