@@ -15,7 +15,7 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, session
+from maxdiffusion.request import Job, Video, seeds, session
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
 
@@ -29,7 +29,7 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
-    job = output.remaining(job)
+    job = seeds.drawn(output.remaining(job))
     if not job.videos:
         return []
     inputs = conditioning.read(job)  # images and videos, before anything is loaded

@@ -24,6 +24,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 
 COMMAND_LINE = "command line"
+PROSE = ("prompt", "negative_prompt")  # words in brackets may be meant as they are
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
@@ -121,7 +122,10 @@ def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
             raise UserError(
                 f"{key} is given twice on the command line, as {values[key].value!r} and {text!r}; give it once."
             )
-        values[key] = Value(_list_or_text(key, text), COMMAND_LINE)
+        value = _list_or_text(key, text)
+        kept = key in PROSE and value == text and text.startswith("[") and text.endswith("]")
+        note = "; its brackets are text: a list has commas or quotes" if kept else ""
+        values[key] = Value(value, f"{COMMAND_LINE}{note}")
     return values
 
 
@@ -137,11 +141,23 @@ def _list_or_text(key: str, text: str) -> Any:
     if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
     try:
-        return _plain(yaml.compose(text, yaml.BaseLoader), key, mapping=what == "mapping")
+        node = yaml.compose(text, yaml.BaseLoader)
+        if key in PROSE and not _is_list_of_texts(node):
+            return text
+        return _plain(node, key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
+        if key in PROSE and not text[1:].lstrip().startswith(("'", '"')):
+            return text
         raise UserError(
             f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
         ) from None
+
+
+def _is_list_of_texts(node: yaml.Node | None) -> bool:
+    """Whether it is a list of texts rather than words in brackets: several, or one in quotes."""
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(each, yaml.ScalarNode) for each in node.value):
+        return False
+    return len(node.value) != 1 or node.value[0].style is not None
 
 
 def _read_yaml(file: str) -> Values:
@@ -285,11 +301,10 @@ def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:
 def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
     if not isinstance(given, str):
         return given
-    path = paths.expanded(given, f"{key} ({origin})")
-    if relative_to is not None and path.startswith(("./", "../")):
-        whole = relative_to / path
-        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
-    return path
+    if relative_to is not None and given.startswith(("./", "../")):
+        whole = relative_to / given
+        given = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
+    return paths.expanded(given, f"{key} ({origin})")
 
 
 # ---- errors

@@ -68,7 +68,7 @@ def _one_folder(value: str) -> str:
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seed = Annotated[int, Field(ge=-1, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
@@ -183,14 +183,14 @@ class Config(BaseModel):
 
     # ---- prompt
     prompt: Texts = _key("prompt", ())
-    """What to show; a list makes several videos."""
+    """What to show; a list makes several videos: in brackets, with commas or quotes ([close-up] alone is text)."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
     and height, output (its name); what is done is skipped when the same command runs again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
-    """Determines the noise; a list makes several videos."""
+    """Determines the noise; -1 draws one, which log and record tell; a list makes several videos."""
     image: Images = _key("prompt", (), path="input")
     """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
     last_image: Images = _key("prompt", (), path="input")

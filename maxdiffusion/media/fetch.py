@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, NoReturn
 
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import kinds
@@ -50,18 +50,22 @@ def open_picture(location: str) -> Picture:
 
 
 def open_image(location: str, ground: str | None = None) -> Image.Image:
-    """`open_picture` as RGB, on a ground of that colour; None drops alpha, as the reference does. Logs what changed.
+    """`open_picture` as RGB, on a ground of that colour; None drops alpha, as the reference does.
+
+    What was converted is logged and is the result's `info`: `colour` and `alpha`, each where it applies.
 
     Raises:
       UserError: as `open_picture`.
     """
     picture = open_picture(location)
-    if picture.colour:
-        log.info("image %s: %s", location, picture.colour)
+    image = picture.rgb if ground is None else picture.on(ground)
+    image.info = {"colour": picture.colour} if picture.colour else {}
     if picture.alpha is not None:
         shown = f"stands on {ground}" if ground else "shows the colours stored below it"
-        log.info("image %s: what is transparent %s", location, shown)
-    return picture.rgb if ground is None else picture.on(ground)
+        image.info["alpha"] = f"what is transparent {shown}"
+    for change in image.info.values():
+        log.info("image %s: %s", location, change)
+    return image
 
 
 def open_file(file: Path) -> Image.Image:
@@ -80,7 +84,9 @@ def open_file(file: Path) -> Image.Image:
     if kind is kinds.RAW:
         raise Unusable(f"it is {kind.name}; {kind.advice}")
     if kind is not kinds.HEIC:
-        return Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
+        # A JPEG that holds further pictures (depth, gain map): the photo is the first, not an animation of all.
+        return JpegImagePlugin.JpegImageFile(file) if image.format == "MPO" else image
     try:
         from pillow_heif import register_heif_opener
     except ImportError:

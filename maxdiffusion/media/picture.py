@@ -49,11 +49,11 @@ def convert(image: Image.Image) -> Picture:
     """
     image = _eight_bits(ImageOps.exif_transpose(image))
     profile, alpha = image.info.get("icc_profile") or b"", None
+    mode = {"LA": "L"}.get(image.mode, image.mode)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    if image.mode not in ("L", "CMYK", "LAB"):
-        image = image.convert("RGB")
+    image = image.convert(mode if mode in ("L", "CMYK", "LAB") else "RGB")
     rgb, colour = _to_srgb(image, profile)
     return Picture(rgb, None if alpha is None or alpha.getextrema() == (255, 255) else alpha, colour)
 

@@ -75,6 +75,8 @@ def video_path(job: Job, video: Video) -> AnyPath:
 def _digest(job: Job, video: Video) -> str:
     """SHA-256 of the line and the settings that decide the video; of input files their contents count, not names."""
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
+    if line.pop("drawn"):
+        line["seed"] = -1  # as it was asked for
     settings = {
         key: _by_content(key, value)
         for key, value in job.cfg.to_json().items()

@@ -80,8 +80,8 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
         if not isinstance(value, TYPES[key]) or isinstance(value, bool):
             what = "an integer" if TYPES[key] is int else "text"
             raise UserError(f"{where} gives {key}={value!r}, which is not {what}.")
-        if key == "seed" and not 0 <= value < 2**32:
-            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
+        if key == "seed" and not -1 <= value < 2**32:
+            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}, or -1 to draw one.")
         if key in ("image", "last_image"):
             value = expanded(value, f"{where}: {key}") or None
         yield key, value

@@ -17,7 +17,10 @@ LISTS = ("prompt", "negative_prompt", "seed", "image", "last_image")
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video to make: what it shows, its size in pixels, its name in a prompt file, its first and last image."""
+    """One video to make: what it shows, its size in pixels, its name in a prompt file, its first and last image.
+
+    A seed of -1 is to be drawn; `drawn` says that it was.
+    """
 
     prompt: str
     negative_prompt: str
@@ -27,6 +30,7 @@ class Video:
     output: str | None = None
     image: str | None = None
     last_image: str | None = None
+    drawn: bool = False
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -76,7 +80,7 @@ def read(cfg: Config) -> tuple[Video, ...]:
 def single(cfg: Config, video: Video) -> Config:
     """The config that makes this video alone, without the prompt file, under a name that follows from the prompt."""
     line = dataclasses.asdict(video) | {"prompts": None}
-    del line["output"]
+    del line["output"], line["drawn"]
     lists = {key: () if line[key] is None else (line[key],) for key in LISTS}
     return cfg.model_copy(update={**line, **lists})
 
@@ -125,9 +129,10 @@ def default_stem(prompt: str, seed: int, width: int, height: int, num_frames: in
     """`a-red-circle-moving-left-seed7-96x96x17`: the prompt's words, the seed, width x height x frames.
 
     Letters and digits of every script are kept, in lower case, and all else becomes one hyphen, so that the name is
-    legal on every file system; a prompt without any letter gives `video`. A long prompt is cut after a word.
+    legal on every file system; a prompt without any letter gives `video`. A long prompt is cut after a word. A line of
+    a prompt file whose seed is -1 gives `seed-random`, the same when its command runs again.
     """
-    return f"{_slug(prompt)}-seed{seed}-{width}x{height}x{num_frames}"
+    return f"{_slug(prompt)}-seed{'-random' if seed < 0 else seed}-{width}x{height}x{num_frames}"
 
 
 def _slug(prompt: str) -> str:

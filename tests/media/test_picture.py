@@ -78,6 +78,11 @@ def test_greys_by_their_profile(tmp_path, gamma):
     assert abs(pixels(open_image(path))[0] - right).max() <= 1
 
 
+def test_transparent_greys_by_their_profile(tmp_path):
+    picture = open_picture(saved(tmp_path, [[[128, 255], [128, 0]]], icc_profile=icc.grey(1.0)))
+    assert pixels(picture.rgb).tolist() == [[[188] * 3] * 2] and pixels(picture.alpha).tolist() == [[255, 0]]
+
+
 def test_greys_with_a_profile_of_rgb(tmp_path):
     path = saved(tmp_path, np.full((8, 8), 128), "a.jpg", icc_profile=icc.rgb(icc.SRGB, 1.0), quality=100)
     assert open_image(path).getpixel((4, 4)) == (188, 188, 188)
@@ -163,6 +168,13 @@ def test_without_the_package_the_sentence_names_the_extra(tmp_path, monkeypatch)
     for read in (open_image, read_video):
         with pytest.raises(UserError, match=r"a\.heic cannot be read.*HEIC photo; pip install 'maxdiffusion\[heif\]'"):
             read(path)
+
+
+def test_a_photo_with_a_gain_map_is_one_picture(tmp_path):
+    photo, gain = Image.new("RGB", (64, 48), "red"), Image.new("RGB", (16, 12))
+    photo.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[gain])
+    assert read_video(tmp_path / "a.jpg").shape == (1, 48, 64, 3)
+    assert open_image(str(tmp_path / "a.jpg")).getpixel((30, 20))[0] > 240
 
 
 # ---- alpha
@@ -255,6 +267,23 @@ def test_a_picture_that_ends_early_is_one_sentence(tmp_path, suffix, part):
     path.write_bytes(data[: int(len(data) * part)])
     with pytest.raises(UserError, match=r"damaged or not whole; save or download it again"):
         open_image(str(path))
+
+
+def test_a_picture_that_would_fill_the_memory(tmp_path, monkeypatch):
+    path = saved(tmp_path, np.zeros((64, 64, 3)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"a\.png has more than 2,000 pixels; make it smaller"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "png"])
+def test_other_depths_and_spaces(tmp_path, suffix):
+    if suffix == "tiff":
+        Image.new("LAB", (4, 4), (136, 128 + 60, 128 + 40)).save(tmp_path / "a.tiff")  # CIELAB 53, 60, 40
+        assert np.abs(icc.lab_of(open_image(str(tmp_path / "a.tiff")).getpixel((1, 1))) - (53.3, 60, 40)).max() < 2
+    else:
+        Image.new("1", (4, 4), 1).save(tmp_path / "a.png")
+        assert open_image(str(tmp_path / "a.png")).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_a_folder_is_no_image(tmp_path):

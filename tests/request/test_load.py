@@ -178,6 +178,55 @@ def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("[close-up] a cat", ("[close-up] a cat",)),
+        ("[a] b [c]", ("[a] b [c]",)),
+        ("[close-up]", ("[close-up]",)),
+        ("[a cat in the rain]", ("[a cat in the rain]",)),
+        ("[scene: night, rain]", ("[scene: night, rain]",)),
+        ("[[a, b], c]", ("[[a, b], c]",)),
+        ("[a, b", ("[a, b",)),
+        ("['", ("['",)),
+        ("[a, b]", ("a", "b")),
+        ('["close-up"]', ("close-up",)),
+        ("['a, b', c]", ("a, b", "c")),
+        ("[a\\, b]", ("a\\", "b")),
+    ],
+)
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+def test_brackets_of_a_prompt(place: Path, key: str, text: str, prompts: tuple[str, ...]) -> None:
+    cfg = request.load(["base.yml", f"{key}={text}"]).cfg
+    assert getattr(cfg, key) == prompts
+    said = "its brackets are text" in cfg.describe()
+    assert said == (text.endswith("]") and prompts == (text,))
+
+
+def test_brackets_of_other_keys_are_lists(place: Path) -> None:
+    assert request.load(["base.yml", "seed=[7]"]).cfg.seed == (7,)
+    assert request.load(["base.yml", "verify=true", "verify_against=[attention=ring]"]).cfg.verify_against == (
+        "attention=ring",
+    )
+
+
+@pytest.mark.parametrize("name", ["a$b.png", "$HOME", "cost $5 ${x}.png"])
+def test_a_dollar_in_the_name_of_a_file_is_kept(place: Path, name: str) -> None:
+    Image.new("RGB", (64, 64)).save(place / name, "PNG")
+    words = ["model_name=wan2.2-ti2v-5b", "size=64*64"]
+    for given in (name, str(place / name)):
+        assert request.load(["base.yml", *words, f"image={given}"]).cfg.image == (given,)
+    (place / "image.yml").write_text(f"model_name: wan2.2-ti2v-5b\nprompt: x\nsize: 64*64\nimage: './{name}'\n")
+    assert request.load(["image.yml"]).cfg.image == (str(place / name),)
+    (place / "p.jsonl").write_text(json.dumps({"image": name, "output": "a"}))
+    assert request.load(["base.yml", *words, "prompts=p.jsonl"]).videos[0].image == name
+
+
+def test_a_seed_of_minus_1_is_to_be_drawn(place: Path) -> None:
+    assert request.load(["base.yml", "base_seed=-1"]).cfg.seed == (-1,)
+    assert [video.seed for video in request.load(["base.yml", "prompt=[a, b]", "seed=[-1, 3]"]).videos] == [-1, 3]
+
+
 def test_save_files_extension_gives_the_format(place: Path) -> None:
     cfg = request.load(["base.yml", "save_file=new/folder/clip.webp"]).cfg
     assert (cfg.output_format, cfg.origins["output_format"]) == ("webp", "save_file")

@@ -77,7 +77,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"size": 480}', "line 1 gives size=480"),
         ('{"seed": "7"}', "line 1 gives seed='7', which is not an integer"),
         ('{"seed": true}', "line 1 gives seed=True, which is not an integer"),
-        ('{"seed": -1}', "line 1 gives seed=-1; it must be from 0"),
+        ('{"seed": -2}', "line 1 gives seed=-2; it must be from 0"),
         ('{"prompt": ["a"]}', "which is not text"),
         ('{"prompt": " "}', "line 1 has no prompt"),
         ('{"prompt": null}', "which is not text"),
