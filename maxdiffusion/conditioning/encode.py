@@ -59,9 +59,10 @@ class Inputs:
         return distributed.digest(jax.tree.leaves(self.by_kind))
 
     def record(self) -> dict[str, Any]:
-        """What was used of each input video, as JSON types: key -> file, fps, frames, colour."""
+        """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
         given = jax.tree.leaves(self.by_kind, is_leaf=lambda value: isinstance(value, ControlVideo))
-        return {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
+        videos = {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
+        return videos | {at: dict(changed) for at, changed in self.images.items()}
 
 
 def read(job: Job) -> Inputs:
