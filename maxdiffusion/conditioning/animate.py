@@ -20,6 +20,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
@@ -38,13 +39,13 @@ Fields = dict[str, Any]
 
 
 class Inputs(NamedTuple):
-    """The contents of the files, `num_frames` each, in their own sizes; background and mask in replace mode only."""
+    """The contents of the files, in the result's size but for faces; background and mask in replace mode only."""
 
     characters: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
-    pose: UInt8[np.ndarray, "f _ _ 3"]
-    face: UInt8[np.ndarray, "f _ _ 3"]
-    background: UInt8[np.ndarray, "f _ _ 3"] | None
-    mask: UInt8[np.ndarray, "f _ _ 3"] | None
+    pose: ControlVideo
+    face: ControlVideo
+    background: ControlVideo | None
+    mask: ControlVideo | None
 
 
 def read(job: Job, images: Images) -> Inputs:
@@ -54,14 +55,13 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    frames, size = cfg.num_frames, control_video.one_size(job)
-    pose = control_video.read("pose_video", str(cfg.pose_video), frames, *size)
-    face = control_video.read("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
+    size = control_video.one_size(job)
+    pose = control_video.read(cfg, "pose_video", str(cfg.pose_video), *size)
+    face = control_video.read(cfg, "face_video", str(cfg.face_video), FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
-        background = control_video.read("background_video", str(cfg.background_video), frames, *size)
-        mask = control_video.read("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
-        background, mask = background[:frames], mask[:frames]
+        background = control_video.read(cfg, "background_video", str(cfg.background_video), *size)
+        mask = control_video.read(cfg, "mask_video", str(cfg.mask_video), *size, background)
     characters = {at: np.asarray(image) for at, image in images.items()}
     for at, image in characters.items():
         (own_height, own_width, _), (h, w) = image.shape, inside(image, *size)
@@ -71,7 +71,7 @@ def read(job: Job, images: Images) -> Inputs:
                 f"{size[0]}; give an image that is not as narrow."
             )
         log.info("image %s: %d x %d pixels, made %d x %d on black", at, own_width, own_height, w, h)
-    return Inputs(characters, pose[:frames], face[:frames], background, mask)
+    return Inputs(characters, pose, face, background, mask)
 
 
 def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
@@ -113,8 +113,8 @@ class Performer:
     def _act(self, segment: int) -> tuple[jax.Array, jax.Array]:
         """Latents of the pose, and the face in pixels: the same for every batch and expert."""
         frames = self._segments.frames_of(self._segments.starts[segment])
-        pose = self._vae.encode(parallel.put(to_float(self._given.pose[frames], *self._size)[None]))
-        face = parallel.put(to_float(self._given.face[frames], self._square, self._square)[None])
+        pose = self._vae.encode(parallel.put(to_float(self._given.pose.frames[frames], *self._size)[None]))
+        face = parallel.put(to_float(self._given.face.frames[frames], self._square, self._square)[None])
         return pose, face
 
     def fields(
@@ -130,7 +130,8 @@ class Performer:
             np.ones((len(frames), *self._size), np.float32),
         )
         if given.background is not None and given.mask is not None:
-            shown, unknown = to_float(given.background[frames], *self._size), to_grey(given.mask[frames], *self._size)
+            shown = to_float(given.background.frames[frames], *self._size)
+            unknown = to_grey(given.mask.frames[frames], *self._size)
         with self._stages("control"):
             channels = []
             for row, character in enumerate(characters):

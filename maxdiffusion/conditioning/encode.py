@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.dit.context import Context, Contexts
@@ -56,6 +57,12 @@ class Inputs:
     def digest(self) -> str:
         """See `distributed.digest`."""
         return distributed.digest(jax.tree.leaves(self.by_kind))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
+        given = jax.tree.leaves(self.by_kind, is_leaf=lambda value: isinstance(value, ControlVideo))
+        videos = {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
+        return videos | {at: dict(changed) for at, changed in self.images.items()}
 
 
 def read(job: Job) -> Inputs:

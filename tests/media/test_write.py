@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import read_video
+from maxdiffusion.media.read import probe, read_clip, read_video, times
 from maxdiffusion.media.write import FORMATS, write
 from tests.support.media import CLIPS, read_metadata
 
@@ -284,3 +285,12 @@ def test_killed_at_any_moment_every_named_file_is_whole(tmp_path):
     for path in named:
         assert read_video(path).shape == (9, 64, 64, 3)
     assert all(path.name.endswith(".part") for path in tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("rate", ["30000/1001", "24000/1001", "60000/1001", "25/2", "16", "240"])
+def test_an_mp4_has_exactly_its_rate(tmp_path, rate):
+    frames = np.zeros((7, 16, 16, 3), np.uint8)
+    write(frames, tmp_path / "a.mp4", Fraction(rate), "mp4", {})
+    info = probe(tmp_path / "a.mp4")
+    assert (info.fps, info.frames) == (Fraction(rate), 7)
+    assert read_clip(tmp_path / "a.mp4", times(20, Fraction(rate))).indices == tuple(range(7))
