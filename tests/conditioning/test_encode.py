@@ -47,7 +47,11 @@ def test_the_inputs_tell_what_was_converted(tmp_path):
     paths = [str(tmp_path / name) for name in ("plain.png", "adobe.png", "cut-out.png")]
     words = [f"image=[{', '.join(paths)}]", "prompt=a cat", f"output_dir={tmp_path}"]
     read = conditioning.read(request.load([str(CONFIGS / "wan_tiny_i2v.yml"), *words]))
-    assert read.record() == read.images == {
-        paths[1]: {"colour": "Adobe RGB made sRGB"},
-        paths[2]: {"alpha": "what is transparent shows the colours stored below it"},
-    }
+    assert (
+        read.record()
+        == read.images
+        == {
+            paths[1]: {"colour": "Adobe RGB made sRGB"},
+            paths[2]: {"alpha": "what is transparent shows the colours stored below it"},
+        }
+    )
