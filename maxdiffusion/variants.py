@@ -21,6 +21,10 @@ NEGATIVE_PROMPT = (
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+ANIMATE_PROMPT = (
+    "视频中的人在做动作"  # "the person in the video is moving": wan_animate_14B.py of the official repository
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
@@ -118,7 +122,7 @@ ANIMATE = Task(
         "prev_segment_conditioning_frames",
     ),
     needs=("image", "pose_video", "face_video"),
-    conditions=("image_tokens", "animate"),
+    conditions=("character_tokens", "animate"),
     shaped_by="pose_video",
     extra_channels=True,
     segmented=True,
@@ -135,8 +139,8 @@ class WanSpec:
     `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
     them); None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
     the default first, and `flow_shift_480p` is the shift up to 832 x 480 pixels. Strides are (frames, height, width).
-    Each field from `num_inference_steps` to `boundary_ratio` but `flow_shift_480p` is the default of the config key of
-    its name.
+    Each field from `num_inference_steps` to `prompt` but `flow_shift_480p` is the default of the config key of its
+    name.
     """
 
     name: str
@@ -154,6 +158,7 @@ class WanSpec:
     flow_shift_480p: float | None = None
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
+    prompt: str | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -274,6 +279,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     guidance_scale=1.0,
     num_frames=77,
     fps=30,
+    prompt=ANIMATE_PROMPT,
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
 )
 

@@ -161,8 +161,8 @@ class Config(BaseModel):
     """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ."""
 
     # ---- prompt
-    prompt: Texts = _key("prompt", ())
-    """What to show; a list makes several videos."""
+    prompt: Texts = _key("prompt", (), from_variant=True)
+    """What to show; a list makes several videos. Animate has the official default text."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
     and height, output (its name); what is done is skipped when the same command runs again."""
