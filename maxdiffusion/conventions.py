@@ -22,7 +22,8 @@ class Conventions:
       start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos.
       character: resizing of Animate's character: bilinear, as OpenCV, or Lanczos.
       size: what `size=W*H` means beside an image: an area in the image's proportions, or exactly W x H.
-      references: order of VACE's references on the frame axis: as named, or reversed.
+      references: VACE's references on the frame axis: as named, scaled from their own size; or reversed, scaled from
+        multiples of the VAE's stride.
       control_frames: frames of a control video longer than the result: spread over all of it, or its first.
     """
 
