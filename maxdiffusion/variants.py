@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import sizes
 
 # The negative prompt of the official repositories (`sample_neg_prompt`). Only WAN 2.1 adds to it for image inputs: no
 # shaking camera, and between two images no cut.
@@ -68,6 +69,7 @@ class Task:
       needs: the required ones among them.
       conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
       shaped_by: the key whose image or video gives `size=auto` its proportions.
+      official_size: the official rule for a size in an image's proportions.
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
@@ -81,6 +83,7 @@ class Task:
     needs: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     shaped_by: str = "video"
+    official_size: sizes.Rule = sizes.rounded  # the official code makes none of a video
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
@@ -96,12 +99,13 @@ I2V = Task(
     needs=("image",),
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
+    official_size=sizes.floored,
     extra_channels=True,
     pipeline_class="WanImageToVideoPipeline",
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
 FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
-TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image")
+TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image", official_size=sizes.nearest)
 VACE = Task(
     "VACE",
     takes=("video", "mask", "reference_images", "conditioning_scale"),
@@ -177,6 +181,11 @@ class WanSpec:
     def height(self) -> int:
         """The default height, that of the first of `sizes`."""
         return self.sizes[0][1]
+
+    @property
+    def size_step(self) -> int:
+        """What width and height in pixels are multiples of."""
+        return max(self.vae_stride[axis] * self.patch[axis] for axis in (1, 2))
 
     @property
     def dims(self) -> Dims | None:

@@ -27,6 +27,7 @@ COMMAND_LINE = "command line"
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
+_SIZES = {"size", "width", "height"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,16 @@ def parse(argv: Sequence[str]) -> Values:
       argv: the command line without the program's name.
 
     Returns:
-      Key -> value, aliases replaced, paths expanded; `size` where it is auto.
+      Key -> value, aliases replaced, paths expanded; and `size` where it decides width and height.
 
     Raises:
       UserError: an unknown key, contradicting values, a YAML file that cannot be read, a path that cannot exist.
     """
     file, pairs = _split(argv)
-    values = _canonical(_read_yaml(file)) | _canonical(_read_words(pairs))
+    values, words = _canonical(_read_yaml(file)), _canonical(_read_words(pairs))
+    for key in _SIZES if "size" in words else {"size"} if _SIZES & words.keys() else ():
+        values.pop(key, None)
+    values |= words
     _apply_ring_size(values)
     _expand_paths(values, paths.parse(file).parent)
     return values
@@ -204,7 +208,7 @@ def _no_file(file: str) -> str:
 
 
 def _canonical(source: Values) -> Values:
-    """Aliases under their keys, nulls dropped; `ring_size` and `size=auto` stay until both sources are merged."""
+    """Aliases under their keys, nulls dropped; `ring_size` and `size` stay until both sources are merged."""
     result: Values = {}
     for name, entry in source.items():
         if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
@@ -233,7 +237,7 @@ def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif value == "auto":
         yield "size", value
     elif size := parse_size(value):
-        yield from zip(("width", "height"), size, strict=True)
+        yield from zip(("size", "width", "height"), (value, *size), strict=True)
     else:
         raise UserError(
             f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720, or auto."

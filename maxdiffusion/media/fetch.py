@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import http.client
-import math
 import tempfile
 import threading
 import urllib.parse
@@ -116,18 +115,3 @@ class _NoFTP(urllib.request.FTPHandler):
 
     def ftp_open(self, request: urllib.request.Request) -> NoReturn:
         raise OSError("it leads to ftp")
-
-
-def size_within(area: int, image: tuple[int, int], step: int) -> tuple[int, int]:
-    """(width, height) in the proportions of an image of that (width, height), in multiples of `step`, at most `area`.
-
-    Reference: the example of `diffusers.WanImageToVideoPipeline`.
-    """
-    aspect = image[1] / image[0]
-    height, width = (round(math.sqrt(area * ratio)) // step * step for ratio in (aspect, 1 / aspect))
-    if not min(width, height):
-        raise UserError(
-            f"An image of {image[0]} x {image[1]} pixels is too narrow for a video of its proportions; "
-            "crop it, or give width and height."
-        )
-    return width, height

@@ -100,9 +100,9 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["image=a.png"], "image is not used by wan2.1-t2v-1.3b, whose model_type is T2V"),
     (["model_name=wan2.1-i2v-14b-480p"], "wan2.1-i2v-14b-480p needs image; write image=FILE"),
-    (["model_name=wan2.1-flf2v-14b", "image=a.png", "size=832*480"], "wan2.1-flf2v-14b needs last_image"),
+    (["model_name=wan2.1-flf2v-14b", "image=a.png", "width=832", "height=480"], "wan2.1-flf2v-14b needs last_image"),
     (
-        ["model_name=wan2.1-flf2v-14b", "image=a.png", "last_image=b.png", "size=832*480", "num_frames=1"],
+        ["model_name=wan2.1-flf2v-14b", "image=a.png", "last_image=b.png", "width=832", "num_frames=1"],
         "A video of num_frames=1 cannot end with another image; write num_frames=81",
     ),
     (["model_name=wan2.2-ti2v-5b", "image=none.png"], "none.png does not exist"),
