@@ -19,7 +19,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import ACCURATE
+from maxdiffusion.media.colour import ACCURATE
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
