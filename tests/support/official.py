@@ -161,6 +161,18 @@ class _Normalize:
         return (image - self.mean) / self.std
 
 
+def scheduler(solver: str, steps: int, shift: float) -> Any:
+    """The scheduler of "unipc" or "dpm++" as the official pipelines set it."""
+    if solver == "unipc":
+        made = load("utils.fm_solvers_unipc").FlowUniPCMultistepScheduler(shift=1, use_dynamic_shifting=False)
+        made.set_timesteps(steps, device="cpu", shift=shift)
+        return made
+    solvers = load("utils.fm_solvers")
+    made = solvers.FlowDPMSolverMultistepScheduler(shift=1, use_dynamic_shifting=False)
+    solvers.retrieve_timesteps(made, device="cpu", sigmas=solvers.get_sampling_sigmas(steps, shift))
+    return made
+
+
 # ---- a checkpoint of tiny random nets
 
 
