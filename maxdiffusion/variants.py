@@ -69,7 +69,9 @@ class Task:
       needs: the required ones among them.
       conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
       shaped_by: the key whose image or video gives `size=auto` its proportions.
-      official_size: the official rule for a size in an image's proportions.
+      official_size: the official rule for a size in the proportions of that image or video.
+      size_is_area: whether size=W*H is an area beside it, by the official conventions.
+      as_long_as: the key of the video that `num_frames` follows by default.
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
@@ -83,7 +85,9 @@ class Task:
     needs: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     shaped_by: str = "video"
-    official_size: sizes.Rule = sizes.rounded  # the official code makes none of a video
+    official_size: sizes.Rule = sizes.rounded  # the official code has no video to video
+    size_is_area: bool = False
+    as_long_as: str = ""
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
@@ -100,16 +104,26 @@ I2V = Task(
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
     official_size=sizes.floored,
+    size_is_area=True,
     extra_channels=True,
     pipeline_class="WanImageToVideoPipeline",
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
 FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
-TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image", official_size=sizes.nearest)
+TI2V = Task(
+    "TI2V",
+    takes=("image",),
+    conditions=("first_frame",),
+    shaped_by="image",
+    official_size=sizes.nearest,
+    size_is_area=True,
+)
 VACE = Task(
     "VACE",
     takes=("video", "mask", "reference_images", "conditioning_scale"),
     conditions=("vace",),
+    official_size=sizes.within,
+    size_is_area=True,
     pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
 )
@@ -128,6 +142,8 @@ ANIMATE = Task(
     needs=("image", "pose_video", "face_video"),
     conditions=("character_tokens", "animate"),
     shaped_by="pose_video",
+    official_size=sizes.own,
+    as_long_as="pose_video",
     extra_channels=True,
     segmented=True,
     reference_frames=1,

@@ -73,6 +73,7 @@ OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
+MAX_FRAMES = 4093
 VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
 
 # Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
@@ -181,8 +182,8 @@ class Config(BaseModel):
     """Pixels, a multiple of 16."""
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
-    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=4093)
-    """Frames, 4n+1."""
+    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
+    """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
     fps: int = _key("video", VARIANT, from_variant=True, ge=1, le=240)
     """Frames per second of the written video."""
 

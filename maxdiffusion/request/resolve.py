@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,14 @@ def resolve(values: Values) -> Job:
     values = dict(values)
     spec, transformer = _variant(values)
     proportions = _apply_size(values, spec)
+    as_long = "num_frames" not in values and spec.task.as_long_as
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
     cfg = typed(values)
     checks.check_keys(cfg, spec)
+    if as_long and getattr(cfg, as_long) and not cfg.inspect:
+        values["num_frames"] = _length(as_long, cfg)
+        cfg = typed(values)
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
@@ -106,7 +111,7 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     """Makes width and height in the proportions of the (first) image or video.
 
     `size=auto`, the default where one is given, has the variant's area; `size=W*H` is an area by the official
-    conventions, where an image decides.
+    conventions, where the task says so.
 
     Returns:
       What decides the sizes of a prompt file's images; None where no image does.
@@ -117,9 +122,9 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
     conventions = CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
-    by_image = conventions.size == "area" and key == "image"
+    is_area = conventions.size == "area" and spec.task.size_is_area
     area, why = None if sides else spec.width * spec.height, "size=auto"
-    if size and by_image and not auto:
+    if size and is_area and not auto:
         area = math.prod(int(side.value) for side in sides)
         why = f"{size.origin}, size={size.value} is an area with conventions={conventions.name}"
     rule = spec.task.official_size if conventions.size == "area" else rounded
@@ -132,7 +137,7 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
         own = _size_of(key, location)
         for side, pixels in zip(("width", "height"), proportions.size(area, own), strict=True):
             values[side] = Value(str(pixels), f"{why}, {key} {location} has {own[0]} x {own[1]} pixels")
-    return proportions if by_image else None
+    return proportions if is_area and key == "image" else None
 
 
 def _size_of(key: str, location: str) -> tuple[int, int]:
@@ -143,6 +148,16 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
 
     video = probe(location)
     return video.width, video.height
+
+
+def _length(key: str, cfg: Config) -> Value:
+    """As many frames as a video shows at `fps`; of a still image, the variant's default."""
+    from maxdiffusion.media.read import read_clip, times  # numpy, as above
+
+    path = getattr(cfg, key)
+    clip = read_clip(path, times(schema.MAX_FRAMES + 1, Fraction(cfg.fps)), lambda frame: frame[:1, :1])
+    count = cfg.num_frames if clip.still else len(clip.frames)
+    return Value(str(count), f"the length of {key} {path}")
 
 
 # ---- the variant and its defaults
