@@ -40,7 +40,7 @@ def run(job: Job) -> list[AnyPath]:
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         vae = functools.cache(functools.partial(s.load, "vae"))
         for videos, finished in given.finished:
-            paths += save(s, vae, videos, finished)
+            paths += save(s, vae, inputs, videos, finished)
         if not given.finished:
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
@@ -50,13 +50,17 @@ def run(job: Job) -> list[AnyPath]:
                 if work.last:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
-                    paths += save(s, vae, sampler.videos(work), denoised)
+                    paths += save(s, vae, inputs, sampler.videos(work), denoised)
     logger.info("%s", s.stages.clock.table())
     return paths
 
 
 def save(
-    s: session.Session, vae: Callable[[], WanVAE], videos: tuple[Video, ...], denoised: Float[np.ndarray, "b f h w c"]
+    s: session.Session,
+    vae: Callable[[], WanVAE],
+    inputs: conditioning.Inputs,
+    videos: tuple[Video, ...],
+    denoised: Float[np.ndarray, "b f h w c"],
 ) -> list[AnyPath]:
     """Decodes and writes files: latents first, then videos, records last."""
     with output.reserved(s.job, videos, denoised) as files:
@@ -66,5 +70,5 @@ def save(
             clips = frames.collect(chunks, advance)
         with s.stages("encode", len(videos), "videos") as advance:
             paths = files.write(clips, advance)
-        files.record(versions(), s.stages.clock.as_dict())
+        files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     return paths

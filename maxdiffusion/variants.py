@@ -96,7 +96,7 @@ class Task:
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "strength"), conditions=("video_to_video",))
+T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",))
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
@@ -120,7 +120,7 @@ TI2V = Task(
 )
 VACE = Task(
     "VACE",
-    takes=("video", "mask", "reference_images", "conditioning_scale"),
+    takes=("video", "mask", "input_frames", "reference_images", "conditioning_scale"),
     conditions=("vace",),
     official_size=sizes.within,
     size_is_area=True,
@@ -136,6 +136,7 @@ ANIMATE = Task(
         "mode",
         "background_video",
         "mask_video",
+        "input_frames",
         "segment_frame_length",
         "prev_segment_conditioning_frames",
     ),

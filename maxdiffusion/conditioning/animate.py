@@ -20,6 +20,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.image import Originals, encode_tokens, read_originals, token_shapes
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
@@ -41,13 +42,13 @@ Resizing = Literal["bilinear", "lanczos"]  # `Conventions.character`
 
 
 class Inputs(NamedTuple):
-    """The characters on black, and `num_frames` of each video in its own size; background and mask to replace only."""
+    """The characters on black, and videos in the result's size but for faces; background and mask to replace only."""
 
     characters: Mapping[str, UInt8[np.ndarray, "h w 3"]]
-    pose: UInt8[np.ndarray, "f _ _ 3"]
-    face: UInt8[np.ndarray, "f _ _ 3"]
-    background: UInt8[np.ndarray, "f _ _ 3"] | None
-    mask: UInt8[np.ndarray, "f _ _ 3"] | None
+    pose: ControlVideo
+    face: ControlVideo
+    background: ControlVideo | None
+    mask: ControlVideo | None
 
 
 def read(job: Job, images: Images) -> Inputs:
@@ -57,14 +58,13 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    frames, size = cfg.num_frames, control_video.one_size(job)
-    pose = control_video.read("pose_video", str(cfg.pose_video), frames, *size)
-    face = control_video.read("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
+    size = control_video.one_size(job)
+    pose = control_video.read(cfg, "pose_video", *size)
+    face = control_video.read(cfg, "face_video", FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
-        background = control_video.read("background_video", str(cfg.background_video), frames, *size)
-        mask = control_video.read("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
-        background, mask = background[:frames], mask[:frames]
+        background = control_video.read(cfg, "background_video", *size)
+        mask = control_video.read(cfg, "mask_video", *size, background)
     characters = _characters(images, *size, job.conventions.character)
     for at, image in images.items():
         _, _, h, w = box((image.height, image.width), *size, job.conventions.character)
@@ -72,7 +72,7 @@ def read(job: Job, images: Images) -> Inputs:
             "image %s: %d x %d pixels, made %d x %d on black (%s)",
             *(at, image.width, image.height, w, h, job.conventions.character),
         )
-    return Inputs(characters, pose[:frames], face[:frames], background, mask)
+    return Inputs(characters, pose, face, background, mask)
 
 
 def _characters(images: Images, height: int, width: int, how: Resizing) -> dict[str, np.ndarray]:
@@ -132,8 +132,8 @@ class Performer:
     def _act(self, segment: int) -> tuple[jax.Array, jax.Array]:
         """Latents of the pose, and the face in pixels: the same for every batch and expert."""
         frames = self._segments.frames_of(self._segments.starts[segment])
-        pose = self._vae.encode(parallel.put(to_float(self._given.pose[frames], *self._size)[None]))
-        face = parallel.put(to_float(self._given.face[frames], self._square, self._square)[None])
+        pose = self._vae.encode(parallel.put(to_float(self._given.pose.frames[frames], *self._size)[None]))
+        face = parallel.put(to_float(self._given.face.frames[frames], self._square, self._square)[None])
         return pose, face
 
     def fields(
@@ -149,7 +149,8 @@ class Performer:
             np.ones((len(frames), *self._size), np.float32),
         )
         if given.background is not None and given.mask is not None:
-            shown, unknown = to_float(given.background[frames], *self._size), to_grey(given.mask[frames], *self._size)
+            shown = to_float(given.background.frames[frames], *self._size)
+            unknown = to_grey(given.mask.frames[frames], *self._size)
         with self._stages("control"):
             channels = []
             for row, character in enumerate(characters):

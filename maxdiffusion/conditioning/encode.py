@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.dit.context import Context, Contexts
@@ -48,6 +49,11 @@ class Inputs:
     def digest(self) -> str:
         """See `distributed.digest`."""
         return distributed.digest(jax.tree.leaves(self.by_kind))
+
+    def record(self) -> dict[str, Any]:
+        """What was used of each input video, as JSON types: key -> file, fps, frames, colour."""
+        given = jax.tree.leaves(self.by_kind, is_leaf=lambda value: isinstance(value, ControlVideo))
+        return {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
 
 
 def read(job: Job) -> Inputs:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """The contents of the files."""
 
-    video: Float[np.ndarray, "f h w 3"]  # [-1, 1]
-    mask: Float[np.ndarray, "f h w 3"]  # 0..1, from 0.5 on generated
+    video: ControlVideo | None
+    mask: ControlVideo | None  # from half of white on generated
     references: tuple[Float[np.ndarray, "h w 3"], ...]  # [-1, 1], in the order of the frame axis
 
 
@@ -45,20 +46,14 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too small or narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    frames, size = cfg.num_frames, control_video.one_size(job)
-    shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
-    mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
-    if cfg.video:
-        video = control_video.read("video", cfg.video, frames, *size)
-        shown = to_float(video[:frames], *size)
-        if cfg.mask:
-            white = control_video.read("mask", cfg.mask, frames, *size, ("video", video))
-            mask = (to_float(white[:frames], *size) + 1) / 2
+    size = control_video.one_size(job)
+    video = control_video.read(cfg, "video", *size) if cfg.video else None
+    mask = control_video.read(cfg, "mask", *size, video) if cfg.mask else None
     paths, step = cfg.reference_images, 1
     if job.conventions.references == "reversed":
         paths, step = paths[::-1], job.spec.vae_stride[1]
     references = (on_canvas(_reference(path, *size, step), *size, step) for path in paths)
-    return Inputs(shown, mask, tuple(np.asarray(canvas) for canvas in references))
+    return Inputs(video, mask, tuple(np.asarray(canvas) for canvas in references))
 
 
 def _reference(path: str, height: int, width: int, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -95,9 +90,13 @@ def encode(s: Session, given: Inputs) -> list[Control]:
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
     scale = parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
-    vae = s.load("vae")
+    vae, size = s.load("vae"), (cfg.height, cfg.width)
+    video = (
+        np.zeros((cfg.num_frames, *size, 3), np.float32) if given.video is None else to_float(given.video.frames, *size)
+    )
+    mask = np.ones_like(video) if given.mask is None else (to_float(given.mask.frames, *size) + 1) / 2
     with s.stages("control"):
-        control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
+        control = jax.block_until_ready(Control(control_latents(vae, video, mask, given.references), scale))
     return [control] * len(s.job.videos)
 
 

@@ -6,9 +6,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr
 
 from maxdiffusion.attention.plan import names
 
@@ -39,6 +40,21 @@ def _degree(value: int) -> int:
     return value
 
 
+def _rate(value: Any) -> Any:
+    """Frames per second: 16, 24000/1001, or a decimal; 23.98, 29.97 and the like are N*1000/1001."""
+    try:
+        text = str(value).strip()
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("should be a number of frames per second, such as 16, 29.97 or 30000/1001") from None
+    digits = len(text.partition(".")[2])
+    ntsc = [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60, 120)]
+    rate = next((exact for exact in ntsc if digits >= 2 and round(exact, digits) == rate), rate)
+    if rate.denominator > 65535:  # an mp4 could not keep it
+        raise ValueError("should have at most four decimals, or be a fraction such as 30000/1001")
+    return rate
+
+
 def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
@@ -56,6 +72,11 @@ Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
+Rate = Annotated[
+    Fraction,
+    BeforeValidator(_rate),
+    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), when_used="json"),
+]
 OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
@@ -184,8 +205,8 @@ class Config(BaseModel):
     """Pixels, a multiple of 16."""
     num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
     """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
-    fps: int = _key("video", VARIANT, from_variant=True, ge=1, le=240)
-    """Frames per second of the written video."""
+    fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
+    """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
     # ---- control
     video: OptionalStr = _key("control", None, path="input", is_video=True)
@@ -208,6 +229,8 @@ class Config(BaseModel):
     """The scene without the actor (Animate)."""
     mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
     """White where the character stands (Animate)."""
+    input_frames: Literal["timed", "every"] = _key("control", "timed", of_the_program=False)
+    """Frames taken of input videos: those shown at the times of the result's, or every stored one."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)
@@ -402,6 +425,11 @@ def group(name: str) -> list[str]:
     return [key for key, about in KEYS.items() if about.group == name]
 
 
+def videos() -> list[str]:
+    """The keys of input videos."""
+    return [key for key, about in KEYS.items() if about.is_video]
+
+
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """(key, group, default as text, help with bounds and alias) of every key, in the order of the schema."""
     for name, info in Config.model_fields.items():
@@ -428,4 +456,4 @@ def _shown(value: Any) -> str:
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
     if value is None or value == [] or value == {}:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, str | Fraction) else json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ ACCURATE = (
 GAMMA = 2.4  # of an SDR screen (BT.1886)
 WHITE = 203.0  # cd/m2 of diffuse white in HDR (BT.2408), the white of SDR
 PEAK = 1000.0  # cd/m2, the nominal peak of HLG (BT.2100)
-KNEE = 0.9  # of white: brighter light is compressed, so that white is 251 of 255 and highlights keep their shape
+KNEE = 0.95  # of white: brighter light is compressed, so that white is 253 of 255 and highlights keep some shape
 
 Light = Float[np.ndarray, "*n"]
 
@@ -135,9 +135,10 @@ def _table(hdr: Transfer | None) -> Float[np.ndarray, 65536]:
 
 
 def _gamut(frame: VideoFrame) -> Gamut | None:
-    """Its gamut where that is wider than BT.709; HDR that is unmarked has BT.2020."""
-    unmarked = ColorPrimaries.BT2020 if frame.color_trc in HDR else None
-    return WIDE.get(unmarked if frame.color_primaries == _UNMARKED and unmarked else frame.color_primaries)
+    """Its gamut where that is wider than BT.709; unmarked HDR and frames of BT.2020's matrix have BT.2020."""
+    if frame.color_primaries == _UNMARKED and (frame.color_trc in HDR or frame.colorspace == Colorspace.BT2020):
+        return BT2020
+    return WIDE.get(frame.color_primaries)
 
 
 def _matrix(frame: VideoFrame) -> tuple[str, int]:

@@ -12,14 +12,20 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import distributed
 
 
+def resized(frame: UInt8[np.ndarray, "h1 w1 c"], height: int, width: int) -> UInt8[np.ndarray, "h w c"]:
+    """The frame resized by PIL's Lanczos filter; itself where it has that size."""
+    if frame.shape[:2] == (height, width):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
+
+
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
     """Resize frames of another size by PIL's Lanczos filter, then map 0..255 to [-1, 1] in float32.
 
     Reference: diffusers `VideoProcessor.preprocess_video`.
     """
     if frames.shape[1:3] != (height, width):
-        resized = (Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames)
-        frames = np.stack([np.asarray(frame) for frame in resized])
+        frames = np.stack([resized(frame, height, width) for frame in frames])
     return frames.astype(np.float32) / np.float32(255) * 2 - 1
 
 

@@ -230,20 +230,21 @@ def _decoded(container: InputContainer, stream: VideoStream, source: Source) -> 
     usual = 1 / source.rate if source.rate else Fraction(1, 25)
     wide = stream.sample_aspect_ratio or Fraction(1)
     begin, last = None, Stored(Fraction(0), Fraction(0), functools.partial(np.empty, 0))
-    for frame in _shown_frames(container, stream, source):
+    count = 0
+    for count, frame in enumerate(_shown_frames(container, stream, source), 1):
         base = frame.time_base or source.tick
         at = None if frame.pts is None else frame.pts * base
         begin = at if begin is None else begin
         # Damage may leave a frame without a time, or with one before its predecessor's.
         start = last.end if at is None or begin is None else max(at - begin, last.start)
         end = start + (frame.duration * base if frame.duration else usual)
-        if last.end == 0:
+        if count == 1:
             source.colour = colour.describe(frame)
         last = Stored(start, end, functools.partial(_square_pixels, frame, wide))
         yield last
     if source.seconds and source.seconds - last.end > 1.5 * usual:
         source.missing = source.seconds - last.end
-    source.seconds = source.seconds or last.end
+    source.seconds, source.count = last.end, source.count or count
 
 
 def _shown_frames(container: InputContainer, stream: VideoStream, source: Source) -> Iterator[VideoFrame]:

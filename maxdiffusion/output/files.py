@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,13 @@ class Output:
         distributed.on_process_0(write_all)
         return self.paths
 
-    def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
+    def record(
+        self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Write `<stem>.json`, which reproduces the video, beside each; list a prompt file's videos in its manifest.
 
-        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`. The video is recorded by its name
+        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
+        `conditioning.Inputs.record`. The video is recorded by its name
         alone, since both lie in one folder, which may be moved.
         """
 
@@ -68,7 +72,7 @@ class Output:
             for stem, path, video in zip(self._stems, self.paths, self._videos, strict=True):
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
                 record = {"output": path.name, "seed": video.seed, "config": config}
-                record |= {"versions": versions, "timings": timings}
+                record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self._videos)
 

@@ -63,6 +63,8 @@ def _needs(cfg: Config, spec: WanSpec) -> None:
         name = about.needs.partition("=")[0]
         if name and not schema.is_default(cfg, key) and schema.is_default(cfg, name):
             raise UserError(f"{key} is only used with {about.needs}; add that, or leave {key} out.")
+    if not schema.is_default(cfg, "input_frames") and not any(getattr(cfg, key) for key in schema.videos()):
+        raise UserError("input_frames is only used with an input video, and none is given; leave it out.")
 
 
 def _frames(cfg: Config, spec: WanSpec) -> None:
@@ -121,7 +123,7 @@ def _inputs(cfg: Config) -> None:
         path = getattr(cfg, key)
         if path and not paths.probe(path).is_file():
             raise UserError(f"{key}={path} is not an existing file; give the path of a .safetensors file of latents.")
-    for key in (key for key, about in schema.KEYS.items() if about.is_video):
+    for key in schema.videos():
         path = getattr(cfg, key)
         if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")

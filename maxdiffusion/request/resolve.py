@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +154,9 @@ def _length(key: str, cfg: Config) -> Value:
     from maxdiffusion.media.read import read_clip, times  # numpy, as above
 
     path = getattr(cfg, key)
-    clip = read_clip(path, times(schema.MAX_FRAMES + 1, Fraction(cfg.fps)), lambda frame: frame[:1, :1])
+    most = schema.MAX_FRAMES + 1
+    at = range(most) if cfg.input_frames == "every" else times(most, cfg.fps)
+    clip = read_clip(path, at, lambda frame: frame[:1, :1])
     count = cfg.num_frames if clip.still else len(clip.frames)
     return Value(str(count), f"the length of {key} {path}")
 

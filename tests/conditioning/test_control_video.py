@@ -19,46 +19,120 @@ def clip(folder, name, frames, height, width, fmt="png"):
     return str(path)
 
 
+def noise(frames, side):
+    return np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
+
+
+def config(**keys):
+    """The keys of a VACE run of 9 frames at 12 per second."""
+    given = {"model_name": "wan2.1-vace-1.3b", "prompt": "a cat", "num_frames": 9, "fps": 12} | keys
+    return request.load(["run.yml", *(f"{key}={value}" for key, value in given.items())]).cfg
+
+
+@pytest.fixture(autouse=True)
+def empty_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yml").write_text("")
+
+
 def test_what_is_used_of_a_video_is_logged(tmp_path, caplog):
     path = clip(tmp_path, "clip.mp4", 12, 64, 96, "mp4")
     with caplog.at_level(logging.INFO, "maxdiffusion"):
-        found = control_video.read("video", path, 9, 32, 48)
-    assert found.shape == (10, 64, 96, 3)
-    assert "video: the first 9 frames of 96 x 64 pixels at 12 per second, made 48 x 32" in caplog.text
+        found = control_video.read(config(video=path), "video", 32, 48)
+    assert found.frames.shape == (9, 32, 48, 3)
+    assert (
+        "video: 0.75 of 1 s at 12 per second, each frame as shown at 12 per second; "
+        "96 x 64 pixels, made 48 x 32; BT.709" in caplog.text
+    )
+    assert found.used.record() == {
+        "file": path,
+        "fps": 12,
+        "frames": {"first": 0, "last": 8, "count": 9},
+        "colour": "BT.709",
+    }
 
 
 @pytest.mark.parametrize(
-    ("frames", "size", "like", "words"),
+    ("frames", "size", "words"),
     [
-        (7, (64, 96), None, "has 7 frames, and num_frames=9 are to be made; give a longer one, or write num_frames=5"),
-        (
-            9,
-            (64, 64),
-            None,
-            "is 64 wide x 64 high, which 96 wide x 64 high would distort; crop it, or write size=64.64",
-        ),
-        (9, (64, 96), (9, 32, 48), "96 x 64 pixels and 9 frames, but video has 48 x 32 pixels and 9 frames"),
-        (9, (64, 96), (10, 64, 96), "and 9 frames, but video has 96 x 64 pixels and more than 9 frames"),
+        (7, (64, 96), "has 7 frames, and num_frames=9 are to be made; give a longer one, or write num_frames=5"),
+        (9, (64, 64), "is 64 wide x 64 high, which 96 wide x 64 high would distort; crop it, or write size=64.64"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(tmp_path, frames, size, like, words):
-    path = clip(tmp_path, "clip", frames, *size)
-    other = None if like is None else ("video", np.zeros((*like, 3), np.uint8))
+def test_what_does_not_fit_is_one_sentence(tmp_path, frames, size, words):
     with pytest.raises(UserError, match=words):
-        control_video.read("mask", path, 9, 64, 96, other)
+        control_video.read(config(video=clip(tmp_path, "clip", frames, *size)), "video", 64, 96)
+
+
+def test_a_mask_of_another_size_is_one_sentence(tmp_path):
+    cfg = config(video=clip(tmp_path, "a", 9, 32, 48), mask=clip(tmp_path, "b", 9, 64, 96))
+    video = control_video.read(cfg, "video", 64, 96)
+    with pytest.raises(UserError, match=r"mask=.* has 96 x 64 pixels, but video has 48 x 32"):
+        control_video.read(cfg, "mask", 64, 96, video)
+
+
+@pytest.mark.parametrize("fmt", ["mp4", "gif", "webp"])
+def test_a_film_that_is_too_short_is_told_in_seconds(tmp_path, fmt):
+    write(noise(20, 64), tmp_path / f"clip.{fmt}", 25, fmt, {})
+    cfg = config(video=tmp_path / f"clip.{fmt}", num_frames=17, fps=10)
+    words = (
+        r"lasts 0.8 s .20 frames.*, which is 8 frames at fps=10, .* write num_frames=5, or input_frames=every .*20 fr"
+    )
+    with pytest.raises(UserError, match=words):
+        control_video.read(cfg, "video", 64, 64)
+    every = cfg.model_copy(update={"input_frames": "every"})
+    assert control_video.read(every, "video", 64, 64).used.last == 16
+
+
+def test_video_and_mask_of_different_rates_stay_together(tmp_path):
+    """Brightness is the time: 30 and 24 stored frames per second, 16 shown."""
+    for name, rate in (("video", 30), ("mask", 24)):
+        levels = np.round(np.arange(2 * rate) * 120 / rate).astype(np.uint8)
+        write(
+            np.broadcast_to(levels[:, None, None, None], (2 * rate, 32, 32, 3)),
+            tmp_path / f"{name}.mp4",
+            rate,
+            "mp4",
+            {},
+        )
+    cfg = config(video=tmp_path / "video.mp4", mask=tmp_path / "mask.mp4", num_frames=29, fps=16)
+    video = control_video.read(cfg, "video", 32, 32)
+    mask = control_video.read(cfg, "mask", 32, 32, video)
+    right = np.arange(29) / 16 * 120
+    for found, rate in ((video, 30), (mask, 24)):
+        late = right - found.frames[:, 16, 16, 0]
+        assert late.min() > -2 and late.max() < 120 / rate + 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_one_picture_is_a_mask_of_all_frames(tmp_path, caplog, suffix):
+    Image.new("RGB", (96, 64), "white").save(tmp_path / f"mask{suffix}")
+    cfg = config(video=clip(tmp_path, "clip", 9, 64, 96), mask=tmp_path / f"mask{suffix}")
+    with caplog.at_level(logging.INFO, "maxdiffusion"):
+        mask = control_video.read(cfg, "mask", 64, 96)
+    assert mask.frames.shape == (9, 64, 96, 3) and mask.frames.min() == 255
+    assert "mask: one picture for all 9 frames; 96 x 64 pixels" in caplog.text
+    with pytest.raises(UserError, match="is one picture, and num_frames=9 are to be made"):
+        control_video.read(config(video=tmp_path / f"mask{suffix}"), "video", 64, 96)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 96), (48, 72), (1080, 1920)])
 def test_sizes_that_differ_by_a_rounding_are_taken(tmp_path, size):
     height, width = (464, 832) if size[0] > 1000 else (64, 96)
-    assert control_video.read("video", clip(tmp_path, "clip", 1, *size), 1, height, width).shape[1:3] == size
+    cfg = config(video=clip(tmp_path, "clip", 1, *size), num_frames=1)
+    assert control_video.read(cfg, "video", height, width).frames.shape == (1, height, width, 3)
+
+
+def test_unused_input_frames_are_refused():
+    with pytest.raises(UserError, match="input_frames is only used with an input video"):
+        config(input_frames="every")
 
 
 def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-vace-1.3b\nprompt: a cat\nsize: 96*64\nnum_frames: 5\n")
     video, mask = clip(tmp_path, "video", 5, 64, 96), clip(tmp_path, "mask", 5, 32, 48)
     job = request.load([str(tmp_path / "run.yml"), f"video={video}", f"mask={mask}"])
-    with pytest.raises(UserError, match=r"mask=.* has 48 x 32 pixels and 5 frames, but video has 96 x 64"):
+    with pytest.raises(UserError, match=r"mask=.* has 48 x 32 pixels, but video has 96 x 64"):
         conditioning.read(job)
     job = request.load([str(tmp_path / "run.yml"), f"video={video}"])
     assert len(conditioning.read(job).digest()) == 64
@@ -69,7 +143,7 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
 
 def test_a_face_is_square_whatever_the_size(tmp_path):
     with pytest.raises(UserError, match=r"which 512 wide x 512 high would distort; crop it\.$"):
-        control_video.read("face_video", clip(tmp_path, "clip", 1, 64, 96), 1, 512, 512, sized=False)
+        control_video.read(config(video=clip(tmp_path, "clip", 1, 64, 96)), "video", 512, 512, sized=False)
 
 
 @pytest.mark.parametrize(("model", "key"), [("wan2.1-vace-1.3b", "reference_images"), ("wan2.2-animate-14b", "image")])
