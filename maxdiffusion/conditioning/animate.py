@@ -59,12 +59,12 @@ def read(job: Job, images: Images) -> Inputs:
     """
     cfg = job.cfg
     size = control_video.one_size(job)
-    pose = control_video.read(cfg, "pose_video", *size)
-    face = control_video.read(cfg, "face_video", FACE, FACE, sized=False)
+    pose = control_video.read(cfg, "pose_video", str(cfg.pose_video), *size)
+    face = control_video.read(cfg, "face_video", str(cfg.face_video), FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
-        background = control_video.read(cfg, "background_video", *size)
-        mask = control_video.read(cfg, "mask_video", *size, background)
+        background = control_video.read(cfg, "background_video", str(cfg.background_video), *size)
+        mask = control_video.read(cfg, "mask_video", str(cfg.mask_video), *size, background)
     characters = _characters(images, *size, job.conventions.character)
     for at, image in images.items():
         _, _, h, w = box((image.height, image.width), *size, job.conventions.character)

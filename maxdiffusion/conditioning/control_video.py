@@ -81,6 +81,7 @@ def one_size(job: Job) -> tuple[int, int]:
 def read(
     cfg: Config,
     key: str,
+    path: str,
     height: int,
     width: int,
     like: ControlVideo | None = None,
@@ -92,8 +93,9 @@ def read(
     times. One picture stands for all frames, except as `video`. Logs what is used.
 
     Args:
-      cfg: its path, num_frames, fps and input_frames.
+      cfg: for num_frames, fps and input_frames.
       key: such as "video".
+      path: its value.
       height: of the frames.
       width: of the frames.
       like: another input, of the same size.
@@ -103,8 +105,7 @@ def read(
       UserError: it cannot be read, is too short, is not as large as `like`, or would lose its proportions when it is
         made height x width, by more than the rounding of sizes.
     """
-    path, frames = str(getattr(cfg, key)), cfg.num_frames
-    info = probe(path)
+    frames, info = cfg.num_frames, probe(path)
     _check_size(key, path, info, height, width, like, sized)
     if not sized:  # a smaller one stays as it is: the network's own size is not known yet
         height, width = min(height, info.height), min(width, info.width)
@@ -157,8 +158,8 @@ def _too_short(cfg: Config, clip: Clip) -> str:
     stored = clip.info.frames or clip.indices[-1] + 1
     every = f", or input_frames=every to take each stored frame once ({stored} frames)" if stored > found else ""
     return (
-        f"lasts {_number(clip.seconds or clip.until)} s ({stored} frames{_rate(clip.info.fps)}){damage}, which is {found} frames at "
-        f"fps={cfg.fps}, {remedy}{every}."
+        f"lasts {_number(clip.seconds or clip.until)} s ({stored} frames{_rate(clip.info.fps)}){damage}, which is "
+        f"{found} frames at fps={cfg.fps}, {remedy}{every}."
     )
 
 

@@ -26,7 +26,7 @@ def read(job: Job, images: Images) -> ControlVideo | None:
     Raises:
       UserError: see `control_video.one_size` and `control_video.read`.
     """
-    return control_video.read(job.cfg, "video", *control_video.one_size(job)) if job.cfg.video else None
+    return control_video.read(job.cfg, "video", job.cfg.video, *control_video.one_size(job)) if job.cfg.video else None
 
 
 def encode(s: Session, given: ControlVideo) -> list[Float[Array, "f2 h2 w2 c"]]:

@@ -23,6 +23,12 @@ def noise(frames, side):
     return np.random.default_rng(0).integers(0, 256, (frames, side, side, 3), dtype=np.uint8)
 
 
+def read(height, width, **keys):
+    """`video` of such a run."""
+    cfg = config(**keys)
+    return control_video.read(cfg, "video", str(cfg.video), height, width)
+
+
 def config(**keys):
     """The keys of a VACE run of 9 frames at 12 per second."""
     given = {"model_name": "wan2.1-vace-1.3b", "prompt": "a cat", "num_frames": 9, "fps": 12} | keys
@@ -38,7 +44,7 @@ def empty_page(tmp_path, monkeypatch):
 def test_what_is_used_of_a_video_is_logged(tmp_path, caplog):
     path = clip(tmp_path, "clip.mp4", 12, 64, 96, "mp4")
     with caplog.at_level(logging.INFO, "maxdiffusion"):
-        found = control_video.read(config(video=path), "video", 32, 48)
+        found = read(32, 48, video=path)
     assert found.frames.shape == (9, 32, 48, 3)
     assert (
         "video: 0.75 of 1 s at 12 per second, each frame as shown at 12 per second; "
@@ -61,14 +67,14 @@ def test_what_is_used_of_a_video_is_logged(tmp_path, caplog):
 )
 def test_what_does_not_fit_is_one_sentence(tmp_path, frames, size, words):
     with pytest.raises(UserError, match=words):
-        control_video.read(config(video=clip(tmp_path, "clip", frames, *size)), "video", 64, 96)
+        read(64, 96, video=clip(tmp_path, "clip", frames, *size))
 
 
 def test_a_mask_of_another_size_is_one_sentence(tmp_path):
     cfg = config(video=clip(tmp_path, "a", 9, 32, 48), mask=clip(tmp_path, "b", 9, 64, 96))
-    video = control_video.read(cfg, "video", 64, 96)
+    video = control_video.read(cfg, "video", str(cfg.video), 64, 96)
     with pytest.raises(UserError, match=r"mask=.* has 96 x 64 pixels, but video has 48 x 32"):
-        control_video.read(cfg, "mask", 64, 96, video)
+        control_video.read(cfg, "mask", str(cfg.mask), 64, 96, video)
 
 
 @pytest.mark.parametrize("fmt", ["mp4", "gif", "webp"])
@@ -79,9 +85,9 @@ def test_a_film_that_is_too_short_is_told_in_seconds(tmp_path, fmt):
         r"lasts 0.8 s .20 frames.*, which is 8 frames at fps=10, .* write num_frames=5, or input_frames=every .*20 fr"
     )
     with pytest.raises(UserError, match=words):
-        control_video.read(cfg, "video", 64, 64)
+        control_video.read(cfg, "video", str(cfg.video), 64, 64)
     every = cfg.model_copy(update={"input_frames": "every"})
-    assert control_video.read(every, "video", 64, 64).used.last == 16
+    assert control_video.read(every, "video", str(every.video), 64, 64).used.last == 16
 
 
 def test_video_and_mask_of_different_rates_stay_together(tmp_path):
@@ -96,8 +102,8 @@ def test_video_and_mask_of_different_rates_stay_together(tmp_path):
             {},
         )
     cfg = config(video=tmp_path / "video.mp4", mask=tmp_path / "mask.mp4", num_frames=29, fps=16)
-    video = control_video.read(cfg, "video", 32, 32)
-    mask = control_video.read(cfg, "mask", 32, 32, video)
+    video = control_video.read(cfg, "video", str(cfg.video), 32, 32)
+    mask = control_video.read(cfg, "mask", str(cfg.mask), 32, 32, video)
     right = np.arange(29) / 16 * 120
     for found, rate in ((video, 30), (mask, 24)):
         late = right - found.frames[:, 16, 16, 0]
@@ -109,18 +115,18 @@ def test_one_picture_is_a_mask_of_all_frames(tmp_path, caplog, suffix):
     Image.new("RGB", (96, 64), "white").save(tmp_path / f"mask{suffix}")
     cfg = config(video=clip(tmp_path, "clip", 9, 64, 96), mask=tmp_path / f"mask{suffix}")
     with caplog.at_level(logging.INFO, "maxdiffusion"):
-        mask = control_video.read(cfg, "mask", 64, 96)
+        mask = control_video.read(cfg, "mask", str(cfg.mask), 64, 96)
     assert mask.frames.shape == (9, 64, 96, 3) and mask.frames.min() == 255
     assert "mask: one picture for all 9 frames; 96 x 64 pixels" in caplog.text
     with pytest.raises(UserError, match="is one picture, and num_frames=9 are to be made"):
-        control_video.read(config(video=tmp_path / f"mask{suffix}"), "video", 64, 96)
+        read(64, 96, video=tmp_path / f"mask{suffix}")
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 96), (48, 72), (1080, 1920)])
 def test_sizes_that_differ_by_a_rounding_are_taken(tmp_path, size):
     height, width = (464, 832) if size[0] > 1000 else (64, 96)
     cfg = config(video=clip(tmp_path, "clip", 1, *size), num_frames=1)
-    assert control_video.read(cfg, "video", height, width).frames.shape == (1, height, width, 3)
+    assert control_video.read(cfg, "video", str(cfg.video), height, width).frames.shape == (1, height, width, 3)
 
 
 def test_unused_input_frames_are_refused():
@@ -143,7 +149,7 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
 
 def test_a_face_is_square_whatever_the_size(tmp_path):
     with pytest.raises(UserError, match=r"which 512 wide x 512 high would distort; crop it\.$"):
-        control_video.read(config(video=clip(tmp_path, "clip", 1, 64, 96)), "video", 512, 512, sized=False)
+        control_video.read(config(), "face_video", clip(tmp_path, "clip", 1, 64, 96), 512, 512, sized=False)
 
 
 @pytest.mark.parametrize(("model", "key"), [("wan2.1-vace-1.3b", "reference_images"), ("wan2.2-animate-14b", "image")])

@@ -131,7 +131,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["video=missing.mp4"], "missing.mp4 does not exist"),
     (["video=missing.mp4", "size=832*480"], "video=missing.mp4 does not exist"),
     (["strength=0"], "should be greater than 0"),
-    (["video=folder"], "folder is a folder without PNG frames"),
+    (["video=folder"], "it is a folder without frames"),
     (["strength=0.5"], "strength is only used with video=FILE; add that, or leave strength out"),
     (
         ["mask=folder"],
