@@ -71,6 +71,7 @@ class Task:
       shaped_by: the key whose image or video gives `size=auto` its proportions.
       official_size: the official rule for a size in the proportions of that image or video.
       size_is_area: whether size=W*H is an area beside it, by the official conventions.
+      spread: whether the frames of its control video are spread over all of it, by the official conventions.
       as_long_as: the key of the video that `num_frames` follows by default.
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
@@ -87,6 +88,7 @@ class Task:
     shaped_by: str = "video"
     official_size: sizes.Rule = sizes.rounded  # the official code has no video to video
     size_is_area: bool = False
+    spread: bool = False
     as_long_as: str = ""
     extra_channels: bool = False
     two_images: bool = False
@@ -124,6 +126,7 @@ VACE = Task(
     conditions=("vace",),
     official_size=sizes.within,
     size_is_area=True,
+    spread=True,
     pipeline_class="WanVACEPipeline",
     transformer_class="WanVACETransformer3DModel",
 )

@@ -47,8 +47,11 @@ def read(job: Job, images: Images) -> Inputs:
     """
     cfg = job.cfg
     size = control_video.one_size(job)
-    video = control_video.read(cfg, "video", cfg.video, *size) if cfg.video else None
-    mask = control_video.read(cfg, "mask", cfg.mask, *size, video) if cfg.mask else None
+    how: dict[str, Any] = {"fit": job.conventions.control_resize}
+    if cfg.input_frames == "spread" and cfg.video:
+        how["at"] = control_video.wanted(cfg, *filter(None, (cfg.video, cfg.mask)))
+    video = control_video.read(cfg, "video", cfg.video, *size, **how) if cfg.video else None
+    mask = control_video.read(cfg, "mask", cfg.mask, *size, video, **how) if cfg.mask else None
     paths, step = cfg.reference_images, 1
     if job.conventions.references == "reversed":
         paths, step = paths[::-1], job.spec.vae_stride[1]

@@ -229,8 +229,9 @@ class Config(BaseModel):
     """The scene without the actor (Animate)."""
     mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
     """White where the character stands (Animate)."""
-    input_frames: Literal["timed", "every"] = _key("control", "timed", of_the_program=False)
-    """Frames taken of input videos: those shown at the times of the result's, or every stored one."""
+    input_frames: Literal["timed", "every", "spread"] = _key("control", "timed", of_the_program=False)
+    """Frames taken of input videos: those shown at the times of the result's, the first stored ones, or stored ones
+    spread over the whole video (the default of VACE by the official conventions)."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)

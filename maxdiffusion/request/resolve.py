@@ -14,7 +14,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import parse, schema
 from maxdiffusion.config.parse import Value, Values, parse_words, typed
 from maxdiffusion.config.schema import Config
-from maxdiffusion.conventions import CONVENTIONS, OFFICIAL
+from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions, rounded
@@ -120,7 +120,7 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     sides = [values[side] for side in ("width", "height") if side in values]
     if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
-    conventions = CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
+    conventions = _conventions(values)
     is_area = conventions.size == "area" and spec.task.size_is_area
     area, why = None if sides else spec.width * spec.height, "size=auto"
     if size and is_area and not auto:
@@ -139,6 +139,10 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     return proportions if is_area and key == "image" else None
 
 
+def _conventions(values: Values) -> Conventions:
+    return CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
+
+
 def _size_of(key: str, location: str) -> tuple[int, int]:
     """Width and height of an image or a video."""
     if key == "image":
@@ -155,7 +159,7 @@ def _length(key: str, cfg: Config) -> Value:
 
     path = getattr(cfg, key)
     most = schema.MAX_FRAMES + 1
-    at = range(most) if cfg.input_frames == "every" else times(most, cfg.fps)
+    at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
     clip = read_clip(path, at, lambda frame: frame[:1, :1])
     count = cfg.num_frames if clip.still else len(clip.frames)
     return Value(str(count), f"the length of {key} {path}")
@@ -243,6 +247,9 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
     result["run_name"] = (spec.name, origin)
     if spec.flow_shift_480p is not None and _pixels(spec, values) <= 832 * 480:
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
+    conventions = _conventions(values)
+    if spec.task.spread and "video" in values and conventions.control_frames == "spread":
+        result["input_frames"] = ("spread", f"{spec.task.name} with conventions={conventions.name}")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
     if "pretrained_model_name_or_path" not in values:
