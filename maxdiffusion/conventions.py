@@ -21,7 +21,7 @@ class Conventions:
       name: the value of the key.
       levels: noise levels and timesteps of the solvers, see `denoise.schedule`.
       clip_view: the image that CLIP sees: the whole one squashed to a square (bicubic), or its centre crop.
-      start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos.
+      start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos (TI2V's in both).
       character: resizing of Animate's character: bilinear, as OpenCV, or Lanczos.
       size: what `size=W*H` means beside an image: an area in the image's proportions, or exactly W x H.
       references: VACE's references on the frame axis: as named, scaled from their own size; or reversed, scaled from

@@ -172,13 +172,13 @@ def _fit(
 
 
 def _lanczos(image: Image.Image, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
-    return _unit(image.resize((width, height), Image.Resampling.LANCZOS))
+    return _unit(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32))
 
 
 def _bicubic(image: Image.Image, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
-    return bicubic(_unit(image), height, width)
+    return _unit(bicubic(np.asarray(image), height, width))
 
 
-def _unit(image: Image.Image) -> Float[np.ndarray, "h w 3"]:
-    values: Any = np.asarray(image, np.float32)
-    return values / np.float32(255) * 2 - 1
+def _unit(levels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """0..255 to -1..1."""
+    return levels / np.float32(255) * 2 - 1

@@ -15,7 +15,7 @@ from maxdiffusion.attention.plan import names
 
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "size": "width and height, as 1280*720 or 1280x720; by an image an area in its proportions; auto: the variant's",
     "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 
 A = -0.75  # of the cubic kernel (Keys, 1981), torch's choice; PIL and `jax.image` have -0.5
 BITS = 11  # OpenCV's bilinear weights are multiples of 2 ** -11
 
 
-def bicubic(image: Float[np.ndarray, "h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "h w c"]:
+def bicubic(image: Real[np.ndarray, "h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "h w c"]:
     """Bicubic with half-pixel centres and without antialiasing; it may overshoot the range of `image`; fp32.
 
     Reference: `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`, to 2e-6 of the largest value.
@@ -17,7 +17,7 @@ def bicubic(image: Float[np.ndarray, "h1 w1 c"], height: int, width: int) -> Flo
     return _rows(_rows(image, height).swapaxes(0, 1), width).swapaxes(0, 1)
 
 
-def _rows(image: Float[np.ndarray, "n m c"], size: int) -> Float[np.ndarray, "size m c"]:
+def _rows(image: Real[np.ndarray, "n m c"], size: int) -> Float[np.ndarray, "size m c"]:
     """Resamples the first axis by four taps for each row; rows beyond the edge repeat it."""
     # Rounded to fp32 once, as by torch's fused multiply-add: exact positions differ from its results by 2e-4.
     at = (np.float64(np.float32(len(image) / size)) * (np.arange(size) + 0.5) - 0.5).astype(np.float32)

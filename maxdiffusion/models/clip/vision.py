@@ -38,7 +38,7 @@ def preprocess(
 
 
 def _squashed(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> Float[np.ndarray, "size size 3"]:
-    return bicubic(image / np.float32(255), size, size)
+    return bicubic(image, size, size) / np.float32(255)
 
 
 def _centre(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> Float[np.ndarray, "size size 3"]:
