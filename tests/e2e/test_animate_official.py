@@ -1,4 +1,7 @@
-"""Animate against the official code: the same files and noise through `WanAnimate.generate` and the entry page."""
+"""Animate against the official code: the same files and noise through `WanAnimate.generate` and the entry page.
+
+Neither prompt nor size nor number of frames is given: the official text, and those of the pose.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from maxdiffusion.weights.latents_io import load_latents, save_latents
 from tests.support import official, official_animate
 from tests.support.parity import relative_error
 
-HEIGHT, WIDTH, STEPS = 64, 96, 3
+HEIGHT, WIDTH, STEPS = 64, 96, 2
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +85,16 @@ def test_animate_equals_the_official_code(checkpoint, tmp_path, mode, length, ca
             f"initial_latents={tmp_path / 'noise.safetensors'}",
             f"segment_frame_length={length}",
             f"prev_segment_conditioning_frames={carried}",
-            f"num_frames={frames}",
-            f"size={WIDTH}*{HEIGHT}",
             f"num_inference_steps={STEPS}",
             f"guidance_scale={scale}",
             f"save_file={tmp_path / 'ours.npy'}",
             *(f"{net}_dtype=float32" for net in ("weights", "activations", "text_encoder", "vae")),
+            *("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1"),
             "jax_cache_dir=",
         ]
     )
+    assert (job.cfg.width, job.cfg.height, job.cfg.num_frames) == (WIDTH, HEIGHT, frames)
+    assert [one.prompt for one in job.videos] == ["视频中的人在做动作"]
     generate_wan.run(job)
     ours, _ = load_latents(tmp_path / "ours.latents.safetensors")
     error = relative_error(ours[0], theirs)

@@ -12,7 +12,7 @@ import torch
 from maxdiffusion.media.read import read_video
 from tests.support import official
 
-CHANNELS = 8  # of the motion encoder, whose faces of 512 pixels are fixed by the official names of its layers
+CHANNELS = 4  # of the motion encoder, whose faces of 512 pixels are fixed by the official names of its layers
 
 # transformer/config.json: what follows from no shape.
 CONFIG: dict[str, Any] = {
