@@ -158,9 +158,9 @@ def _fit(
 ) -> Float[np.ndarray, "h w 3"]:
     """Resized to cover the size, then cropped in the middle.
 
-    It is resized to exactly the size where some size from there to `tolerance` pixels more has its proportions.
+    Where a size with sides of up to `tolerance` pixels more has its proportions, it is resized to exactly the size.
     """
-    if width / (height + tolerance) < image.width / image.height < (width + tolerance) / height:
+    if width / (height + tolerance) <= image.width / image.height <= (width + tolerance) / height:
         w, h = width, height
     else:
         scale = max(width / image.width, height / image.height)

@@ -21,7 +21,6 @@ from tests.support.pictures import picture
 from tests.support.start_image import encoded
 
 FP32 = [f"{part}_dtype=float32" for part in ("weights", "activations", "text_encoder")]
-AREA = 320 * 192
 FILES = [("wide.png", (300, 171)), ("tall.jpg", (211, 333)), ("square.png", (64, 64)), ("large.jpg", (900, 1210))]
 
 
@@ -36,15 +35,18 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "base.yml").write_text("{}\n")
 
 
-@pytest.mark.parametrize(("name", "size"), FILES)
+@pytest.mark.parametrize(
+    ("name", "size", "area"),
+    [*((*file, (320, 192)) for file in FILES), ("exact.png", (416, 240), (832, 480))],  # the last becomes 832 x 464
+)
 @pytest.mark.parametrize(
     ("task", "model", "tolerance"), [("i2v", "wan2.2-i2v-a14b", 1e-5), ("ti2v", "wan2.2-ti2v-5b", 1e-6)]
 )
-def test_the_start_frame(tmp_path, task, model, tolerance, name, size):
+def test_the_start_frame(tmp_path, task, model, tolerance, name, size, area):
     """Its size as well as its pixels."""
     at = picture(tmp_path, name, size)
-    theirs = encoded(task, Image.open(at).convert("RGB"), AREA)
-    job = loaded(model, f"image={at}", "size=320*192")
+    theirs = encoded(task, Image.open(at).convert("RGB"), area[0] * area[1])
+    job = loaded(model, f"image={at}", f"size={area[0]}*{area[1]}")
     read = {"i2v": image.read_ends, "ti2v": image.read_first}[task]
     (ours,) = read(job, {at: open_image(at)}).values()
     np.testing.assert_allclose(ours, theirs, atol=tolerance)
