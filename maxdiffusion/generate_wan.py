@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, output, parallel
+from maxdiffusion import conditioning, output, parallel, sampling
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
@@ -18,7 +18,6 @@ from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, session
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def run(job: Job) -> list[AnyPath]:
         if not given.finished:
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = Sampler(s, conditions, given.noise)
+            sampler = sampling.Sampler(s, conditions, given.noise)
             for work in sampler.order():  # an expert's steps on a batch
                 denoised = sampler.advance(work, experts)
                 if work.last:
@@ -67,7 +66,7 @@ def save(
         decoder = vae()
         with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
             chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-            clips = frames.collect(chunks, advance)
+            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
         with s.stages("encode", len(videos), "videos") as advance:
             paths = files.write(clips, advance)
         files.record(versions(), s.stages.clock.as_dict(), inputs.record())

@@ -77,7 +77,7 @@ class Task:
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
-      pipeline_class: `_class_name` of model_index.json.
+      pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
     """
 
@@ -94,7 +94,7 @@ class Task:
     two_images: bool = False
     segmented: bool = False
     reference_frames: int = 0
-    pipeline_class: str = "WanPipeline"
+    pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
 
 
@@ -108,7 +108,7 @@ I2V = Task(
     official_size=sizes.floored,
     size_is_area=True,
     extra_channels=True,
-    pipeline_class="WanImageToVideoPipeline",
+    pipeline_classes=("WanImageToVideoPipeline",),
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
 FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
@@ -119,6 +119,7 @@ TI2V = Task(
     shaped_by="image",
     official_size=sizes.nearest,
     size_is_area=True,
+    pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
     "VACE",
@@ -127,7 +128,7 @@ VACE = Task(
     official_size=sizes.within,
     size_is_area=True,
     spread=True,
-    pipeline_class="WanVACEPipeline",
+    pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )
 ANIMATE = Task(
@@ -151,7 +152,7 @@ ANIMATE = Task(
     extra_channels=True,
     segmented=True,
     reference_frames=1,
-    pipeline_class="WanAnimatePipeline",
+    pipeline_classes=("WanAnimatePipeline",),
     transformer_class="WanAnimateTransformer3DModel",
 )
 

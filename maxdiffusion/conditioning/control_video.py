@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.frames import covering, resized
+from maxdiffusion.media.frames import as_mask, covering, resized
 from maxdiffusion.media.read import Clip, VideoInfo, probe, read_clip, spread, stored_times, times
 from maxdiffusion.request import Job
 
@@ -95,7 +95,7 @@ def read(
     """The frames of the file that `key` names, resized, one for each of the result; see the key `input_frames`.
 
     Files without times give their first frames, or frames spread over them. One picture stands for all frames, except
-    as `video`. Logs what is used.
+    as `video`. Of a mask that is not opaque, alpha is the mask. Logs what is used.
 
     Args:
       cfg: for num_frames, fps and input_frames.
@@ -123,7 +123,8 @@ def read(
     if not sized:  # a smaller one stays as it is: the network's own size is not known yet
         height, width = min(height, info.height), min(width, info.width)
     resize = functools.partial(covering if fit == "covered" else resized, height=height, width=width)
-    clip = read_clip(path, at or wanted(cfg, path), resize)
+    is_mask = key in ("mask", "mask_video")
+    clip = read_clip(path, at or wanted(cfg, path), resize, alpha=is_mask)
     whole = clip.still and key != "video"
     if len(clip.frames) < frames and not whole:
         raise UserError(f"{key}={path} {_too_short(cfg, clip)}")
@@ -131,9 +132,11 @@ def read(
     cropped = "cropped" if fit == "covered" and info.width * height != info.height * width else ""
     parts = (_part(cfg, clip), made, cropped, clip.colour)
     sound = "its sound is not kept" if clip.sound else ""
-    log.info("%s: %s", key, "; ".join(filter(None, (*parts, clip.damage, sound))))
+    alpha = "its alpha is the mask" if is_mask and clip.frames[..., 3].min() < 255 else ""
+    log.info("%s: %s", key, "; ".join(filter(None, (*parts, alpha, clip.damage, sound))))
+    shown = as_mask(clip.frames) if is_mask else clip.frames
     used = Used(key, path, info, clip.indices[0], clip.indices[-1], len(set(clip.indices)), clip.colour)
-    return ControlVideo(np.broadcast_to(clip.frames, (frames, *clip.frames.shape[1:])), used)
+    return ControlVideo(np.broadcast_to(shown, (frames, *shown.shape[1:])), used)
 
 
 def wanted(cfg: Config, *paths: str) -> Sequence[Fraction] | Sequence[int]:

@@ -60,7 +60,7 @@ def read(job: Job, images: Images) -> Inputs:
 
 
 def _reference(path: str, height: int, width: int, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
-    image = np.asarray(open_image(path))
+    image = np.asarray(open_image(path, "white"))  # what is transparent, as official wan/utils/vace_processor.py
     (own_height, own_width, _), (_, (h, w)) = image.shape, _sizes(image, height, width, step)
     if not min(h, w):
         raise UserError(

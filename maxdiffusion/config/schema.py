@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     AttentionName = str
 else:
     AttentionName = Literal["auto", *names()]
-Format = Literal["mp4", "gif", "webp", "png", "npy"]
+Format = Literal["mp4", "gif", "webp", "png", "jpg", "npy"]
 BlockSizes = Annotated[
     dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
@@ -344,8 +344,9 @@ class Config(BaseModel):
     """Folder below output_dir; by default the variant's name."""
     save_file: OptionalStr = _key("output", None, path="output")
     """The result's exact path, instead of output_dir/run_name/..."""
-    output_format: Format = _key("output", "mp4", of_the_video=True)
-    """Save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c."""
+    output_format: Format = _key("output", "mp4", of_the_video=True, values={"jpeg": "jpg"})
+    """Save_file's extension if it has one; of one frame png, jpg and webp are a picture, of several png is a folder of
+    frames; npy is uint8 f h w c."""
     overwrite: bool = _key("output", False)
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)

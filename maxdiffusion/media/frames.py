@@ -44,21 +44,26 @@ def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) ->
     return frames.astype(np.float32) / np.float32(255) * 2 - 1
 
 
-def to_uint8(video: Float[Array | np.ndarray, "*b f h w c"]) -> UInt8[np.ndarray, "*b f h w c"]:
+def as_mask(frames: UInt8[np.ndarray, "f h w 4"]) -> UInt8[np.ndarray, "f h w 3"]:
+    """The mask in RGBA frames: their alpha where any pixel of the clip is transparent, else their colours."""
+    alpha = frames[..., 3:]
+    return frames[..., :3] if alpha.min() == 255 else np.repeat(alpha, 3, axis=-1)
+
+
+def to_uint8(
+    video: Float[Array | np.ndarray, "*b f h w c"], instead: str = "try vae_dtype=float32"
+) -> UInt8[np.ndarray, "*b f h w c"]:
     """Map [-1, 1] to 0..255: (x / 2 + 0.5) clamped to [0, 1], times 255, rounded half to even, in float32.
 
     Runs on the device, so that a quarter of the bytes go to the host. Reference: diffusers
     `VaeImageProcessor.denormalize` and `numpy_to_pil` (its `export_to_video` truncates arrays, but rounds PIL images).
 
     Raises:
-      UserError: there are NaNs.
+      UserError: there are NaNs; `instead` is the end of the sentence.
     """
     frames, undefined = _quantise(video)
     if undefined:
-        raise UserError(
-            f"the decoded video has {int(undefined)} undefined values (NaN), most likely from overflow; "
-            "try activations_dtype=float32 and vae_dtype=float32"
-        )
+        raise UserError(f"the decoded video has {int(undefined)} NaN values, though its latents have none; {instead}.")
     return distributed.fetch(frames)
 
 
@@ -70,14 +75,16 @@ def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def collect(
-    chunks: Iterable[Float[Array, "b f h w c"]], advance: Callable[[int], object] = lambda frames: None
+    chunks: Iterable[Float[Array, "b f h w c"]],
+    advance: Callable[[int], object] = lambda frames: None,
+    instead: str = "try vae_dtype=float32",
 ) -> UInt8[np.ndarray, "b f h w c"]:
     """Gather the chunks of `WanVAE.decode_chunks` as one 8-bit video on the host.
 
-    `advance` is called with the number of frames of each chunk.
+    `advance` is called with the number of frames of each chunk; `instead` is as in `to_uint8`.
     """
     parts = []
     for chunk in chunks:
-        parts.append(to_uint8(chunk))
+        parts.append(to_uint8(chunk, instead))
         advance(chunk.shape[1])
     return np.concatenate(parts, axis=1)

@@ -36,7 +36,7 @@ class Clip:
     """Frames read of an input, and where they come from.
 
     Attributes:
-      frames: RGB, as `fit` has made them.
+      frames: RGB, or RGBA, as `fit` has made them.
       info: of the input.
       indices: number of the stored frame that each is, from 0.
       timed: whether the stored frames have times.
@@ -48,7 +48,7 @@ class Clip:
       damage: what is damaged or missing up to there, in words.
     """
 
-    frames: UInt8[np.ndarray, "f h w 3"]
+    frames: UInt8[np.ndarray, "f h w c"]
     info: VideoInfo
     indices: tuple[int, ...]
     timed: bool
@@ -80,7 +80,10 @@ def times(count: int, fps: Fraction) -> list[Fraction]:
 
 
 def read_clip(
-    path: Path | str, at: Sequence[Fraction] | Sequence[int] | None = None, fit: Fit = lambda frame: frame
+    path: Path | str,
+    at: Sequence[Fraction] | Sequence[int] | None = None,
+    fit: Fit = lambda frame: frame,
+    alpha: bool = False,
 ) -> Clip:
     """Read frames of a video file, an animation, a .npy array or a folder of frames as RGB, upright, in SDR BT.709.
 
@@ -92,11 +95,12 @@ def read_clip(
         ascending numbers (int) of stored frames; None: all stored frames. Where frames have no times, as many as there
         are times are read from the first on. Where the input ends early, fewer are returned.
       fit: applied to each frame, such as a resizing.
+      alpha: read RGBA; opaque, where alpha is not stored.
 
     Raises:
       UserError: `path` is missing, is none of these, has no picture, or has frames of different sizes.
     """
-    with _read_errors(path), opened(local(str(path), VIDEO_BYTES)) as source:
+    with _read_errors(path), opened(local(str(path), VIDEO_BYTES), alpha) as source:
         return _read(source, at, fit)
 
 

@@ -18,12 +18,13 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from maxdiffusion.media import colour
-from maxdiffusion.media.fetch import as_rgb, open_file
+from maxdiffusion.media import colour, kinds
+from maxdiffusion.media.fetch import open_file
+from maxdiffusion.media.picture import Unusable, convert
 
-ANIMATED = ("GIF", "WEBP", "PNG")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 # Suffix of a frame in a folder -> its format.
 FRAMES: Mapping[str, str] = {
     ".png": "PNG",
@@ -33,13 +34,16 @@ FRAMES: Mapping[str, str] = {
     ".bmp": "BMP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
+    ".avif": "AVIF",
+    ".heic": "HEIC",
+    ".heif": "HEIC",
 }
 
 
 class Stored(NamedTuple):
     """A stored frame: shown from `start` to `end`, seconds since the first is shown, or its index where it has no time.
 
-    `pixels` converts it to upright RGB with square pixels, h w 3 uint8.
+    `pixels` converts it to upright RGB, or RGBA, with square pixels, h w c uint8.
     """
 
     start: Fraction
@@ -52,6 +56,7 @@ class Source:
     """An opened input. Its duration, colours and damage may be known only once frames are read.
 
     Attributes:
+      alpha: its frames are read as RGBA.
       frames: in the order of display.
       timed: whether they have times; those of a folder, an array or one picture have none.
       still: it is one picture.
@@ -65,6 +70,7 @@ class Source:
       missing: seconds by which it ends before its stated end.
     """
 
+    alpha: bool
     frames: Iterator[Stored] = field(default_factory=lambda: iter(()))
     timed: bool = False
     still: bool = False
@@ -79,38 +85,42 @@ class Source:
 
 
 @contextlib.contextmanager
-def opened(file: Path) -> Iterator[Source]:
-    """Open what the path names.
+def opened(file: Path, alpha: bool = False) -> Iterator[Source]:
+    """Open what the path names, to read RGB or, with `alpha`, RGBA.
 
     Raises:
       OSError, ValueError, av.FFmpegError, or another of Pillow's: it is none of these, or has no picture.
     """
     if file.is_dir():
-        yield _folder(file)
-    elif file.suffix == ".npy":
-        yield _array(file)
+        yield _folder(file, alpha)
+    elif file.suffix.lower() == ".npy":
+        yield _array(file, alpha)
     else:
         try:
             image = open_file(file)
         except UnidentifiedImageError:
+            kind = kinds.kind(file)
+            if kind is not None and not kind.readable and kind not in (kinds.VIDEO, kinds.SOUND):
+                raise Unusable(f"it is {kind.name}; {kind.advice}") from None
             with _opened(file) as (container, stream):
-                yield _container(container, stream)
+                yield _container(container, stream, alpha)
             return
         with image:
-            yield _animation(image)
+            yield _animation(image, alpha)
 
 
 # ---- without times
 
 
-def _array(file: Path) -> Source:
+def _array(file: Path, alpha: bool) -> Source:
     frames = np.load(file, mmap_mode="r", allow_pickle=False)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"it holds {frames.dtype} of shape {frames.shape}, not uint8 of frames x height x width x 3")
-    return Source(_counted(functools.partial(np.array, frame) for frame in frames), count=len(frames))
+    pixels: Callable[[Any], np.ndarray] = _with_alpha if alpha else np.array
+    return Source(alpha, _counted(functools.partial(pixels, frame) for frame in frames), count=len(frames))
 
 
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path, alpha: bool) -> Source:
     names = sorted((name for name in folder.iterdir() if _is_frame(name)), key=_in_order)
     kinds = Counter(FRAMES[name.suffix.lower()] for name in names)
     if not names:
@@ -118,7 +128,9 @@ def _folder(folder: Path) -> Source:
     if len(kinds) > 1:
         held = " and ".join(f"{number} {kind}" for kind, number in kinds.items())
         raise ValueError(f"it is a folder of {held} files; keep frames of one kind in it")
-    return Source(_counted(functools.partial(_picture, name) for name in names), count=len(names))
+    source = Source(alpha, count=len(names))
+    source.frames = _counted(functools.partial(_picture, name, source) for name in names)
+    return source
 
 
 def _is_frame(name: Path) -> bool:
@@ -130,13 +142,20 @@ def _in_order(frame: Path) -> list[str | int]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", frame.name)]
 
 
-def _picture(file: Path) -> np.ndarray:
+def _picture(file: Path, source: Source) -> np.ndarray:
     with open_file(file) as image:
-        return _upright_rgb(image)
+        return _converted(image, source)
 
 
-def _upright_rgb(image: Image.Image) -> np.ndarray:
-    return np.asarray(as_rgb(ImageOps.exif_transpose(image)))
+def _converted(image: Image.Image, source: Source) -> np.ndarray:
+    picture = convert(image)
+    source.colour = picture.colour or source.colour
+    return _with_alpha(picture.rgb, picture.alpha) if source.alpha else np.asarray(picture.rgb)
+
+
+def _with_alpha(rgb: Any, alpha: Any = None) -> np.ndarray:
+    """RGBA of two images; opaque without the second."""
+    return np.dstack([rgb, np.full(np.shape(rgb)[:2], 255, np.uint8) if alpha is None else alpha])
 
 
 def _counted(pixels: Iterator[Callable[[], np.ndarray]]) -> Iterator[Stored]:
@@ -147,11 +166,11 @@ def _counted(pixels: Iterator[Callable[[], np.ndarray]]) -> Iterator[Stored]:
 # ---- animations
 
 
-def _animation(image: Any) -> Source:
+def _animation(image: Any, alpha: bool) -> Source:
     """An image that Pillow has opened: an animation, the pages of a TIFF, or one picture."""
     pages = getattr(image, "n_frames", 1) if image.format in (*ANIMATED, "TIFF") else 1
     first = int(getattr(image, "default_image", False) and pages > 1)  # of an APNG: for programs that show no other
-    source = Source(still=pages - first == 1, timed=image.format in ANIMATED and pages - first > 1)
+    source = Source(alpha, still=pages - first == 1, timed=image.format in ANIMATED and pages - first > 1)
     source.count, source.tick = pages - first, Fraction(1, 100 if image.format == "GIF" else 1000) * source.timed
     source.frames = _shown(image, range(first, pages), source)
     return source
@@ -163,7 +182,7 @@ def _shown(image: Any, pages: range, source: Source) -> Iterator[Stored]:
         try:
             image.seek(page)
             image.load()  # a WebP has its duration from now on
-            pixels = _upright_rgb(image)
+            pixels = _converted(image, source)
         except Exception:  # Pillow raises many kinds
             if not i:
                 raise
@@ -210,13 +229,13 @@ def _pictures(container: InputContainer) -> VideoStream:
     raise ValueError(f"it is sound ({container.streams.audio[0].codec_context.name}{seconds}){cover} without a video")
 
 
-def _container(container: InputContainer, stream: VideoStream) -> Source:
+def _container(container: InputContainer, stream: VideoStream, alpha: bool) -> Source:
     rate, base = stream.average_rate or stream.guessed_rate, stream.time_base or Fraction(1, 1000)
     seconds = stream.duration * base if stream.duration else None
     if seconds is None and container.duration:
         seconds = Fraction(container.duration, av.time_base)
     sound = bool(container.streams.audio)
-    source = Source(timed=True, rate=rate, seconds=seconds, count=stream.frames or None, tick=base, sound=sound)
+    source = Source(alpha, timed=True, rate=rate, seconds=seconds, count=stream.frames or None, tick=base, sound=sound)
     source.frames = _decoded(container, stream, source)
     return source
 
@@ -240,7 +259,7 @@ def _decoded(container: InputContainer, stream: VideoStream, source: Source) -> 
         end = start + (frame.duration * base if frame.duration else usual)
         if count == 1:
             source.colour = colour.describe(frame)
-        last = Stored(start, end, functools.partial(_square_pixels, frame, wide))
+        last = Stored(start, end, functools.partial(_square_pixels, frame, wide, source.alpha))
         yield last
     if source.seconds and source.seconds - last.end > 1.5 * usual:
         source.missing = source.seconds - last.end
@@ -264,9 +283,11 @@ def _shown_frames(container: InputContainer, stream: VideoStream, source: Source
         yield from frames
 
 
-def _square_pixels(frame: VideoFrame, shape: Fraction) -> np.ndarray:
+def _square_pixels(frame: VideoFrame, shape: Fraction, alpha: bool) -> np.ndarray:
     """Its picture upright and, where its pixels are `shape` times as wide as high, resampled to square ones."""
-    return _upright(colour.to_rgb(frame, max(round(frame.width * shape), 1)), frame)
+    width = max(round(frame.width * shape), 1)
+    image = colour.to_rgb(frame, width)
+    return _upright(_with_alpha(image, colour.alpha(frame, width)) if alpha else image, frame)
 
 
 def _upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:

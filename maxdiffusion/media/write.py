@@ -3,9 +3,9 @@
 import errno
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
@@ -23,16 +23,10 @@ from maxdiffusion.media.colour import ACCURATE
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
+log = logging.getLogger(__name__)
+
 Frames = UInt8[np.ndarray, "f h w c"]
 Metadata = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Format:
-    """An output format: the suffix of its files and encode(chunks, path, fps, metadata)."""
-
-    suffix: str
-    encode: Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]
 
 
 def write(
@@ -47,11 +41,12 @@ def write(
 
     Args:
         frames: RGB, whole or in chunks of frames; chunks are encoded as they come.
-        path: the target, taken as it is; for png a folder, which receives 0000.png, 0001.png, ...
+        path: the target, taken as it is; for png of several frames a folder, which receives 0000.png, 0001.png, ...
         fps: frames per second; mp4 keeps a Fraction exactly.
-        fmt: "mp4", "gif", "webp", "png" or "npy".
+        fmt: a key of FORMATS.
         metadata: strings to store in the file, all of them as one JSON comment (mp4 `comment`, GIF comment, EXIF
-            description, PNG text; npy has no place for them); `prompt`, where given, is also the mp4's title.
+            description, PNG text; npy has no place for them, and jpg for 64 KiB); `prompt`, where given, is also the
+            mp4's title.
         overwrite: replace `path` where it exists.
 
     Raises:
@@ -63,7 +58,7 @@ def write(
         _check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     with atomic_path(path, overwrite) as temporary:
-        FORMATS[fmt].encode(chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
+        FORMATS[fmt](chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -141,11 +136,25 @@ def _gif(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Meta
 def _webp(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
     if fps > 1000:
         raise UserError(f"a webp plays at most 1000 frames a second, and fps={float(fps):g}; choose output_format=mp4")
+    frames = np.concatenate(list(chunks))
+    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=_exif(metadata), quality=90)
+
+
+def _jpg(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
+    """One picture, its chroma not subsampled."""
+    (frame,) = np.concatenate(list(chunks))
+    exif = _exif(metadata)
+    if len(exif.tobytes()) > 0xFFFD:
+        log.info("%s: its metadata do not fit into a jpg, and are in the record alone", path.name)
+        exif = Image.Exif()
+    _save(path, frame, ".jpg", exif=exif, quality=95, subsampling=0)
+
+
+def _exif(metadata: Metadata) -> Image.Exif:
     exif = Image.Exif()
     if metadata:  # EXIF text is ASCII: other letters as JSON's escapes
         exif[ExifTags.Base.ImageDescription] = json.dumps(dict(metadata))
-    frames = np.concatenate(list(chunks))
-    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=exif, quality=90)
+    return exif
 
 
 def _timing(count: int, fps: Fraction, tick: int) -> dict[str, Any]:
@@ -155,12 +164,17 @@ def _timing(count: int, fps: Fraction, tick: int) -> dict[str, Any]:
 
 
 def _png(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
-    """A folder of frames; the comment is in the first."""
-    path.mkdir()
+    """One frame as a picture, several as a folder of them; the comment is in the first."""
+    frames = (frame for chunk in chunks for frame in chunk)
+    first, second = next(frames), next(frames, None)
     notes = PngImagePlugin.PngInfo()
     if metadata:
         notes.add_text("Comment", json.dumps(dict(metadata)))
-    for index, frame in enumerate(frame for chunk in chunks for frame in chunk):
+    if second is None:
+        _save(path, first, ".png", pnginfo=notes)
+        return
+    path.mkdir()
+    for index, frame in enumerate(chain([first, second], frames)):
         _save(path / f"{index:04d}.png", frame, ".png", pnginfo=None if index else notes)
 
 
@@ -184,10 +198,12 @@ def _comment(metadata: Metadata) -> str:
 _BT709 = dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "bt709")
 _CODEC = {"preset": "medium", "crf": "17", "color_range": "tv", **_BT709}
 
-FORMATS = {
-    "mp4": Format(".mp4", _mp4),
-    "gif": Format(".gif", _gif),
-    "webp": Format(".webp", _webp),
-    "png": Format("", _png),
-    "npy": Format(".npy", _npy),
+# Format -> encode(chunks, path, fps, metadata).
+FORMATS: Mapping[str, Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]] = {
+    "mp4": _mp4,
+    "gif": _gif,
+    "webp": _webp,
+    "png": _png,
+    "jpg": _jpg,
+    "npy": _npy,
 }

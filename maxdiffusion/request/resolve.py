@@ -264,7 +264,8 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
                 result[key] = (value, f"environment, JAX_{key.upper()}")
     extension = os.path.splitext(_text(values, "save_file") or "")[1].lower().lstrip(".")
     if extension:
-        result["output_format"] = (extension, "save_file")
+        names = schema.KEYS["output_format"].values
+        result["output_format"] = (names.get(extension, extension), "save_file")
     return result
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from maxdiffusion import conditioning, request
 from maxdiffusion.conditioning import control_video
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import write
+from tests.support.ffmpeg import ffmpeg
 
 
 def clip(folder, name, frames, height, width, fmt="png"):
@@ -123,6 +125,28 @@ def test_one_picture_is_a_mask_of_all_frames(tmp_path, caplog, suffix):
         read(64, 96, video=tmp_path / f"mask{suffix}")
 
 
+@pytest.mark.parametrize("name", ["cut-out.png", "cut-out.gif", "cut-out.webp", "frames"])
+def test_of_a_cut_out_alpha_is_the_mask(tmp_path, caplog, name):
+    image = np.zeros((32, 32, 4), np.uint8)
+    image[:, :16] = (200, 30, 30, 255)
+    if name == "frames":
+        (tmp_path / name).mkdir()
+    for i in range(9 if name == "frames" else 1):
+        Image.fromarray(image).save(tmp_path / name / f"{i}.png" if name == "frames" else tmp_path / name)
+    with caplog.at_level(logging.INFO, "maxdiffusion"):
+        mask = control_video.read(config(), "mask", str(tmp_path / name), 32, 32)
+    assert mask.frames[4, 8, :, 0].tolist() == [255] * 16 + [0] * 16
+    assert "its alpha is the mask" in caplog.text
+
+
+def test_dropped_sound_is_said(tmp_path, caplog):
+    picture = ("-f", "lavfi", "-i", "color=gray:size=64x64:rate=12:duration=1")
+    ffmpeg(*picture, "-f", "lavfi", "-i", "sine=d=1", "-pix_fmt", "yuv420p", tmp_path / "clip.mp4")
+    with caplog.at_level(logging.INFO, "maxdiffusion"):
+        read(64, 64, video=tmp_path / "clip.mp4")
+    assert "; its sound is not kept" in caplog.text
+
+
 @pytest.mark.parametrize("size", [(64, 96), (70, 96), (48, 72), (1080, 1920)])
 def test_sizes_that_differ_by_a_rounding_are_taken(tmp_path, size):
     height, width = (464, 832) if size[0] > 1000 else (64, 96)
@@ -179,3 +203,29 @@ def test_a_size_follows_the_video(tmp_path):
         [str(tmp_path / "run.yml"), f"video={tmp_path / 'tall'}", "num_frames=1", "conventions=diffusers"]
     )
     assert (job.cfg.width, job.cfg.height) == (480, 816)
+
+
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ("16", "16"),
+        ("29.97", "30000/1001"),
+        ("23.976", "24000/1001"),
+        ("23.98", "24000/1001"),
+        ("59.94", "60000/1001"),
+        ("24000/1001", "24000/1001"),
+        ("12.5", "25/2"),
+        ("29.9", "299/10"),
+    ],
+)
+def test_rates_are_exact(given, rate):
+    cfg = config(fps=given)
+    assert cfg.fps == Fraction(rate)
+    assert config(fps=cfg.to_json()["fps"]).fps == cfg.fps
+    assert cfg.to_json()["fps"] == (16 if rate == "16" else rate)
+
+
+@pytest.mark.parametrize("given", ["fast", "0", "300", "1/0", "16.123457", "nan"])
+def test_what_is_no_rate_is_one_sentence(given):
+    with pytest.raises(UserError, match=rf"fps={given} .*cannot be used: it should"):
+        config(fps=given)

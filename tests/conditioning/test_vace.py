@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from maxdiffusion.conditioning import vace
 from maxdiffusion.conditioning.vace import control_latents, on_canvas
 from maxdiffusion.media.frames import to_float
+from maxdiffusion.request import load
 from tests.support.vae import Pair
 
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
@@ -72,3 +74,14 @@ def test_a_reference_is_scaled_from_its_own_size_as_in_the_official_code(own):
     small = torch.nn.functional.interpolate(given[None], (h, w), mode="bilinear", align_corners=False)[0]
     theirs[top : top + h, left : left + w] = small.permute(1, 2, 0)
     np.testing.assert_allclose(on_canvas(image, HEIGHT, WIDTH, 1), theirs, atol=1e-5)
+
+
+def test_a_cut_out_stands_on_white(tmp_path):
+    rgba = np.zeros((16, 16, 4), np.uint8)
+    rgba[:, :8] = (200, 30, 30, 255)
+    Image.fromarray(rgba).save(tmp_path / "cut-out.png")
+    words = ["prompt=a cat", "size=64*64", "num_frames=1", f"output_dir={tmp_path}"]
+    job = load(["configs/wan2.1_vace_1.3b.yml", *words, f"reference_images={tmp_path / 'cut-out.png'}"])
+    (reference,) = vace.read(job, {}).references
+    assert reference[32, 48].tolist() == [1] * 3
+    np.testing.assert_allclose(reference[32, 16], np.array([200, 30, 30]) / 127.5 - 1, atol=1e-6)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import VideoInfo, probe, read_clip, read_video, spread
-from maxdiffusion.media.write import FORMATS, write
-from tests.support.media import read_metadata
+from maxdiffusion.media.write import write
+from tests.support.media import CLIPS, read_metadata
 
 FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, None], (10, 32, 48, 3)).copy()
 
@@ -19,7 +19,7 @@ FRAMES = np.broadcast_to(np.arange(0, 250, 25, dtype=np.uint8)[:, None, None, No
 def noise_clip(folder, fmt):
     """A film of ten frames of noise, none of which compresses."""
     noise = np.random.default_rng(0).integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
-    path = folder / f"clip{FORMATS[fmt].suffix}"
+    path = folder / f"clip{CLIPS[fmt]}"
     write(noise, path, 12, fmt, {})
     return path
 
@@ -48,9 +48,9 @@ def test_what_is_no_video_is_one_sentence(tmp_path, name, words):
         read_video(tmp_path / name)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_a_limit_gives_the_first_frames(tmp_path, fmt):
-    path = tmp_path / f"clip{FORMATS[fmt].suffix}"
+    path = tmp_path / f"clip{CLIPS[fmt]}"
     write(FRAMES, path, 12, fmt, {})
     np.testing.assert_array_equal(read_video(path, 4), read_video(path)[:4])
     assert len(read_video(path, 40)) == 10

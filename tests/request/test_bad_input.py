@@ -65,7 +65,7 @@ WORDS: list[tuple[list[str], str]] = [
     # elsewhere
     (["output_dir=nose://a"], "nose://a has an unknown scheme"),
     (["pretrained_model_name_or_path=nose://a"], "nose://a has an unknown scheme"),
-    (["save_file=memory://a/b", "output_format=png"], "output_format=png is a folder of frames"),
+    (["save_file=memory://a/b", "output_format=png"], "output_format=png of several frames is a folder"),
     # choices
     (
         ["weights_dtype=float16"],
@@ -73,7 +73,7 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
     (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
-    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
+    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png', 'jpg' or 'npy'"),
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
     # sizes
@@ -169,6 +169,10 @@ WORDS: list[tuple[list[str], str]] = [
     # output
     (["save_file=clip.avi"], "output_format=avi (save_file) cannot be used"),
     (["save_file=clip"], "name it clip.mp4"),
+    (["save_file=one.jpg"], "output_format=jpg is one picture, and num_frames=81; write num_frames=1"),
+    (["save_file=one.JPEG"], "output_format=jpg is one picture"),
+    (["save_file=frames", "output_format=png", "num_frames=1"], "name it frames.png"),
+    (["save_file=THERE.mp4/", "num_frames=1"], "is a folder; name a file"),
     (["save_file=clip.mp4", "output_format=gif"], "name it clip.gif"),
     (["save_file=clip.mp4", "output_format=png"], "name it clip."),
     (["save_file=clip.mp4", "seed=[1, 2]"], "save_file names one file, but 2 videos are asked for"),
