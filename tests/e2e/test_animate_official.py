@@ -46,7 +46,8 @@ def clips(folder: Path, frames: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "length", "carried", "frames", "scale"), [("animate", 9, 1, 14, 1.0), ("replace", 13, 5, 18, 3.0)]
+    ("mode", "length", "carried", "frames", "scale"),
+    [("animate", 9, 1, 14, 1.0), pytest.param("replace", 9, 5, 12, 3.0, marks=pytest.mark.slow)],
 )
 def test_animate_equals_the_official_code(checkpoint, tmp_path, mode, length, carried, frames, scale):
     """Two segments, the second filled up behind the video's end; without guidance, and with it."""
