@@ -50,8 +50,8 @@ def resolve(values: Values) -> Job:
         values.setdefault(key, Value(value, origin))
     cfg = typed(values)
     checks.check_keys(cfg, spec)
-    if as_long and getattr(cfg, as_long) and not cfg.inspect:
-        values["num_frames"] = _length(as_long, cfg)
+    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
+        values["num_frames"] = length
         cfg = typed(values)
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
@@ -153,16 +153,15 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
     return video.width, video.height
 
 
-def _length(key: str, cfg: Config) -> Value:
-    """As many frames as a video shows at `fps`; of a still image, the variant's default."""
+def _length(key: str, cfg: Config) -> Value | None:
+    """As many frames as a video shows at `fps`; None of a still image."""
     from maxdiffusion.media.read import read_clip, times  # numpy, as above
 
     path = getattr(cfg, key)
     most = schema.MAX_FRAMES + 1
     at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
     clip = read_clip(path, at, lambda frame: frame[:1, :1])
-    count = cfg.num_frames if clip.still else len(clip.frames)
-    return Value(str(count), f"the length of {key} {path}")
+    return None if clip.still else Value(str(len(clip.frames)), f"the length of {key} {path}")
 
 
 # ---- the variant and its defaults
