@@ -22,6 +22,10 @@ NEGATIVE_PROMPT = (
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+ANIMATE_PROMPT = (
+    "视频中的人在做动作"  # "the person in the video is moving": wan_animate_14B.py of the official repository
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Dims:
@@ -65,7 +69,10 @@ class Task:
       needs: the required ones among them.
       conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
       shaped_by: the key whose image or video gives `size=auto` its proportions.
-      official_size: the official rule for a size in an image's proportions.
+      official_size: the official rule for a size in the proportions of that image or video.
+      size_is_area: whether size=W*H is an area beside it, by the official conventions.
+      spread: whether the frames of its control video are spread over all of it, by the official conventions.
+      as_long_as: the key of the video that `num_frames` follows by default.
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
@@ -79,7 +86,10 @@ class Task:
     needs: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     shaped_by: str = "video"
-    official_size: sizes.Rule = sizes.rounded  # the official code makes none of a video
+    official_size: sizes.Rule = sizes.rounded  # the official code has no video to video
+    size_is_area: bool = False
+    spread: bool = False
+    as_long_as: str = ""
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
@@ -96,6 +106,7 @@ I2V = Task(
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
     official_size=sizes.floored,
+    size_is_area=True,
     extra_channels=True,
     pipeline_classes=("WanImageToVideoPipeline",),
 )
@@ -107,12 +118,16 @@ TI2V = Task(
     conditions=("first_frame",),
     shaped_by="image",
     official_size=sizes.nearest,
+    size_is_area=True,
     pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
     "VACE",
     takes=("video", "mask", "input_frames", "reference_images", "conditioning_scale"),
     conditions=("vace",),
+    official_size=sizes.within,
+    size_is_area=True,
+    spread=True,
     pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )
@@ -130,8 +145,10 @@ ANIMATE = Task(
         "prev_segment_conditioning_frames",
     ),
     needs=("image", "pose_video", "face_video"),
-    conditions=("image_tokens", "animate"),
+    conditions=("character_tokens", "animate"),
     shaped_by="pose_video",
+    official_size=sizes.own,
+    as_long_as="pose_video",
     extra_channels=True,
     segmented=True,
     reference_frames=1,
@@ -147,8 +164,8 @@ class WanSpec:
     `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
     them); None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
     the default first, and `flow_shift_480p` is the shift up to 832 x 480 pixels. Strides are (frames, height, width).
-    Each field from `num_inference_steps` to `boundary_ratio` but `flow_shift_480p` is the default of the config key of
-    its name.
+    Each field from `num_inference_steps` to `prompt` but `flow_shift_480p` is the default of the config key of its
+    name.
     """
 
     name: str
@@ -166,6 +183,7 @@ class WanSpec:
     flow_shift_480p: float | None = None
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
+    prompt: str | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -291,6 +309,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     guidance_scale=1.0,
     num_frames=77,
     fps=30,
+    prompt=ANIMATE_PROMPT,
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
 )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -14,13 +15,15 @@ from jaxtyping import UInt8
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.frames import as_mask, resized
-from maxdiffusion.media.read import Clip, VideoInfo, probe, read_clip, times
+from maxdiffusion.media.frames import as_mask, covering, resized
+from maxdiffusion.media.read import Clip, VideoInfo, probe, read_clip, spread, stored_times, times
 from maxdiffusion.request import Job
 
 log = logging.getLogger(__name__)
 
 STEP = 16  # pixels: tolerance of proportions, for sizes rounded to its multiples
+
+Resizing = Literal["stretched", "covered"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +89,13 @@ def read(
     width: int,
     like: ControlVideo | None = None,
     sized: bool = True,
+    fit: Resizing = "stretched",
+    at: Sequence[int] = (),
 ) -> ControlVideo:
-    """The frames of the file that `key` names, resized by `frames.resized`: at the result's times, or the first ones.
+    """The frames of the file that `key` names, resized, one for each of the result; see the key `input_frames`.
 
-    Frame k is the one that the file shows at k / fps seconds, unless `input_frames` is `every` or the file has no
-    times. One picture stands for all frames, except as `video`. Of a mask that is not opaque, alpha is the mask. Logs
-    what is used.
+    Files without times give their first frames, or frames spread over them. One picture stands for all frames, except
+    as `video`. Of a mask that is not opaque, alpha is the mask. Logs what is used.
 
     Args:
       cfg: for num_frames, fps and input_frames.
@@ -101,22 +105,32 @@ def read(
       width: of the frames.
       like: another input, of the same size.
       sized: whether height and width are those of the config; otherwise they are a maximum.
+      fit: stretched to the size by `frames.resized`, or covering it and cropped, by `frames.covering`.
+      at: numbers of the stored frames to take; empty: those of `input_frames`.
 
     Raises:
       UserError: it cannot be read, is too short, is not as large as `like`, or would lose its proportions when it is
-        made height x width, by more than the rounding of sizes.
+        stretched to height x width, by more than the rounding of sizes.
     """
     frames, info = cfg.num_frames, probe(path)
-    _check_size(key, path, info, height, width, like, sized)
+    if like is not None and (info.width, info.height) != (like.used.info.width, like.used.info.height):
+        raise UserError(
+            f"{key}={path} has {info.width} x {info.height} pixels, but {like.used.key} has {like.used.info.width} x "
+            f"{like.used.info.height}; make both of one size."
+        )
+    if fit == "stretched":
+        _check_proportions(key, path, info, height, width, sized)
     if not sized:  # a smaller one stays as it is: the network's own size is not known yet
         height, width = min(height, info.height), min(width, info.width)
-    at = range(frames) if cfg.input_frames == "every" else times(frames, cfg.fps)
+    resize = functools.partial(covering if fit == "covered" else resized, height=height, width=width)
     is_mask = key in ("mask", "mask_video")
-    clip = read_clip(path, at, functools.partial(resized, height=height, width=width), alpha=is_mask)
+    clip = read_clip(path, at or wanted(cfg, path), resize, alpha=is_mask)
     whole = clip.still and key != "video"
     if len(clip.frames) < frames and not whole:
         raise UserError(f"{key}={path} {_too_short(cfg, clip)}")
-    parts = (_part(cfg, clip), f"{info.width} x {info.height} pixels, made {width} x {height}", clip.colour)
+    made = f"{info.width} x {info.height} pixels, made {width} x {height}"
+    cropped = "cropped" if fit == "covered" and info.width * height != info.height * width else ""
+    parts = (_part(cfg, clip), made, cropped, clip.colour)
     sound = "its sound is not kept" if clip.sound else ""
     alpha = "its alpha is the mask" if is_mask and clip.frames[..., 3].min() < 255 else ""
     log.info("%s: %s", key, "; ".join(filter(None, (*parts, alpha, clip.damage, sound))))
@@ -125,15 +139,21 @@ def read(
     return ControlVideo(np.broadcast_to(shown, (frames, *shown.shape[1:])), used)
 
 
-def _check_size(
-    key: str, path: str, info: VideoInfo, height: int, width: int, like: ControlVideo | None, sized: bool
-) -> None:
+def wanted(cfg: Config, *paths: str) -> Sequence[Fraction] | Sequence[int]:
+    """Times or numbers of the frames to read of videos that belong together; the first has the times."""
+    if cfg.input_frames == "timed":
+        return times(cfg.num_frames, cfg.fps)
+    if cfg.input_frames == "every":
+        return range(cfg.num_frames)
+    stored, *others = (stored_times(path) for path in paths)
+    common = min(
+        [len(stored), *(len(other) for other in others if len(other) > 1)]
+    )  # one picture stands for all frames
+    return spread(stored[:common], cfg.num_frames)
+
+
+def _check_proportions(key: str, path: str, info: VideoInfo, height: int, width: int, sized: bool) -> None:
     w, h = info.width, info.height
-    if like is not None and (w, h) != (like.used.info.width, like.used.info.height):
-        raise UserError(
-            f"{key}={path} has {w} x {h} pixels, but {like.used.key} has {like.used.info.width} x "
-            f"{like.used.info.height}; make both of one size."
-        )
     scale = max(height / h, width / w)
     if h * scale >= height + STEP or w * scale >= width + STEP:
         scale = min(height / h, width / w)
@@ -178,6 +198,8 @@ def _part(cfg: Config, clip: Clip) -> str:
         used = min(frames / cfg.fps, clip.until)
         return f"{_number(used)}{of} s{rate}, each frame as shown at {_number(cfg.fps)} per second"
     of = f" of {stored}" if stored else ""
+    if cfg.input_frames == "spread":
+        return f"{frames}{of} frames{_rate(clip.info.fps)}, spread from the first to number {clip.indices[-1]}"
     if not clip.timed:
         return f"the first {frames}{of} frames, which have no times, taken at {_number(cfg.fps)} per second"
     return f"the first {frames}{of} frames{_rate(clip.info.fps)}, taken at {_number(cfg.fps)} per second"

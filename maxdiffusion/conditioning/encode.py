@@ -33,6 +33,7 @@ KINDS: Mapping[str, str] = {
     "vace": "vace:KIND",
     "video_to_video": "video_to_video:KIND",
     "animate": "animate:KIND",
+    "character_tokens": "animate:TOKENS",
 }
 
 

@@ -1,6 +1,7 @@
 """The control of a VACE transformer: a video, a mask of pixels to generate, and reference images.
 
-Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
+References: wan/vace.py of Wan2.1 (`prepare_source`, `vace_encode_frames`, `vace_encode_masks`), and
+`diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Inputs(NamedTuple):
 
     video: ControlVideo | None
     mask: ControlVideo | None  # from half of white on generated
-    references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+    references: tuple[Float[np.ndarray, "h w 3"], ...]  # [-1, 1], in the order of the frame axis
 
 
 def read(job: Job, images: Images) -> Inputs:
@@ -45,10 +46,17 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too small or narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    size, step = control_video.one_size(job), job.spec.vae_stride[1]
-    video = control_video.read(cfg, "video", cfg.video, *size) if cfg.video else None
-    mask = control_video.read(cfg, "mask", cfg.mask, *size, video) if cfg.mask else None
-    return Inputs(video, mask, tuple(_reference(path, *size, step) for path in cfg.reference_images))
+    size = control_video.one_size(job)
+    how: dict[str, Any] = {"fit": job.conventions.control_resize}
+    if cfg.input_frames == "spread" and cfg.video:
+        how["at"] = control_video.wanted(cfg, *filter(None, (cfg.video, cfg.mask)))
+    video = control_video.read(cfg, "video", cfg.video, *size, **how) if cfg.video else None
+    mask = control_video.read(cfg, "mask", cfg.mask, *size, video, **how) if cfg.mask else None
+    paths, step = cfg.reference_images, 1
+    if job.conventions.references == "reversed":
+        paths, step = paths[::-1], job.spec.vae_stride[1]
+    references = (on_canvas(_reference(path, *size, step), *size, step) for path in paths)
+    return Inputs(video, mask, tuple(np.asarray(canvas) for canvas in references))
 
 
 def _reference(path: str, height: int, width: int, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -108,7 +116,11 @@ KIND = Kind(read, encode, "adapter", shapes)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:
-    """The image, scaled to multiples of `step`, then to fit, proportions kept, centred on white."""
+    """The image, scaled to fit, proportions kept, centred on white; [-1, 1].
+
+    Both references scale bilinearly without antialiasing, but diffusers first resizes to multiples of `step`, the VAE's
+    stride; the official code does not, which is a `step` of 1.
+    """
     own, (h, w) = _sizes(image, height, width, step)
     resized = jax.image.resize(jnp.asarray(to_float(image[None], *own)[0]), (h, w, 3), "bilinear", antialias=False)
     top, left = (height - h) // 2, (width - w) // 2
@@ -128,28 +140,22 @@ def control_latents(
     vae: WanVAE,
     video: Float[np.ndarray, "f h w 3"],
     mask: Float[np.ndarray, "f h w 3"],
-    references: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    references: Sequence[Float[np.ndarray, "h w 3"]],
 ) -> Float[Array, "f2 h2 w2 c"]:
     """Channels: inactive (kept) latents, reactive (generated) latents, then the mask; fp32.
 
-    The references' latents come first on the frame axis, with zeros in the other channels, in reverse order, as in
-    diffusers (the official wan/vace.py keeps their order).
+    The references' latents come first on the frame axis, in their order, with zeros in the other channels.
 
     Args:
       vae: the encoder.
       video: [-1, 1].
       mask: 0..1, from 0.5 on generated.
-      references: any size.
+      references: [-1, 1].
     """
-    _, height, width, _ = video.shape
     anew = (mask > 0.5).astype(np.float32)
     kept, made = (vae.encode(parallel.put(part[None]))[0] for part in (video * (1 - anew), video * anew))
     t, s = vae.config.temporal_factor, vae.config.spatial_factor
     channels = mask_channels(jnp.asarray(mask[..., 0]), kept.shape[0], (t, s, s))
-    control = jnp.concatenate([kept, made, channels], axis=-1)
-    for image in references:
-        canvas = np.asarray(on_canvas(image, height, width, s))
-        latents = vae.encode(parallel.put(canvas[None, None]))[0]
-        padded = jnp.pad(latents, ((0, 0), (0, 0), (0, 0), (0, control.shape[-1] - latents.shape[-1])))
-        control = jnp.concatenate([padded, control])
-    return control
+    before = [vae.encode(parallel.put(canvas[None, None]))[0] for canvas in references]
+    padded = [jnp.pad(latents, ((0, 0),) * 3 + ((0, made.shape[-1] + channels.shape[-1]),)) for latents in before]
+    return jnp.concatenate([*padded, jnp.concatenate([kept, made, channels], axis=-1)])

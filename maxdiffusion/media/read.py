@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,22 @@ def stored_times(path: Path | str) -> list[tuple[Fraction, Fraction]]:
     """
     with _read_errors(path), opened(local(str(path), VIDEO_BYTES)) as source:
         return [(frame.start, frame.end) for frame in source.frames]
+
+
+def spread(stored: Sequence[tuple[Fraction, Fraction]], count: int) -> list[int]:
+    """Numbers of `count` frames spread over a whole video: the frames shown at equal distances in time.
+
+    Args:
+      stored: start and end of each frame, as `stored_times`; of fewer than `count` frames none is taken twice.
+      count: number of frames.
+
+    Reference: `VaceVideoProcessor` of Wan2.1, from the start to the middle of the last frame.
+    """
+    if len(stored) < count:
+        return list(range(count))
+    last = (stored[-1][0] + stored[-1][1]) / 2
+    ends = [end for _, end in stored]
+    return [bisect.bisect_left(ends, last * k / max(count - 1, 1)) for k in range(count)]
 
 
 @contextlib.contextmanager

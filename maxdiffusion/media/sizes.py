@@ -1,4 +1,7 @@
-"""The size of a video in the proportions of an image; the three rules in use. Imports no numpy: resolving needs it."""
+"""The size of a video in the proportions of an image or a video; the rules in use.
+
+Imports no numpy: resolving needs it.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,24 @@ def rounded(area: int, image: Size, step: int) -> Size:
     aspect = image[1] / image[0]
     height, width = (round(math.sqrt(area * ratio)) // step * step for ratio in (aspect, 1 / aspect))
     return width, height
+
+
+def within(area: int, video: Size, step: int) -> Size:
+    """One side rounded to the nearest multiple, the other down; not more squares of `step` than the video has.
+
+    Reference: `VaceVideoProcessor` of Wan2.1, which then crops the video, scaled to cover that size.
+    """
+    squares = min(area / step**2, (video[0] // step) * (video[1] // step))
+    rows = round(math.sqrt(squares * video[1] / video[0]))
+    return (int(squares / rows) * step if rows else 0), rows * step
+
+
+def own(area: int, video: Size, step: int) -> Size:
+    """The video's own size, rounded down, whatever the area.
+
+    Reference: `WanAnimate.generate` of the official repository, which takes the frames of the pose as they are.
+    """
+    return video[0] // step * step, video[1] // step * step
 
 
 @dataclasses.dataclass(frozen=True)

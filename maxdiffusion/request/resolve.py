@@ -14,7 +14,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import parse, schema
 from maxdiffusion.config.parse import Value, Values, parse_words, typed
 from maxdiffusion.config.schema import Config
-from maxdiffusion.conventions import CONVENTIONS, OFFICIAL
+from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions, rounded
@@ -45,10 +45,14 @@ def resolve(values: Values) -> Job:
     values = dict(values)
     spec, transformer = _variant(values)
     proportions = _apply_size(values, spec)
+    as_long = "num_frames" not in values and spec.task.as_long_as
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
     cfg = typed(values)
     checks.check_keys(cfg, spec)
+    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
+        values["num_frames"] = length
+        cfg = typed(values)
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
@@ -106,7 +110,7 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     """Makes width and height in the proportions of the (first) image or video.
 
     `size=auto`, the default where one is given, has the variant's area; `size=W*H` is an area by the official
-    conventions, where an image decides.
+    conventions, where the task says so.
 
     Returns:
       What decides the sizes of a prompt file's images; None where no image does.
@@ -116,10 +120,10 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     sides = [values[side] for side in ("width", "height") if side in values]
     if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
-    conventions = CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
-    by_image = conventions.size == "area" and key == "image"
+    conventions = _conventions(values)
+    is_area = conventions.size == "area" and spec.task.size_is_area
     area, why = None if sides else spec.width * spec.height, "size=auto"
-    if size and by_image and not auto:
+    if size and is_area and not auto:
         area = math.prod(int(side.value) for side in sides)
         why = f"{size.origin}, size={size.value} is an area with conventions={conventions.name}"
     rule = spec.task.official_size if conventions.size == "area" else rounded
@@ -132,7 +136,11 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
         own = _size_of(key, location)
         for side, pixels in zip(("width", "height"), proportions.size(area, own), strict=True):
             values[side] = Value(str(pixels), f"{why}, {key} {location} has {own[0]} x {own[1]} pixels")
-    return proportions if by_image else None
+    return proportions if is_area and key == "image" else None
+
+
+def _conventions(values: Values) -> Conventions:
+    return CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
 
 
 def _size_of(key: str, location: str) -> tuple[int, int]:
@@ -143,6 +151,17 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
 
     video = probe(location)
     return video.width, video.height
+
+
+def _length(key: str, cfg: Config) -> Value | None:
+    """As many frames as a video shows at `fps`; None of a still image."""
+    from maxdiffusion.media.read import read_clip, times  # numpy, as above
+
+    path = getattr(cfg, key)
+    most = schema.MAX_FRAMES + 1
+    at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
+    clip = read_clip(path, at, lambda frame: frame[:1, :1])
+    return None if clip.still else Value(str(len(clip.frames)), f"the length of {key} {path}")
 
 
 # ---- the variant and its defaults
@@ -227,6 +246,9 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
     result["run_name"] = (spec.name, origin)
     if spec.flow_shift_480p is not None and _pixels(spec, values) <= 832 * 480:
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
+    conventions = _conventions(values)
+    if spec.task.spread and "video" in values and conventions.control_frames == "spread":
+        result["input_frames"] = ("spread", f"{spec.task.name} with conventions={conventions.name}")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
     if "pretrained_model_name_or_path" not in values:

@@ -33,8 +33,9 @@ def read(height, width, **keys):
 
 
 def config(**keys):
-    """The keys of a VACE run of 9 frames at 12 per second."""
-    given = {"model_name": "wan2.1-vace-1.3b", "prompt": "a cat", "num_frames": 9, "fps": 12} | keys
+    """The keys of a VACE run of 9 frames at 12 per second, taken at their times."""
+    given = {"model_name": "wan2.1-vace-1.3b", "prompt": "a cat", "num_frames": 9, "fps": 12, "input_frames": "timed"}
+    given |= keys
     return request.load(["run.yml", *(f"{key}={value}" for key, value in given.items())]).cfg
 
 
@@ -210,8 +211,12 @@ def test_what_becomes_of_a_whole_image_is_logged_and_nothing_refused(tmp_path, c
 def test_a_size_follows_the_video(tmp_path):
     (tmp_path / "run.yml").write_text("model_name: wan2.1-vace-1.3b\nprompt: a cat\n")
     job = request.load([str(tmp_path / "run.yml"), f"video={clip(tmp_path, 'tall', 1, 160, 96)}", "num_frames=1"])
-    assert (job.cfg.width, job.cfg.height) == (480, 816)
+    assert (job.cfg.width, job.cfg.height) == (96, 160)
     conditioning.read(job)
+    job = request.load(
+        [str(tmp_path / "run.yml"), f"video={tmp_path / 'tall'}", "num_frames=1", "conventions=diffusers"]
+    )
+    assert (job.cfg.width, job.cfg.height) == (480, 816)
 
 
 @pytest.mark.parametrize(

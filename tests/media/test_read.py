@@ -9,7 +9,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import VideoInfo, probe, read_clip, read_video
+from maxdiffusion.media.read import VideoInfo, probe, read_clip, read_video, spread
 from maxdiffusion.media.write import write
 from tests.support.media import CLIPS, read_metadata
 
@@ -228,3 +228,23 @@ def test_an_array_that_is_no_video_is_refused(tmp_path, array):
     np.save(tmp_path / "clip.npy", array, allow_pickle=True)
     with pytest.raises(UserError, match=r"clip\.npy"):
         read_video(tmp_path / "clip.npy")
+
+
+@pytest.mark.parametrize(
+    ("stored", "count", "fps"), [(100, 81, 25), (81, 81, 16), (300, 81, 30), (37, 9, 24), (9, 1, 8)]
+)
+def test_frames_are_spread_as_in_the_official_code(stored, count, fps):
+    """`VaceVideoProcessor` of Wan2.1 written out, in exact numbers."""
+    frames = [(Fraction(i, fps), Fraction(i + 1, fps)) for i in range(stored)]
+    starts, ends = np.array(frames, dtype=object).T
+    asked = np.array([sum(frames[-1]) / 2 * k / max(count - 1, 1) for k in range(count)], dtype=object)
+    shown = (asked[:, None] >= starts) & (asked[:, None] <= ends)
+    theirs = np.argmax(shown.astype(bool), axis=1).tolist()
+    assert spread(frames, count) == theirs
+    assert theirs[0] == 0 and theirs[-1] == (stored - 1 if count > 1 else 0)
+
+
+def test_frames_at_their_own_times_are_spread_over_time():
+    frames = [(Fraction(0), Fraction(1)), *((1 + Fraction(i, 10), 1 + Fraction(i + 1, 10)) for i in range(10))]
+    assert spread(frames, 5) == [0, 0, 0, 5, 10]
+    assert spread(frames, 12) == list(range(12))  # as many as there are, and one that is missing

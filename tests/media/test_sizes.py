@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.sizes import Proportions, floored, nearest, rounded
+from maxdiffusion.media.sizes import Proportions, floored, nearest, own, rounded, within
 from tests.support import official
 from tests.support.start_image import encoded
 
@@ -39,7 +39,25 @@ def test_diffusers_rounds_first():
     assert rounded(1280 * 704, (1024, 1024), 32) == (928, 928)
 
 
-@pytest.mark.parametrize("rule", [floored, nearest, rounded])
+@pytest.mark.parametrize(
+    ("area", "video", "size"),
+    [
+        (832 * 480, (1920, 1080), (832, 480)),
+        (832 * 480, (640, 480), (640, 480)),  # not more than it has
+        (1280 * 720, (1000, 1500), (784, 1168)),
+        (1280 * 720, (1280, 720), (1280, 720)),
+    ],
+)
+def test_a_control_video_is_not_enlarged(area, video, size):
+    """Sizes of `VaceVideoProcessor`, computed by hand."""
+    assert within(area, video, 16) == size
+
+
+def test_a_pose_keeps_its_size():
+    assert own(1280 * 720, (833, 491), 16) == (832, 480)
+
+
+@pytest.mark.parametrize("rule", [floored, nearest, rounded, within, own])
 @pytest.mark.parametrize("image", [(1, 4000), (4000, 1)])
 def test_too_narrow_an_image(rule, image):
     with pytest.raises(UserError, match=rf"{image[0]} x {image[1]} pixels is too narrow"):
