@@ -176,7 +176,15 @@ def test_a_mask_and_a_line_of_another_size_are_refused_before_anything_is_loaded
 def test_the_record_says_what_was_used(tmp_path):
     write(noise(40, 64), tmp_path / "clip.mp4", Fraction(30000, 1001), "mp4", {})
     Image.new("L", (64, 64), 255).save(tmp_path / "mask.png")
-    words = ["run.yml", "model_name=wan2.1-vace-1.3b", "prompt=a cat", "size=64*64", "num_frames=17", "fps=16"]
+    words = [
+        "run.yml",
+        "model_name=wan2.1-vace-1.3b",
+        "prompt=a cat",
+        "size=64*64",
+        "num_frames=17",
+        "fps=16",
+        "input_frames=timed",
+    ]
     inputs = conditioning.read(request.load([*words, "video=clip.mp4", "mask=mask.png"]))
     used, one = {"first": 0, "last": 29, "count": 17}, {"first": 0, "last": 0, "count": 1}
     assert inputs.record() == {

@@ -140,7 +140,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["mode=replace"], "mode is not used by wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
     (
-        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "size=832*480"],
+        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "width=832", "height=480"],
         "strength is not used by wan2.1-vace-1.3b",
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
