@@ -17,7 +17,7 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
-from maxdiffusion.weights import gguf_header
+from maxdiffusion.weights import comfy_quant, gguf_header
 from maxdiffusion.weights.sources import BYTES, TensorSource, stored
 
 INDEX = ".safetensors.index.json"
@@ -95,6 +95,8 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
     if size != end:
         what = "truncated" if size < end else "followed by unknown bytes"
         raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
+    if comfy_quant.HEADER in metadata:
+        comfy_quant.check_header(path, metadata[comfy_quant.HEADER])
     return tensors, metadata
 
 
