@@ -35,9 +35,8 @@ def normalised(tensors: Mapping[str, TensorSource], table: Table) -> dict[str, T
       UserError: a scaled file with an fp8 weight that has no scale or one in blocks; the same of any int8 weight, or
         one in a format of ComfyUI that cannot be read; two names of one tensor.
     """
-    found = {_PREFIX.sub("", name, count=1): tensor for name, tensor in tensors.items()}
     result: dict[str, TensorSource] = {}
-    for name, tensor in renamed(_with_scales(found), table):
+    for name, tensor in renamed(_with_scales(bare(tensors)), table):
         if name in result:
             raise UserError(
                 f"{tensor.file} stores {tensor.name!r} and {result[name].name!r}, which are two names of one tensor; "
@@ -47,13 +46,18 @@ def normalised(tensors: Mapping[str, TensorSource], table: Table) -> dict[str, T
     return result
 
 
+def bare(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    """The tensors by their names without `model.`, `diffusion_model.` and `module.` before them."""
+    return {_PREFIX.sub("", name, count=1): tensor for name, tensor in tensors.items()}
+
+
 def is_original(tensors: Mapping[str, TensorSource]) -> bool:
     """Whether any tensor of `normalised` is stored under its name in the official repositories."""
     return any(not tensor.name.endswith(name) for name, tensor in tensors.items())
 
 
 def renamed(tensors: Mapping[str, TensorSource], table: Table) -> Iterator[tuple[str, TensorSource]]:
-    """(new name, tensor) of each; the rows of a tensor of several modules are split evenly."""
+    """(diffusers name, tensor) of each; the rows of a tensor of several modules are split evenly."""
     rows = [(_pattern(module), (ours,) if isinstance(ours, str) else ours) for module, ours in table.items()]
     for name, tensor in tensors.items():
         for pattern, targets in rows:
@@ -97,11 +101,11 @@ def _with_scales(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]
             has_scales = True
             _check_scale(tensor, scale)
         result[name] = scaled(tensor, scale)
-    bare = [tensors[name] for name in unscaled if name in result and (has_scales or tensors[name].dtype == INT8)]
-    if bare:
+    lacking = [tensors[name] for name in unscaled if name in result and (has_scales or tensors[name].dtype == INT8)]
+    if lacking:
         raise UserError(
-            f"{bare[0].file} stores {len(bare)} tensors in {bare[0].dtype} without their scales, such as "
-            f"{bare[0].name!r}; use a whole file, or one in bf16 or fp16."
+            f"{lacking[0].file} stores {len(lacking)} tensors in {lacking[0].dtype} without their scales, such as "
+            f"{lacking[0].name!r}; use a whole file, or one in bf16 or fp16."
         )
     comfy_quant.check_tensors(notes)
     return result

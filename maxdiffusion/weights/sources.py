@@ -28,7 +28,8 @@ BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 # The dtypes of weights, by their names in numpy and ml_dtypes.
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOATS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
-_NUMPY = {**FLOATS, "I8": "int8"}  # the dtypes that are read; I8 only with scales
+_INTEGERS = {f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)}
+_NUMPY = {**FLOATS, **_INTEGERS, "BOOL": "bool"}
 
 STRIP = 2**22  # bytes per read from a file on this machine
 RANGE = 2**23  # bytes per request to an object store, where each costs a round trip
