@@ -19,8 +19,8 @@ _PREFIX = re.compile(r"((model|diffusion_model|module)\.)*")
 FP8 = ("F8_E4M3", "F8_E5M2")
 INT8 = "I8"  # never without a scale
 
-# Tensors beside `X.weight` in fp8 or int8: its scale, in either spelling, those for quantised activations, which are
-# not used, and ComfyUI's note. `scaled_fp8` marks files of the older spelling.
+# Tensors beside `X.weight`: its scale, in either spelling, those for quantised activations, which are not used, and
+# ComfyUI's note. Some converters write scales for layers left in bf16 as well. `scaled_fp8` marks the older spelling.
 _SCALES = ("scale_weight", "weight_scale")
 _UNUSED = ("scale_input", "input_scale", comfy_quant.TENSOR)
 _MARK = "scaled_fp8"
@@ -82,15 +82,17 @@ def _split(tensor: TensorSource, parts: int) -> list[TensorSource]:
 
 
 def _with_scales(tensors: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-    """The tensors, each in fp8 or int8 as `scaled`, without the scales."""
+    """The tensors, each in fp8, in int8 or with a scale as `scaled`, without the scales."""
     result = dict(tensors)
     unscaled, notes = [], []
     has_scales = result.pop(_MARK, None) is not None
     for name, tensor in tensors.items():
-        if tensor.dtype not in (*FP8, INT8) or name not in result:
+        if name not in result:
             continue
         module = name.removesuffix("weight")
         scale = next((tensors[module + key] for key in _SCALES if result.pop(module + key, None)), None)
+        if scale is None and tensor.dtype not in (*FP8, INT8):
+            continue
         for key in _UNUSED:
             beside = result.pop(module + key, None)
             if beside and key == comfy_quant.TENSOR and tensor.dtype == INT8:

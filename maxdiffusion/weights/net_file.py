@@ -101,7 +101,7 @@ def _instead(path: AnyPath, tensors: Mapping[str, TensorSource], wanted: _Kind) 
     for net, kind in KINDS.items():
         names = (name for name, _ in naming.renamed(naming.bare(_part(tensors, net)[0]), kind.original))
         if {*names} & {*kind.signature}:
-            return f"holds the weights of a {kind.what}, not of a {wanted.what}; give it as {net}_file={path}"
+            return f"holds the weights of the {kind.what}, not of the {wanted.what}; give it as {net}_file={path}"
     some = ", ".join([*tensors][:3]) or "none"
     return (
         f"holds {len(tensors)} tensors ({some}, ...), which are not those of a WAN {wanted.what}; give the file of one"

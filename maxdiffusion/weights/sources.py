@@ -129,7 +129,7 @@ def _read(name: str, file: AnyPath, start: int, stop: int) -> bytes:
 
 
 def scaled(tensor: TensorSource, scale: TensorSource | None = None) -> TensorSource:
-    """An fp8 or int8 tensor in fp32, times its scale: one number, or one for each row, (rows,) or (rows, 1); None is 1.
+    """A tensor in fp32, times its scale: one number, or one for each row, (rows,) or (rows, 1); None is 1.
 
     Its `rows` raise a UserError where a scale is not finite.
     """
@@ -137,7 +137,11 @@ def scaled(tensor: TensorSource, scale: TensorSource | None = None) -> TensorSou
     def rows(start: int, stop: int) -> Rows:
         import numpy as np
 
-        numbers = _values(tensor.dtype)[tensor.rows(start, stop).view("uint8")]
+        numbers = tensor.rows(start, stop)
+        if numbers.dtype.itemsize == 1:
+            numbers = _values(tensor.dtype)[numbers.view("uint8")]
+        else:
+            numbers = numbers.astype("float32")
         if scale:
             part = (start, stop) if math.prod(scale.shape) > 1 else (0, 1)
             factors = scale.rows(*part).astype("float32")

@@ -252,10 +252,19 @@ def test_a_scale_that_is_not_finite(weight, tmp_path, kind):
         read(tmp_path / "a.safetensors")
 
 
-def test_what_belongs_to_no_fp8_weight_is_left_for_the_match():
-    tensors = infos({f"{Q}.weight": (8, 6), f"{Q}.scale_weight": (), f"{Q}.scale_input": ()})
+def test_what_belongs_to_no_weight_is_left_for_the_match():
+    tensors = infos({f"{Q}.scale_weight": (), f"{Q}.scale_input": (), "head.head.bias": (8,), "scale_weight": ()})
     assert set(naming.normalised(tensors, original.DIT)) == {
-        "blocks.0.attn1.to_q.weight",
         f"{Q}.scale_weight",
         f"{Q}.scale_input",
+        "scale_weight",
+        "proj_out.bias",
     }
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_scale_of_a_weight_that_is_not_quantised(weight, tmp_path, kind):
+    scale = np.arange(8, dtype=np.float32)
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": weight.astype(kind), f"{Q}.scale_weight": scale})
+    want = weight.astype(kind).astype(np.float32) * scale[:, None]
+    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), want)

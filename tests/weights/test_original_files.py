@@ -187,7 +187,7 @@ def test_a_file_of_another_net(checkpoint, tmp_path):
     write(tmp_path / "vae.safetensors", renamed(stored_in(checkpoint / "vae"), original.VAE21))
     with pytest.raises(
         UserError,
-        match=r"transformer_file=.*holds the weights of a VAE, not of a transformer; give it as vae_file=",
+        match=r"transformer_file=.*holds the weights of the VAE, not of the transformer; give it as vae_file=",
     ):
         dimensions.read_config(tmp_path / "vae.safetensors", {})
 
