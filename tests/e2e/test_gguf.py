@@ -49,8 +49,7 @@ def test_a_run_from_gguf_files(files, tmp_path):
         assert cli.command([page, *SMALL, *words, f"save_file={out}", f"jax_cache_dir={tmp_path / 'xla'}"]) == 0
         videos[name] = np.load(out)
     np.testing.assert_array_equal(videos["gguf"], videos["safetensors"])
-    assert 30 < psnr(videos["gguf"], videos["bundled"]) < 100
-    print('PSNR', psnr(videos['gguf'], videos['bundled']))
+    assert psnr(videos["gguf"], videos["bundled"]) > 40  # 47.9 measured
 
 
 def test_inspection_tells_the_quantisation(files, capsys):

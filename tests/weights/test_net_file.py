@@ -85,7 +85,11 @@ def test_a_prefix_of_all_names(tmp_path, net, prefix):
             "transformer",
             r"vae_file=.* the weights of the transformer, not of the VAE; give it as transformer_file=.*a\.",
         ),
-        ("transformer_2", "text_encoder", r"transformer_2_file=.* of the text encoder, .* give it as text_encoder_file="),
+        (
+            "transformer_2",
+            "text_encoder",
+            r"transformer_2_file=.* of the text encoder, .* give it as text_encoder_file=",
+        ),
         ("text_encoder", "vae", r"text_encoder_file=.* of the VAE, not of the text encoder; give it as vae_file="),
     ],
 )
