@@ -91,7 +91,8 @@ def match(
         _listed("missing from the checkpoint", missing),
         _listed("not a part of the model", surplus),
         _listed("parameters that no tensor is known for", [target for target in params if target not in ruled]),
-        *(_listed(f"stored as {why}", names) for why, names in wrong.items()),
+        *[_listed(f"stored as {why}", names) for why, names in wrong.items()][:_SHOWN],
+        f"{len(wrong) - _SHOWN} further shapes" if len(wrong) > _SHOWN else "",
     ]
     if any(problems):
         raise UserError(
