@@ -149,7 +149,7 @@ def _read_folder(folder: AnyPath) -> dict[str, TensorSource]:
     raise UserError(
         f"{folder} holds no {_STEMS[0]}.safetensors, no {_STEMS[1]}.safetensors and no index of shards"
         + (f" (it has {', '.join(there[:4])}{', ...' if len(there) > 4 else ''})" if there else "")
-        + "; use a checkpoint saved in the diffusers layout as safetensors."
+        + "; use a checkpoint saved in the diffusers layout as safetensors, or give a single file itself."
     )
 
 
