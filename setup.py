@@ -16,6 +16,7 @@ RUNTIME = [
     "flax>=0.12.8,<0.13",
     "fsspec>=2026.9",
     "ftfy>=6.3.1,<7",
+    "gguf>=0.19,<0.20",
     "huggingface_hub>=2.4,<3",
     "imageio>=2.38.1,<3",
     JAX.format(""),

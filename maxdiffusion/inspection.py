@@ -11,7 +11,7 @@ from maxdiffusion import variants
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import Job
 from maxdiffusion.request.nets import builders, open_checkpoint
-from maxdiffusion.weights import naming
+from maxdiffusion.weights import naming, net_file
 from maxdiffusion.weights.sources import TensorSource
 
 
@@ -33,6 +33,7 @@ def run(job: Job) -> None:
         size = sum(tensor.nbytes for tensor in net.tensors.values())
         count = sum(math.prod(tensor.shape) for tensor in net.tensors.values())
         where = str(net.path).removeprefix(f"{checkpoint.folder}/")
+        where += f" (unused: {net_file.listed(net.left)})" if net.left else ""
         rows.append((name, names, _dtypes(net.tensors), _size(size), f"{count / 1e6:,.1f} M", where))
     print(_table(rows), flush=True)
 

@@ -161,7 +161,8 @@ class Config(BaseModel):
     """Branch, tag or commit of the hub id."""
     transformer_file: OptionalStr = _key("model", None, path="input")
     """The transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original;
-    bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it."""
+    bf16, fp16, fp32, fp8 with or without scales, int8 with scales; alone or in a file of the whole pipeline), a .gguf
+    file, an index of shards, or the folder that holds it."""
     transformer_2_file: OptionalStr = _key("model", None, path="input")
     """The same for the low-noise expert, where there are two."""
     text_encoder_file: OptionalStr = _key("model", None, path="input")

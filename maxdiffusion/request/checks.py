@@ -13,6 +13,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
+from maxdiffusion.weights import net_file
 
 _TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
 _FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")  # png of several frames is a folder
@@ -120,10 +121,9 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
-    for key in schema.KEYS:
-        path = getattr(cfg, key)
-        if key.endswith("_file") and schema.KEYS[key].path == "input" and path and not paths.probe(path).exists():
-            raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
+    for net in net_file.KINDS:
+        if path := getattr(cfg, f"{net}_file"):
+            net_file.read(paths.probe(path), net)  # before a checkpoint is fetched
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not paths.probe(path).is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,11 +16,13 @@ from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
-from maxdiffusion.weights import dimensions, naming
-from maxdiffusion.weights.headers import read_json, read_tensors
+from maxdiffusion.weights import dimensions, net_file
+from maxdiffusion.weights.headers import read_json
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
-from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
+from maxdiffusion.weights.tables import clip, dit, umt5, vae
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,29 +33,27 @@ class NetSpec:
       classes: the class names of which its config.json must have one; none for the variant's `transformer_class`.
       parse: config.json -> the network's config.
       rules: the name table.
-      original: the names of the official repository and of community files.
       ignored: regular expressions of tensors that the network knowingly does not use.
     """
 
     classes: tuple[str, ...]
     parse: Callable[[Mapping[str, Any]], Any]
     rules: Sequence[Rule]
-    original: original.Table
     ignored: Sequence[str] = ()
 
 
 # The reference loads the first where a file has it and never uses it; the second are fixed blur filters.
 _UNUSED = (r"blocks\.\d+\.attn2\.norm_added_q\.weight", r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel")
-_TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED)
-_TOKENIZER = ("spiece_model",)  # in files for ComfyUI
+_TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, _UNUSED)
+_COMFYUI = ("spiece_model", "logit_scale")  # the tokenizer, and what only CLIP's text encoders use
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 
 NETS = {  # by their folders
-    "text_encoder": NetSpec(("UMT5EncoderModel",), UMT5Config.from_json, umt5.RULES, original.UMT5, _TOKENIZER),
-    "image_encoder": NetSpec(_CLIP, CLIPVisionConfig.from_json, clip.RULES, original.CLIP, clip.IGNORED),
+    "text_encoder": NetSpec(("UMT5EncoderModel",), UMT5Config.from_json, umt5.RULES, _COMFYUI),
+    "image_encoder": NetSpec(_CLIP, CLIPVisionConfig.from_json, clip.RULES, clip.IGNORED),
     "transformer": _TRANSFORMER,
     "transformer_2": _TRANSFORMER,
-    "vae": NetSpec(("AutoencoderKLWan",), VAEConfig.from_json, vae.RULES, original.VAE),
+    "vae": NetSpec(("AutoencoderKLWan",), VAEConfig.from_json, vae.RULES),
 }
 
 
@@ -64,11 +65,13 @@ class NetFiles:
       path: the folder or file of its weights.
       config: the network's own config dataclass.
       tensors: by their diffusers names.
+      left: the number of tensors of other nets in its file, by what they are; none of them is used.
     """
 
     path: AnyPath
     config: Any
     tensors: Mapping[str, TensorSource]
+    left: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +128,28 @@ def open_checkpoint(
             key = "_class_name" if "_class_name" in content else "architectures"  # diffusers, transformers
             _expect(config, content, key, *(spec.classes or (variant.task.transformer_class,)))
         path = files.get(name, folder / name)
-        tensors = naming.normalised(read_tensors(path), spec.original)
+        tensors, left = net_file.read(path, name, given=name in files)
+        if left:
+            log.info("%s: used for the %s alone; left: %s", path, net_file.KINDS[name].what, net_file.listed(left))
         if spec is _TRANSFORMER:
             if name in files:
                 shapes = {key: tensor.shape for key, tensor in tensors.items()}
                 content = dimensions.transformer_config(shapes, content, str(path))
             variants.check(variant, content)
-        nets[name] = NetFiles(path, spec.parse(content), tensors)
+        nets[name] = NetFiles(path, spec.parse(content), tensors, left)
+        if name == "vae" and name in files:
+            _check_channels(nets[name])
     return Checkpoint(folder, nets)
+
+
+def _check_channels(vae: NetFiles) -> None:
+    """Checks that a VAE has the latent channels of its config, so that one of another family is named as such."""
+    shape, z_dim = vae.tensors["decoder.conv_in.weight"].shape, vae.config.z_dim
+    if len(shape) == 5 and shape[1] != z_dim:
+        raise UserError(
+            f"vae_file={vae.path} is a VAE of {shape[1]} latent channels and this model has {z_dim}; give that of "
+            "Wan2.1 for 16 channels, or that of Wan2.2 for 48."
+        )
 
 
 def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath]) -> None:
@@ -155,6 +172,9 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
     for name in needed:
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.exists():
+        read_json(scheduler)
 
 
 def official_layout(folder: AnyPath) -> str | None:

@@ -31,6 +31,8 @@ class Assignment:
     copies: tuple[TensorSource, ...] = ()
 
 
+_SHOWN = 6  # names, or groups of them, in each list of a message
+
 Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of layers
 
 
@@ -57,7 +59,7 @@ def match(
       ignored: regular expressions of the names that the network knowingly does not use.
 
     Raises:
-      UserError: listing every tensor without a parameter, every parameter without a tensor, every wrong shape or dtype.
+      UserError: counting and naming tensors without a parameter, parameters without a tensor, wrong shapes and dtypes.
       ValueError: the table itself is wrong: two of its rules fill one slot or read one name.
     """
     params = parameters(module)
@@ -89,7 +91,8 @@ def match(
         _listed("missing from the checkpoint", missing),
         _listed("not a part of the model", surplus),
         _listed("parameters that no tensor is known for", [target for target in params if target not in ruled]),
-        *(_listed(f"stored as {why}", names) for why, names in wrong.items()),
+        *[_listed(f"stored as {why}", names) for why, names in wrong.items()][:_SHOWN],
+        f"{len(wrong) - _SHOWN} further shapes" if len(wrong) > _SHOWN else "",
     ]
     if any(problems):
         raise UserError(
@@ -132,7 +135,11 @@ def _dims(shape: Sequence[int]) -> str:
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {what}: {', '.join(grouped(names))}" if names else ""
+    """How many names and the first of them, grouped."""
+    if not names:
+        return ""
+    groups = grouped(names)
+    return f"{len(names)} {what}: {', '.join([*groups[:_SHOWN], *(['...'] if groups[_SHOWN:] else [])])}"
 
 
 def grouped(names: Iterable[str]) -> list[str]:

@@ -78,11 +78,12 @@ def matched(checkpoint: Checkpoint, name: str, build: Build) -> tuple[nnx.Module
     """One network, abstract, and the tensors that fill it.
 
     Raises:
-      UserError: weights and config do not fit; it names every tensor and parameter concerned.
+      UserError: weights and config do not fit; it counts the tensors and parameters concerned and names some.
     """
     spec, net = NETS[name], checkpoint.nets[name]
     abstract = build(net.config)
-    return abstract, mapping.match(net.tensors, spec.rules, abstract, what=str(net.path), ignored=spec.ignored)
+    what = str(net.path) if net.path == checkpoint.folder / name else f"{name}_file={net.path}"
+    return abstract, mapping.match(net.tensors, spec.rules, abstract, what=what, ignored=spec.ignored)
 
 
 class Nets:
@@ -97,7 +98,7 @@ class Nets:
           placement: the mesh for the parameters; None is jax's default device.
 
         Raises:
-          UserError: weights and config do not fit; it names every tensor and parameter concerned.
+          UserError: weights and config do not fit; it counts the tensors and parameters concerned and names some.
         """
         self.checkpoint = checkpoint
         self._placement = placement

@@ -106,6 +106,10 @@ FOLDER_FAULTS = {
     "no model_index": (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
     "other pipeline": (lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="FluxPipeline")), "Flux"),
     "model_index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "JSON list, not an object"),
+    "scheduler's config is a list": (
+        lambda f: (f / "scheduler/scheduler_config.json").write_text("[]"),
+        r"scheduler_config\.json holds a JSON list, not an object",
+    ),
     "no net": (lambda f: remove(f, "transformer"), "no folder 'transformer'"),
     "no tokenizer": (lambda f: remove(f, "tokenizer"), "no folder 'tokenizer'"),
     "no config": (lambda f: (f / "transformer/config.json").unlink(), r"config\.json does not exist"),
