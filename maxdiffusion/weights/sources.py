@@ -28,6 +28,8 @@ BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 # The dtypes of weights, by their names in numpy and ml_dtypes.
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOATS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_INTEGERS = {f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)}
+_NUMPY = {**FLOATS, **_INTEGERS, "BOOL": "bool"}
 
 STRIP = 2**22  # bytes per read from a file on this machine
 RANGE = 2**23  # bytes per request to an object store, where each costs a round trip
@@ -83,7 +85,7 @@ def stored(name: str, dtype: str, shape: tuple[int, ...], file: AnyPath, start: 
             raise UserError(f"{file} cannot be read ({error.strerror}); check the disk and load again.") from None
         if len(data) != (last - first) * row:
             raise UserError(f"{file} ends within {name!r}; it changed while loading: copy it again.")
-        return np.frombuffer(data, FLOATS[dtype]).reshape(last - first, *shape[1:])
+        return np.frombuffer(data, _NUMPY[dtype]).reshape(last - first, *shape[1:])
 
     return TensorSource(name, dtype, shape, file, start, math.prod(shape) * BYTES[dtype], dtype, rows)
 
@@ -132,6 +134,7 @@ def plus(tensor: TensorSource, delta: TensorSource) -> TensorSource:
         raise ValueError(f"{tensor.name} has shape {tensor.shape} and its delta {delta.name} {delta.shape}")
 
     def rows(start: int, stop: int) -> Rows:
-        return tensor.rows(start, stop).astype("float32") + delta.rows(start, stop).astype("float32")
+        change = delta.rows(start, stop).astype("float32", copy=False)
+        return tensor.rows(start, stop).astype("float32", copy=False) + change
 
     return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, rows=rows)
