@@ -86,7 +86,8 @@ def _named(cfg: Config, base: Video) -> Iterator[Video]:
     path = str(cfg.prompts)
     others: dict[str, str] = {}
     for where, fields in prompt_file.read(path):
-        video = dataclasses.replace(base, **fields)
+        own = {key: value for key, value in fields.items() if key not in prompt_file.OF_THE_RUN}
+        video = dataclasses.replace(base, **own)
         if not video.prompt.strip():
             raise UserError(f'{where} has no prompt and the config gives none; write {{"prompt": "a red circle"}}.')
         name = _checked(video.output, cfg.output_format, where) if video.output else stem_of(cfg, video)

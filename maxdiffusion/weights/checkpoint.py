@@ -18,6 +18,7 @@ from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, naming
 from maxdiffusion.weights.headers import read_json, read_tensors
+from maxdiffusion.weights.lora.merge import Merge
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
 from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
@@ -65,11 +66,13 @@ class NetFiles:
       path: the folder or file of its weights.
       config: the network's own config dataclass.
       tensors: by their diffusers names.
+      loras: that `tensors` are merged with.
     """
 
     path: AnyPath
     config: Any
     tensors: Mapping[str, TensorSource]
+    loras: tuple[Merge, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +88,14 @@ class Checkpoint:
         return {name: net.config for name, net in self.nets.items()}
 
     def digest(self) -> str:
-        """SHA-256 of the configs and the headers: equal for copies of one checkpoint in different places."""
+        """SHA-256 of the configs, the headers and the LoRAs: equal for copies of one checkpoint in different places."""
         headers = sorted(
             (name, key, tensor.stored_as, tensor.shape, tensor.file.name, tensor.start)
             for name, net in self.nets.items()
             for key, tensor in net.tensors.items()
         )
-        return hashlib.sha256(repr([self.configs, headers]).encode()).hexdigest()
+        loras = [(name, [(each.lora.digest, each.strength) for each in net.loras]) for name, net in self.nets.items()]
+        return hashlib.sha256(repr([self.configs, headers, loras]).encode()).hexdigest()
 
 
 def open_checkpoint(

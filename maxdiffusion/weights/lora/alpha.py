@@ -66,17 +66,19 @@ def declarations(metadata: Mapping[str, str], adapter_config: Mapping[str, Any] 
 
 def _of_peft(source: str, content: Mapping[str, Any]) -> Declaration:
     alpha = next((content[key] for key in ("lora_alpha", "alpha") if content.get(key) is not None), None)
-    patterns: list[dict[str, float]] = []
-    for key in ("alpha_pattern", "rank_pattern"):
+
+    def numbers(key: str) -> dict[str, float]:
         pattern = content.get(key) or {}
         if not isinstance(pattern, dict):
             raise UserError(f"{key} of {source} is {pattern!r}, which is not an object")
-        patterns.append({name: _number(value, f"{key} of {source}") for name, value in pattern.items()})
+        return {name: _number(value, f"{key} of {source}") for name, value in pattern.items()}
+
     return Declaration(
         source,
         None if alpha is None else _number(alpha, f"alpha of {source}"),
         None if content.get("r") is None else _number(content["r"], f"r of {source}"),
-        *patterns,
+        numbers("alpha_pattern"),
+        numbers("rank_pattern"),
         patterned=True,
         rank_stabilized=bool(content.get("use_rslora")),
         decomposed=bool(content.get("use_dora")),

@@ -72,7 +72,7 @@ class LoRA:
         for name, tensor in sorted(self.tensors.items()):
             digest.update(repr((name, tensor.dtype, tensor.shape)).encode())
             for _, rows in strips(tensor, 0, tensor.shape[0] if tensor.shape else 1):
-                digest.update(np.ascontiguousarray(rows).view("uint8"))
+                digest.update(np.ascontiguousarray(rows).tobytes())
                 # NaN and infinity carry over to a sum.
                 if tensor.dtype in FLOATS and not np.isfinite(rows.astype("float32").sum(dtype="float64")):
                     raise UserError(f"{self.path} holds NaN or infinity in {name!r}; it is damaged: use another file.")
@@ -87,7 +87,7 @@ def read(path: AnyPath, vace_layers: Sequence[int] = ()) -> LoRA:
       vace_layers: the layers after which the blocks of the model's VACE adapter act, if it has one.
 
     Raises:
-      UserError: it cannot be read, is not a LoRA for a WAN transformer, a factor is missing, or alpha is declared twice.
+      UserError: it cannot be read or is not a LoRA for a WAN transformer, a factor is missing, alpha is declared twice.
     """
     if path.suffix in PICKLES:
         raise UserError(f"{path} is a torch pickle, which is a program that reading it would run; use safetensors.")
@@ -96,7 +96,7 @@ def read(path: AnyPath, vace_layers: Sequence[int] = ()) -> LoRA:
     tensors, metadata = read_header(path)
     parts: dict[str, dict[str, TensorSource]] = {}
     targets: dict[str, tuple[str, ...]] = {}
-    owners: dict[tuple[str, ...], str] = {}
+    owners: dict[str, str] = {}
     unknown = []
     for name, tensor in tensors.items():
         module, part = names.split(name) or ("", "")
@@ -105,7 +105,7 @@ def read(path: AnyPath, vace_layers: Sequence[int] = ()) -> LoRA:
         if not targets[module]:
             unknown.append(name)
             continue
-        other = owners.setdefault(targets[module], module)
+        other = next((own for t in targets[module] if (own := owners.setdefault(t, module)) != module), module)
         if other != module or part in parts.get(module, {}):
             twice = f"{other!r} and {module!r}" if other != module else f"{name!r} and {parts[module][part].name!r}"
             raise UserError(
@@ -162,19 +162,18 @@ def _modules(
     ranks = {name: update.rank for name, update in updates.items() if update and update.rank}
     declared = tuple(alpha.declarations(metadata, adapter_config))
     found = alpha.alphas(ranks, {name: number for name, number in _own(parts).items() if name in ranks}, declared)
-    for each in declared:
-        bare = [name for name in ranks if each.decomposed and "magnitude" not in parts[name]]
-        if bare:
-            raise UserError(f"{each.source} declares DoRA, but {bare[0]} has no magnitude")
-    rank_stabilized = any(each.rank_stabilized for each in declared)
-    modules = []
-    for name, each in parts.items():
-        rank, number = ranks.get(name), found.get(name)
-        scale = 1.0
-        if rank and number is not None:
-            scale = number / (math.sqrt(rank) if rank_stabilized else rank)
-        modules.append(Module(name, targets[name], each, updates[name], number, scale))
-    return tuple(modules)
+    for declaration in declared:
+        if declaration.decomposed and (plain := [name for name in ranks if "magnitude" not in parts[name]]):
+            raise UserError(f"{declaration.source} declares DoRA, but {plain[0]} has no magnitude")
+    root = any(declaration.rank_stabilized for declaration in declared)
+    scales = {
+        name: 1.0 if number is None else number / (math.sqrt(ranks[name]) if root else ranks[name])
+        for name, number in found.items()
+    }
+    return tuple(
+        Module(name, targets[name], own, updates[name], found.get(name), scales.get(name, 1.0))
+        for name, own in parts.items()
+    )
 
 
 def _update(name: str, parts: Mapping[str, TensorSource]) -> Matrix | None:
@@ -188,7 +187,7 @@ def _update(name: str, parts: Mapping[str, TensorSource]) -> Matrix | None:
         raise UserError(f"{name} has {there}, but no {missing.args[0]}") from None
     except Mismatch as shapes:
         raise UserError(f"the factors of {name} have shapes {shapes}, which cannot be multiplied") from None
-    if update is None and "diff_b" not in parts:
+    if update is None and ("diff_b" not in parts or "magnitude" in parts):
         there = next(iter(parts.values())).name
         raise UserError(f"{there!r} has no weights beside it")
     return update

@@ -14,7 +14,7 @@ from maxdiffusion.weights.lora import deltas
 from maxdiffusion.weights.lora.deltas import Matrix, Mismatch
 from maxdiffusion.weights.lora.file import LoRA, Module
 from maxdiffusion.weights.naming import grouped
-from maxdiffusion.weights.sources import FLOATS, TensorSource, plus
+from maxdiffusion.weights.sources import TensorSource, plus
 
 _IMAGE = re.compile(r".*\.attn2\.(add_[kv]_proj|norm_added_[kq])|condition_embedder\.image_embedder\..*")
 _SAMPLED = 16, 8  # tensors, and rows of each, of which `lost` is computed
