@@ -161,7 +161,7 @@ class Config(BaseModel):
     """The same for the VAE."""
     lora: Strengths = _key("model", {}, path="input", of_the_program=False)
     """LoRA merged into the transformer (of two experts, the high-noise one): a .safetensors file, its URL or
-    owner/repo/FILE on the hub; a list of them, or a mapping to strengths, {style.safetensors: 0.8, char.safetensors: 1}."""
+    owner/repo/FILE on the hub; a list of them, or a mapping to strengths, {one.safetensors: 0.8, b.safetensors: 1}."""
     lora_2: Strengths = _key("model", {}, path="input", of_the_program=False)
     """The same for the low-noise expert, where there are two."""
     inspect: bool = _key("model", False, of_the_video=False, of_the_program=False)

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.weights import naming
+from maxdiffusion.weights.checkpoint import NetFiles
+from maxdiffusion.weights.headers import read_tensors
+from maxdiffusion.weights.tables import original
 from tests.support.safetensors_file import NAMES
 
 # (name in diffusers, original name) of the linear layers of block {i}.
+_ATTENTION = {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o"}
 LINEARS = [
-    *((f"attn1.{ours}", f"self_attn.{theirs}") for ours, theirs in zip(("to_q", "to_k", "to_v", "to_out.0"), "qkvo")),
-    *((f"attn2.{ours}", f"cross_attn.{theirs}") for ours, theirs in zip(("to_q", "to_k", "to_v", "to_out.0"), "qkvo")),
+    *((f"attn1.{ours}", f"self_attn.{theirs}") for ours, theirs in _ATTENTION.items()),
+    *((f"attn2.{ours}", f"cross_attn.{theirs}") for ours, theirs in _ATTENTION.items()),
     ("ffn.net.0.proj", "ffn.0"),
     ("ffn.net.2", "ffn.2"),
 ]
@@ -59,3 +65,28 @@ def factors(
         out, width = shapes[f"{name}.weight"][:2]
         result[name] = tuple(rng.normal(0, 0.1, shape).astype("float32") for shape in ((rank, width), (out, rank)))
     return result
+
+
+# ---- tiny transformers
+
+
+def opened(path: Path) -> NetFiles:
+    config = DiTConfig.from_json(json.loads((path / "config.json").read_text()))
+    return NetFiles(path, config, naming.normalised(read_tensors(path), original.DIT))
+
+
+def numbers(net: NetFiles) -> dict[str, np.ndarray]:
+    """Every tensor in fp32, read in two pieces."""
+    result = {}
+    for name, tensor in net.tensors.items():
+        count = tensor.shape[0]
+        pieces = [tensor.rows(*part) for part in ((0, count // 2), (count // 2, count))]
+        result[name] = np.concatenate(pieces).astype("float32")
+    return result
+
+
+def assert_close(ours: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], bound: float = 1e-5) -> None:
+    assert ours.keys() == reference.keys()
+    for name, array in reference.items():
+        error = np.abs(ours[name] - array).max()
+        assert error <= bound * np.abs(array).max(), (name, error)

@@ -167,6 +167,7 @@ def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSourc
     by_row = count == out and (magnitude.shape[:1] == (out,) or out != channels)
     if not by_row and count != channels:
         raise Mismatch(f"{list(magnitude.shape)} for a weight of {list(weight.shape)}")
+    magnitudes = stored(magnitude)
     others = (1,) * (len(weight.shape) - 1)
 
     def changed(first: int, base: Rows) -> Rows:
@@ -179,7 +180,7 @@ def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSourc
         axes = (0, *range(2, len(weight.shape)))
         parts = (changed(first, base.astype("float32", copy=False)) for first, base in strips(weight, 0, out))
         total = sum(np.square(part, dtype="float64").sum(axes) for part in parts)
-        return _quotient(_whole(stored(magnitude)).reshape(-1), np.sqrt(total)).reshape(-1, *others[1:])
+        return _quotient(_whole(magnitudes).reshape(-1), np.sqrt(total)).reshape(-1, *others[1:])
 
     def rows(start: int, stop: int) -> Rows:
         import numpy as np
@@ -188,7 +189,8 @@ def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSourc
         total = changed(start, base)
         if by_row:
             norms = np.sqrt(np.square(total).reshape(stop - start, -1).sum(1))
-            scale = _quotient(stored(magnitude).rows(start, stop).reshape(-1), norms).reshape(-1, *others)
+            numbers = _whole(magnitudes).reshape(-1)[start:stop]
+            scale = _quotient(numbers, norms).reshape(-1, *others)
         else:
             scale = of_channels()
         return base + strength * (scale * total - base)

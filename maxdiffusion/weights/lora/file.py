@@ -143,7 +143,8 @@ def _no_lora(path: AnyPath, tensors: Mapping[str, TensorSource]) -> str:
 def _adapter_config(path: AnyPath, parts: Mapping[str, Mapping[str, TensorSource]]) -> Mapping[str, Any] | None:
     """The adapter_config.json beside a file with PEFT's names."""
     config = path.parent / ADAPTER_CONFIG
-    peft = any(".lora_A" in tensor.name for each in parts.values() for tensor in each.values())
+    stored = [tensor.name for each in parts.values() for tensor in each.values()]
+    peft = any(".lora_A" in name or name.startswith("base_model.") for name in stored)
     return read_json(config) if peft and config.is_file() else None
 
 
@@ -159,8 +160,13 @@ def _modules(
       UserError: without the file's name.
     """
     updates = {name: _update(name, each) for name, each in parts.items()}
-    ranks = {name: update.rank for name, update in updates.items() if update and update.rank}
     declared = tuple(alpha.declarations(metadata, adapter_config))
+    ranks = {name: update.rank for name, update in updates.items() if update and update.rank}
+    for name, own in parts.items():
+        # LyCORIS does not scale two whole factors; PEFT does, by the rank that it declares.
+        said = [rank for each in declared if (rank := each.of(names.bare(name))[1]) is not None]
+        if said and name not in ranks and "lokr_w1" in own:
+            ranks[name] = int(said[0])
     found = alpha.alphas(ranks, {name: number for name, number in _own(parts).items() if name in ranks}, declared)
     for declaration in declared:
         if declaration.decomposed and (plain := [name for name in ranks if "magnitude" not in parts[name]]):
