@@ -26,6 +26,7 @@ RUNTIME = [
     "pydantic>=2.14.3,<3",
     "PyYAML>=6.0.3,<7",
     "safetensors>=0.8,<0.9",
+    "threadpoolctl>=3.8,<4",
     "tqdm>=4.70.1,<5",
     "transformers>=5.23,<6",
     "universal_pathlib>=0.3.10,<0.4",

@@ -4,8 +4,8 @@
     python scripts/measure_load.py /tmp/wan --weights-dtype bfloat16
     python scripts/measure_load.py /tmp/wan --nets transformer --lora-rank 64
 
-With `--lora-rank` the transformer is loaded once more, merged with a LoRA of random numbers for all linear layers of its
-blocks. `extra_mb` is the peak resident memory less what was there before and, on the CPU, less the parameters that stay.
+With `--lora-rank` the transformer is loaded once more, merged with a random LoRA of all linear layers of its blocks.
+`extra_mb` is the peak resident memory less what was there before and, on the CPU, less the parameters that stay.
 """
 
 from __future__ import annotations

@@ -110,6 +110,8 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     notes = []
     if not paths.probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not local: sizes are those of the official one of {cfg.model_name}")
+    if cfg.lora or cfg.lora_2:
+        notes.append("LoRA is merged into the weights while they load: it changes neither memory nor time of a step")
     if tpu and not libtpu():
         notes.append(
             "analytic: libtpu, which compiles for TPUs, is not installed (on x86-64 Linux: pip install libtpu), so "

@@ -47,6 +47,7 @@ class TensorSource:
       start: its first byte in the file.
       nbytes: bytes read from disk, without scales.
       stored_as: its dtype in the file, with " scaled" where it has scales.
+      computed: whether reading takes arithmetic enough for a thread.
       rows: (start, stop) -> an array of shape (stop - start, *shape[1:]); for a scalar the shape is (1,). Raises
         UserError where the file cannot be read or is shorter than its header says.
     """
@@ -59,6 +60,7 @@ class TensorSource:
     nbytes: int
     stored_as: str
     rows: Callable[[int, int], Rows] = dataclasses.field(compare=False, repr=False)
+    computed: bool = False
 
 
 def strips(source: TensorSource, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
@@ -134,7 +136,8 @@ def plus(tensor: TensorSource, delta: TensorSource) -> TensorSource:
         raise ValueError(f"{tensor.name} has shape {tensor.shape} and its delta {delta.name} {delta.shape}")
 
     def rows(start: int, stop: int) -> Rows:
-        change = delta.rows(start, stop).astype("float32", copy=False)
-        return tensor.rows(start, stop).astype("float32", copy=False) + change
+        total = tensor.rows(start, stop).astype("float32")
+        total += delta.rows(start, stop).astype("float32", copy=False)
+        return total
 
-    return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, rows=rows)
+    return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, computed=True, rows=rows)

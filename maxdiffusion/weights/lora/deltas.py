@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 else:
     Rows = object
 
-# The factors of two modules or so are kept while these are read strip by strip: at rank 64 some MB.
-_KEPT = 8
+# Factors that are kept while their modules are read strip by strip, several modules at once: at rank 64 some 10 MB.
+_KEPT = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -195,7 +195,8 @@ def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSourc
             scale = of_channels()
         return base + strength * (scale * total - base)
 
-    return dataclasses.replace(weight, dtype="F32", nbytes=weight.nbytes + delta.nbytes + magnitude.nbytes, rows=rows)
+    nbytes = weight.nbytes + delta.nbytes + magnitude.nbytes
+    return dataclasses.replace(weight, dtype="F32", nbytes=nbytes, computed=True, rows=rows)
 
 
 def _quotient(numbers: Rows, norms: Rows) -> Rows:
