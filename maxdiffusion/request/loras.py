@@ -31,7 +31,7 @@ def merged(job: Job, checkpoint: Checkpoint, fetch: bool = True) -> Checkpoint:
         for location, strength in getattr(job.cfg, key).items():
             net, path = nets[name], locate(location, key, fetch)
             try:
-                lora = read(path, net.config.adapter_layers)
+                lora = dataclasses.replace(read(path, net.config.adapter_layers), name=location)
                 tensors, own = merge(net.tensors, net.config, lora, strength)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), location)) from None
@@ -80,5 +80,5 @@ def _report(name: str, each: Merge, weights_dtype: str) -> None:
             name,
             weights_dtype,
             100 * min(lost, 1),
-            each.lora.path,
+            each.lora.name,
         )

@@ -48,13 +48,13 @@ class LoRA:
     """A LoRA file.
 
     Attributes:
-      path: the file.
+      name: its path, for messages.
       tensors: all of it.
       modules: those whose names are known.
       unknown: names of the tensors that belong to no module of a WAN transformer.
     """
 
-    path: AnyPath
+    name: str
     tensors: Mapping[str, TensorSource] = dataclasses.field(repr=False)
     modules: tuple[Module, ...]
     unknown: tuple[str, ...]
@@ -75,7 +75,7 @@ class LoRA:
                 digest.update(np.ascontiguousarray(rows).tobytes())
                 # NaN and infinity carry over to a sum.
                 if tensor.dtype in FLOATS and not np.isfinite(rows.astype("float32").sum(dtype="float64")):
-                    raise UserError(f"{self.path} holds NaN or infinity in {name!r}; it is damaged: use another file.")
+                    raise UserError(f"{self.name} holds NaN or infinity in {name!r}; it is damaged: use another file.")
         return digest.hexdigest()
 
 
@@ -127,7 +127,7 @@ def read(path: AnyPath, vace_layers: Sequence[int] = ()) -> LoRA:
         modules = _modules(parts, targets, metadata, _adapter_config(path, parts))
     except UserError as error:
         raise UserError(f"{path}: {error}; use another file.") from None
-    return LoRA(path, tensors, modules, tuple(unknown))
+    return LoRA(str(path), tensors, modules, tuple(unknown))
 
 
 def _no_lora(path: AnyPath, tensors: Mapping[str, TensorSource]) -> str:

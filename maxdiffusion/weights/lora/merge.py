@@ -55,7 +55,7 @@ class Merge:
             f"strength {self.strength:g}",
         ]
         unused = f"; the other {self.skipped} are for image tokens, which this model has not" if self.skipped else ""
-        return f"{self.lora.path}: {', '.join(filter(None, words))}{unused}"
+        return f"{self.lora.name}: {', '.join(filter(None, words))}{unused}"
 
     def lost(self, dtype: str) -> float:
         """The share of the update that rounding the weights to `dtype` removes, from a sample of rows.
@@ -175,19 +175,19 @@ def _refusal(lora: LoRA, config: DiTConfig, faults: Mapping[str, Sequence[str]])
     taps = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
     if patch and len(wider) == len(faults) == 1 and patch.shape[1] > config.in_channels * taps:
         return (
-            f"{lora.path} is a control LoRA: it gives patch_embedding {patch.shape[1] // taps} input channels in place "
+            f"{lora.name} is a control LoRA: it gives patch_embedding {patch.shape[1] // taps} input channels in place "
             f"of {config.in_channels}, the others being those of a control video, which cannot be given here; use "
             "model_name: wan2.1-vace for control videos."
         )
     if not faults:
         return (
-            f"{lora.path} has only modules for image tokens ({len(lora.modules)}), which this model has not; give "
+            f"{lora.name} has only modules for image tokens ({len(lora.modules)}), which this model has not; give "
             "it to a model with an image encoder."
         )
     listed = "; ".join(f"{len(names)} {reason}: {', '.join(grouped(names)[:4])}" for reason, names in faults.items())
     like = _looks_like(lora)
     return (
-        f"{lora.path} does not fit this transformer ({config.num_layers} layers of width {config.dim}): {listed}"
+        f"{lora.name} does not fit this transformer ({config.num_layers} layers of width {config.dim}): {listed}"
         + (f"; it looks like a LoRA for {like}" if like else "")
         + "; give one that was made for this model."
     )
