@@ -44,6 +44,9 @@ def run(job: Job, words: Sequence[str]) -> Plan:
     said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
     said |= {word.partition("=")[0] for row in plan.rows for word in row.overrides}
     plan = dataclasses.replace(plan, command=tuple(word for word in words if word.partition("=")[0] not in said))
+    if cfg.lora or cfg.lora_2:  # not a part of the cached plan, which is the same without
+        merged = "LoRA is merged into the weights while they load: it changes neither the memory nor the time of a step"
+        plan = dataclasses.replace(plan, notes=(*plan.notes, merged))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
         if file.suffix.lower() == ".svg":
@@ -110,8 +113,6 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     notes = []
     if not paths.probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
         notes.append(f"the checkpoint is not local: sizes are those of the official one of {cfg.model_name}")
-    if cfg.lora or cfg.lora_2:
-        notes.append("LoRA is merged into the weights while they load: it changes neither memory nor time of a step")
     if tpu and not libtpu():
         notes.append(
             "analytic: libtpu, which compiles for TPUs, is not installed (on x86-64 Linux: pip install libtpu), so "
