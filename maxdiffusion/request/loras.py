@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch as urls
 from maxdiffusion.request.job import Job
+from maxdiffusion.request.nets import open_checkpoint
 from maxdiffusion.runtime.paths import AnyPath, probe
 from maxdiffusion.weights import hub
 from maxdiffusion.weights.checkpoint import Checkpoint
@@ -17,6 +19,7 @@ from maxdiffusion.weights.lora.merge import Merge, merge
 logger = logging.getLogger(__name__)
 
 NETS = {"lora": "transformer", "lora_2": "transformer_2"}
+_URL = ("http://", "https://")
 _BYTES = 32 * 2**30  # of a file from a URL, at most
 
 
@@ -39,13 +42,33 @@ def merged(job: Job, checkpoint: Checkpoint, fetch: bool = True) -> Checkpoint:
     return dataclasses.replace(checkpoint, nets=nets)
 
 
+def check_local(job: Job) -> None:
+    """Checks the LoRAs against a checkpoint that is a local folder; those on the hub or at a URL are left out.
+
+    Raises:
+      UserError: as `merged`.
+    """
+    cfg = job.cfg
+    keys = {
+        key: {
+            location: strength
+            for location, strength in getattr(cfg, key).items()
+            if not location.startswith(_URL) and (not hub.names_file(location) or probe(location).exists())
+        }
+        for key in NETS
+    }
+    if any(keys.values()) and probe(os.path.expanduser(cfg.pretrained_model_name_or_path)).is_dir():
+        job = dataclasses.replace(job, cfg=cfg.model_copy(update=keys))
+        merged(job, open_checkpoint(job, fetch=False), fetch=False)
+
+
 def locate(location: str, key: str, fetch: bool = True) -> AnyPath:
     """The file at a path, a URL or `owner/repo/file.safetensors` on the hub; a path that exists wins.
 
     Raises:
       UserError: there is none, or it may not be fetched.
     """
-    if location.startswith(("http://", "https://")):
+    if location.startswith(_URL):
         if not fetch:
             raise UserError(f"{key}={location} is not fetched to be inspected; download it and give its path.")
         return urls.local(location, _BYTES)

@@ -16,6 +16,7 @@ from maxdiffusion.runtime.paths import AnyPath, probe
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -49,6 +50,11 @@ def resolve(name_or_path: str, revision: str | None = None, ignore: Sequence[str
     return _snapshot(name_or_path, revision, ignore, fetch)
 
 
+def names_file(location: str) -> bool:
+    """Whether `location` has the form of `file`."""
+    return _FILE.fullmatch(location) is not None
+
+
 def file(location: str, beside: Sequence[str] = (), fetch: bool = True) -> Path | None:
     """One file of a repository, `owner/repo/path.safetensors`; None where `location` has another form.
 
@@ -60,7 +66,7 @@ def file(location: str, beside: Sequence[str] = (), fetch: bool = True) -> Path 
     Raises:
       UserError: as `resolve`, or the repository has no such file.
     """
-    hit = re.fullmatch(rf"({_HUB_ID.pattern})/(.+\.safetensors)", location)
+    hit = _FILE.fullmatch(location)
     if hit is None:
         return None
     repo, name = hit.groups()

@@ -272,6 +272,15 @@ def test_inspection_says_what_matches(file, capsys):
         inspection.run(load("lora=nowhere.safetensors", "inspect=true"))
 
 
+def test_a_plan_checks_what_is_here(file):
+    loras.check_local(load(f"lora=[{file}, org/x/y.safetensors, https://x.org/y.safetensors]"))
+    with pytest.raises(UserError, match=r"nowhere.* does not exist"):
+        loras.check_local(load("lora=nowhere.safetensors"))
+    lora.write(file, {f"blocks.9.self_attn.q.lora_{part}": np.ones((128, 128), np.float32) for part in "AB"})
+    with pytest.raises(UserError, match=r"blocks\.9"):
+        loras.check_local(load(f"lora={file}"))
+
+
 def test_two_files_in_their_order(tmp_path, file):
     """Each adds to what is there before it."""
     other = tmp_path / "other.safetensors"
