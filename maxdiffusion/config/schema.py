@@ -181,7 +181,8 @@ class Config(BaseModel):
     """What to show; a list makes several videos."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
-    and height, output (its name); what is done is skipped when the same command runs again."""
+    and height, output (its name), lora and lora_2 (alike in all); what is done is skipped when the same command runs
+    again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
