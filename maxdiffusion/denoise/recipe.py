@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from maxdiffusion.conventions import Levels
 from maxdiffusion.denoise.experts import ExpertSteps, expert_steps
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import SOLVERS, Solver
@@ -27,6 +28,7 @@ class Recipe:
         scales: tuple[float, float | None],
         boundary: float | None,
         strength: float | None = None,
+        levels: Levels = "official",
     ) -> Recipe:
         """The recipe of a run.
 
@@ -37,11 +39,12 @@ class Recipe:
           scales: guidance scales of the high-noise and of the low-noise expert.
           boundary: the high-noise expert denoises timesteps from this times 1000 up; None: there is one expert.
           strength: part of the steps that remains in video to video; None: all.
+          levels: whose noise levels, see `denoise.schedule`.
 
         Raises:
           UserError: the schedule cannot be made, or `strength` leaves none of its steps.
         """
-        schedule = SOLVERS[solver].schedule(steps, flow_shift)
+        schedule = SOLVERS[solver].schedule(steps, flow_shift, levels)
         if strength is not None:
             schedule = schedule.last(strength)
         return cls(SOLVERS[solver], schedule, expert_steps(schedule.timesteps, boundary, *scales))

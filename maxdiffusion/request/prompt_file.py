@@ -29,7 +29,9 @@ OF_THE_RUN = ("lora", "lora_2")  # keys of the model, which all lines must give 
 
 
 def read(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line number, the fields of its `Video` and keys OF_THE_RUN that the line gives) of each line.
+    """(file and line number, what the line gives) of each line: fields of its `Video`, `size` and keys OF_THE_RUN.
+
+    `size` is two integers.
 
     Raises:
       UserError: the file cannot be read or has no line; a line is not a JSON object, has an unknown or repeated key, or
@@ -78,15 +80,15 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
         if key == "size":
             if not (size := parse_size(value)):
                 raise UserError(f"{where} gives size={value!r}; write width*height, width first, such as '832*480'.")
-            yield from zip(("width", "height"), map(int, size), strict=True)
+            yield key, tuple(map(int, size))
             continue
         if key in OF_THE_RUN:
             value = _files(value, f"{where}: {key}")
         if not isinstance(value, TYPES[key]) or isinstance(value, bool):
             what = {int: "an integer", str: "text"}.get(TYPES[key], "a file, a list of files or an object of strengths")
             raise UserError(f"{where} gives {key}={value!r}, which is not {what}.")
-        if key == "seed" and not 0 <= value < 2**32:
-            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
+        if key == "seed" and not -1 <= value < 2**32:
+            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}, or -1 to draw one.")
         if key in ("image", "last_image"):
             value = expanded(value, f"{where}: {key}") or None
         yield key, value

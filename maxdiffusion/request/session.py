@@ -128,6 +128,7 @@ def recipe_of(job: Job) -> Recipe:
         scales=(cfg.guidance_scale, cfg.guidance_scale_2),
         boundary=cfg.boundary_ratio,
         strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
+        levels=job.conventions.levels,
     )
 
 

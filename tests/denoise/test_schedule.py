@@ -1,4 +1,4 @@
-"""The recipes against the three references, and the schedules that cannot be."""
+"""Noise levels against those of the official code and of diffusers, and the schedules that cannot be."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,35 @@ from diffusers import (
 
 from maxdiffusion.denoise.schedule import Schedule, dpm_flow, euler_flow, unipc_flow
 from maxdiffusion.errors import UserError
+from tests.support import official
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+def diffusers(scheduler):
+    def levels(steps, shift):
+        made = scheduler(shift)
+        made.set_timesteps(steps)
+        return made
+
+    return levels
+
+
 REFERENCES = {
-    unipc_flow: lambda shift: UniPCMultistepScheduler(flow_shift=shift, **FLOW),
-    dpm_flow: lambda shift: DPMSolverMultistepScheduler(flow_shift=shift, **FLOW),
-    euler_flow: lambda shift: FlowMatchEulerDiscreteScheduler(shift=shift),
+    ("official", unipc_flow): lambda steps, shift: official.scheduler("unipc", steps, shift),
+    ("official", dpm_flow): lambda steps, shift: official.scheduler("dpm++", steps, shift),
+    ("diffusers", unipc_flow): diffusers(lambda shift: UniPCMultistepScheduler(flow_shift=shift, **FLOW)),
+    ("diffusers", dpm_flow): diffusers(lambda shift: DPMSolverMultistepScheduler(flow_shift=shift, **FLOW)),
+    ("diffusers", euler_flow): diffusers(lambda shift: FlowMatchEulerDiscreteScheduler(shift=shift)),
 }
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0, 16.0, 0.7])
-@pytest.mark.parametrize("recipe", REFERENCES)
-def test_equals_reference(recipe, shift):
-    reference = REFERENCES[recipe](shift)
+@pytest.mark.parametrize(("levels", "recipe"), REFERENCES)
+def test_equals_reference(levels, recipe, shift):
     for steps in range(1, 101):
-        reference.set_timesteps(steps)
-        schedule = recipe(steps, shift)
+        reference = REFERENCES[levels, recipe](steps, shift)
+        schedule = recipe(steps, shift, levels)
         # One fp32 rounding apart at most: the Euler reference rounds its range to fp32 first.
         np.testing.assert_allclose(schedule.sigmas, reference.sigmas.numpy(), rtol=2e-7, err_msg=f"{steps} steps")
         if recipe is euler_flow:
@@ -35,13 +48,17 @@ def test_equals_reference(recipe, shift):
             np.testing.assert_array_equal(schedule.timesteps, reference.timesteps.numpy(), err_msg=f"{steps} steps")
 
 
-@pytest.mark.parametrize("recipe", REFERENCES)
+def test_euler_has_no_official_levels():
+    np.testing.assert_array_equal(euler_flow(9, 3.0, "official").sigmas, euler_flow(9, 3.0, "diffusers").sigmas)
+
+
+@pytest.mark.parametrize(("levels", "recipe"), REFERENCES)
 @pytest.mark.parametrize(
     ("steps", "shift"), [(0, 5.0), (-3, 5.0), (10, 0.0), (10, -1.0), (10, float("nan")), (50, 1e8)]
 )
-def test_impossible(recipe, steps, shift):
+def test_impossible(levels, recipe, steps, shift):
     with pytest.raises(UserError, match=r"num_inference_steps|flow_shift"):
-        recipe(steps, shift)
+        recipe(steps, shift, levels)
 
 
 def test_lengths_must_agree():
@@ -55,11 +72,18 @@ def test_the_last_steps_are_those_of_the_reference(strength):
     pipeline = WanVideoToVideoPipeline(None, None, None, None, reference)
     reference.set_timesteps(20)
     timesteps, count = pipeline.get_timesteps(20, reference.timesteps, strength, "cpu")
-    schedule = unipc_flow(20, 5.0).last(strength)
+    schedule = unipc_flow(20, 5.0, "diffusers").last(strength)
     assert len(schedule) == count
     np.testing.assert_array_equal(schedule.timesteps, timesteps.numpy())
     assert schedule.sigmas[-1] == 0
     assert len(schedule.sigmas) == count + 1
+
+
+@pytest.mark.parametrize(("levels", "recipe"), REFERENCES)
+def test_the_last_steps_start_at_their_own_level(levels, recipe):
+    whole, last = recipe(20, 5.0, levels), recipe(20, 5.0, levels).last(0.3)
+    np.testing.assert_array_equal(last.sigmas, whole.sigmas[14:])
+    np.testing.assert_array_equal(last.timesteps, whole.timesteps[14:])
 
 
 def test_a_strength_that_leaves_no_step_names_one_that_does():
