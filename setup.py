@@ -28,6 +28,7 @@ RUNTIME = [
     "PyYAML>=6.0.3,<7",
     "safetensors>=0.8,<0.9",
     "sentencepiece>=0.2.3,<0.3",  # 1.4 MB to download
+    "threadpoolctl>=3.8,<4",
     "tqdm>=4.70.1,<5",
     "transformers>=5.23,<6",
     "universal_pathlib>=0.3.10,<0.4",

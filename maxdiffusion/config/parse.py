@@ -136,13 +136,12 @@ def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
 def _list_or_text(key: str, text: str) -> Any:
     """A value in brackets is a YAML list, one in braces a mapping, where the key takes one; anything else is text."""
     name = schema.ALIASES.get(key, key)
-    if name in Config.model_fields and schema.takes_mapping(name):
-        ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
-    elif key == "sample_guide_scale" or (name in Config.model_fields and schema.takes_list(name)):
-        ends, what, example = "[]", "list", '["one", "two"]'
+    known = name in Config.model_fields
+    if known and schema.takes_mapping(name) and text[:1] + text[-1:] == "{}":
+        what, example = "mapping", "{name: 1, other: 2}"
+    elif (key == "sample_guide_scale" or (known and schema.takes_list(name))) and text[:1] + text[-1:] == "[]":
+        what, example = "list", '["one", "two"]'
     else:
-        return text
-    if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
     try:
         node = yaml.compose(text, yaml.BaseLoader)
@@ -205,7 +204,10 @@ def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = F
     if isinstance(node, yaml.SequenceNode) and depth < 3:
         return [_plain(child, where, depth + 1) for child in node.value]
     if isinstance(node, yaml.MappingNode) and mapping:
-        return {str(name.value): _plain(value, where, depth + 1) for name, value in node.value}
+        names = [str(name.value) for name, _ in node.value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"{where} names {twice.pop()} twice; keep one.")
+        return {name: _plain(value, where, depth + 1) for name, (_, value) in zip(names, node.value, strict=True)}
     raise UserError(f"{where} holds a mapping or lists nested too deeply; keys are flat, their values texts or lists.")
 
 
@@ -298,7 +300,12 @@ def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:
         entry = values[key]
         relative = about.path == "input" and not entry.origin.startswith(COMMAND_LINE)
         expand = functools.partial(_expand_path, key, entry.origin, yaml_folder if relative else None)
-        value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
+        if isinstance(entry.value, dict):
+            value: Any = {expand(path): other for path, other in entry.value.items()}
+            if len(value) < len(entry.value):
+                raise UserError(f"{key} ({entry.origin}) names a file twice; keep one.")
+        else:
+            value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
         values[key] = dataclasses.replace(entry, value=value)
 
 

@@ -30,6 +30,16 @@ def _empty_is_no_tuple(value: Any) -> Any:
     return () if value == "" else _as_tuple(value)
 
 
+def _strengths(value: Any) -> Any:
+    """Turns one file or a list of them into a mapping to strength 1."""
+    if isinstance(value, Mapping):
+        return value
+    files = _empty_is_no_tuple(value)
+    if twice := {file for file in files if files.count(file) > 1}:
+        raise ValueError(f"should name each file once, not {twice.pop()} twice")
+    return dict.fromkeys(files, 1.0)
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -67,6 +77,7 @@ def _one_folder(value: str) -> str:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
+Strengths = Annotated[dict[str, float], BeforeValidator(_strengths)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Seed = Annotated[int, Field(ge=-1, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
@@ -171,6 +182,11 @@ class Config(BaseModel):
     """The same for the image encoder, where there is one."""
     vae_file: OptionalStr = _key("model", None, path="input")
     """The same for the VAE."""
+    lora: Strengths = _key("model", {}, path="input", of_the_program=False)
+    """LoRA merged into the transformer (of two experts, the high-noise one): a .safetensors file, its URL or
+    owner/repo/FILE on the hub; a list of them, or a mapping to strengths, {one.safetensors: 0.8, b.safetensors: 1}."""
+    lora_2: Strengths = _key("model", {}, path="input", of_the_program=False)
+    """The same for the low-noise expert, where there are two."""
     inspect: bool = _key("model", False, of_the_video=False, of_the_program=False)
     """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
     model_name: str = _key("model", "wan2.1")
@@ -190,7 +206,8 @@ class Config(BaseModel):
     has the official default text."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
-    and height, output (its name); what is done is skipped when the same command runs again."""
+    and height, output (its name), lora and lora_2 (alike in all); what is done is skipped when the same command runs
+    again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
@@ -415,8 +432,8 @@ def is_default(cfg: Config, name: str) -> bool:
 
 
 def takes_list(name: str) -> bool:
-    """Whether a value in brackets is a list of this key's."""
-    return get_origin(Config.model_fields[name].annotation) is tuple
+    """Whether a value in brackets is a list of this key's; a mapping of paths may be a list of them."""
+    return get_origin(Config.model_fields[name].annotation) is tuple or (takes_mapping(name) and bool(KEYS[name].path))
 
 
 def takes_mapping(name: str) -> bool:

@@ -87,6 +87,8 @@ def _digest(job: Job, video: Video) -> str:
 
 def _by_content(key: str, value: Any) -> Any:
     about = schema.KEYS.get(key)
+    if isinstance(value, dict) and about and about.path == "input":
+        return [[_content(location), strength] for location, strength in value.items()]
     if about is None or about.path != "input" or about.group == "model" or not value:
         return value
     return [_content(one) for one in ([value] if isinstance(value, str) else value)]

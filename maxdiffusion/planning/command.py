@@ -18,7 +18,7 @@ from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Pool, libtpu
 from maxdiffusion.planning.results import Plan, Target
-from maxdiffusion.request import Job, cost
+from maxdiffusion.request import Job, cost, loras
 from maxdiffusion.request.checks import required
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.runtime import log, paths
@@ -36,14 +36,18 @@ def run(job: Job, words: Sequence[str]) -> Plan:
       words: its command-line arguments.
 
     Raises:
-      UserError: as `make`, or a file cannot be written.
+      UserError: as `make`, a LoRA does not fit, or a file cannot be written.
     """
     cfg = job.cfg
     log.setup(cfg.log_level)
+    loras.check_local(job)
     plan = make(job)
     said = {"plan", "plan_file", "plan_minutes", "price_per_chip_hour", "overwrite"}
     said |= {word.partition("=")[0] for row in plan.rows for word in row.overrides}
     plan = dataclasses.replace(plan, command=tuple(word for word in words if word.partition("=")[0] not in said))
+    if cfg.lora or cfg.lora_2:  # not a part of the cached plan, which is the same without
+        merged = "LoRA is merged into the weights while they load: it changes neither the memory nor the time of a step"
+        plan = dataclasses.replace(plan, notes=(*plan.notes, merged))
     print(report.text(plan, cfg.price_per_chip_hour))
     for file in map(paths.parse, cfg.plan_file):
         if file.suffix.lower() == ".svg":

@@ -26,6 +26,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
       UserError: the first that fails, with the nearest legal choice.
     """
     _inputs(cfg)
+    _loras(cfg, spec)
     if cfg.inspect:
         if cfg.plan or cfg.verify:
             raise UserError(f"inspect and {'plan' if cfg.plan else 'verify'} exclude each other; keep one of them.")
@@ -132,6 +133,21 @@ def _inputs(cfg: Config) -> None:
         path = getattr(cfg, key)
         if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
+
+
+def _loras(cfg: Config, spec: WanSpec) -> None:
+    if spec.boundary_ratio is None:
+        if cfg.lora_2:
+            raise UserError(f"lora_2 is not used by {spec.name}, which has one expert; give the file as lora.")
+        return
+    for key, own, other in (("lora", "high", "low"), ("lora_2", "low", "high")):
+        for location in getattr(cfg, key):
+            named = set(re.findall(r"(high|low)[-_ ]?noise", location.rpartition("/")[2].lower()))
+            if named == {other}:
+                raise UserError(
+                    f"{key}={location} is named {other} noise, but {key} is merged into the {own}-noise expert; "
+                    f"give it as {'lora_2' if key == 'lora' else 'lora'}, or rename the file if it is meant."
+                )
 
 
 def _control(job: Job) -> None:

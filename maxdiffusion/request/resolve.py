@@ -18,7 +18,7 @@ from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions, rounded
-from maxdiffusion.request import checks, videos
+from maxdiffusion.request import checks, prompt_file, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
@@ -48,14 +48,37 @@ def resolve(values: Values) -> Job:
     as_long = "num_frames" not in values and spec.task.as_long_as
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
-    cfg = typed(values)
+    cfg = _with_line_keys(values, typed(values))
     checks.check_keys(cfg, spec)
     if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
         values["num_frames"] = length
-        cfg = typed(values)
+        cfg = _with_line_keys(values, typed(values))
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
+
+
+def _with_line_keys(values: Values, cfg: Config) -> Config:
+    """The config with the keys of the model that the lines of its prompt file give.
+
+    Raises:
+      UserError: two lines ask for different ones.
+    """
+    lines = prompt_file.read(cfg.prompts) if cfg.prompts and not cfg.inspect else []
+    if not any(key in fields for _, fields in lines for key in prompt_file.OF_THE_RUN):
+        return cfg
+    asked = []
+    for where, fields in lines:
+        given = {key: Value(fields[key], where) for key in prompt_file.OF_THE_RUN if key in fields}
+        asked.append(typed({**values, **given}))
+        for key in prompt_file.OF_THE_RUN:
+            first, this = getattr(asked[0], key), getattr(asked[-1], key)
+            if first != this:
+                raise UserError(
+                    f"{where} asks for {key}={this or 'none'} and {lines[0][0].rpartition(', ')[2]} for "
+                    f"{first or 'none'}, but the videos of a run share one model; make a prompt file for each."
+                )
+    return asked[0]
 
 
 def job_of(cfg: Config, proportions: Proportions | None = None) -> Job:

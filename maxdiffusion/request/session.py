@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, layout, nets
+from maxdiffusion.request import checks, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
@@ -159,7 +159,8 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
     """
     stages = Stages(job.cfg.progress)
     with distributed.fail_together(), stages("load"):
-        checkpoint = nets.open_checkpoint(job)
+        checkpoint = loras.merged(job, nets.open_checkpoint(job))
+        loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
     with parallel.use(setup.placement), stages.clock.compilation():

@@ -98,6 +98,7 @@ def _named(cfg: Config, base: Video, proportions: Proportions | None) -> Iterato
     others: dict[str, str] = {}
     pixels = functools.cache(lambda image: open_image(image).size)
     for where, fields in prompt_file.read(path):
+        fields = {key: value for key, value in fields.items() if key not in prompt_file.OF_THE_RUN}
         size = fields.pop("size", None)
         sides = dict(zip(("width", "height"), size, strict=True)) if size else {}
         video = dataclasses.replace(base, **{**sides, **fields})

@@ -18,6 +18,7 @@ from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, net_file
 from maxdiffusion.weights.headers import read_json
+from maxdiffusion.weights.lora.merge import Merge
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
 from maxdiffusion.weights.tables import clip, dit, umt5, vae
@@ -66,12 +67,14 @@ class NetFiles:
       config: the network's own config dataclass.
       tensors: by their diffusers names.
       left: the number of tensors of other nets in its file, by what they are; none of them is used.
+      loras: that `tensors` are merged with.
     """
 
     path: AnyPath
     config: Any
     tensors: Mapping[str, TensorSource]
     left: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    loras: tuple[Merge, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,13 +90,14 @@ class Checkpoint:
         return {name: net.config for name, net in self.nets.items()}
 
     def digest(self) -> str:
-        """SHA-256 of the configs and the headers: equal for copies of one checkpoint in different places."""
+        """SHA-256 of the configs, the headers and the LoRAs: equal for copies of one checkpoint in different places."""
         headers = sorted(
             (name, key, tensor.stored_as, tensor.shape, tensor.file.name, tensor.start)
             for name, net in self.nets.items()
             for key, tensor in net.tensors.items()
         )
-        return hashlib.sha256(repr([self.configs, headers]).encode()).hexdigest()
+        loras = [(name, [(each.lora.digest, each.strength) for each in net.loras]) for name, net in self.nets.items()]
+        return hashlib.sha256(repr([self.configs, headers, loras]).encode()).hexdigest()
 
 
 def open_checkpoint(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import FLOATS, TensorSource
 
@@ -140,21 +140,3 @@ def _listed(what: str, names: Sequence[str]) -> str:
         return ""
     groups = grouped(names)
     return f"{len(names)} {what}: {', '.join([*groups[:_SHOWN], *(['...'] if groups[_SHOWN:] else [])])}"
-
-
-def grouped(names: Iterable[str]) -> list[str]:
-    """Names that differ in their first number only, written once: `blocks.{0-39}.norm.weight`."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for name in names:
-        parts = name.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        groups.setdefault((*parts[:at], "", *parts[at + 1 :]), []).extend(int(part) for part in parts[at : at + 1])
-    return [".".join(part or _ranges(sorted(numbers)) for part in key).rstrip(".") for key, numbers in groups.items()]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as text: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
-    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    runs = [[number for _, number in group] for _, group in groups]
-    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"{{{text}}}" if len(numbers) > 1 else text

@@ -5,9 +5,10 @@ Reads no number, so that each net keeps one name table (weights/tables) and one 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights import comfy_quant
@@ -122,3 +123,21 @@ def _check_scale(tensor: TensorSource, scale: TensorSource) -> None:
             f"{tensor.file} scales {tensor.name!r} by {scale.dtype}{list(scale.shape)}; one number for the tensor or "
             "for each row can be read, not blocks: use another file, in bf16 or fp16 say."
         )
+
+
+def grouped(names: Iterable[str]) -> list[str]:
+    """Names that differ in their first number only, written once: `blocks.{0-39}.norm.weight`."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for name in names:
+        parts = name.split(".")
+        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
+        groups.setdefault((*parts[:at], "", *parts[at + 1 :]), []).extend(int(part) for part in parts[at : at + 1])
+    return [".".join(part or _ranges(sorted(numbers)) for part in key).rstrip(".") for key, numbers in groups.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Sorted numbers as text: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
+    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in group] for _, group in groups]
+    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"{{{text}}}" if len(numbers) > 1 else text

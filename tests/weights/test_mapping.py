@@ -5,7 +5,8 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.headers import read_tensors
-from maxdiffusion.weights.mapping import grouped, match
+from maxdiffusion.weights.mapping import match
+from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule, Transform
 from tests.support import synthetic
 
