@@ -28,17 +28,24 @@ class ExpertSteps(NamedTuple):
 
 
 def expert_steps(
-    timesteps: np.ndarray, boundary_ratio: float | None, guidance_scale: float, guidance_scale_2: float | None
+    timesteps: np.ndarray,
+    boundary_ratio: float | None,
+    guidance_scale: float,
+    guidance_scale_2: float | None,
+    boundary_step: int | None = None,
 ) -> tuple[ExpertSteps, ...]:
     """All steps of a run, in order, divided between its experts.
 
-    WAN 2.2 A14B has a boundary and two experts: `transformer` while the timestep is at least boundary_ratio x 1000,
-    `transformer_2` below. All other models have one. An expert without steps is left out.
+    WAN 2.2 A14B has two experts: `transformer` takes the first `boundary_step` steps, or without that those whose
+    timestep is at least boundary_ratio x 1000, and `transformer_2` the others. All other models have one. An expert
+    without steps is left out.
     """
     steps = len(timesteps)
-    if boundary_ratio is None or guidance_scale_2 is None:
+    if guidance_scale_2 is None or (boundary_ratio is None and boundary_step is None):
         return (ExpertSteps(0, steps, "transformer", guidance_scale),)
-    switch = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    if boundary_step is None:
+        boundary_step = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    switch = min(boundary_step, steps)
     high = ExpertSteps(0, switch, "transformer", guidance_scale)
     low = ExpertSteps(switch, steps, "transformer_2", guidance_scale_2)
     return tuple(expert for expert in (high, low) if expert.stop > expert.start)

@@ -15,7 +15,9 @@ The three references (diffusers 0.42.1) do not agree on the levels, and each sol
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -112,6 +114,59 @@ def dpm_flow(steps: int, flow_shift: float) -> Schedule:
     _check(steps, flow_shift)
     sigmas = shift_sigmas(1 - np.linspace(1, 1 / TRAIN_STEPS, steps + 1)[::-1], flow_shift)
     return Schedule(sigmas, np.floor(TRAIN_STEPS * sigmas[:-1]))
+
+
+def uniform_flow(steps: int, flow_shift: float) -> Schedule:
+    """The shifted grid 1 - i/N, timestep 1000 sigma: the levels of models distilled to N steps.
+
+    Reference: FlowMatchEulerDiscreteScheduler(shift=flow_shift).set_timesteps(sigmas=[1, ..., 1/N]) of diffusers.
+
+    Raises:
+      UserError: as `unipc_flow`.
+    """
+    _check(steps, flow_shift)
+    sigmas = shift_sigmas(np.linspace(1, 0, steps + 1), flow_shift)
+    return Schedule(sigmas, TRAIN_STEPS * sigmas[:-1])
+
+
+def explicit_levels(sigmas: Sequence[float]) -> Schedule:
+    """These noise levels, then 0; timestep 1000 sigma.
+
+    Raises:
+      UserError: a level is not in (0, 1], or not below the one before it (in fp32).
+    """
+    for sigma in sigmas:
+        if not 0 < sigma <= 1:
+            raise UserError(f"sigmas has the level {sigma:g}; levels lie above 0 and up to 1, and 0 is added at the end.")
+    for before, sigma in itertools.pairwise(np.float32(sigmas)):
+        if sigma >= before:
+            raise UserError(f"sigmas must fall, but {before:g} is followed by {sigma:g}; sort them from noise to video.")
+    levels = np.append(np.float64(sigmas), 0)
+    return Schedule(levels, TRAIN_STEPS * levels[:-1])
+
+
+def levels_by_expert(steps: tuple[int, int], flow_shifts: tuple[float, float], boundary_ratio: float) -> Schedule:
+    """The high-noise expert's levels from 1 down to the boundary, then the low-noise expert's from there to 0.
+
+    Each expert's levels are its own shifted grid between its two ends: sigma_i = shift(u_i) with u_i uniform, u being
+    the level before the shift. The last high-noise step ends at the boundary, where the first low-noise step starts.
+    Timestep 1000 sigma.
+
+    Raises:
+      UserError: as `unipc_flow`.
+      ValueError: the boundary is not between 0 and 1.
+    """
+    if not 0 < boundary_ratio < 1:
+        raise ValueError(f"a boundary between 0 and 1 expected, got {boundary_ratio}")
+    parts = []
+    for (count, flow_shift), (first, last) in zip(
+        zip(steps, flow_shifts, strict=True), ((1, boundary_ratio), (boundary_ratio, 0)), strict=True
+    ):
+        _check(count, flow_shift)
+        ends = (shift_sigmas(sigma, 1 / flow_shift) for sigma in (first, last))
+        parts.append(shift_sigmas(np.linspace(*ends, count + 1)[:-1], flow_shift))
+    sigmas = np.append(np.concatenate(parts), 0)
+    return Schedule(sigmas, TRAIN_STEPS * sigmas[:-1])
 
 
 def _check(steps: int, flow_shift: float) -> None:

@@ -219,6 +219,14 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
+    if "sigmas" in values and values["sigmas"].value != "":
+        levels = values["sigmas"].value
+        result["num_inference_steps"] = (len(levels) if isinstance(levels, list) else 1, "sigmas")
+        result["flow_shift"] = (1.0, "sigmas")  # they are levels already
+    if "num_inference_steps_2" in values:
+        result["flow_shift_2"] = values.get("flow_shift", Value(*result["flow_shift"])).value, "flow_shift"
+    if "boundary_step" in values:
+        result.pop("boundary_ratio", None)
     if "pretrained_model_name_or_path" not in values:
         if spec.hub_id is None:
             raise UserError(

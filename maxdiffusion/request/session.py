@@ -123,10 +123,12 @@ def recipe_of(job: Job) -> Recipe:
     cfg = job.cfg
     return Recipe.of(
         cfg.solver,
-        cfg.num_inference_steps,
-        cfg.flow_shift,
+        (cfg.num_inference_steps, cfg.num_inference_steps_2),
+        (cfg.flow_shift, cfg.flow_shift_2),
         scales=(cfg.guidance_scale, cfg.guidance_scale_2),
         boundary=cfg.boundary_ratio,
+        boundary_step=cfg.boundary_step,
+        sigmas=cfg.sigmas,
         strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
     )
 
