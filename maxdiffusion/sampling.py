@@ -110,7 +110,7 @@ class Sampler:
         else:
             x = parallel.put(self._given[rows], axes.BATCH)
         x = x[:, segment * frames : (segment + 1) * frames]
-        x = self._conditions.start(videos, x, float(s.recipe.schedule.sigmas[0]))
+        x = self._conditions.start(videos, x, s.recipe)
         return jax.device_put(x, programs.noise.sharding)
 
     def _programs(self, batch: list[Video]) -> tuple[BatchPrograms, Any, Program]:

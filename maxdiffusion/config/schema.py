@@ -237,7 +237,7 @@ class Config(BaseModel):
     solver: Literal["unipc", "euler", "dpmpp_2m", "renoise"] = _key(
         "sampling", "unipc", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
     )
-    """Sampler; renoise predicts the video and adds fresh noise up to the next level: for few-step models made for it."""
+    """Sampler; renoise predicts the video and adds fresh noise up to the next level, for models distilled so."""
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key("sampling", "auto", of_the_video=False)
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)

@@ -41,10 +41,10 @@ def expert_steps(
     without steps is left out.
     """
     steps = len(timesteps)
-    if guidance_scale_2 is None or (boundary_ratio is None and boundary_step is None):
-        return (ExpertSteps(0, steps, "transformer", guidance_scale),)
-    if boundary_step is None:
+    if boundary_step is None and boundary_ratio is not None:
         boundary_step = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    if boundary_step is None or guidance_scale_2 is None:
+        return (ExpertSteps(0, steps, "transformer", guidance_scale),)
     switch = min(boundary_step, steps)
     high = ExpertSteps(0, switch, "transformer", guidance_scale)
     low = ExpertSteps(switch, steps, "transformer_2", guidance_scale_2)

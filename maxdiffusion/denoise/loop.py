@@ -146,8 +146,8 @@ class Denoiser:
         keys: UInt32[np.ndarray, "b 2"] | None = None,
     ) -> Float[Array, "b f h w c"]:
         """Denoises `x`, pure noise at schedule.sigmas[0], to latents (float32): compile and call in one."""
-        keys = None if keys is None else put(keys)
-        return self.compile(params, x, contexts.positive, keys)(params, x, contexts, on_step, keys)
+        placed = None if keys is None else put(keys)
+        return self.compile(params, x, contexts.positive, placed)(params, x, contexts, on_step, placed)
 
     def _guidance(self, guided: bool) -> Guidance:
         return self.guidance if guided else NoGuidance()

@@ -40,7 +40,7 @@ def step_keys(seeds: Sequence[int], segment: int = 0) -> UInt32[np.ndarray, "b 2
     Raises:
       UserError: a seed is out of range.
     """
-    keys = jax.random.wrap_key_data(_keys(seeds), impl="threefry2x32")
+    keys = jax.random.wrap_key_data(jnp.asarray(_keys(seeds)), impl="threefry2x32")
     return np.asarray(jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, segment))(keys)))
 
 

@@ -12,11 +12,20 @@ from maxdiffusion.denoise.solvers import SOLVERS, Solver
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Solver, schedule and experts of a run; needs no data."""
+    """Solver, schedule and experts of a run; needs no data.
+
+    Attributes:
+      solver: the sampler.
+      schedule: the noise levels.
+      experts: the steps of each network.
+      noise_scale: of the initial noise where there is nothing but noise: sigmas[0] of explicit levels (x = sigma noise,
+        as rCM starts below 1), else 1, as both references have it.
+    """
 
     solver: Solver
     schedule: Schedule
     experts: tuple[ExpertSteps, ...]
+    noise_scale: float = 1.0
 
     @classmethod
     def of(
@@ -58,7 +67,7 @@ class Recipe:
             if boundary_step is not None:
                 boundary_step = max(0, boundary_step - (whole - len(schedule)))
         experts = expert_steps(schedule.timesteps, boundary, *scales, boundary_step)
-        return cls(SOLVERS[solver], schedule, experts)
+        return cls(SOLVERS[solver], schedule, experts, float(schedule.sigmas[0]) if sigmas else 1.0)
 
     @property
     def guided(self) -> bool:

@@ -124,9 +124,8 @@ def uniform_flow(steps: int, flow_shift: float) -> Schedule:
     Raises:
       UserError: as `unipc_flow`.
     """
-    _check(steps, flow_shift)
-    sigmas = shift_sigmas(np.linspace(1, 0, steps + 1), flow_shift)
-    return Schedule(sigmas, TRAIN_STEPS * sigmas[:-1])
+    sigmas = _between(1, 0, steps, flow_shift)
+    return Schedule(np.append(sigmas, 0), TRAIN_STEPS * sigmas)
 
 
 def explicit_levels(sigmas: Sequence[float]) -> Schedule:
@@ -137,10 +136,14 @@ def explicit_levels(sigmas: Sequence[float]) -> Schedule:
     """
     for sigma in sigmas:
         if not 0 < sigma <= 1:
-            raise UserError(f"sigmas has the level {sigma:g}; levels lie above 0 and up to 1, and 0 is added at the end.")
+            raise UserError(
+                f"sigmas has the level {sigma:g}; levels lie above 0 and up to 1, and 0 is added at the end."
+            )
     for before, sigma in itertools.pairwise(np.float32(sigmas)):
         if sigma >= before:
-            raise UserError(f"sigmas must fall, but {before:g} is followed by {sigma:g}; sort them from noise to video.")
+            raise UserError(
+                f"sigmas must fall, but {before:g} is followed by {sigma:g}; sort them from noise to video."
+            )
     levels = np.append(np.float64(sigmas), 0)
     return Schedule(levels, TRAIN_STEPS * levels[:-1])
 
@@ -158,15 +161,17 @@ def levels_by_expert(steps: tuple[int, int], flow_shifts: tuple[float, float], b
     """
     if not 0 < boundary_ratio < 1:
         raise ValueError(f"a boundary between 0 and 1 expected, got {boundary_ratio}")
-    parts = []
-    for (count, flow_shift), (first, last) in zip(
-        zip(steps, flow_shifts, strict=True), ((1, boundary_ratio), (boundary_ratio, 0)), strict=True
-    ):
-        _check(count, flow_shift)
-        ends = (shift_sigmas(sigma, 1 / flow_shift) for sigma in (first, last))
-        parts.append(shift_sigmas(np.linspace(*ends, count + 1)[:-1], flow_shift))
-    sigmas = np.append(np.concatenate(parts), 0)
-    return Schedule(sigmas, TRAIN_STEPS * sigmas[:-1])
+    high = _between(1, boundary_ratio, steps[0], flow_shifts[0])
+    low = _between(boundary_ratio, 0, steps[1], flow_shifts[1])
+    sigmas = np.concatenate([high, low])
+    return Schedule(np.append(sigmas, 0), TRAIN_STEPS * sigmas)
+
+
+def _between(first: float, last: float, steps: int, flow_shift: float) -> np.ndarray:
+    """That many levels from `first` on, without `last`: evenly spaced before the shift."""
+    _check(steps, flow_shift)
+    ends = [shift_sigmas(sigma, 1 / flow_shift) for sigma in (first, last)]
+    return shift_sigmas(np.linspace(ends[0], ends[1], steps + 1)[:-1], flow_shift)
 
 
 def _check(steps: int, flow_shift: float) -> None:

@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, layout, nets
+from maxdiffusion.request import checks, few_step, layout, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
@@ -145,6 +145,8 @@ def start(job: Job) -> None:
     if distributed.index() and cfg.log_level != "error":
         log.setup("warning")
     logger.info("%s", cfg.describe())
+    for warning in few_step.warnings(job, recipe_of(job)):
+        logger.warning("%s", warning)
     with distributed.fail_together():
         compile_cache.enable(cfg.jax_cache_dir)
         if distributed.count() > 1 and distributed.index() == 0:

@@ -8,9 +8,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, probe
+from maxdiffusion.weights.headers import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
@@ -46,6 +48,32 @@ def resolve(name_or_path: str, revision: str | None = None, ignore: Sequence[str
             "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers."
         )
     return _snapshot(name_or_path, revision, ignore, fetch)
+
+
+def model_index(name_or_path: str, revision: str | None = None, fetch: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint's model_index.json alone, fetched if it may be; empty where it cannot be had.
+
+    Why it cannot is an error of `resolve`, which needs the other files too.
+
+    Raises:
+      UserError: the file is not a JSON object.
+    """
+    path = probe(os.path.expanduser(name_or_path)) / "model_index.json"
+    if path.is_file():
+        return read_json(path)
+    if probe(os.path.expanduser(name_or_path)).exists() or not _HUB_ID.fullmatch(name_or_path):
+        return {}
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return read_json(
+            Path(
+                huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=not fetch)
+            )
+        )
+    except (OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
+        return {}
 
 
 def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: bool) -> Path:

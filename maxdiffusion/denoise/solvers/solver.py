@@ -1,9 +1,9 @@
 """The interface of a solver.
 
 Every solver here is a linear multistep method in x and the predicted x0 (`renoise` adds noise), so that a schedule
-enters as a few coefficients per step. They are computed once on the host in float64 (`table`); a step is then a few multiply-adds with
-its row of the table. Steps run one by one or in a scan by the same code, and one compiled step serves any schedule and
-any number of steps.
+enters as a few coefficients per step. They are computed once on the host in float64 (`table`); a step is then a few
+multiply-adds with its row of the table. Steps run one by one or in a scan by the same code, and one compiled step
+serves any schedule and any number of steps.
 """
 
 from __future__ import annotations
