@@ -124,7 +124,7 @@ def uniform_flow(steps: int, flow_shift: float) -> Schedule:
     Raises:
       UserError: as `unipc_flow`.
     """
-    sigmas = _between(1, 0, steps, flow_shift)
+    sigmas = _between(1.0, 0.0, steps, flow_shift)
     return Schedule(np.append(sigmas, 0), TRAIN_STEPS * sigmas)
 
 
@@ -139,13 +139,13 @@ def explicit_levels(sigmas: Sequence[float]) -> Schedule:
             raise UserError(
                 f"sigmas has the level {sigma:g}; levels lie above 0 and up to 1, and 0 is added at the end."
             )
-    for before, sigma in itertools.pairwise(np.float32(sigmas)):
+    levels = np.array(sigmas, np.float64)
+    for before, sigma in itertools.pairwise(levels.astype(np.float32).tolist()):
         if sigma >= before:
             raise UserError(
                 f"sigmas must fall, but {before:g} is followed by {sigma:g}; sort them from noise to video."
             )
-    levels = np.append(np.float64(sigmas), 0)
-    return Schedule(levels, TRAIN_STEPS * levels[:-1])
+    return Schedule(np.append(levels, 0), TRAIN_STEPS * levels)
 
 
 def levels_by_expert(steps: tuple[int, int], flow_shifts: tuple[float, float], boundary_ratio: float) -> Schedule:
@@ -161,8 +161,8 @@ def levels_by_expert(steps: tuple[int, int], flow_shifts: tuple[float, float], b
     """
     if not 0 < boundary_ratio < 1:
         raise ValueError(f"a boundary between 0 and 1 expected, got {boundary_ratio}")
-    high = _between(1, boundary_ratio, steps[0], flow_shifts[0])
-    low = _between(boundary_ratio, 0, steps[1], flow_shifts[1])
+    high = _between(1.0, boundary_ratio, steps[0], flow_shifts[0])
+    low = _between(boundary_ratio, 0.0, steps[1], flow_shifts[1])
     sigmas = np.concatenate([high, low])
     return Schedule(np.append(sigmas, 0), TRAIN_STEPS * sigmas)
 

@@ -105,15 +105,15 @@ FAMILIES = (
         None,
         "solver=renoise sigmas='[0.98765, 0.93378, 0.8529, 0.60898]'",
     ),
-    Family("CausVid LoRA", r"causvid.*lora", 12, (5, 8), "num_inference_steps=8 flow_shift=8"),
+    Family("CausVid LoRA", r"causvid.*lora", 12, (5.0, 8.0), "num_inference_steps=8 flow_shift=8"),
     Family("CausVid", r"causvid", 12, None, "solver=renoise sigmas='[1, 0.757, 0.522]'"),
-    Family("AccVideo", r"accvid", 12, (3, 8), "solver=euler num_inference_steps=10 flow_shift=5"),
-    Family("FusionX", r"fusion.?x", 12, (1, 8), "num_inference_steps=8 flow_shift=5"),
+    Family("AccVideo", r"accvid", 12, (3.0, 8.0), "solver=euler num_inference_steps=10 flow_shift=5"),
+    Family("FusionX", r"fusion.?x", 12, (1.0, 8.0), "num_inference_steps=8 flow_shift=5"),
     Family(
         "LightX2V",
         r"lightx2v|lightning|distill|(?<!\d)[1-8]-?steps?(?![a-z\d])",  # not epoch2_step100
         12,
-        (3, 8),
+        (3.0, 8.0),
         "solver=euler num_inference_steps=4 flow_shift=5",
     ),
 )
@@ -140,10 +140,10 @@ def _warning(job: Job, net: str, guided: bool) -> str:
         return ""
     steps = cfg.num_inference_steps_2 if second and cfg.num_inference_steps_2 else cfg.num_inference_steps
     shift = cfg.flow_shift_2 if second and cfg.flow_shift_2 else cfg.flow_shift
-    keys, (least, most) = found.keys, found.shifts or (0, 0)
+    keys, (least, most) = found.keys, found.shifts or (0.0, 0.0)
     two_images = job.spec.task.two_images or any(video.last_image for video in job.videos)
     if two_images and found.name == "LightX2V":  # the models for a first and a last frame
-        keys, most = keys.replace("flow_shift=5", "flow_shift=16"), 16
+        keys, most = keys.replace("flow_shift=5", "flow_shift=16"), 16.0
     faults = [
         f"{steps} steps" if steps > found.steps else "",
         f"flow_shift={shift:g}" if not cfg.sigmas and not least <= shift <= most else "",

@@ -72,7 +72,7 @@ WORDS: list[tuple[list[str], str]] = [
         "weights_dtype=float16 (command line) cannot be used: it should be 'float32' or 'bfloat16'",
     ),
     (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
-    (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
+    (["solver=ddim"], "should be 'unipc', 'euler', 'dpmpp_2m' or 'renoise'"),
     (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
