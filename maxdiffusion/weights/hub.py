@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -66,14 +67,12 @@ def model_index(name_or_path: str, revision: str | None = None, fetch: bool = Tr
     import huggingface_hub
     from huggingface_hub import errors
 
-    try:
-        return read_json(
-            Path(
-                huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=not fetch)
+    for cached in (True, False) if fetch else (True,):  # the cache first: a second run asks no hub
+        with contextlib.suppress(OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
+            return read_json(
+                Path(huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=cached))
             )
-        )
-    except (OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
-        return {}
+    return {}
 
 
 def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: bool) -> Path:
