@@ -159,7 +159,8 @@ class Config(BaseModel):
     """The task, one that the variant can do: T2V is text to video."""
 
     conventions: Literal["official", "diffusers"] = _key("model", "official")
-    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ."""
+    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ;
+    docs/conventions.md lists them."""
 
     # ---- prompt
     prompt: Texts = _key("prompt", ())
@@ -365,10 +366,11 @@ class Config(BaseModel):
         return self._origins
 
     def describe(self) -> str:
-        """Text of the log: the video's size, then each non-default value with its origin."""
+        """Text of the log: the video's size, then conventions and each non-default value with their origins."""
+        origins = {"conventions": "default", **self._origins}
         lines = [
             f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
-            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in self._origins.items()),
+            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in origins.items()),
         ]
         return "\n".join(lines)
 

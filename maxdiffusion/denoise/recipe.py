@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from maxdiffusion.conventions import Levels
 from maxdiffusion.denoise.experts import ExpertSteps, expert_steps
 from maxdiffusion.denoise.schedule import Schedule, explicit_levels, levels_by_expert
 from maxdiffusion.denoise.solvers import SOLVERS, Solver
@@ -39,6 +40,7 @@ class Recipe:
         boundary_step: int | None = None,
         sigmas: Sequence[float] = (),
         strength: float | None = None,
+        levels: Levels = "official",
     ) -> Recipe:
         """The recipe of a run.
 
@@ -51,6 +53,7 @@ class Recipe:
           boundary_step: number of the high-noise expert's steps, in place of `boundary`; both None: one expert.
           sigmas: the noise levels in place of `steps` and `flow_shifts`; empty: those of the solver.
           strength: part of the steps that remains in video to video; None: all.
+          levels: whose noise levels, see `denoise.schedule`.
 
         Raises:
           UserError: the schedule cannot be made, or `strength` leaves none of its steps.
@@ -61,7 +64,7 @@ class Recipe:
         elif low is not None and flow_shift_2 is not None and boundary is not None:
             schedule, boundary_step = levels_by_expert((high, low), (flow_shift, flow_shift_2), boundary), high
         else:
-            schedule = SOLVERS[solver].schedule(high, flow_shift)
+            schedule = SOLVERS[solver].schedule(high, flow_shift, levels)
         if strength is not None:
             whole, schedule = len(schedule), schedule.last(strength)
             if boundary_step is not None:

@@ -130,6 +130,7 @@ def recipe_of(job: Job) -> Recipe:
         boundary_step=cfg.boundary_step,
         sigmas=cfg.sigmas,
         strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
+        levels=job.conventions.levels,
     )
 
 

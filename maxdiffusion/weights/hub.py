@@ -70,7 +70,9 @@ def model_index(name_or_path: str, revision: str | None = None, fetch: bool = Tr
     for cached in (True, False) if fetch else (True,):  # the cache first: a second run asks no hub
         with contextlib.suppress(OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
             return read_json(
-                Path(huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=cached))
+                Path(
+                    huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=cached)
+                )
             )
     return {}
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.noise import step_noise
-from maxdiffusion.denoise.schedule import Schedule, uniform_flow
+from maxdiffusion.denoise.schedule import Schedule, euler_flow
 from maxdiffusion.denoise.solvers.solver import Numbers
 
 
@@ -37,7 +37,7 @@ class RenoiseTable(NamedTuple):
 class Renoise:
     """One network call a step; the last step, to sigma 0, returns x0."""
 
-    schedule = staticmethod(uniform_flow)
+    schedule = staticmethod(euler_flow)
 
     def table(self, schedule: Schedule) -> RenoiseTable:
         sigmas = schedule.sigmas.astype(np.float64)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from maxdiffusion.conventions import Levels
 from maxdiffusion.denoise.schedule import Schedule
 
 Numbers = Any  # numpy in a table; in its row, inside a step, a jax array
@@ -22,8 +23,8 @@ Numbers = Any  # numpy in a table; in its row, inside a step, a jax array
 class Solver(Protocol):
     """A frozen value; its state is a pytree (NamedTuple) with the current latents in `.x`, in the dtype of `x`."""
 
-    def schedule(self, steps: int, flow_shift: float) -> Schedule:
-        """Noise levels and timesteps as this solver's reference sets them."""
+    def schedule(self, steps: int, flow_shift: float, levels: Levels = "official") -> Schedule:
+        """Noise levels and timesteps as the official code or diffusers sets them for this solver."""
 
     def table(self, schedule: Schedule) -> Any:
         """A pytree of float64 numpy arrays with leading axis N: row i holds the coefficients of step i."""

@@ -5,10 +5,11 @@ the next point (UniP). In the paper's symbols, lambda the log-SNR and h = lambda
 
   x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) m_s - alpha_t (e^-h - 1) sum_k rho_k (m_k - m_s) / r_k,
 
-where r_k = (lambda_k - lambda_s) / h; UniP takes the nodes k before s, UniC those and t itself (r = 1). Reference:
-diffusers UniPCMultistepScheduler(use_flow_sigmas, flow_prediction, predict_x0, lower_order_final). As there, a single
-node has rho = 1/2, the order grows from 1 and falls again to 1 at the last step, which alone may end at sigma 0
-(the other variant, bh1, has B(h) = -h, which is infinite there: the reference itself returns NaN).
+where r_k = (lambda_k - lambda_s) / h; UniP takes the nodes k before s, UniC those and t itself (r = 1). References,
+which agree: FlowUniPCMultistepScheduler of the official code and diffusers' UniPCMultistepScheduler(use_flow_sigmas,
+flow_prediction, predict_x0, lower_order_final). As there, a single node has rho = 1/2, the order grows from 1 and falls
+again to 1 at the last step, which alone may end at sigma 0 (the other variant, bh1, has B(h) = -h, which is infinite
+there: the reference itself returns NaN).
 """
 
 from __future__ import annotations
