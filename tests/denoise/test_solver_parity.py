@@ -108,7 +108,7 @@ def test_every_step_of_explicit_levels(name, sigmas):
     table, step = jax.tree.map(np.float32, solver.table(schedule)), jax.jit(solver.step)
     state, expected, worst = solver.init(jnp.asarray(start), keys), start, 0.0
     for i, t in enumerate(scheduler.timesteps):
-        assert abs(float(t) - schedule.timesteps[i]) < 2e-3  # UniPC's first level is 1 - 1e-6
+        assert 0 <= schedule.timesteps[i] - float(t) <= (1 if name == "unipc" else 1e-4)  # UniPC has integers
         ours = velocity(np.asarray(state.x), float(schedule.timesteps[i]), start)
         theirs = velocity(expected, float(schedule.timesteps[i]), start).astype(np.float32)
         state = step(state, jax.tree.map(lambda a, i=i: a[i], table), jnp.asarray(ours, jnp.float32))
@@ -117,4 +117,4 @@ def test_every_step_of_explicit_levels(name, sigmas):
             expected = scheduler.step(torch.from_numpy(theirs), t, torch.from_numpy(expected))[0].numpy()
         worst = max(worst, np.abs(np.asarray(state.x) - expected).max() / np.abs(expected).max())
     print(f"{name}, {len(sigmas)} levels from {sigmas[0]:g}: at most {worst:.1e}")
-    assert worst < (2.5e-7 if name != "unipc" else 2e-6)
+    assert worst < (2.5e-7 if name != "unipc" else 1e-4)  # whose log(1 - sigma) at 1 - 1e-6 is of fp32 there
