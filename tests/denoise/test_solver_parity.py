@@ -79,7 +79,7 @@ def test_every_step_of_the_official_code(name, solver, steps, shift):
     with jax.enable_x64(True):
         found = list(errors(solver, solver.schedule(steps, shift, "official"), official.scheduler(name, steps, shift)))
     print(f"official {name}, {steps} steps, shift {shift:g}: at most {max(found):.1e}")
-    assert max(found) < 1e-6, found
+    assert max(found) < 1e-12, found
 
 
 def explicit(name):

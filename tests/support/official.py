@@ -22,6 +22,7 @@ import math
 import runpy
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -389,7 +390,10 @@ def generate(pipe: Any, *args: Any, **kwargs: Any) -> tuple[list[np.ndarray], np
         latents.extend(channels_last(z) for z in zs)
         return decode(zs)
 
-    with mock.patch.object(pipe.vae, "decode", recorded):
+    with (
+        mock.patch.object(pipe.vae, "decode", recorded),
+        warnings.catch_warnings(action="ignore"),
+    ):  # that CUDA is absent
         return latents, channels_last(pipe.generate(*args, offload_model=False, **kwargs))
 
 
