@@ -69,6 +69,19 @@ def program_calls(experts: Sequence[ExpertSteps], scan: bool) -> Counter[tuple[b
     return found
 
 
+def described(experts: Sequence[ExpertSteps]) -> str:
+    """The steps as text, and how often each network is evaluated: a guided step takes two passes.
+
+    `14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)`.
+    """
+    parts = []
+    for expert in experts:
+        steps = expert.stop - expert.start
+        with_guidance, passes = (" with guidance", 2 * steps) if expert.guided else ("", steps)
+        parts.append(f"{steps} of {expert.net}{with_guidance} ({passes} passes)")
+    return f"{experts[-1].stop} steps: {', '.join(parts)}"
+
+
 def execution_order(
     experts: Sequence[ExpertSteps], batches: Sequence[T], residency: str
 ) -> Iterator[tuple[T, ExpertSteps]]:

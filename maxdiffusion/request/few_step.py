@@ -72,7 +72,7 @@ def _dmd2(block: Any, where: str) -> Asked:
             f"{where} has the denoising_timesteps {timesteps!r}; they must be numbers above 0 and up to 1000, as many "
             "as num_inference_steps."
         )
-    return tuple(timesteps), _DMD2_SOLVERS[solver], float(scale)
+    return tuple(map(float, timesteps)), _DMD2_SOLVERS[solver], float(scale)
 
 
 @dataclasses.dataclass(frozen=True)

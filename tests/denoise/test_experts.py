@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from maxdiffusion.denoise.experts import ExpertSteps, expert_steps, guided, program_calls
+from maxdiffusion.denoise.experts import ExpertSteps, described, expert_steps, guided, program_calls
 from maxdiffusion.denoise.solvers import UniPC
 
 
@@ -67,6 +67,12 @@ def test_calls_of_each_program():
     assert program_calls(both, scan=True) == {(True, 3): 1, (False, 4): 1}
     same = ExpertSteps(0, 3, guidance_scale=3.0), ExpertSteps(3, 6, guidance_scale=2.0)
     assert program_calls(same, scan=False) == {(True, 1): 6} and program_calls(same, scan=True) == {(True, 3): 2}
+
+
+def test_steps_and_passes_in_words():
+    both = ExpertSteps(0, 10, guidance_scale=3.5), ExpertSteps(10, 14, "transformer_2")
+    assert described(both) == "14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)"
+    assert described(both[:1]) == "10 steps: 10 of transformer with guidance (20 passes)"
 
 
 def test_needs_no_jax():
