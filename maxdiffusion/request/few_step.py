@@ -19,6 +19,7 @@ from maxdiffusion.variants import FEW_STEP_PIPELINES
 if TYPE_CHECKING:
     from maxdiffusion.denoise.recipe import Recipe
 
+KEYS = ("solver", "sigmas", "guidance_scale")  # that a checkpoint may ask for
 
 Asked = tuple[tuple[float, ...], str, float]  # timesteps, solver, guidance scale
 _DMD: Asked = ((1000.0, 757.0, 522.0), "renoise", 1.0)  # of every FastWan model; their model_index.json names none
@@ -47,8 +48,8 @@ def asked(model_index: Mapping[str, Any], where: str) -> dict[str, tuple[Any, st
     else:
         origin = f"dmd2_config of {where}"
         timesteps, solver, scale = _dmd2(block, origin)
-    found = {"solver": solver, "sigmas": [str(timestep / 1000) for timestep in timesteps], "guidance_scale": scale}
-    return {key: (value, origin) for key, value in found.items()}
+    values = (solver, [str(timestep / 1000) for timestep in timesteps], scale)
+    return {key: (value, origin) for key, value in zip(KEYS, values, strict=True)}
 
 
 def _dmd2(block: Any, where: str) -> Asked:

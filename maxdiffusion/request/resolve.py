@@ -132,7 +132,7 @@ def _apply_checkpoint(values: Values, spec: variants.WanSpec) -> None:
     Of a hub id, model_index.json is fetched, where the run would fetch its files as well.
     """
     path = _text(values, "pretrained_model_name_or_path")
-    if path in (None, spec.hub_id):
+    if path in (None, spec.hub_id) or all(key in values for key in few_step.KEYS):
         return
     fetch = not any(_text(values, key) for key in ("plan", "inspect"))
     wanted = few_step.asked(hub.model_index(path, _text(values, "revision"), fetch), path)
