@@ -103,6 +103,14 @@ def test_every_alias_is_tried_above() -> None:
     assert tried == {*schema.ALIASES, "sample_guide_scale"}
 
 
+def test_the_log_names_the_conventions(place: Path) -> None:
+    for words, line in (
+        ([], "conventions: official  (default)"),
+        (["conventions=diffusers"], "conventions: diffusers  (command line)"),
+    ):
+        assert line in request.load(["base.yml", *words]).cfg.describe().splitlines()
+
+
 @pytest.mark.parametrize("size", ["1280*720", "1280x720", "1280X720", "1280 * 720"])
 def test_size_is_width_first_and_told_in_words(place: Path, size: str) -> None:
     cfg = request.load(["base.yml", f"size={size}", "height=720"]).cfg
