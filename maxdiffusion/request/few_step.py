@@ -133,18 +133,19 @@ def warnings(job: Job, recipe: Recipe) -> list[str]:
 
 def _warning(job: Job, net: str, guided: bool) -> str:
     cfg, second = job.cfg, "_2" if net == "transformer_2" else ""
-    given = [getattr(cfg, key) for key in (f"{net}_file", f"lora{second}") if key in schema.KEYS]
-    names = [name for value in given if value for name in ([value] if isinstance(value, str) else value)]
-    checkpoint = cfg.pretrained_model_name_or_path.rstrip("/").rpartition("/")[2]
-    found = family([*names, checkpoint])
+    names = _names(job, net)
+    found = family(names)
     if found is None:
         return ""
     steps = cfg.num_inference_steps_2 if second and cfg.num_inference_steps_2 else cfg.num_inference_steps
     shift = cfg.flow_shift_2 if second and cfg.flow_shift_2 else cfg.flow_shift
     keys, (least, most) = found.keys, found.shifts or (0.0, 0.0)
-    two_images = job.spec.task.two_images or any(video.last_image for video in job.videos)
-    if two_images and found.name == "LightX2V":  # the models for a first and a last frame
-        keys, most = keys.replace("flow_shift=5", "flow_shift=16"), 16.0
+    if found.name == "LightX2V" and "last_image" in job.spec.task.takes:  # shift 16 between two images
+        most = 16.0
+        if job.spec.task.two_images or any(video.last_image for video in job.videos):
+            keys = keys.replace("flow_shift=5", "flow_shift=16")
+    if second and family(_names(job, "transformer")) is None:  # steps of its own: the other expert is not distilled
+        keys = re.sub("(num_inference_steps|flow_shift)=", r"\1_2=", keys).removeprefix("solver=euler ")
     faults = [
         f"{steps} steps" if steps > found.steps else "",
         f"flow_shift={shift:g}" if not cfg.sigmas and not least <= shift <= most else "",
@@ -152,8 +153,16 @@ def _warning(job: Job, net: str, guided: bool) -> str:
     ]
     if not any(faults):
         return ""
-    which = next((name for name in names if family([name])), checkpoint)
+    which = next(name for name in names if family([name]))
     return (
         f"{which} is by its name a few-step model ({found.name}), made for few steps without guidance, but {net} runs "
         f"with {' and '.join(filter(None, faults))}; write {keys} guidance_scale{second}=1"
     )
+
+
+def _names(job: Job, net: str) -> list[str]:
+    """The names of the files that one expert is made of, and of the checkpoint."""
+    keys = (f"{net}_file", "lora_2" if net == "transformer_2" else "lora")
+    given = [getattr(job.cfg, key) for key in keys if key in schema.KEYS]
+    names = [name for value in given if value for name in ([value] if isinstance(value, str) else value)]
+    return [*names, job.cfg.pretrained_model_name_or_path.rstrip("/").rpartition("/")[2]]

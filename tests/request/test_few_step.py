@@ -142,8 +142,8 @@ def test_a_distilled_file_under_official_settings_is_warned_of(place: Path) -> N
     (warning,) = said(*A14B)
     assert warning == (
         "low_4step_lightx2v.safetensors is by its name a few-step model (LightX2V), made for few steps without "
-        "guidance, but transformer_2 runs with 40 steps and flow_shift=12 and guidance; write solver=euler "
-        "num_inference_steps=4 flow_shift=5 guidance_scale_2=1"
+        "guidance, but transformer_2 runs with 40 steps and flow_shift=12 and guidance; write "
+        "num_inference_steps_2=4 flow_shift_2=5 guidance_scale_2=1"
     )
     (warning,) = said(*A14B, "sample_steps=4", "guidance_scale_2=1")
     assert "runs with flow_shift=12; write" in warning
@@ -151,6 +151,14 @@ def test_a_distilled_file_under_official_settings_is_warned_of(place: Path) -> N
     hybrid = ("sample_steps=10", "num_inference_steps_2=4", "flow_shift_2=5", "guidance_scale_2=1")
     assert not said(*A14B, *hybrid)  # the other expert is not distilled, and may be guided
     assert not said(*A14B, "sigmas=[1, 0.9, 0.8, 0.6]", "boundary_step=2", "guidance_scale_2=1")
+
+
+def test_two_distilled_experts_are_told_the_words_of_one_schedule(place: Path) -> None:
+    both = said("model_name=wan2.2-t2v-a14b", "ckpt_dir=somebody/Wan2.2-Lightning-Diffusers")
+    assert [text.rpartition("write ")[2] for text in both] == [
+        "solver=euler num_inference_steps=4 flow_shift=5 guidance_scale=1",
+        "solver=euler num_inference_steps=4 flow_shift=5 guidance_scale_2=1",
+    ]
 
 
 def test_a_page_of_another_checkpoint_is_not_warned_of(place: Path) -> None:
