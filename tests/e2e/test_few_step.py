@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from maxdiffusion import generate_wan, request
 from maxdiffusion.weights.latents_io import save_latents
@@ -19,6 +20,7 @@ from tests.support.videos import CONFIGS, QUIET, psnr
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "make_random_checkpoint.py"))
 PROMPT = "a green square moving left"
 SIZE = 32
+GATE = (("weight", 2), ("bias", 1))  # of FastWan's sparse attention
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +50,15 @@ def words(folder, checkpoint, *more):
 
 
 @pytest.mark.parametrize(
-    ("shift", "split", "sigmas", "boundary"),
+    ("shift", "split", "boundary"),
     [
-        (5.0, ("boundary_ratio=0.875", "guidance_scale=1"), [1, 0.75, 0.5, 0.25], 0.875),
-        (16.0, ("boundary_step=2", "guidance_scale=3", "guidance_scale_2=1"), [1, 0.75, 0.5, 0.25], 0.95),
+        pytest.param(5.0, ("boundary_ratio=0.875", "guidance_scale=1"), 0.875, marks=pytest.mark.slow),
+        (5.0, ("boundary_step=2", "guidance_scale=3", "guidance_scale_2=1"), 0.875),
+        pytest.param(16.0, ("boundary_step=2", "guidance_scale=1"), 0.95, marks=pytest.mark.slow),
     ],
-    ids=["by ratio, unguided", "by number, the first guided"],
+    ids=["by ratio, unguided", "by number, the first guided", "between two images"],
 )
-def test_four_steps_of_two_distilled_experts(tmp_path, two_experts, shift, split, sigmas, boundary):
+def test_four_steps_of_two_distilled_experts(tmp_path, two_experts, shift, split, boundary):
     """Euler, two steps of each expert; the reference is given the boundary that lies there."""
     noise = np.random.default_rng(7).standard_normal((1, 3, SIZE // 8, SIZE // 8, 16), np.float32)
     save_latents(tmp_path / "noise.safetensors", noise, {})
@@ -68,7 +71,7 @@ def test_four_steps_of_two_distilled_experts(tmp_path, two_experts, shift, split
     pipeline.register_to_config(boundary_ratio=boundary)
     pipeline.set_progress_bar_config(disable=True)
     set_timesteps = pipeline.scheduler.set_timesteps
-    pipeline.scheduler.set_timesteps = lambda steps, device: set_timesteps(sigmas=sigmas, device=device)
+    pipeline.scheduler.set_timesteps = lambda steps, device: set_timesteps(sigmas=[1, 0.75, 0.5, 0.25], device=device)
     scale = 3.0 if "guidance_scale=3" in split else 1.0
     theirs = pipeline(
         PROMPT,
@@ -101,6 +104,25 @@ def test_steps_and_shift_of_each_expert(tmp_path, two_experts):
     steps, scan = (generate_wan.run(request.load([*given, f"loop={loop}"])) for loop in ("steps", "scan"))
     for one, two in zip(steps, scan, strict=True):
         assert np.load(one).std() > 5 and psnr(np.load(one), np.load(two)) > 60
+
+
+def test_a_dmd_pipeline_is_run_as_it_asks(tmp_path, capfd):
+    """As FastWan: the class in model_index.json, and gates of sparse attention that dense attention does not use."""
+    folder = tmp_path / "fastwan"
+    SCRIPT["main"]([str(folder), "--preset", "tiny"])
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "WanDMDPipeline"}))
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    gates = {f"blocks.{i}.to_gate_compress.{name}": np.ones((24,) * n, np.float32) for i in (0, 1) for name, n in GATE}
+    save_file(load_file(file) | gates, file)
+    given = [word.replace("log_level=error", "log_level=info") for word in words(tmp_path, folder)]
+    (video,) = generate_wan.run(request.load([word.replace("wan2.2-t2v", "wan2.1-t2v") for word in given]))
+    assert np.load(video).std() > 5
+    record = json.loads(video.with_suffix(".json").read_text())["config"]
+    assert (record["solver"], record["sigmas"], record["guidance_scale"]) == ("renoise", [1.0, 0.757, 0.522], 1.0)
+    log = capfd.readouterr().err
+    assert f"solver: renoise  ({folder} is a WanDMDPipeline)" in log
+    assert "the model does not use blocks.{0-1}.to_gate_compress." in log
 
 
 RENOISE = ("solver=renoise", "sigmas=[1, 0.757, 0.522]", "guidance_scale=1", "size=48*48", "num_frames=5")
