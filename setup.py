@@ -26,6 +26,7 @@ RUNTIME = [
     "pydantic>=2.14.3,<3",
     "PyYAML>=6.0.3,<7",
     "safetensors>=0.8,<0.9",
+    "sentencepiece>=0.2.3,<0.3",  # 1.4 MB to download
     "tqdm>=4.70.1,<5",
     "transformers>=5.23,<6",
     "universal_pathlib>=0.3.10,<0.4",
@@ -47,6 +48,7 @@ setup(
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],
         "gcs": ["gcsfs>=2026.9"],  # gs://; 19 MB to download
+        "heif": ["pillow-heif>=1.8.1,<2"],  # the photos of phones
         "cuda12": [JAX.format("[cuda12]")],
         "cuda13": [JAX.format("[cuda13]")],
         "test": [line for line in DEVELOPMENT if line],

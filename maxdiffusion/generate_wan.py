@@ -9,16 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, output, parallel
+from maxdiffusion import conditioning, output, parallel, sampling
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, session
+from maxdiffusion.request import Job, Video, seeds, session
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
-    job = output.remaining(job)
+    job = seeds.drawn(output.remaining(job))
     if not job.videos:
         return []
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
@@ -40,31 +39,35 @@ def run(job: Job) -> list[AnyPath]:
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         vae = functools.cache(functools.partial(s.load, "vae"))
         for videos, finished in given.finished:
-            paths += save(s, vae, videos, finished)
+            paths += save(s, vae, inputs, videos, finished)
         if not given.finished:
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = Sampler(s, conditions, given.noise)
+            sampler = sampling.Sampler(s, conditions, given.noise)
             for work in sampler.order():  # an expert's steps on a batch
                 denoised = sampler.advance(work, experts)
                 if work.last:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
-                    paths += save(s, vae, sampler.videos(work), denoised)
+                    paths += save(s, vae, inputs, sampler.videos(work), denoised)
     logger.info("%s", s.stages.clock.table())
     return paths
 
 
 def save(
-    s: session.Session, vae: Callable[[], WanVAE], videos: tuple[Video, ...], denoised: Float[np.ndarray, "b f h w c"]
+    s: session.Session,
+    vae: Callable[[], WanVAE],
+    inputs: conditioning.Inputs,
+    videos: tuple[Video, ...],
+    denoised: Float[np.ndarray, "b f h w c"],
 ) -> list[AnyPath]:
     """Decodes and writes files: latents first, then videos, records last."""
     with output.reserved(s.job, videos, denoised) as files:
         decoder = vae()
         with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
             chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-            clips = frames.collect(chunks, advance)
+            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
         with s.stages("encode", len(videos), "videos") as advance:
             paths = files.write(clips, advance)
-        files.record(versions(), s.stages.clock.as_dict())
+        files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     return paths

@@ -15,7 +15,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import Job, on_mesh, session
+from maxdiffusion.request import Job, on_mesh, seeds, session
 from maxdiffusion.runtime import distributed
 from maxdiffusion.sampling import Sampler
 
@@ -50,6 +50,7 @@ def run(job: Job) -> list[Difference]:
       UserError: the two differ by more than the tolerance, or are not numbers at all.
     """
     session.start(job)
+    job = seeds.drawn(job)
     cfg = job.cfg.model_copy(update=_few_steps(job.cfg) | {"loop": "steps"})
     job = dataclasses.replace(job, cfg=cfg)
     if not cfg.verify_against and distributed.count() > 1:
@@ -61,7 +62,7 @@ def run(job: Job) -> list[Difference]:
         raise UserError(
             "verify=true compares with one device, and there is one here; make more (on a CPU, "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8), or compare kernels, "
-            "verify_against='[attention=dense]'."
+            "verify_against='[attention=dot_product]'."
         )
     other = on_mesh(job, cfg.verify_against) if cfg.verify_against else _on_one_device(job)
     ours = _latents(job, None)

@@ -13,8 +13,8 @@ from maxdiffusion.request.session import Setup
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
 GIVEN = {
-    "I2V": ("image=a", "size=1280*720"),
-    "FLF2V": ("image=a", "last_image=a", "size=1280*720"),
+    "I2V": ("image=a", "width=1280", "height=720"),
+    "FLF2V": ("image=a", "last_image=a", "width=1280", "height=720"),
     "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
 }
 
@@ -41,7 +41,7 @@ def test_the_denoise_step_lowers(page):
 @pytest.mark.slow
 def test_timesteps_by_token():
     """The page alone has no image."""
-    _, (_, step) = of_page("wan2.2_ti2v_5b", "image=a", "size=1280*704")
+    _, (_, step) = of_page("wan2.2_ti2v_5b", "image=a", "width=1280", "height=704")
     (_, contexts, *_), _ = step.lowered.in_avals
     assert contexts.positive.frames.first.shape == (1, 1, 44, 80, 48)
 

@@ -24,9 +24,11 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 
 COMMAND_LINE = "command line"
+PROSE = ("prompt", "negative_prompt")  # words in brackets may be meant as they are
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
+_SIZES = {"size", "width", "height"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,16 @@ def parse(argv: Sequence[str]) -> Values:
       argv: the command line without the program's name.
 
     Returns:
-      Key -> value, aliases replaced, paths expanded; `size` where it is auto.
+      Key -> value, aliases replaced, paths expanded; and `size` where it decides width and height.
 
     Raises:
       UserError: an unknown key, contradicting values, a YAML file that cannot be read, a path that cannot exist.
     """
     file, pairs = _split(argv)
-    values = _canonical(_read_yaml(file)) | _canonical(_read_words(pairs))
+    values, words = _canonical(_read_yaml(file)), _canonical(_read_words(pairs))
+    for key in _SIZES if "size" in words else {"size"} if _SIZES & words.keys() else ():
+        values.pop(key, None)
+    values |= words
     _apply_ring_size(values)
     _expand_paths(values, paths.parse(file).parent)
     return values
@@ -121,7 +126,10 @@ def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
             raise UserError(
                 f"{key} is given twice on the command line, as {values[key].value!r} and {text!r}; give it once."
             )
-        values[key] = Value(_list_or_text(key, text), COMMAND_LINE)
+        value = _list_or_text(key, text)
+        kept = key in PROSE and value == text and text.startswith("[") and text.endswith("]")
+        note = "; its brackets are text: a list has commas or quotes" if kept else ""
+        values[key] = Value(value, f"{COMMAND_LINE}{note}")
     return values
 
 
@@ -137,11 +145,23 @@ def _list_or_text(key: str, text: str) -> Any:
     if not (text.startswith(ends[0]) and text.endswith(ends[1])):
         return text
     try:
-        return _plain(yaml.compose(text, yaml.BaseLoader), key, mapping=what == "mapping")
+        node = yaml.compose(text, yaml.BaseLoader)
+        if key in PROSE and not _is_list_of_texts(node):
+            return text
+        return _plain(node, key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
+        if key in PROSE and not text[1:].lstrip().startswith(("'", '"')):
+            return text
         raise UserError(
             f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
         ) from None
+
+
+def _is_list_of_texts(node: yaml.Node | None) -> bool:
+    """Whether it is a list of texts rather than words in brackets: several, or one in quotes."""
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(each, yaml.ScalarNode) for each in node.value):
+        return False
+    return len(node.value) != 1 or node.value[0].style is not None
 
 
 def _read_yaml(file: str) -> Values:
@@ -204,7 +224,7 @@ def _no_file(file: str) -> str:
 
 
 def _canonical(source: Values) -> Values:
-    """Aliases under their keys, nulls dropped; `ring_size` and `size=auto` stay until both sources are merged."""
+    """Aliases under their keys, nulls dropped; `ring_size` and `size` stay until both sources are merged."""
     result: Values = {}
     for name, entry in source.items():
         if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
@@ -233,7 +253,7 @@ def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif value == "auto":
         yield "size", value
     elif size := parse_size(value):
-        yield from zip(("width", "height"), size, strict=True)
+        yield from zip(("size", "width", "height"), (value, *size), strict=True)
     else:
         raise UserError(
             f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720, or auto."
@@ -285,11 +305,10 @@ def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:
 def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
     if not isinstance(given, str):
         return given
-    path = paths.expanded(given, f"{key} ({origin})")
-    if relative_to is not None and path.startswith(("./", "../")):
-        whole = relative_to / path
-        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
-    return path
+    if relative_to is not None and given.startswith(("./", "../")):
+        whole = relative_to / given
+        given = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
+    return paths.expanded(given, f"{key} ({origin})")
 
 
 # ---- errors

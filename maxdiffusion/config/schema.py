@@ -6,15 +6,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr
 
 from maxdiffusion.attention.plan import names
 
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "size": "width and height, as 1280*720 or 1280x720; by an image an area in its proportions; auto: the variant's",
     "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
@@ -39,6 +40,21 @@ def _degree(value: int) -> int:
     return value
 
 
+def _rate(value: Any) -> Any:
+    """Frames per second: 16, 24000/1001, or a decimal; 23.98, 29.97 and the like are N*1000/1001."""
+    try:
+        text = str(value).strip()
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("should be a number of frames per second, such as 16, 29.97 or 30000/1001") from None
+    digits = len(text.partition(".")[2])
+    ntsc = [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60, 120)]
+    rate = next((exact for exact in ntsc if digits >= 2 and round(exact, digits) == rate), rate)
+    if rate.denominator > 65535:  # an mp4 could not keep it
+        raise ValueError("should have at most four decimals, or be a fraction such as 30000/1001")
+    return rate
+
+
 def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
@@ -53,10 +69,15 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Levels = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_empty_is_no_tuple)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Seed = Annotated[int, Field(ge=-1, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
+Rate = Annotated[
+    Fraction,
+    BeforeValidator(_rate),
+    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), when_used="json"),
+]
 OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
@@ -64,7 +85,7 @@ if TYPE_CHECKING:
     AttentionName = str
 else:
     AttentionName = Literal["auto", *names()]
-Format = Literal["mp4", "gif", "webp", "png", "npy"]
+Format = Literal["mp4", "gif", "webp", "png", "jpg", "npy"]
 BlockSizes = Annotated[
     dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
@@ -74,6 +95,7 @@ OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
+MAX_FRAMES = 4093
 VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
 
 # Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
@@ -163,15 +185,16 @@ class Config(BaseModel):
     docs/conventions.md lists them."""
 
     # ---- prompt
-    prompt: Texts = _key("prompt", ())
-    """What to show; a list makes several videos."""
+    prompt: Texts = _key("prompt", (), from_variant=True)
+    """What to show; a list makes several videos: in brackets, with commas or quotes ([close-up] alone is text). Animate
+    has the official default text."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
     and height, output (its name); what is done is skipped when the same command runs again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
-    """Determines the noise; a list makes several videos."""
+    """Determines the noise; -1 draws one, which log and record tell; a list makes several videos."""
     image: Images = _key("prompt", (), path="input")
     """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
     last_image: Images = _key("prompt", (), path="input")
@@ -182,10 +205,10 @@ class Config(BaseModel):
     """Pixels, a multiple of 16."""
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
-    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=4093)
-    """Frames, 4n+1."""
-    fps: int = _key("video", VARIANT, from_variant=True, ge=1, le=240)
-    """Frames per second of the written video."""
+    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
+    """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
+    fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
+    """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
     # ---- control
     video: OptionalStr = _key("control", None, path="input", is_video=True)
@@ -208,6 +231,9 @@ class Config(BaseModel):
     """The scene without the actor (Animate)."""
     mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
     """White where the character stands (Animate)."""
+    input_frames: Literal["timed", "every", "spread"] = _key("control", "timed", of_the_program=False)
+    """Frames taken of input videos: those shown at the times of the result's, the first stored ones, or stored ones
+    spread over the whole video (the default of VACE by the official conventions)."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)
@@ -329,8 +355,9 @@ class Config(BaseModel):
     """Folder below output_dir; by default the variant's name."""
     save_file: OptionalStr = _key("output", None, path="output")
     """The result's exact path, instead of output_dir/run_name/..."""
-    output_format: Format = _key("output", "mp4", of_the_video=True)
-    """Save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c."""
+    output_format: Format = _key("output", "mp4", of_the_video=True, values={"jpeg": "jpg"})
+    """Save_file's extension if it has one; of one frame png, jpg and webp are a picture, of several png is a folder of
+    frames; npy is uint8 f h w c."""
     overwrite: bool = _key("output", False)
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)
@@ -411,6 +438,11 @@ def group(name: str) -> list[str]:
     return [key for key, about in KEYS.items() if about.group == name]
 
 
+def videos() -> list[str]:
+    """The keys of input videos."""
+    return [key for key, about in KEYS.items() if about.is_video]
+
+
 def rows() -> Iterator[tuple[str, str, str, str]]:
     """(key, group, default as text, help with bounds and alias) of every key, in the order of the schema."""
     for name, info in Config.model_fields.items():
@@ -437,4 +469,4 @@ def _shown(value: Any) -> str:
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
     if value is None or value == [] or value == {}:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, str | Fraction) else json.dumps(value, ensure_ascii=False)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.media.write import write
 from maxdiffusion.output import manifest, names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
@@ -28,11 +29,11 @@ class Output:
     """The reserved files of a batch, made by `reserved`. Of several processes, process 0 writes them."""
 
     def __init__(self, job: Job, videos: Sequence[Video], stems: Sequence[AnyPath]) -> None:
-        """`stems` are the paths of the videos without suffix."""
+        """`stems` are the paths of the files beside the videos, without suffix."""
         self._job = job
         self._videos = videos
         self._stems = stems
-        self.paths = [names.sibling(stem, _suffix(job)) for stem in stems]
+        self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless the run reads them from such a file."""
@@ -56,10 +57,13 @@ class Output:
         distributed.on_process_0(write_all)
         return self.paths
 
-    def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
+    def record(
+        self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Write `<stem>.json`, which reproduces the video, beside each; list a prompt file's videos in its manifest.
 
-        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`. The video is recorded by its name
+        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
+        `conditioning.Inputs.record`. The video is recorded by its name
         alone, since both lie in one folder, which may be moved.
         """
 
@@ -68,7 +72,7 @@ class Output:
             for stem, path, video in zip(self._stems, self.paths, self._videos, strict=True):
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
                 record = {"output": path.name, "seed": video.seed, "config": config}
-                record |= {"versions": versions, "timings": timings}
+                record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self._videos)
 
@@ -92,7 +96,7 @@ def reserved(job: Job, videos: Sequence[Video], latents: Float[np.ndarray, "b f 
             with contextlib.ExitStack() as attempt:
                 if named:
                     besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-                    suffixes = (_suffix(job), *besides)
+                    suffixes = (_suffix_of(named[0], job), *besides)
                     ways = [names.reserve_file(path, suffixes, _overwrites(job)) for path in named]
                 else:
                     ways = [names.reserve(manifest.folder(job), stem_of(job.cfg, video)) for video in videos]
@@ -121,7 +125,7 @@ def _save_elsewhere(job: Job, videos: Sequence[Video], named: list[AnyPath], lat
     if job.cfg.decode_latents or not named:  # names made from prompts are always free
         return ""
     with contextlib.ExitStack() as reservations:
-        ways = [names.reserve(path.parent, path.name.removesuffix(_suffix(job))) for path in named]
+        ways = [names.reserve(path.parent, path.name.removesuffix(_suffix_of(path, job))) for path in named]
         try:
             stems = [reservations.enter_context(way) for way in ways]
             Output(job, videos, stems).save_latents(latents)
@@ -131,8 +135,9 @@ def _save_elsewhere(job: Job, videos: Sequence[Video], named: list[AnyPath], lat
     return f"; the latents are saved: decode_latents={kept} makes the video of them"
 
 
-def _suffix(job: Job) -> str:
-    return FORMATS[job.cfg.output_format].suffix
+def _suffix_of(path: AnyPath, job: Job) -> str:
+    """The suffix as the user wrote it, such as .MP4; none of a folder of frames."""
+    return path.suffix if job.suffix else ""
 
 
 def _metadata(job: Job, video: Video) -> dict[str, str]:

@@ -15,7 +15,7 @@ from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
 
 _TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
-_FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")
+_FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")  # png of several frames is a folder
 
 
 def check_keys(cfg: Config, spec: WanSpec) -> None:
@@ -64,6 +64,8 @@ def _needs(cfg: Config, spec: WanSpec) -> None:
         name = about.needs.partition("=")[0]
         if name and not schema.is_default(cfg, key) and schema.is_default(cfg, name):
             raise UserError(f"{key} is only used with {about.needs}; add that, or leave {key} out.")
+    if not schema.is_default(cfg, "input_frames") and not any(getattr(cfg, key) for key in schema.videos()):
+        raise UserError("input_frames is only used with an input video, and none is given; leave it out.")
 
 
 def _frames(cfg: Config, spec: WanSpec) -> None:
@@ -74,6 +76,11 @@ def _frames(cfg: Config, spec: WanSpec) -> None:
         raise UserError(
             f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
             f"the nearest are {below} and {below + step}."
+        )
+    if cfg.output_format == "jpg" and cfg.num_frames > 1:
+        raise UserError(
+            f"output_format=jpg is one picture, and num_frames={cfg.num_frames}; write num_frames=1, or choose mp4 or, "
+            "for a folder of frames, png."
         )
 
 
@@ -122,7 +129,7 @@ def _inputs(cfg: Config) -> None:
         path = getattr(cfg, key)
         if path and not paths.probe(path).is_file():
             raise UserError(f"{key}={path} is not an existing file; give the path of a .safetensors file of latents.")
-    for key in (key for key, about in schema.KEYS.items() if about.is_video):
+    for key in schema.videos():
         path = getattr(cfg, key)
         if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
@@ -284,10 +291,10 @@ def check_output(job: Job) -> None:
     if cfg.save_file is None:
         folder = paths.parse(cfg.output_dir)
         _writable(folder / cfg.run_name, "output_dir")
-        _one_file(cfg, folder)
+        _one_file(job, folder)
         return
-    path, frames = paths.parse(cfg.save_file), cfg.output_format == "png"
-    _one_file(cfg, path)
+    path, frames = paths.parse(cfg.save_file), not job.suffix
+    _one_file(job, path)
     count = 1 if cfg.decode_latents else len(job.videos)
     if count > 1:
         raise UserError(
@@ -295,8 +302,9 @@ def check_output(job: Job) -> None:
             "and they are named below output_dir/run_name."
         )
     if path.name in ("", "..") or (not frames and (cfg.save_file.endswith("/") or path.is_dir())):
-        raise UserError(f"save_file={cfg.save_file} is a folder; name a file, such as {path / 'video'}.mp4.")
+        raise UserError(f"save_file={cfg.save_file} is a folder; name a file, such as {path / 'video'}{job.suffix}.")
     suffix = path.suffix.lower().lstrip(".")
+    suffix = schema.KEYS["output_format"].values.get(suffix, suffix)
     if suffix in _FILE_FORMATS if frames else suffix != cfg.output_format:
         raise UserError(
             f"save_file={cfg.save_file} does not have the extension of output_format={cfg.output_format}; "
@@ -310,10 +318,11 @@ def check_output(job: Job) -> None:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")
 
 
-def _one_file(cfg: Config, path: paths.AnyPath) -> None:
-    if cfg.output_format == "png" and not isinstance(path, Path):
+def _one_file(job: Job, path: paths.AnyPath) -> None:
+    if not job.suffix and not isinstance(path, Path):
         raise UserError(
-            f"output_format=png is a folder of frames, which {path} cannot take as a whole; choose webp, npy or mp4."
+            f"output_format=png of several frames is a folder, which {path} cannot take as a whole; "
+            "choose webp, npy or mp4."
         )
 
 

@@ -26,7 +26,7 @@ TYPES: dict[str, Any] = {
 
 
 def read(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line number, the fields of its `Video` that the line gives) of each line.
+    """(file and line number, the fields of its `Video` that the line gives, and `size`: two integers) of each line.
 
     Raises:
       UserError: the file cannot be read or has no line; a line is not a JSON object, has an unknown or repeated key, or
@@ -75,13 +75,13 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
         if key == "size":
             if not (size := parse_size(value)):
                 raise UserError(f"{where} gives size={value!r}; write width*height, width first, such as '832*480'.")
-            yield from zip(("width", "height"), map(int, size), strict=True)
+            yield key, tuple(map(int, size))
             continue
         if not isinstance(value, TYPES[key]) or isinstance(value, bool):
             what = "an integer" if TYPES[key] is int else "text"
             raise UserError(f"{where} gives {key}={value!r}, which is not {what}.")
-        if key == "seed" and not 0 <= value < 2**32:
-            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
+        if key == "seed" and not -1 <= value < 2**32:
+            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}, or -1 to draw one.")
         if key in ("image", "last_image"):
             value = expanded(value, f"{where}: {key}") or None
         yield key, value

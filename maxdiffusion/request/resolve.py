@@ -12,10 +12,12 @@ from typing import Any
 
 from maxdiffusion import variants
 from maxdiffusion.config import parse, schema
-from maxdiffusion.config.parse import COMMAND_LINE, Value, Values, parse_words, typed
+from maxdiffusion.config.parse import Value, Values, parse_words, typed
 from maxdiffusion.config.schema import Config
+from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import open_image, size_within
+from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.sizes import Proportions, rounded
 from maxdiffusion.request import checks, few_step, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
@@ -42,19 +44,23 @@ def resolve(values: Values) -> Job:
     """
     values = dict(values)
     spec, transformer = _variant(values)
-    _apply_auto_size(values, spec)
     _apply_checkpoint(values, spec)
+    proportions = _apply_size(values, spec)
+    as_long = "num_frames" not in values and spec.task.as_long_as
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
     cfg = typed(values)
     checks.check_keys(cfg, spec)
-    job = dataclasses.replace(job_of(cfg), transformer=transformer)
+    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
+        values["num_frames"] = length
+        cfg = typed(values)
+    job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
 
 
-def job_of(cfg: Config) -> Job:
-    """The run of a complete config.
+def job_of(cfg: Config, proportions: Proportions | None = None) -> Job:
+    """The run of a complete config; `proportions` as in `videos.read`.
 
     Raises:
       UserError: as `checks.check_job`, or the videos or their segments cannot be made.
@@ -62,7 +68,7 @@ def job_of(cfg: Config) -> Job:
     spec = variants.get(cfg.model_name)
     if cfg.inspect:
         return Job(cfg, spec, (), Segments(cfg.num_frames, cfg.num_frames))
-    job = Job(cfg, spec, videos.read(cfg), _segments(cfg, spec))
+    job = Job(cfg, spec, videos.read(cfg, proportions), _segments(cfg, spec))
     checks.check_job(job)
     return job
 
@@ -94,36 +100,48 @@ def on_mesh(job: Job, words: Sequence[str]) -> Job:
     """
     values = parse_words(words)
     for key in values:
-        if schema.KEYS[key].group != schema.PARALLELISM:
+        if key not in schema.KEYS or schema.KEYS[key].group != schema.PARALLELISM:
             raise UserError(f"{key} is not a key of {schema.PARALLELISM}, so that a second mesh cannot change it.")
     cfg = typed(values, job.cfg.model_dump())
     checks.check_parallelism(cfg, job.spec)
     return dataclasses.replace(job, cfg=cfg)
 
 
-def _apply_auto_size(values: Values, spec: variants.WanSpec) -> None:
-    """`size=auto`, the default where an image or video is given: width and height in its proportions.
+def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
+    """Makes width and height in the proportions of the (first) image or video.
 
-    The command line wins over the file, in either direction.
+    `size=auto`, the default where one is given, has the variant's area; `size=W*H` is an area by the official
+    conventions, where the task says so.
+
+    Returns:
+      What decides the sizes of a prompt file's images; None where no image does.
     """
-    auto = values.pop("size", None)
-    sides = [values[key].origin for key in ("width", "height") if key in values]
-    if auto is not None and auto.origin in sides:
+    size, key = values.pop("size", None), spec.task.shaped_by
+    auto = size if size and size.value == "auto" else None
+    sides = [values[side] for side in ("width", "height") if side in values]
+    if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
-    if sides and (auto is None or COMMAND_LINE not in auto.origin or any(COMMAND_LINE in side for side in sides)):
-        return
-    key = spec.task.shaped_by
+    conventions = _conventions(values)
+    is_area = conventions.size == "area" and spec.task.size_is_area
+    area, why = None if sides else spec.width * spec.height, "size=auto"
+    if size and is_area and not auto:
+        area = math.prod(int(side.value) for side in sides)
+        why = f"{size.origin}, size={size.value} is an area with conventions={conventions.name}"
+    rule = spec.task.official_size if conventions.size == "area" else rounded
+    proportions = Proportions(rule, spec.size_step, area)
     entry = values[key].value if key in values else []
     location = entry if isinstance(entry, str) else next(iter(entry), None)
-    if not location:
-        if auto is not None:
-            raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
-        return
-    own = _size_of(key, location)
-    steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
-    size = size_within(spec.width * spec.height, own, max(steps))
-    for side, pixels in zip(("width", "height"), size, strict=True):
-        values[side] = Value(str(pixels), f"size=auto, the {key} has {own[0]} x {own[1]} pixels")
+    if auto and not location:
+        raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
+    if area and location:
+        own = _size_of(key, location)
+        for side, pixels in zip(("width", "height"), proportions.size(area, own), strict=True):
+            values[side] = Value(str(pixels), f"{why}, {key} {location} has {own[0]} x {own[1]} pixels")
+    return proportions if is_area and key == "image" else None
+
+
+def _conventions(values: Values) -> Conventions:
+    return CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
 
 
 def _apply_checkpoint(values: Values, spec: variants.WanSpec) -> None:
@@ -150,6 +168,17 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
 
     video = probe(location)
     return video.width, video.height
+
+
+def _length(key: str, cfg: Config) -> Value | None:
+    """As many frames as a video shows at `fps`; None of a still image."""
+    from maxdiffusion.media.read import read_clip, times  # numpy, as above
+
+    path = getattr(cfg, key)
+    most = schema.MAX_FRAMES + 1
+    at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
+    clip = read_clip(path, at, lambda frame: frame[:1, :1])
+    return None if clip.still else Value(str(len(clip.frames)), f"the length of {key} {path}")
 
 
 # ---- the variant and its defaults
@@ -234,6 +263,9 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
     result["run_name"] = (spec.name, origin)
     if spec.flow_shift_480p is not None and _pixels(spec, values) <= 832 * 480:
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
+    conventions = _conventions(values)
+    if spec.task.spread and "video" in values and conventions.control_frames == "spread":
+        result["input_frames"] = ("spread", f"{spec.task.name} with conventions={conventions.name}")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
     if "sigmas" in values and (levels := values["sigmas"].value) not in ("", []):
@@ -255,7 +287,8 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
                 result[key] = (value, f"environment, JAX_{key.upper()}")
     extension = os.path.splitext(_text(values, "save_file") or "")[1].lower().lstrip(".")
     if extension:
-        result["output_format"] = (extension, "save_file")
+        names = schema.KEYS["output_format"].values
+        result["output_format"] = (names.get(extension, extension), "save_file")
     return result
 
 

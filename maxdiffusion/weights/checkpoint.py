@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -157,17 +156,10 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
             or f"{folder} has no model_index.json, so it is not a checkpoint in the diffusers layout; "
             f"give the folder that holds model_index.json, {', '.join(needed)}."
         )
-    _expect(index, read_json(index), "_class_name", variant.task.pipeline_class, *variants.FEW_STEP_PIPELINES)
+    _expect(index, read_json(index), "_class_name", *variant.task.pipeline_classes, *variants.FEW_STEP_PIPELINES)
     for name in needed:
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
-    tokenizer = folder / "tokenizer"
-    unread = (tokenizer / "spiece.model").exists() and not (tokenizer / "tokenizer.json").exists()
-    if unread and importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(
-            f"{tokenizer} has spiece.model and no tokenizer.json, and the package that reads the former is not "
-            "installed; put the tokenizer.json of google/umt5-xxl beside it, or pip install sentencepiece."
-        )
 
 
 def official_layout(folder: AnyPath) -> str | None:

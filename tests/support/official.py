@@ -279,7 +279,7 @@ def write_checkpoint(
         )
     runpy.run_path(str(ROOT / "scripts" / "make_random_checkpoint.py"))["write_tokenizer"](folder / "tokenizer")
     (folder / "scheduler").mkdir()
-    index = {"_class_name": spec.task.pipeline_class, "_diffusers_version": diffusers.__version__}
+    index = {"_class_name": spec.task.pipeline_classes[0], "_diffusers_version": diffusers.__version__}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 

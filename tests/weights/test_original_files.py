@@ -262,13 +262,3 @@ def test_official_repositories_and_pickles(checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"Wan2\.1_VAE\.pth is a torch pickle.*use safetensors.*Diffusers"):
         open_checkpoint(checkpoint, files={"vae": official / "Wan2.1_VAE.pth"})
     assert len(open_checkpoint(checkpoint, files={"transformer": official}).nets["transformer"].tensors) > 50
-
-
-def test_a_sentencepiece_model_alone(checkpoint, tmp_path, monkeypatch):
-    folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    (folder / "tokenizer" / "spiece.model").write_bytes(b"sp")
-    open_checkpoint(folder)
-    (folder / "tokenizer" / "tokenizer.json").unlink()
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"has spiece\.model and no tokenizer\.json.*of google/umt5-xxl"):
-        open_checkpoint(folder)
