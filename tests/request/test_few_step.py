@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from maxdiffusion import request
+from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import few_step
 from maxdiffusion.request.session import recipe_of
@@ -163,3 +164,28 @@ def test_two_distilled_experts_are_told_the_words_of_one_schedule(place: Path) -
 
 def test_a_page_of_another_checkpoint_is_not_warned_of(place: Path) -> None:
     assert not said() and not said("model_name=wan2.2-t2v-a14b")
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.skipif("lora" not in schema.KEYS, reason="the pages need the key lora")
+@pytest.mark.parametrize(
+    ("page", "steps"),
+    [
+        ("wan2.1_t2v_14b_4step", [4]),
+        ("wan2.1_i2v_14b_480p_4step", [4]),
+        ("wan2.2_t2v_a14b_4step", [2, 2]),
+        ("wan2.2_i2v_a14b_4step", [2, 2]),
+        ("wan2.2_flf2v_a14b_4step", [2, 2]),
+        ("wan2.1_t2v_14b_causvid", [8]),
+        ("wan2.1_t2v_14b_rcm", [4]),
+    ],
+)
+def test_pages_run_their_files_as_these_were_distilled(page: str, steps: list[int]) -> None:
+    job = request.load([str(CONFIGS / f"{page}.yml"), "plan=v6e-8"])
+    recipe = recipe_of(job)
+    assert [expert.stop - expert.start for expert in recipe.experts] == steps and not recipe.guided
+    assert few_step.warnings(job, recipe) == []
+    files = [*job.cfg.lora, *job.cfg.lora_2]
+    assert len(files) == len(steps) and few_step.family(files) is not None
