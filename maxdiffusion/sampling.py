@@ -17,7 +17,7 @@ from maxdiffusion.config import Config
 from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.noise import noise, step_keys
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes
@@ -94,7 +94,10 @@ class Sampler:
             placed = (None if branch is None else jax.device_put(branch, context) for branch in raw)
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
-        state = self._states.pop(unit, None) or program.init(self._noise(rows, work.segment, programs))
+        state = self._states.pop(unit, None)
+        if state is None:
+            keys = parallel.put(step_keys([video.seed for video in batch], work.segment))
+            state = program.init(self._noise(rows, work.segment, programs), keys)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
             state = self._run(program, params, contexts, state, work.expert, advance, raw)
         if work.expert != s.recipe.experts[-1]:
@@ -115,7 +118,7 @@ class Sampler:
         else:
             x = parallel.put(self._given[rows], axes.BATCH)
         x = x[:, segment * frames : (segment + 1) * frames]
-        x = self._conditions.start(videos, x, float(s.recipe.schedule.sigmas[0]))
+        x = self._conditions.start(videos, x, s.recipe)
         if found := finite.fault(x):
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")
         return jax.device_put(x, programs.noise.sharding)

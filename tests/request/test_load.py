@@ -471,8 +471,9 @@ def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkp
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
 def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
     cfg = request.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"]).cfg
+    spec = variants.get(cfg.model_name)
     assert cfg.plan == "v6e-8"
-    assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)
+    assert (cfg.width, cfg.height) == (spec.width, spec.height) or "width:" in file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.schedule import Schedule, dpm_flow
 from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
@@ -51,7 +51,7 @@ class DPMpp2M:
             extrapolation[-1] = 0
         return DPMTable(sigmas[:-1], sigmas[1:] / sigmas[:-1], gain * (1 + extrapolation), -gain * extrapolation)
 
-    def init(self, x: Float[Array, "b f h w c"]) -> DPMState:
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> DPMState:
         return DPMState(x, jnp.zeros_like(x))
 
     def step(self, state: DPMState, row: DPMTable, velocity: Float[Array, "b f h w c"]) -> DPMState:

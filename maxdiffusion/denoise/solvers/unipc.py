@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.schedule import Schedule, unipc_flow
 from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
@@ -48,7 +48,8 @@ class UniPC:
     schedule = staticmethod(unipc_flow)
 
     def table(self, schedule: Schedule) -> UniPCTable:
-        sigmas, lam = schedule.sigmas.astype(np.float64), log_snr(schedule.sigmas)
+        sigmas = np.minimum(schedule.sigmas.astype(np.float64), 1 - 1e-6)  # as the reference: finite log(1 - sigma)
+        lam = log_snr(sigmas)
         n = len(schedule)
         corrector, predictor = np.zeros((n, 2 + self.order)), np.zeros((n, 1 + self.order))
         corrector[0, 0] = 1
@@ -69,7 +70,7 @@ class UniPC:
         nodes = gain * rho / r
         return [sigma_t / sigma_s, gain - nodes.sum(), *nodes]
 
-    def init(self, x: Float[Array, "b f h w c"]) -> UniPCState:
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> UniPCState:
         return UniPCState(x, x, (jnp.zeros_like(x),) * self.order)
 
     def step(self, state: UniPCState, row: UniPCTable, velocity: Float[Array, "b f h w c"]) -> UniPCState:
