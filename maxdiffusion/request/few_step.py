@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
 from maxdiffusion.request.job import Job
 from maxdiffusion.variants import FEW_STEP_PIPELINES
