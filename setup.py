@@ -16,6 +16,7 @@ RUNTIME = [
     "flax>=0.12.8,<0.13",
     "fsspec>=2026.9",
     "ftfy>=6.3.1,<7",
+    "gguf>=0.19,<0.20",
     "huggingface_hub>=2.4,<3",
     "imageio>=2.38.1,<3",
     JAX.format(""),
@@ -26,6 +27,8 @@ RUNTIME = [
     "pydantic>=2.14.3,<3",
     "PyYAML>=6.0.3,<7",
     "safetensors>=0.8,<0.9",
+    "sentencepiece>=0.2.3,<0.3",  # 1.4 MB to download
+    "threadpoolctl>=3.8,<4",
     "tqdm>=4.70.1,<5",
     "transformers>=5.23,<6",
     "universal_pathlib>=0.3.10,<0.4",
@@ -47,6 +50,7 @@ setup(
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],
         "gcs": ["gcsfs>=2026.9"],  # gs://; 19 MB to download
+        "heif": ["pillow-heif>=1.8.1,<2"],  # the photos of phones
         "cuda12": [JAX.format("[cuda12]")],
         "cuda13": [JAX.format("[cuda13]")],
         "test": [line for line in DEVELOPMENT if line],

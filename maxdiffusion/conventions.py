@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+Levels = Literal["official", "diffusers"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
@@ -19,24 +21,48 @@ class Conventions:
       name: the value of the key.
       levels: noise levels and timesteps of the solvers, see `denoise.schedule`.
       clip_view: the image that CLIP sees: the whole one squashed to a square (bicubic), or its centre crop.
-      start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos.
+      start_image: resizing of the first and last image: bicubic without antialiasing, or Lanczos (TI2V's in both).
       character: resizing of Animate's character: bilinear, as OpenCV, or Lanczos.
       size: what `size=W*H` means beside an image: an area in the image's proportions, or exactly W x H.
-      references: order of VACE's references on the frame axis: as named, or reversed.
-      control_frames: frames of a control video longer than the result: spread over all of it, or its first.
+      references: VACE's references on the frame axis: as named, scaled from their own size; or reversed, scaled from
+        multiples of the VAE's stride.
+      control_resize: VACE's control video in another size: covering it, bicubic, and cropped; or stretched, Lanczos.
+      control_frames: frames of a VACE control video longer than the result: spread over all of it, or its first; the
+        default of `input_frames`.
     """
 
     name: Literal["official", "diffusers"]
-    levels: Literal["official", "diffusers"]
+    levels: Levels
     clip_view: Literal["squashed", "centre"]
     start_image: Literal["bicubic", "lanczos"]
     character: Literal["bilinear", "lanczos"]
     size: Literal["area", "exact"]
     references: Literal["as_named", "reversed"]
+    control_resize: Literal["covered", "stretched"]
     control_frames: Literal["spread", "first"]
 
 
-OFFICIAL = Conventions("official", "official", "squashed", "bicubic", "bilinear", "area", "as_named", "spread")
-DIFFUSERS = Conventions("diffusers", "diffusers", "centre", "lanczos", "lanczos", "exact", "reversed", "first")
+OFFICIAL = Conventions(
+    name="official",
+    levels="official",
+    clip_view="squashed",
+    start_image="bicubic",
+    character="bilinear",
+    size="area",
+    references="as_named",
+    control_resize="covered",
+    control_frames="spread",
+)
+DIFFUSERS = Conventions(
+    name="diffusers",
+    levels="diffusers",
+    clip_view="centre",
+    start_image="lanczos",
+    character="lanczos",
+    size="exact",
+    references="reversed",
+    control_resize="stretched",
+    control_frames="first",
+)
 
 CONVENTIONS: Mapping[str, Conventions] = {row.name: row for row in (OFFICIAL, DIFFUSERS)}

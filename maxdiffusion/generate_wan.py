@@ -9,17 +9,16 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, output, parallel
+from maxdiffusion import conditioning, output, parallel, sampling
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, session
+from maxdiffusion.request import Job, Video, seeds, session
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
-from maxdiffusion.sampling import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
-    job = output.remaining(job)
+    job = seeds.drawn(output.remaining(job))
     if not job.videos:
         return []
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
@@ -42,13 +41,13 @@ def run(job: Job) -> list[AnyPath]:
         vae = functools.cache(functools.partial(s.load, "vae"))
         finished = (*given.finished, *outputs.denoised())  # the latter by a run that ended before its videos did
         for videos, whole in finished:
-            made += save(s, vae, outputs, videos, whole)
+            made += save(s, vae, inputs, outputs, videos, whole)
         rows = outputs.unfinished([video for videos, _ in finished for video in videos])
         if rows and not given.finished:
             s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = Sampler(s, conditions, given.noise, outputs.states)
+            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states)
             for work in sampler.order():  # an expert's steps on a batch
                 videos = sampler.videos(work)
                 outputs.reserve(videos)
@@ -59,7 +58,7 @@ def run(job: Job) -> list[AnyPath]:
                 if work.last:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
-                    made += save(s, vae, outputs, videos, denoised)
+                    made += save(s, vae, inputs, outputs, videos, denoised)
     logger.info("%s", s.stages.clock.table())
     return made
 
@@ -67,6 +66,7 @@ def run(job: Job) -> list[AnyPath]:
 def save(
     s: session.Session,
     vae: Callable[[], WanVAE],
+    inputs: conditioning.Inputs,
     outputs: output.Outputs,
     videos: tuple[Video, ...],
     denoised: Float[np.ndarray, "b f h w c"],
@@ -75,9 +75,9 @@ def save(
     files, decoder = outputs.reserve(videos), vae()
     with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
         chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-        clips = frames.collect(chunks, advance)
+        clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
     with s.stages("encode", len(videos), "videos") as advance:
         made = files.write(clips, advance)
-    files.record(versions(), s.stages.clock.as_dict())
+    files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     outputs.finish(files)
     return made

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from maxdiffusion import variants
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import Job
+from maxdiffusion.request import Job, loras
 from maxdiffusion.request.nets import builders, open_checkpoint
-from maxdiffusion.weights import naming
+from maxdiffusion.weights import naming, net_file
 from maxdiffusion.weights.sources import TensorSource
 
 
@@ -33,8 +33,12 @@ def run(job: Job) -> None:
         size = sum(tensor.nbytes for tensor in net.tensors.values())
         count = sum(math.prod(tensor.shape) for tensor in net.tensors.values())
         where = str(net.path).removeprefix(f"{checkpoint.folder}/")
+        where += f" (unused: {net_file.listed(net.left)})" if net.left else ""
         rows.append((name, names, _dtypes(net.tensors), _size(size), f"{count / 1e6:,.1f} M", where))
     print(_table(rows), flush=True)
+    for name, net in loras.merged(job, checkpoint, fetch=False).nets.items():
+        for each in net.loras:
+            print(f"LoRA of the {name}: {each}", flush=True)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from maxdiffusion.attention.plan import AttentionPlan

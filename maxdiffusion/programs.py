@@ -100,6 +100,11 @@ class BatchPrograms:
         """The latents that a batch starts from."""
         return parallel.like((self.rows, *self.shape), jnp.float32, axes.BATCH)
 
+    @property
+    def keys(self) -> jax.ShapeDtypeStruct:
+        """The keys of `step_noise`."""
+        return parallel.like((self.rows, 2), jnp.uint32)
+
     @functools.cached_property
     def conditions(self) -> Shapes:
         """What conditioning computes for all videos of the shape."""
@@ -145,9 +150,9 @@ class BatchPrograms:
         return self.denoiser.lower(*self.arguments)[1]
 
     @property
-    def arguments(self) -> tuple[Any, Any, Any]:
-        """Arguments of the denoiser: parameters, latents and the context of one branch."""
-        return split(self.transformer)[1], self.noise, self.prepare.out_info
+    def arguments(self) -> tuple[Any, Any, Any, Any]:
+        """Arguments of the denoiser: parameters, latents, the context of one branch and the keys of `step_noise`."""
+        return split(self.transformer)[1], self.noise, self.prepare.out_info, self.keys
 
 
 def scanned_steps(cfg: Config) -> int | None:

@@ -13,17 +13,21 @@ from jaxtyping import Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
+from maxdiffusion.config import Config
 from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.noise import noise, step_keys
+from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.output.states import Progress, States
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Session
-from maxdiffusion.runtime import distributed, stop
+from maxdiffusion.runtime import distributed, finite, stop
+
+CHECKED = 8  # every so many steps, and after an expert's first and last, the latents are searched for NaN
 
 # Called with i and the latents (b f h w c, on the device) after step i, counted from 0; copy what you keep.
 OnLatents = Callable[[int, jax.Array], object]
@@ -94,7 +98,11 @@ class Sampler:
         return tuple(self._s.job.videos[row] for row in rows[:real])
 
     def advance(self, work: Work, experts: LoadedExperts) -> Float[np.ndarray, "b f h w c"] | None:
-        """Runs that work's steps; returns the latents of its batch's videos once they are complete."""
+        """Runs that work's steps; returns the latents of its batch's videos once they are complete.
+
+        Raises:
+          UserError: values are NaN or infinite; the same on all processes.
+        """
         s, (rows, real) = self._s, self._batches[work.batch]
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
         self._resume(work, batch)
@@ -107,9 +115,13 @@ class Sampler:
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
-        state = program.init(self._noise(rows, work.segment, programs)) if state is None else program.place(state)
+        if state is None:
+            keys = parallel.put(step_keys([video.seed for video in batch], work.segment))
+            state = program.init(self._noise(rows, work.segment, programs), keys)
+        else:
+            state = program.place(state)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
-            state = self._run(program, params, contexts, state, work, advance)
+            state = self._run(program, params, contexts, state, work, advance, raw)
         if work.expert.stop < len(s.recipe.schedule):
             self._states[unit] = state
             if s.job.cfg.expert_residency == "in_turn":
@@ -130,7 +142,7 @@ class Sampler:
             return
         self._resumed.add(unit)
         programs = BatchPrograms(self._s.setup, batch[0], len(batch))
-        solver = jax.eval_shape(programs.denoiser.init, programs.noise).solver if at.step else ()
+        solver = jax.eval_shape(programs.denoiser.init, programs.noise, programs.keys).solver if at.step else ()
         frames, *grid = programs.shape
         done = np.zeros((frames - self._s.job.segments.reference_frames, *grid), np.float32)
         abstract = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(solver)]
@@ -171,7 +183,9 @@ class Sampler:
         else:
             x = parallel.put(self._given[rows], axes.BATCH)
         x = x[:, segment * frames : (segment + 1) * frames]
-        x = self._conditions.start(videos, x, float(s.recipe.schedule.sigmas[0]))
+        x = self._conditions.start(videos, x, s.recipe)
+        if found := finite.fault(x):
+            raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")
         return jax.device_put(x, programs.noise.sharding)
 
     def _programs(self, batch: list[Video], step: int) -> tuple[BatchPrograms, Any, Program]:
@@ -197,6 +211,7 @@ class Sampler:
         state: State,
         work: Work,
         advance: Callable[[int], object],
+        raw: Contexts,
     ) -> State:
         """One expert's steps, with progress and clock of every call of a program: a step, or those of a scan."""
         expert = work.expert
@@ -210,9 +225,42 @@ class Sampler:
                 self._on_latents(i, state.x)
                 advance(i + 1 - done)
                 done = i + 1
+                if i - expert.start == 0 or done % CHECKED == 0 or done == expert.stop:
+                    self._check(state.x, f"step {done} of {n}", expert.net, params, raw)
                 if done < n:
                     self._save_if_needed(work, Progress(work.segment, done), state)
                 if done < expert.stop:
                     step.enter_context(clock.step())
 
             return jax.block_until_ready(program.advance(params, contexts, state, expert, on_step))
+
+    def _check(self, latents: jax.Array, step: str, net: str, params: Any, raw: Contexts) -> None:
+        """Refuses latents that are not finite; names what was so first: the conditioning, the weights or a step."""
+        if not (found := finite.fault(latents)):
+            return
+        cfg = self._s.job.cfg
+        for branch in raw:
+            for part, (name, maker) in _MADE_BY.items():
+                if branch is not None and (before := finite.fault(getattr(branch, part))):
+                    raise UserError(f"the {name} has {before} values before the first step; {instead(cfg, maker)}.")
+        if stored := finite.fault(params):
+            raise UserError(f"the weights of {net} have {stored} values: their file is damaged; give another.")
+        raise UserError(f"{step} ({net}) left {found} values in the latents, which are not saved; {instead(cfg, net)}.")
+
+
+# The part of `Context` -> (its name, the network that made it).
+_MADE_BY = {
+    "text": ("text embedding", "text_encoder"),
+    "image": ("image embedding", "image_encoder"),
+    "frames": ("encoded image", "vae"),
+    "adapter": ("encoded control video", "vae"),
+}
+_DTYPES = {"vae": "vae_dtype", "text_encoder": "text_encoder_dtype", "image_encoder": "text_encoder_dtype"}
+
+
+def instead(cfg: Config, net: str) -> str:
+    """What to try where that network overflows."""
+    key = _DTYPES.get(net, "activations_dtype")
+    if getattr(cfg, key) != "float32":
+        return f"try {key}=float32"
+    return f"{key} is float32 already, so look at the weights of {net}: its file, or a LoRA and its strength"

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import sizes
 
 # The negative prompt of the official repositories (`sample_neg_prompt`). Only WAN 2.1 adds to it for image inputs: no
 # shaking camera, and between two images no cut.
@@ -19,6 +20,10 @@ NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"
     "杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+ANIMATE_PROMPT = (
+    "视频中的人在做动作"  # "the person in the video is moving": wan_animate_14B.py of the official repository
 )
 
 
@@ -64,11 +69,15 @@ class Task:
       needs: the required ones among them.
       conditions: its kinds of conditioning beside the text (keys of `conditioning.KINDS`).
       shaped_by: the key whose image or video gives `size=auto` its proportions.
+      official_size: the official rule for a size in the proportions of that image or video.
+      size_is_area: whether size=W*H is an area beside it, by the official conventions.
+      spread: whether the frames of its control video are spread over all of it, by the official conventions.
+      as_long_as: the key of the video that `num_frames` follows by default.
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
-      pipeline_class: `_class_name` of model_index.json.
+      pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
     """
 
@@ -77,32 +86,49 @@ class Task:
     needs: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     shaped_by: str = "video"
+    official_size: sizes.Rule = sizes.rounded  # the official code has no video to video
+    size_is_area: bool = False
+    spread: bool = False
+    as_long_as: str = ""
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
     reference_frames: int = 0
-    pipeline_class: str = "WanPipeline"
+    pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "strength"), conditions=("video_to_video",))
+T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",))
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
     needs=("image",),
     conditions=("image_tokens", "image_channels"),
     shaped_by="image",
+    official_size=sizes.floored,
+    size_is_area=True,
     extra_channels=True,
-    pipeline_class="WanImageToVideoPipeline",
+    pipeline_classes=("WanImageToVideoPipeline",),
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
 FLF2V = dataclasses.replace(I2V, name="FLF2V", needs=("image", "last_image"), two_images=True)
-TI2V = Task("TI2V", takes=("image",), conditions=("first_frame",), shaped_by="image")
+TI2V = Task(
+    "TI2V",
+    takes=("image",),
+    conditions=("first_frame",),
+    shaped_by="image",
+    official_size=sizes.nearest,
+    size_is_area=True,
+    pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
+)
 VACE = Task(
     "VACE",
-    takes=("video", "mask", "reference_images", "conditioning_scale"),
+    takes=("video", "mask", "input_frames", "reference_images", "conditioning_scale"),
     conditions=("vace",),
-    pipeline_class="WanVACEPipeline",
+    official_size=sizes.within,
+    size_is_area=True,
+    spread=True,
+    pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )
 ANIMATE = Task(
@@ -114,18 +140,26 @@ ANIMATE = Task(
         "mode",
         "background_video",
         "mask_video",
+        "input_frames",
         "segment_frame_length",
         "prev_segment_conditioning_frames",
     ),
     needs=("image", "pose_video", "face_video"),
-    conditions=("image_tokens", "animate"),
+    conditions=("character_tokens", "animate"),
     shaped_by="pose_video",
+    official_size=sizes.own,
+    as_long_as="pose_video",
     extra_channels=True,
     segmented=True,
     reference_frames=1,
-    pipeline_class="WanAnimatePipeline",
+    pipeline_classes=("WanAnimatePipeline",),
     transformer_class="WanAnimateTransformer3DModel",
 )
+
+
+# `_class_name` of checkpoints whose networks are those of a variant and whose recipe has few steps; see
+# `request.few_step`.
+FEW_STEP_PIPELINES = ("WanDMDPipeline",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +169,8 @@ class WanSpec:
     `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
     them); None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
     the default first, and `flow_shift_480p` is the shift up to 832 x 480 pixels. Strides are (frames, height, width).
-    Each field from `num_inference_steps` to `boundary_ratio` but `flow_shift_480p` is the default of the config key of
-    its name.
+    Each field from `num_inference_steps` to `prompt` but `flow_shift_480p` is the default of the config key of its
+    name.
     """
 
     name: str
@@ -154,6 +188,7 @@ class WanSpec:
     flow_shift_480p: float | None = None
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
+    prompt: str | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -172,6 +207,11 @@ class WanSpec:
     def height(self) -> int:
         """The default height, that of the first of `sizes`."""
         return self.sizes[0][1]
+
+    @property
+    def size_step(self) -> int:
+        """What width and height in pixels are multiples of."""
+        return max(self.vae_stride[axis] * self.patch[axis] for axis in (1, 2))
 
     @property
     def dims(self) -> Dims | None:
@@ -274,6 +314,7 @@ _WAN22_ANIMATE = dataclasses.replace(
     guidance_scale=1.0,
     num_frames=77,
     fps=30,
+    prompt=ANIMATE_PROMPT,
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
 )
 

@@ -2,25 +2,34 @@
 
     python scripts/make_random_checkpoint.py /tmp/wan --preset 1.3b --dtype fp32
     python scripts/measure_load.py /tmp/wan --weights-dtype bfloat16
+    python scripts/measure_load.py /tmp/wan --nets transformer --lora-rank 64
 
+With `--lora-rank` the transformer is loaded once more, merged with a random LoRA of all linear layers of its blocks.
 `extra_mb` is the peak resident memory less what was there before and, on the CPU, less the parameters that stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import re
+import tempfile
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.weights import mapping
-from maxdiffusion.weights.checkpoint import open_checkpoint
+from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
+from maxdiffusion.weights.lora.file import read
+from maxdiffusion.weights.lora.merge import merge
 from maxdiffusion.weights.nets import Nets, builders
 
 
@@ -52,17 +61,38 @@ def measure(nets: Nets, name: str) -> dict[str, object]:
     }
 
 
+def with_lora(checkpoint: Checkpoint, rank: int, folder: str) -> Checkpoint:
+    """The checkpoint, its transformer merged with a LoRA of random numbers in bf16."""
+    net, rng, tensors = checkpoint.nets["transformer"], np.random.default_rng(0), {}
+    for name, tensor in net.tensors.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and len(tensor.shape) == 2:
+            for part, shape in (("A", (rank, tensor.shape[1])), ("B", (tensor.shape[0], rank))):
+                numbers = 0.01 * rng.standard_normal(shape, np.float32)
+                tensors[f"{name.removesuffix('.weight')}.lora_{part}.weight"] = numbers.astype(ml_dtypes.bfloat16)
+    save_file(tensors, f"{folder}/lora.safetensors")
+    merged, each = merge(net.tensors, net.config, read(Path(folder) / "lora.safetensors"), 1.0)
+    print(each)
+    nets = {**checkpoint.nets, "transformer": dataclasses.replace(net, tensors=merged, loras=(each,))}
+    return dataclasses.replace(checkpoint, nets=nets)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--weights-dtype", default="bfloat16")
     parser.add_argument("--nets", nargs="+", default=["text_encoder", "transformer", "vae"])
+    parser.add_argument("--lora-rank", type=int)
     args = parser.parse_args()
     build = builders(AttentionPlan(), weights_dtype=args.weights_dtype, dtype=args.weights_dtype)
-    nets = Nets(open_checkpoint(args.folder), build)
+    checkpoint = open_checkpoint(args.folder)
+    nets = Nets(checkpoint, build)
     jax.block_until_ready(jnp.zeros(1))  # the backend's own memory belongs to `before`
     for name in args.nets:
         print(json.dumps(measure(nets, name)), flush=True)
+    if args.lora_rank:
+        with tempfile.TemporaryDirectory() as folder:
+            nets = Nets(with_lora(checkpoint, args.lora_rank, folder), build)
+            print(json.dumps(measure(nets, "transformer")), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ LIBRARY = (
     "conventions",
     "hardware",
     "runtime",
+    "media",
     "parallel",
     "kernels",
     "attention",
@@ -24,7 +25,6 @@ LIBRARY = (
     "variants",
     "denoise",
     "weights",
-    "media",
 )
 APPLICATION = (
     "config",

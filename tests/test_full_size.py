@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from maxdiffusion import request
+from maxdiffusion import request, variants
 from maxdiffusion.programs import programs
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import Setup
@@ -13,8 +13,8 @@ from maxdiffusion.request.session import Setup
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
 GIVEN = {
-    "I2V": ("image=a", "size=1280*720"),
-    "FLF2V": ("image=a", "last_image=a", "size=1280*720"),
+    "I2V": ("image=a", "width=1280", "height=720"),
+    "FLF2V": ("image=a", "last_image=a", "width=1280", "height=720"),
     "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
 }
 
@@ -31,8 +31,9 @@ def of_page(page: str, *words: str, kinds=("prepare", "step")):
 @pytest.mark.parametrize("page", PAGES)
 def test_the_denoise_step_lowers(page):
     cfg, (prepare, step) = of_page(page)
+    spec = variants.get(cfg.model_name)
     assert step.times == cfg.num_inference_steps
-    assert prepare.times == (2 if cfg.guidance_scale > 1 else 1) * (1 if cfg.boundary_ratio is None else 2)
+    assert prepare.times == (2 if cfg.guidance_scale > 1 else 1) * (2 if spec.boundary_ratio else 1)
     *_, h, w, c = step.lowered.out_info.solver.x.shape
     assert (h, w, c) == ((cfg.height // 16, cfg.width // 16, 48) if c == 48 else (cfg.height // 8, cfg.width // 8, c))
 
@@ -40,7 +41,7 @@ def test_the_denoise_step_lowers(page):
 @pytest.mark.slow
 def test_timesteps_by_token():
     """The page alone has no image."""
-    _, (_, step) = of_page("wan2.2_ti2v_5b", "image=a", "size=1280*704")
+    _, (_, step) = of_page("wan2.2_ti2v_5b", "image=a", "width=1280", "height=704")
     (_, contexts, *_), _ = step.lowered.in_avals
     assert contexts.positive.frames.first.shape == (1, 1, 44, 80, 48)
 

@@ -1,7 +1,7 @@
 """The conditioning of an Animate transformer: a character's image, and the pose and face of an actor.
 
 A long video is made in segments; each but the first starts from the last frames of the one before.
-Reference: `diffusers.WanAnimatePipeline`.
+References: wan/animate.py of the official repository, and `diffusers.WanAnimatePipeline`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,12 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.control_video import ControlVideo
+from maxdiffusion.conditioning.image import Originals, encode_tokens, read_originals, token_shapes
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
+from maxdiffusion.media.resize import bilinear
 from maxdiffusion.models.dit.animate import Performance
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
@@ -35,16 +38,17 @@ log = logging.getLogger(__name__)
 FACE = 512  # pixels of the official checkpoint's faces; any other square will do
 
 Fields = dict[str, Any]
+Resizing = Literal["bilinear", "lanczos"]  # `Conventions.character`
 
 
 class Inputs(NamedTuple):
-    """The contents of the files, `num_frames` each, in their own sizes; background and mask in replace mode only."""
+    """The characters on black, and videos in the result's size but for faces; background and mask to replace only."""
 
-    characters: Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
-    pose: UInt8[np.ndarray, "f _ _ 3"]
-    face: UInt8[np.ndarray, "f _ _ 3"]
-    background: UInt8[np.ndarray, "f _ _ 3"] | None
-    mask: UInt8[np.ndarray, "f _ _ 3"] | None
+    characters: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+    pose: ControlVideo
+    face: ControlVideo
+    background: ControlVideo | None
+    mask: ControlVideo | None
 
 
 def read(job: Job, images: Images) -> Inputs:
@@ -54,24 +58,38 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    frames, size = cfg.num_frames, control_video.one_size(job)
-    pose = control_video.read("pose_video", str(cfg.pose_video), frames, *size)
-    face = control_video.read("face_video", str(cfg.face_video), frames, FACE, FACE, sized=False)
+    size = control_video.one_size(job)
+    pose = control_video.read(cfg, "pose_video", str(cfg.pose_video), *size)
+    face = control_video.read(cfg, "face_video", str(cfg.face_video), FACE, FACE, sized=False)
     background = mask = None
     if cfg.mode == "replace":
-        background = control_video.read("background_video", str(cfg.background_video), frames, *size)
-        mask = control_video.read("mask_video", str(cfg.mask_video), frames, *size, ("background_video", background))
-        background, mask = background[:frames], mask[:frames]
-    characters = {at: np.asarray(image) for at, image in images.items()}
-    for at, image in characters.items():
-        (own_height, own_width, _), (h, w) = image.shape, inside(image, *size)
-        if not min(h, w):
+        background = control_video.read(cfg, "background_video", str(cfg.background_video), *size)
+        mask = control_video.read(cfg, "mask_video", str(cfg.mask_video), *size, background)
+    characters = _characters(images, *size, job.conventions.character)
+    for at, image in images.items():
+        _, _, h, w = box((image.height, image.width), *size, job.conventions.character)
+        log.info(
+            "image %s: %d x %d pixels, made %d x %d on black (%s)",
+            *(at, image.width, image.height, w, h, job.conventions.character),
+        )
+    return Inputs(characters, pose, face, background, mask)
+
+
+def _characters(images: Images, height: int, width: int, how: Resizing) -> dict[str, np.ndarray]:
+    for at, image in images.items():
+        if not min(box((image.height, image.width), height, width, how)[2:]):
             raise UserError(
-                f"image={at} is {own_width} wide x {own_height} high, of which nothing is left within {size[1]} x "
-                f"{size[0]}; give an image that is not as narrow."
+                f"image={at} is {image.width} wide x {image.height} high, of which nothing is left within {width} x "
+                f"{height}; give an image that is not as narrow."
             )
-        log.info("image %s: %d x %d pixels, made %d x %d on black", at, own_width, own_height, w, h)
-    return Inputs(characters, pose[:frames], face[:frames], background, mask)
+    return {at: on_black(np.asarray(image), height, width, how) for at, image in images.items()}
+
+
+def read_seen(job: Job, images: Images) -> Originals | None:
+    """The images that CLIP sees: the official code shows it the character on black, diffusers the original."""
+    if job.conventions.clip_view == "centre":
+        return read_originals(job, images)
+    return _characters(images, *control_video.one_size(job), job.conventions.character) or None
 
 
 def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
@@ -80,7 +98,7 @@ def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
     with s.stages("image"):
         latents = {}
         for at, image in given.characters.items():
-            pixels = to_float(on_black(image, *size)[None], *size)
+            pixels = to_float(image[None], *size)
             latents[at] = jax.block_until_ready(vae.encode(parallel.put(pixels[None]))[0])
     return [latents[str(video.image)] for video in s.job.videos]
 
@@ -97,6 +115,7 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
 
 
 KIND = Kind(read, encode, SEGMENT, shapes)
+TOKENS = Kind(read_seen, encode_tokens, "image", token_shapes)
 
 
 class Performer:
@@ -113,8 +132,8 @@ class Performer:
     def _act(self, segment: int) -> tuple[jax.Array, jax.Array]:
         """Latents of the pose, and the face in pixels: the same for every batch and expert."""
         frames = self._segments.frames_of(self._segments.starts[segment])
-        pose = self._vae.encode(parallel.put(to_float(self._given.pose[frames], *self._size)[None]))
-        face = parallel.put(to_float(self._given.face[frames], self._square, self._square)[None])
+        pose = self._vae.encode(parallel.put(to_float(self._given.pose.frames[frames], *self._size)[None]))
+        face = parallel.put(to_float(self._given.face.frames[frames], self._square, self._square)[None])
         return pose, face
 
     def fields(
@@ -130,7 +149,8 @@ class Performer:
             np.ones((len(frames), *self._size), np.float32),
         )
         if given.background is not None and given.mask is not None:
-            shown, unknown = to_float(given.background[frames], *self._size), to_grey(given.mask[frames], *self._size)
+            shown = to_float(given.background.frames[frames], *self._size)
+            unknown = to_grey(given.mask.frames[frames], *self._size)
         with self._stages("control"):
             channels = []
             for row, character in enumerate(characters):
@@ -158,22 +178,30 @@ def to_grey(frames: UInt8[np.ndarray, "f h1 w1 3"], height: int, width: int) -> 
     return np.stack([np.asarray(image.convert("L"), np.float32) for image in images]) / np.float32(255)
 
 
-def inside(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> tuple[int, int]:
-    """Largest height and width that fit, proportions kept."""
-    h, w = image.shape[:2]
-    return (h * width // w, width) if width / height < w / h else (height, w * height // h)
+def box(own: tuple[int, int], height: int, width: int, how: Resizing) -> tuple[int, int, int, int]:
+    """Top, left, height and width of an image of `own` height and width on a canvas: as large as it fits, centred."""
+    h, w = own
+    if how == "bilinear":  # in the floating-point order of `padding_resize`
+        h, w = (height, int(height / h * w)) if h / w > height / width else (int(width / w * h), width)
+        return (height - h) // 2, (width - w) // 2, h, w
+    h, w = (h * width // w, width) if width / height < w / h else (height, w * height // h)
+    return height // 2 - h // 2, width // 2 - w // 2, h, w
 
 
-def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+def on_black(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, how: Resizing) -> UInt8[np.ndarray, "h w 3"]:
     """The image scaled to fit, proportions kept, centred on black.
 
-    Reference: `WanAnimateImageProcessor`, which asks for bilinear resizing, but whose base class sets Lanczos again.
+    References: `WanAnimate.padding_resize`, bilinear by OpenCV; diffusers' `WanAnimateImageProcessor`, which asks for
+    bilinear resizing too, but whose base class sets Lanczos again.
     """
-    h, w = inside(image, height, width)
-    canvas = Image.new("RGB", (width, height))
-    resized = Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS)
-    canvas.paste(resized, (width // 2 - w // 2, height // 2 - h // 2))
-    return np.asarray(canvas)
+    top, left, h, w = box(image.shape[:2], height, width, how)
+    if how == "bilinear":
+        resized = bilinear(image, h, w)
+    else:
+        resized = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.LANCZOS))
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top : top + h, left : left + w] = resized
+    return canvas
 
 
 def mask_channels(mask: Float[np.ndarray, "f h w"], frames_in_one: int) -> Float[np.ndarray, "f2 h w c"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
+from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed
+
+log = logging.getLogger(__name__)
 
 # A condition of a task -> where its `Kind` is; a run imports those of its variant.
 KINDS: Mapping[str, str] = {
@@ -29,6 +34,7 @@ KINDS: Mapping[str, str] = {
     "vace": "vace:KIND",
     "video_to_video": "video_to_video:KIND",
     "animate": "animate:KIND",
+    "character_tokens": "animate:TOKENS",
 }
 
 
@@ -40,13 +46,25 @@ def kind(name: str) -> Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The contents of a run's input files, by kind of conditioning; only what is given."""
+    """The contents of a run's input files.
+
+    Attributes:
+      by_kind: by kind of conditioning; only what is given.
+      images: location -> what was converted of that image, see `open_image`; only where anything was.
+    """
 
     by_kind: Mapping[str, Any]
+    images: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
 
     def digest(self) -> str:
         """See `distributed.digest`."""
         return distributed.digest(jax.tree.leaves(self.by_kind))
+
+    def record(self) -> dict[str, Any]:
+        """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
+        given = jax.tree.leaves(self.by_kind, is_leaf=lambda value: isinstance(value, ControlVideo))
+        videos = {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
+        return videos | {at: dict(changed) for at, changed in self.images.items()}
 
 
 def read(job: Job) -> Inputs:
@@ -60,7 +78,8 @@ def read(job: Job) -> Inputs:
     with distributed.fail_together():
         images = {at: open_image(at) for video in job.videos for at in video.images}
         found = {name: kind(name).read(job, images) for name in job.spec.task.conditions}
-    return Inputs({name: given for name, given in found.items() if given is not None})
+    changed = {at: image.info for at, image in images.items() if image.info}
+    return Inputs({name: given for name, given in found.items() if given is not None}, changed)
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -110,11 +129,11 @@ class Conditioning:
         return Contexts(shown, context([video.negative_prompt for video in videos], negative) if guided else None)
 
     def start(
-        self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], sigma: float
+        self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], recipe: Recipe
     ) -> Float[Array, "b f h w c"]:
         """Initial latents at the first noise level: the noise, or the input videos with noise added."""
-        given = self._stacked(videos).get(START)
-        return noise if given is None else sigma * noise + (1 - sigma) * given
+        given, sigma = self._stacked(videos).get(START), float(recipe.schedule.sigmas[0])
+        return recipe.noise_scale * noise if given is None else sigma * noise + (1 - sigma) * given
 
     def _stacked(self, videos: Sequence[Video]) -> dict[str, Any]:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._fields[video] for video in videos))
@@ -127,6 +146,8 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
     for name, given in inputs.by_kind.items():
         for video, value in zip(videos, kind(name).encode(s, given), strict=True):
             fields[video][kind(name).field] = value
+    if not s.recipe.guided and any(video.negative_prompt != s.job.spec.negative_prompt for video in videos):
+        log.info("negative_prompt is not used, as no step is guided (guidance_scale=1)")
     by_prompt = text.encode(s, s.job.prompts(s.recipe.guided))
     if "animate" not in inputs.by_kind:
         return Conditioning(by_prompt, fields)

@@ -1,12 +1,13 @@
 """A video's first and last image: as tokens of an image encoder, as input channels, and as the first latent frame.
 
-Reference: `diffusers.WanImageToVideoPipeline` (`encode_image`, `prepare_latents`).
+Reference: `WanI2V` and `WanTI2V` of the official repository, `diffusers.WanImageToVideoPipeline` (`encode_image`,
+`prepare_latents`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
@@ -29,16 +31,38 @@ log = logging.getLogger(__name__)
 Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
 Fitted = Mapping[tuple[str, int, int], Float[np.ndarray, "_ _ 3"]]
 
+Resize = Callable[[Image.Image, int, int], Float[np.ndarray, "h w 3"]]  # (image, width, height) -> [-1, 1]
+
 
 def read_originals(job: Job, images: Images) -> Originals | None:
     """All images in their own size; None where none is given."""
     return {at: np.asarray(image) for at, image in images.items()} or None
 
 
-def read_fitted(job: Job, images: Images) -> Fitted | None:
-    """All images in the size of their video, [-1, 1]; None where none is given. Logs how each was resized."""
+def read_ends(job: Job, images: Images) -> Fitted | None:
+    """First and last images in the size of their video, [-1, 1]; None where none is given. Logs how each was resized.
+
+    Bicubic (official), an image may exceed [-1, 1], and it is squashed to the size where its proportions are those of
+    the size but for rounding to a multiple of `WanSpec.size_step`. That is what `WanI2V` does, which has no other
+    sizes. `WanFLF2V` means the same for a last image of other proportions than the first, but exchanges its width and
+    height when it crops; it is covered and cropped here.
+    """
+    if job.conventions.start_image == "bicubic":
+        return _read(job, images, _bicubic, job.spec.size_step)
+    return read_first(job, images)
+
+
+def read_first(job: Job, images: Images) -> Fitted | None:
+    """Images in the size of their video, [-1, 1]; None where none is given. Logs how each was resized.
+
+    Lanczos, as `WanTI2V.i2v` of the official repository; without anything to crop as diffusers' `VaeImageProcessor`.
+    """
+    return _read(job, images, _lanczos, 0)
+
+
+def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | None:
     wanted = dict.fromkeys(key for video in job.videos for key in _fitted(video))
-    return {key: _fit(images[key[0]], *key) for key in wanted} or None
+    return {key: _fit(images[key[0]], *key, resize, tolerance) for key in wanted} or None
 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
@@ -48,7 +72,8 @@ def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):
-        pixels = {at: preprocess([Image.fromarray(image)], encoder.config.image_size) for at, image in given.items()}
+        side, view = encoder.config.image_size, s.job.conventions.clip_view
+        pixels = {at: preprocess([image], side, view) for at, image in given.items()}
         tokens = {at: run(*net, parallel.put(image))[0] for at, image in pixels.items()}
         return jax.block_until_ready([jnp.concatenate([tokens[at] for at in video.images]) for video in s.job.videos])
 
@@ -104,8 +129,8 @@ def first_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], 
 
 
 TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes)
-CHANNELS = Kind(read_fitted, encode_channels, "frames", channel_shapes)
-FIRST_FRAME = Kind(read_fitted, encode_first, "frames", first_shapes)
+CHANNELS = Kind(read_ends, encode_channels, "frames", channel_shapes)
+FIRST_FRAME = Kind(read_first, encode_first, "frames", first_shapes)
 
 
 def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
@@ -128,16 +153,32 @@ def _fitted(video: Video) -> tuple[tuple[str, int, int], ...]:
     return tuple((at, video.width, video.height) for at in video.images)
 
 
-def _fit(image: Image.Image, location: str, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
-    """Resized by PIL's Lanczos filter to cover the size, then cropped in the middle.
+def _fit(
+    image: Image.Image, location: str, width: int, height: int, resize: Resize, tolerance: int
+) -> Float[np.ndarray, "h w 3"]:
+    """Resized to cover the size, then cropped in the middle.
 
-    Reference: `WanTI2V.i2v` of the official repository; without anything to crop as diffusers' `VaeImageProcessor`.
+    Where a size with sides of up to `tolerance` pixels more has its proportions, it is resized to exactly the size.
     """
-    scale = max(width / image.width, height / image.height)
-    w, h = round(image.width * scale), round(image.height * scale)
+    if width / (height + tolerance) <= image.width / image.height <= (width + tolerance) / height:
+        w, h = width, height
+    else:
+        scale = max(width / image.width, height / image.height)
+        w, h = round(image.width * scale), round(image.height * scale)
     left, top = (w - width) // 2, (h - height) // 2
-    fitted = image.resize((w, h), Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))
     cropped = "" if (w, h) == (width, height) else f", cropped to {width} x {height}"
     log.info("image %s: %d x %d pixels, made %d x %d%s", location, image.width, image.height, w, h, cropped)
-    values: Any = np.asarray(fitted, np.float32)
-    return values / np.float32(255) * 2 - 1
+    return resize(image, w, h)[top : top + height, left : left + width]
+
+
+def _lanczos(image: Image.Image, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
+    return _unit(np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32))
+
+
+def _bicubic(image: Image.Image, width: int, height: int) -> Float[np.ndarray, "h w 3"]:
+    return _unit(bicubic(np.asarray(image), height, width))
+
+
+def _unit(levels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
+    """0..255 to -1..1."""
+    return levels / np.float32(255) * 2 - 1

@@ -6,6 +6,7 @@ import html
 import logging
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -37,20 +38,35 @@ def clean(prompt: str) -> str:
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
-def load_tokenizer(folder: AnyPath) -> Any:
-    """The transformers tokenizer in `folder`.
+class SentencePiece:
+    """The tokenizer of a spiece.model, called as one of transformers; it appends the end token."""
 
-    tokenizer.json is read as it stands: transformers 5 rebuilds it for T5 and loses its byte fallback on the way.
+    def __init__(self, file: Path) -> None:
+        """Reads the model; sentencepiece raises OSError or RuntimeError for one that is damaged."""
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = SentencePieceProcessor(model_file=str(file))
+        self.pad_token_id = max(self._model.pad_id(), 0)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": [*self._model.encode(text), self._model.eos_id()]}
+
+
+def load_tokenizer(folder: AnyPath) -> Any:
+    """The tokenizer in `folder`: its tokenizer.json, or else its spiece.model.
+
+    Both are read as they stand: transformers 5 rebuilds either for T5 and loses its byte fallback on the way.
 
     Raises:
       UserError: no tokenizer can be read from the folder.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     try:
         with paths.local(folder) as here:
-            kind = PreTrainedTokenizerFast if (here / "tokenizer.json").is_file() else AutoTokenizer
-            return kind.from_pretrained(str(here), local_files_only=True)
+            if not (here / "tokenizer.json").is_file() and (here / "spiece.model").is_file():
+                return SentencePiece(here / "spiece.model")
+            return PreTrainedTokenizerFast.from_pretrained(str(here), local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise many kinds, bare Exception among them
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
@@ -77,7 +93,7 @@ def tokenize(
                 len(ids) - max_length,
                 text,
             )
-            ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]  # keeps the end token
+            ids = [*ids[: max_length - 1], ids[-1]]  # keeps the end token
         rows.append(ids)
     longest = max((len(ids) for ids in rows), default=0)
     width = min(-(-longest // BUCKET) * BUCKET, max_length)

@@ -1,6 +1,7 @@
 """The control of a VACE transformer: a video, a mask of pixels to generate, and reference images.
 
-Reference: `diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
+References: wan/vace.py of Wan2.1 (`prepare_source`, `vace_encode_frames`, `vace_encode_masks`), and
+`diffusers.WanVACEPipeline` (`preprocess_conditions`, `prepare_video_latents`, `prepare_masks`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
+from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
@@ -32,9 +34,9 @@ log = logging.getLogger(__name__)
 class Inputs(NamedTuple):
     """The contents of the files."""
 
-    video: Float[np.ndarray, "f h w 3"]  # [-1, 1]
-    mask: Float[np.ndarray, "f h w 3"]  # 0..1, from 0.5 on generated
-    references: tuple[UInt8[np.ndarray, "_ _ 3"], ...]
+    video: ControlVideo | None
+    mask: ControlVideo | None  # from half of white on generated
+    references: tuple[Float[np.ndarray, "h w 3"], ...]  # [-1, 1], in the order of the frame axis
 
 
 def read(job: Job, images: Images) -> Inputs:
@@ -44,21 +46,21 @@ def read(job: Job, images: Images) -> Inputs:
       UserError: an image is too small or narrow; see also `control_video` and `open_image`.
     """
     cfg = job.cfg
-    frames, size = cfg.num_frames, control_video.one_size(job)
-    shown: np.ndarray = np.zeros((frames, *size, 3), np.float32)
-    mask: np.ndarray = np.ones((frames, *size, 3), np.float32)
-    if cfg.video:
-        video = control_video.read("video", cfg.video, frames, *size)
-        shown = to_float(video[:frames], *size)
-        if cfg.mask:
-            white = control_video.read("mask", cfg.mask, frames, *size, ("video", video))
-            mask = (to_float(white[:frames], *size) + 1) / 2
-    step = job.spec.vae_stride[1]
-    return Inputs(shown, mask, tuple(_reference(path, *size, step) for path in cfg.reference_images))
+    size = control_video.one_size(job)
+    how: dict[str, Any] = {"fit": job.conventions.control_resize}
+    if cfg.input_frames == "spread" and cfg.video:
+        how["at"] = control_video.wanted(cfg, *filter(None, (cfg.video, cfg.mask)))
+    video = control_video.read(cfg, "video", cfg.video, *size, **how) if cfg.video else None
+    mask = control_video.read(cfg, "mask", cfg.mask, *size, video, **how) if cfg.mask else None
+    paths, step = cfg.reference_images, 1
+    if job.conventions.references == "reversed":
+        paths, step = paths[::-1], job.spec.vae_stride[1]
+    references = (on_canvas(_reference(path, *size, step), *size, step) for path in paths)
+    return Inputs(video, mask, tuple(np.asarray(canvas) for canvas in references))
 
 
 def _reference(path: str, height: int, width: int, step: int) -> UInt8[np.ndarray, "_ _ 3"]:
-    image = np.asarray(open_image(path))
+    image = np.asarray(open_image(path, "white"))  # what is transparent, as official wan/utils/vace_processor.py
     (own_height, own_width, _), (_, (h, w)) = image.shape, _sizes(image, height, width, step)
     if not min(h, w):
         raise UserError(
@@ -91,9 +93,13 @@ def encode(s: Session, given: Inputs) -> list[Control]:
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
     scale = parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
-    vae = s.load("vae")
+    vae, size = s.load("vae"), (cfg.height, cfg.width)
+    video = (
+        np.zeros((cfg.num_frames, *size, 3), np.float32) if given.video is None else to_float(given.video.frames, *size)
+    )
+    mask = np.ones_like(video) if given.mask is None else (to_float(given.mask.frames, *size) + 1) / 2
     with s.stages("control"):
-        control = jax.block_until_ready(Control(control_latents(vae, *given), scale))
+        control = jax.block_until_ready(Control(control_latents(vae, video, mask, given.references), scale))
     return [control] * len(s.job.videos)
 
 
@@ -110,7 +116,11 @@ KIND = Kind(read, encode, "adapter", shapes)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:
-    """The image, scaled to multiples of `step`, then to fit, proportions kept, centred on white."""
+    """The image, scaled to fit, proportions kept, centred on white; [-1, 1].
+
+    Both references scale bilinearly without antialiasing, but diffusers first resizes to multiples of `step`, the VAE's
+    stride; the official code does not, which is a `step` of 1.
+    """
     own, (h, w) = _sizes(image, height, width, step)
     resized = jax.image.resize(jnp.asarray(to_float(image[None], *own)[0]), (h, w, 3), "bilinear", antialias=False)
     top, left = (height - h) // 2, (width - w) // 2
@@ -130,28 +140,22 @@ def control_latents(
     vae: WanVAE,
     video: Float[np.ndarray, "f h w 3"],
     mask: Float[np.ndarray, "f h w 3"],
-    references: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    references: Sequence[Float[np.ndarray, "h w 3"]],
 ) -> Float[Array, "f2 h2 w2 c"]:
     """Channels: inactive (kept) latents, reactive (generated) latents, then the mask; fp32.
 
-    The references' latents come first on the frame axis, with zeros in the other channels, in reverse order, as in
-    diffusers (the official wan/vace.py keeps their order).
+    The references' latents come first on the frame axis, in their order, with zeros in the other channels.
 
     Args:
       vae: the encoder.
       video: [-1, 1].
       mask: 0..1, from 0.5 on generated.
-      references: any size.
+      references: [-1, 1].
     """
-    _, height, width, _ = video.shape
     anew = (mask > 0.5).astype(np.float32)
     kept, made = (vae.encode(parallel.put(part[None]))[0] for part in (video * (1 - anew), video * anew))
     t, s = vae.config.temporal_factor, vae.config.spatial_factor
     channels = mask_channels(jnp.asarray(mask[..., 0]), kept.shape[0], (t, s, s))
-    control = jnp.concatenate([kept, made, channels], axis=-1)
-    for image in references:
-        canvas = np.asarray(on_canvas(image, height, width, s))
-        latents = vae.encode(parallel.put(canvas[None, None]))[0]
-        padded = jnp.pad(latents, ((0, 0), (0, 0), (0, 0), (0, control.shape[-1] - latents.shape[-1])))
-        control = jnp.concatenate([padded, control])
-    return control
+    before = [vae.encode(parallel.put(canvas[None, None]))[0] for canvas in references]
+    padded = [jnp.pad(latents, ((0, 0),) * 3 + ((0, made.shape[-1] + channels.shape[-1]),)) for latents in before]
+    return jnp.concatenate([*padded, jnp.concatenate([kept, made, channels], axis=-1)])

@@ -24,9 +24,11 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 
 COMMAND_LINE = "command line"
+PROSE = ("prompt", "negative_prompt")  # words in brackets may be meant as they are
 _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
+_SIZES = {"size", "width", "height"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,16 @@ def parse(argv: Sequence[str]) -> Values:
       argv: the command line without the program's name.
 
     Returns:
-      Key -> value, aliases replaced, paths expanded; `size` where it is auto.
+      Key -> value, aliases replaced, paths expanded; and `size` where it decides width and height.
 
     Raises:
       UserError: an unknown key, contradicting values, a YAML file that cannot be read, a path that cannot exist.
     """
     file, pairs = _split(argv)
-    values = _canonical(_read_yaml(file)) | _canonical(_read_words(pairs))
+    values, words = _canonical(_read_yaml(file)), _canonical(_read_words(pairs))
+    for key in _SIZES if "size" in words else {"size"} if _SIZES & words.keys() else ():
+        values.pop(key, None)
+    values |= words
     _apply_ring_size(values)
     _expand_paths(values, paths.parse(file).parent)
     return values
@@ -121,27 +126,41 @@ def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
             raise UserError(
                 f"{key} is given twice on the command line, as {values[key].value!r} and {text!r}; give it once."
             )
-        values[key] = Value(_list_or_text(key, text), COMMAND_LINE)
+        value = _list_or_text(key, text)
+        kept = key in PROSE and value == text and text.startswith("[") and text.endswith("]")
+        note = "; its brackets are text: a list has commas or quotes" if kept else ""
+        values[key] = Value(value, f"{COMMAND_LINE}{note}")
     return values
 
 
 def _list_or_text(key: str, text: str) -> Any:
     """A value in brackets is a YAML list, one in braces a mapping, where the key takes one; anything else is text."""
     name = schema.ALIASES.get(key, key)
-    if name in Config.model_fields and schema.takes_mapping(name):
-        ends, what, example = "{}", "mapping", "{name: 1, other: 2}"
-    elif key == "sample_guide_scale" or (name in Config.model_fields and schema.takes_list(name)):
-        ends, what, example = "[]", "list", '["one", "two"]'
+    known = name in Config.model_fields
+    if known and schema.takes_mapping(name) and text[:1] + text[-1:] == "{}":
+        what, example = "mapping", "{name: 1, other: 2}"
+    elif (key == "sample_guide_scale" or (known and schema.takes_list(name))) and text[:1] + text[-1:] == "[]":
+        what, example = "list", '["one", "two"]'
     else:
         return text
-    if not (text.startswith(ends[0]) and text.endswith(ends[1])):
-        return text
     try:
-        return _plain(yaml.compose(text, yaml.BaseLoader), key, mapping=what == "mapping")
+        node = yaml.compose(text, yaml.BaseLoader)
+        if key in PROSE and not _is_list_of_texts(node):
+            return text
+        return _plain(node, key, mapping=what == "mapping")
     except (yaml.YAMLError, RecursionError):
+        if key in PROSE and not text[1:].lstrip().startswith(("'", '"')):
+            return text
         raise UserError(
             f"{key}={_short(text)} starts as a {what} but cannot be read as one; write {key}='{example}'."
         ) from None
+
+
+def _is_list_of_texts(node: yaml.Node | None) -> bool:
+    """Whether it is a list of texts rather than words in brackets: several, or one in quotes."""
+    if not isinstance(node, yaml.SequenceNode) or not all(isinstance(each, yaml.ScalarNode) for each in node.value):
+        return False
+    return len(node.value) != 1 or node.value[0].style is not None
 
 
 def _read_yaml(file: str) -> Values:
@@ -185,7 +204,10 @@ def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = F
     if isinstance(node, yaml.SequenceNode) and depth < 3:
         return [_plain(child, where, depth + 1) for child in node.value]
     if isinstance(node, yaml.MappingNode) and mapping:
-        return {str(name.value): _plain(value, where, depth + 1) for name, value in node.value}
+        names = [str(name.value) for name, _ in node.value]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise UserError(f"{where} names {twice.pop()} twice; keep one.")
+        return {name: _plain(value, where, depth + 1) for name, (_, value) in zip(names, node.value, strict=True)}
     raise UserError(f"{where} holds a mapping or lists nested too deeply; keys are flat, their values texts or lists.")
 
 
@@ -204,7 +226,7 @@ def _no_file(file: str) -> str:
 
 
 def _canonical(source: Values) -> Values:
-    """Aliases under their keys, nulls dropped; `ring_size` and `size=auto` stay until both sources are merged."""
+    """Aliases under their keys, nulls dropped; `ring_size` and `size` stay until both sources are merged."""
     result: Values = {}
     for name, entry in source.items():
         if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
@@ -233,7 +255,7 @@ def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif value == "auto":
         yield "size", value
     elif size := parse_size(value):
-        yield from zip(("width", "height"), size, strict=True)
+        yield from zip(("size", "width", "height"), (value, *size), strict=True)
     else:
         raise UserError(
             f"size={value} cannot be read; write width*height, width first, such as 1280*720 or 1280x720, or auto."
@@ -278,18 +300,22 @@ def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:
         entry = values[key]
         relative = about.path == "input" and not entry.origin.startswith(COMMAND_LINE)
         expand = functools.partial(_expand_path, key, entry.origin, yaml_folder if relative else None)
-        value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
+        if isinstance(entry.value, dict):
+            value: Any = {expand(path): other for path, other in entry.value.items()}
+            if len(value) < len(entry.value):
+                raise UserError(f"{key} ({entry.origin}) names a file twice; keep one.")
+        else:
+            value = [expand(path) for path in entry.value] if isinstance(entry.value, list) else expand(entry.value)
         values[key] = dataclasses.replace(entry, value=value)
 
 
 def _expand_path(key: str, origin: str, relative_to: paths.AnyPath | None, given: Any) -> Any:
     if not isinstance(given, str):
         return given
-    path = paths.expanded(given, f"{key} ({origin})")
-    if relative_to is not None and path.startswith(("./", "../")):
-        whole = relative_to / path
-        path = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
-    return path
+    if relative_to is not None and given.startswith(("./", "../")):
+        whole = relative_to / given
+        given = os.path.abspath(whole) if isinstance(whole, Path) else str(whole.resolve())
+    return paths.expanded(given, f"{key} ({origin})")
 
 
 # ---- errors

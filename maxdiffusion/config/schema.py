@@ -6,15 +6,16 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr
 
 from maxdiffusion.attention.plan import names
 
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
-    "size": "width and height, as 1280*720 or 1280x720; auto: the image's proportions within the variant's area",
+    "size": "width and height, as 1280*720 or 1280x720; by an image an area in its proportions; auto: the variant's",
     "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
 }
@@ -29,6 +30,16 @@ def _empty_is_no_tuple(value: Any) -> Any:
     return () if value == "" else _as_tuple(value)
 
 
+def _strengths(value: Any) -> Any:
+    """Turns one file or a list of them into a mapping to strength 1."""
+    if isinstance(value, Mapping):
+        return value
+    files = _empty_is_no_tuple(value)
+    if twice := {file for file in files if files.count(file) > 1}:
+        raise ValueError(f"should name each file once, not {twice.pop()} twice")
+    return dict.fromkeys(files, 1.0)
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -37,6 +48,21 @@ def _degree(value: int) -> int:
     if value != -1 and value < 1:
         raise ValueError("should be a positive integer, or -1 to fill")
     return value
+
+
+def _rate(value: Any) -> Any:
+    """Frames per second: 16, 24000/1001, or a decimal; 23.98, 29.97 and the like are N*1000/1001."""
+    try:
+        text = str(value).strip()
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("should be a number of frames per second, such as 16, 29.97 or 30000/1001") from None
+    digits = len(text.partition(".")[2])
+    ntsc = [Fraction(base * 1000, 1001) for base in (24, 30, 48, 60, 120)]
+    rate = next((exact for exact in ntsc if digits >= 2 and round(exact, digits) == rate), rate)
+    if rate.denominator > 65535:  # an mp4 could not keep it
+        raise ValueError("should have at most four decimals, or be a fraction such as 30000/1001")
+    return rate
 
 
 def _upper(value: Any) -> Any:
@@ -51,11 +77,18 @@ def _one_folder(value: str) -> str:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
+Strengths = Annotated[dict[str, float], BeforeValidator(_strengths)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Levels = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_empty_is_no_tuple)]
+Seed = Annotated[int, Field(ge=-1, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
+Rate = Annotated[
+    Fraction,
+    BeforeValidator(_rate),
+    PlainSerializer(lambda rate: rate.numerator if rate.denominator == 1 else str(rate), when_used="json"),
+]
 OptionalStr = Annotated[str | None, BeforeValidator(_empty_is_none)]
 HomePath = Annotated[str, AfterValidator(os.path.expanduser), Field(validate_default=True)]
 Dtype = Literal["float32", "bfloat16"]
@@ -63,7 +96,7 @@ if TYPE_CHECKING:
     AttentionName = str
 else:
     AttentionName = Literal["auto", *names()]
-Format = Literal["mp4", "gif", "webp", "png", "npy"]
+Format = Literal["mp4", "gif", "webp", "png", "jpg", "npy"]
 BlockSizes = Annotated[
     dict[Literal["block_q", "block_kv", "block_kv_compute"], int],
     BeforeValidator(lambda value: {} if value == "" else value),
@@ -73,6 +106,7 @@ OptionalInt = Annotated[int | None, BeforeValidator(_empty_is_none)]
 AxisRules = tuple[tuple[str, str | tuple[str, ...] | None], ...]
 
 PARALLELISM = "attention and parallelism"
+MAX_FRAMES = 4093
 VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
 
 # Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
@@ -139,7 +173,8 @@ class Config(BaseModel):
     """Branch, tag or commit of the hub id."""
     transformer_file: OptionalStr = _key("model", None, path="input")
     """The transformer's weights in place of the checkpoint's: a .safetensors file (names of diffusers or original;
-    bf16, fp16, fp32, fp8 with or without scales), an index of shards, or the folder that holds it."""
+    bf16, fp16, fp32, fp8 with or without scales, int8 with scales; alone or in a file of the whole pipeline), a .gguf
+    file, an index of shards, or the folder that holds it."""
     transformer_2_file: OptionalStr = _key("model", None, path="input")
     """The same for the low-noise expert, where there are two."""
     text_encoder_file: OptionalStr = _key("model", None, path="input")
@@ -148,6 +183,11 @@ class Config(BaseModel):
     """The same for the image encoder, where there is one."""
     vae_file: OptionalStr = _key("model", None, path="input")
     """The same for the VAE."""
+    lora: Strengths = _key("model", {}, path="input", of_the_program=False)
+    """LoRA merged into the transformer (of two experts, the high-noise one): a .safetensors file, its URL or
+    owner/repo/FILE on the hub; a list of them, or a mapping to strengths, {one.safetensors: 0.8, b.safetensors: 1}."""
+    lora_2: Strengths = _key("model", {}, path="input", of_the_program=False)
+    """The same for the low-noise expert, where there are two."""
     inspect: bool = _key("model", False, of_the_video=False, of_the_program=False)
     """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
     model_name: str = _key("model", "wan2.1")
@@ -158,18 +198,21 @@ class Config(BaseModel):
     """The task, one that the variant can do: T2V is text to video."""
 
     conventions: Literal["official", "diffusers"] = _key("model", "official")
-    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ."""
+    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ;
+    docs/conventions.md lists them."""
 
     # ---- prompt
-    prompt: Texts = _key("prompt", ())
-    """What to show; a list makes several videos."""
+    prompt: Texts = _key("prompt", (), from_variant=True)
+    """What to show; a list makes several videos: in brackets, with commas or quotes ([close-up] alone is text). Animate
+    has the official default text."""
     prompts: OptionalStr = _key("prompt", None, path="input")
     """File of one JSON object per line, each a video: prompt, negative_prompt, seed, image, last_image, size or width
-    and height, output (its name); what is done is skipped when the same command runs again."""
+    and height, output (its name), lora and lora_2 (alike in all); what is done is skipped when the same command runs
+    again."""
     negative_prompt: Texts = _key("prompt", VARIANT, from_variant=True)
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
-    """Determines the noise; a list makes several videos."""
+    """Determines the noise; -1 draws one, which log and record tell; a list makes several videos."""
     image: Images = _key("prompt", (), path="input")
     """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
     last_image: Images = _key("prompt", (), path="input")
@@ -180,10 +223,10 @@ class Config(BaseModel):
     """Pixels, a multiple of 16."""
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
-    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=4093)
-    """Frames, 4n+1."""
-    fps: int = _key("video", VARIANT, from_variant=True, ge=1, le=240)
-    """Frames per second of the written video."""
+    num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
+    """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
+    fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
+    """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
     # ---- control
     video: OptionalStr = _key("control", None, path="input", is_video=True)
@@ -206,6 +249,9 @@ class Config(BaseModel):
     """The scene without the actor (Animate)."""
     mask_video: OptionalStr = _key("control", None, needs="mode=replace", path="input", is_video=True)
     """White where the character stands (Animate)."""
+    input_frames: Literal["timed", "every", "spread"] = _key("control", "timed", of_the_program=False)
+    """Frames taken of input videos: those shown at the times of the result's, the first stored ones, or stored ones
+    spread over the whole video (the default of VACE by the official conventions)."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)
@@ -214,20 +260,29 @@ class Config(BaseModel):
     # ---- sampling
     num_inference_steps: int = _key("sampling", VARIANT, from_variant=True, alias="sample_steps", ge=1, le=1000)
     """Denoise steps."""
+    num_inference_steps_2: int | None = _key("sampling", None, ge=1, le=1000)
+    """Steps of the low-noise expert alone, where there are two: num_inference_steps are then those of the high-noise
+    expert, from level 1 down to boundary_ratio, and these go on from there to 0."""
+    sigmas: Levels = _key("sampling", ())
+    """The noise levels themselves, falling, in place of steps and shift: [1, 0.757, 0.522]; 0 is added at the end."""
     guidance_scale: float = _key("sampling", VARIANT, from_variant=True, ge=1, le=100)
     """Scale of classifier-free guidance; 1 is none and saves half the time."""
     guidance_scale_2: float | None = _key("sampling", None, from_variant=True, ge=1, le=100)
     """The same for the low-noise expert, where there are two; by default guidance_scale if that is given."""
     boundary_ratio: float | None = _key("sampling", None, from_variant=True, ge=0, le=1)
     """The high-noise expert denoises timesteps of at least 1000 times this."""
+    boundary_step: int | None = _key("sampling", None, ge=0, le=1000)
+    """Number of first steps that the high-noise expert takes, in place of boundary_ratio."""
     expert_residency: Literal["together", "in_turn"] = _key("sampling", "together", of_the_video=False)
     """Both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first."""
     flow_shift: float = _key("sampling", VARIANT, from_variant=True, alias="sample_shift", gt=0, le=100)
     """Shift of the noise levels towards more noise."""
-    solver: Literal["unipc", "euler", "dpmpp_2m"] = _key(
+    flow_shift_2: float | None = _key("sampling", None, needs="num_inference_steps_2=4", gt=0, le=100)
+    """The same for the low-noise expert's own steps; by default flow_shift."""
+    solver: Literal["unipc", "euler", "dpmpp_2m", "renoise"] = _key(
         "sampling", "unipc", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
     )
-    """Sampler."""
+    """Sampler; renoise predicts the video and adds fresh noise up to the next level, for models distilled so."""
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key("sampling", "auto", of_the_video=False)
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
@@ -321,8 +376,9 @@ class Config(BaseModel):
     """Folder below output_dir; by default the variant's name."""
     save_file: OptionalStr = _key("output", None, path="output")
     """The result's exact path, instead of output_dir/run_name/..."""
-    output_format: Format = _key("output", "mp4", of_the_video=True)
-    """Save_file's extension if it has one; png is a folder of frames, npy is uint8 f h w c."""
+    output_format: Format = _key("output", "mp4", of_the_video=True, values={"jpeg": "jpg"})
+    """Save_file's extension if it has one; of one frame png, jpg and webp are a picture, of several png is a folder of
+    frames; npy is uint8 f h w c."""
     overwrite: bool = _key("output", False)
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)
@@ -358,10 +414,11 @@ class Config(BaseModel):
         return self._origins
 
     def describe(self) -> str:
-        """Text of the log: the video's size, then each non-default value with its origin."""
+        """Text of the log: the video's size, then conventions and each non-default value with their origins."""
+        origins = {"conventions": "default", **self._origins}
         lines = [
             f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
-            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in self._origins.items()),
+            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in origins.items()),
         ]
         return "\n".join(lines)
 
@@ -388,8 +445,8 @@ def is_default(cfg: Config, name: str) -> bool:
 
 
 def takes_list(name: str) -> bool:
-    """Whether a value in brackets is a list of this key's."""
-    return get_origin(Config.model_fields[name].annotation) is tuple
+    """Whether a value in brackets is a list of this key's; a mapping of paths may be a list of them."""
+    return get_origin(Config.model_fields[name].annotation) is tuple or (takes_mapping(name) and bool(KEYS[name].path))
 
 
 def takes_mapping(name: str) -> bool:
@@ -400,6 +457,11 @@ def takes_mapping(name: str) -> bool:
 def group(name: str) -> list[str]:
     """The keys of one group."""
     return [key for key, about in KEYS.items() if about.group == name]
+
+
+def videos() -> list[str]:
+    """The keys of input videos."""
+    return [key for key, about in KEYS.items() if about.is_video]
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
@@ -428,4 +490,4 @@ def _shown(value: Any) -> str:
         value = value[0] if len(value) == 1 and isinstance(value[0], str | int) else list(value)
     if value is None or value == [] or value == {}:
         return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return str(value) if isinstance(value, str | Fraction) else json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.client
-import math
+import logging
 import tempfile
 import threading
 import urllib.parse
@@ -13,39 +13,62 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, NoReturn
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import kinds
+from maxdiffusion.media.picture import Picture, Unusable, convert
+
+log = logging.getLogger(__name__)
 
 TIMEOUT = 30  # seconds without an answer
 DEADLINE = 600  # seconds for a whole file
 IMAGE_BYTES, VIDEO_BYTES = 64 * 2**20, 4 * 2**30  # at most
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 
 
-def open_image(location: str) -> Image.Image:
-    """Read an image as RGB, rotated by its EXIF orientation.
+def open_picture(location: str) -> Picture:
+    """Read an image upright, in sRGB, with 8 bits per channel.
 
     Args:
       location: a path, or an http(s) URL, which is fetched once in a process.
 
     Raises:
-      UserError: it is missing, cannot be fetched, is damaged, or is not an image of FORMATS.
+      UserError: it is missing, cannot be fetched, is damaged, or is neither an image of FORMATS nor a HEIC photo.
     """
+    file = local(location, IMAGE_BYTES)
     try:
-        with open_file(local(location, IMAGE_BYTES)) as image:
-            return as_rgb(ImageOps.exif_transpose(image))
+        with open_file(file) as image:
+            return convert(image)
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give an image file.") from None
-    except UserError:
-        raise
+    except Unusable as error:
+        raise UserError(f"{location} cannot be read as an image ({error}).") from None
     except Exception as error:  # PIL raises many kinds for a damaged file
-        why = f"it is none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{location} cannot be read as an image ({why}); give another file.") from None
+        raise UserError(f"{location} {_fault(file, error)}") from None
+
+
+def open_image(location: str, ground: str | None = None) -> Image.Image:
+    """`open_picture` as RGB, on a ground of that colour; None drops alpha, as the reference does.
+
+    What was converted is logged and is the result's `info`: `colour` and `alpha`, each where it applies.
+
+    Raises:
+      UserError: as `open_picture`.
+    """
+    picture = open_picture(location)
+    image = picture.rgb if ground is None else picture.on(ground)
+    image.info = {"colour": picture.colour} if picture.colour else {}
+    if picture.alpha is not None:
+        shown = f"stands on {ground}" if ground else "shows the colours stored below it"
+        image.info["alpha"] = f"what is transparent {shown}"
+    for change in image.info.values():
+        log.info("image %s: %s", location, change)
+    return image
 
 
 def open_file(file: Path) -> Image.Image:
-    """Open an image or an animation of one of FORMATS.
+    """Open an image or an animation of one of FORMATS, or a HEIC photo.
 
     No other format is tried, because Pillow gives PostScript to Ghostscript. This is why images are not read by
     imageio, whose pillow plugin tries every format; it also mirrors grey images along the wrong axis (measured,
@@ -53,21 +76,43 @@ def open_file(file: Path) -> Image.Image:
 
     Raises:
       UnidentifiedImageError: it has another format.
+      Unusable: it is a camera's raw file, whose thumbnail alone would be read, or a HEIC photo, and the package that
+        reads those is absent.
     """
-    return Image.open(file, formats=FORMATS)
+    kind = None if file.is_dir() else kinds.kind(file)
+    if kind is kinds.RAW:
+        raise Unusable(f"it is {kind.name}; {kind.advice}")
+    if kind is not kinds.HEIC:
+        image = Image.open(file, formats=FORMATS)
+        # A JPEG that holds further pictures (depth, gain map): the photo is the first, not an animation of all.
+        return JpegImagePlugin.JpegImageFile(file) if image.format == "MPO" else image
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise Unusable(f"it is {kind.name}; pip install 'maxdiffusion[heif]', or {kind.advice}") from None
+    register_heif_opener()
+    return Image.open(file, formats=["HEIF"])
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8 bits per channel and drop alpha, as the reference does.
+    """An opened image upright, in sRGB, with 8 bits per channel, without alpha; see `picture.convert`."""
+    return convert(image).rgb
 
-    Raises:
-      ValueError: its pixels are numbers of 32 bits, whose value for white is unknown.
-    """
-    if image.mode.startswith("I;16"):  # Pillow would cut all above 255
-        image = image.convert("I").point(lambda value: value / 257)
-    elif image.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits, whose value for white is unknown")
-    return image.convert("RGB")
+
+def _fault(file: Path, error: Exception) -> str:
+    """Why a file cannot be read as an image, and what to do: the end of a sentence."""
+    if file.is_dir():
+        return "is a folder; give an image file."
+    if isinstance(error, OSError) and error.errno:  # of the operating system
+        return f"cannot be read ({error.strerror}); give another file."
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; make it smaller."
+    kind = kinds.kind(file)
+    if isinstance(error, UnidentifiedImageError) and kind is None:
+        return f"cannot be read as an image (it is none of {', '.join(FORMATS)}); give another file."
+    if kind is not None and not kind.readable and isinstance(error, UnidentifiedImageError):
+        return f"is {kind.name}, which is not read as an image; {kind.advice}."
+    return f"is {kind.name if kind else 'an image'} that is damaged or not whole; save or download it again."
 
 
 def local(location: str, limit: int) -> Path:
@@ -116,18 +161,3 @@ class _NoFTP(urllib.request.FTPHandler):
 
     def ftp_open(self, request: urllib.request.Request) -> NoReturn:
         raise OSError("it leads to ftp")
-
-
-def size_within(area: int, image: tuple[int, int], step: int) -> tuple[int, int]:
-    """(width, height) in the proportions of an image of that (width, height), in multiples of `step`, at most `area`.
-
-    Reference: the example of `diffusers.WanImageToVideoPipeline`.
-    """
-    aspect = image[1] / image[0]
-    height, width = (round(math.sqrt(area * ratio)) // step * step for ratio in (aspect, 1 / aspect))
-    if not min(width, height):
-        raise UserError(
-            f"An image of {image[0]} x {image[1]} pixels is too narrow for a video of its proportions; "
-            "crop it, or give width and height."
-        )
-    return width, height

@@ -3,9 +3,9 @@
 import errno
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
 from pathlib import Path
@@ -19,26 +19,20 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import ACCURATE
+from maxdiffusion.media.colour import ACCURATE
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
+
+log = logging.getLogger(__name__)
 
 Frames = UInt8[np.ndarray, "f h w c"]
 Metadata = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Format:
-    """An output format: the suffix of its files and encode(chunks, path, fps, metadata)."""
-
-    suffix: str
-    encode: Callable[[Iterator[np.ndarray], Path, float, Metadata], None]
-
-
 def write(
     frames: Frames | Iterable[Frames],
     path: AnyPath,
-    fps: float | int,
+    fps: Fraction | float | int,
     fmt: str,
     metadata: Metadata,
     overwrite: bool = False,
@@ -47,11 +41,12 @@ def write(
 
     Args:
         frames: RGB, whole or in chunks of frames; chunks are encoded as they come.
-        path: the target, taken as it is; for png a folder, which receives 0000.png, 0001.png, ...
-        fps: frames per second.
-        fmt: "mp4", "gif", "webp", "png" or "npy".
+        path: the target, taken as it is; for png of several frames a folder, which receives 0000.png, 0001.png, ...
+        fps: frames per second; mp4 keeps a Fraction exactly.
+        fmt: a key of FORMATS.
         metadata: strings to store in the file, all of them as one JSON comment (mp4 `comment`, GIF comment, EXIF
-            description, PNG text; npy has no place for them); `prompt`, where given, is also the mp4's title.
+            description, PNG text; npy has no place for them, and jpg for 64 KiB); `prompt`, where given, is also the
+            mp4's title.
         overwrite: replace `path` where it exists.
 
     Raises:
@@ -63,7 +58,7 @@ def write(
         _check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     with atomic_path(path, overwrite) as temporary:
-        FORMATS[fmt].encode(chunks, temporary, float(fps), metadata)
+        FORMATS[fmt](chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -75,7 +70,7 @@ def _check_replaceable(folder: Path) -> None:
         )
 
 
-def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
+def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
     """H.264 in yuv420p with the index first, so that it plays while it loads.
 
     The colours are converted to BT.709 and marked so, chroma at the left, where unmarked H.264 has it. By PyAV,
@@ -88,18 +83,17 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
         raise UserError(
             f"{width} wide x {height} high cannot be an mp4, which needs even sizes; choose output_format=webp"
         )
-    rate = Fraction(fps).limit_denominator(65535)
-    to_yuv = _to_bt709(width, height, rate)
+    to_yuv = _to_bt709(width, height, fps)
     title = " ".join(metadata.get("prompt", "").split()).encode(errors="replace").decode()
     try:
         with av.open(f"file:{path}", "w", "mp4", options={"movflags": "faststart"}) as container:
             notes = {"title": title, "comment": _comment(metadata)}
             container.metadata.update({key: value for key, value in notes.items() if value})
-            stream = container.add_stream("libx264", rate, options=_CODEC)
+            stream = container.add_stream("libx264", fps, options=_CODEC)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for index, pixels in enumerate(frame for chunk in chain([first], chunks) for frame in chunk):
                 frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-                frame.pts, frame.time_base = index, 1 / rate
+                frame.pts, frame.time_base = index, 1 / fps
                 to_yuv.vpush(frame)
                 container.mux(stream.encode(to_yuv.vpull()))
             container.mux(stream.encode())
@@ -121,13 +115,15 @@ def _to_bt709(width: int, height: int, rate: Fraction) -> Graph:
     return graph
 
 
-def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
+def _gif(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
     """One palette of 256 colours for the whole video: colours do not flicker from frame to frame.
 
     The palette comes from 16 thousand pixels; Pillow's own, from all pixels of a frame, takes 2 s a frame at 832 x 480.
     """
     if fps > 50:  # browsers play shorter frames at 10 a second
-        raise UserError(f"a gif plays at most 50 frames a second, and fps={fps:g}; choose output_format=webp or mp4")
+        raise UserError(
+            f"a gif plays at most 50 frames a second, and fps={float(fps):g}; choose output_format=webp or mp4"
+        )
     frames = np.concatenate(list(chunks))
     pixels = frames.reshape(-1, 3)
     sample = np.random.default_rng(0).integers(0, len(pixels), 2**14)
@@ -137,29 +133,48 @@ def _gif(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadat
     _save(path, np.stack([np.asarray(image) for image in images]), ".gif", **_timing(len(images), fps, 10), **options)
 
 
-def _webp(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
+def _webp(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
     if fps > 1000:
-        raise UserError(f"a webp plays at most 1000 frames a second, and fps={fps:g}; choose output_format=mp4")
+        raise UserError(f"a webp plays at most 1000 frames a second, and fps={float(fps):g}; choose output_format=mp4")
+    frames = np.concatenate(list(chunks))
+    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=_exif(metadata), quality=90)
+
+
+def _jpg(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
+    """One picture, its chroma not subsampled."""
+    (frame,) = np.concatenate(list(chunks))
+    exif = _exif(metadata)
+    if len(exif.tobytes()) > 0xFFFD:
+        log.info("%s: its metadata do not fit into a jpg, and are in the record alone", path.name)
+        exif = Image.Exif()
+    _save(path, frame, ".jpg", exif=exif, quality=95, subsampling=0)
+
+
+def _exif(metadata: Metadata) -> Image.Exif:
     exif = Image.Exif()
     if metadata:  # EXIF text is ASCII: other letters as JSON's escapes
         exif[ExifTags.Base.ImageDescription] = json.dumps(dict(metadata))
-    frames = np.concatenate(list(chunks))
-    _save(path, frames, ".webp", **_timing(len(frames), fps, 1), exif=exif, quality=90)
+    return exif
 
 
-def _timing(count: int, fps: float, tick: int) -> dict[str, Any]:
+def _timing(count: int, fps: Fraction, tick: int) -> dict[str, Any]:
     """Pillow's options for an endless animation whose frames begin at the nearest multiples of `tick` ms."""
     starts = [round(index * 1000 / fps / tick) * tick for index in range(count + 1)]
     return {"save_all": True, "loop": 0, "duration": [after - before for before, after in pairwise(starts)]}
 
 
-def _png(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
-    """A folder of frames; the comment is in the first."""
-    path.mkdir()
+def _png(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
+    """One frame as a picture, several as a folder of them; the comment is in the first."""
+    frames = (frame for chunk in chunks for frame in chunk)
+    first, second = next(frames), next(frames, None)
     notes = PngImagePlugin.PngInfo()
     if metadata:
         notes.add_text("Comment", json.dumps(dict(metadata)))
-    for index, frame in enumerate(frame for chunk in chunks for frame in chunk):
+    if second is None:
+        _save(path, first, ".png", pnginfo=notes)
+        return
+    path.mkdir()
+    for index, frame in enumerate(chain([first, second], frames)):
         _save(path / f"{index:04d}.png", frame, ".png", pnginfo=None if index else notes)
 
 
@@ -168,7 +183,7 @@ def _save(path: Path, pixels: np.ndarray, extension: str, **options: Any) -> Non
     path.write_bytes(iio.imwrite("<bytes>", pixels, extension=extension, plugin="pillow", **options))
 
 
-def _npy(chunks: Iterator[np.ndarray], path: Path, fps: float, metadata: Metadata) -> None:
+def _npy(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
     buffer = io.BytesIO()  # np.save to a file hides the system's error numbers
     np.save(buffer, np.concatenate(list(chunks)))
     path.write_bytes(buffer.getvalue())  # getbuffer: Python 3.12.1 crashes when it collects one after an error
@@ -183,10 +198,12 @@ def _comment(metadata: Metadata) -> str:
 _BT709 = dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "bt709")
 _CODEC = {"preset": "medium", "crf": "17", "color_range": "tv", **_BT709}
 
-FORMATS = {
-    "mp4": Format(".mp4", _mp4),
-    "gif": Format(".gif", _gif),
-    "webp": Format(".webp", _webp),
-    "png": Format("", _png),
-    "npy": Format(".npy", _npy),
+# Format -> encode(chunks, path, fps, metadata).
+FORMATS: Mapping[str, Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]] = {
+    "mp4": _mp4,
+    "gif": _gif,
+    "webp": _webp,
+    "png": _png,
+    "jpg": _jpg,
+    "npy": _npy,
 }

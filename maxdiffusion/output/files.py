@@ -10,13 +10,14 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.media.write import write
 from maxdiffusion.output import manifest, names, states
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
@@ -35,12 +36,12 @@ class Output:
     """The reserved files of a batch, made by `Outputs.reserve`. Of several processes, process 0 writes them."""
 
     def __init__(self, job: Job, videos: Sequence[Video], stems: Sequence[AnyPath], identities: Sequence[str]) -> None:
-        """`stems` are the paths of the videos without suffix."""
+        """`stems` are the paths of the files beside the videos, without suffix."""
         self.videos = tuple(videos)
         self._job = job
         self._stems = stems
         self._identities = identities
-        self.paths = [names.sibling(stem, _suffix(job)) for stem in stems]
+        self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -84,10 +85,13 @@ class Output:
         distributed.on_process_0(write_all)
         return self.paths
 
-    def record(self, versions: Mapping[str, Any], timings: Mapping[str, Any]) -> None:
+    def record(
+        self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Write `<stem>.json`, which reproduces the video, beside each; list a prompt file's videos in its manifest.
 
-        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`. The video is recorded by its name
+        `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
+        `conditioning.Inputs.record`. The video is recorded by its name
         alone, since both lie in one folder, which may be moved.
         """
 
@@ -97,7 +101,7 @@ class Output:
             for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
                 record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
-                record |= {"versions": versions, "timings": timings}
+                record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
 
@@ -169,7 +173,8 @@ class Outputs:
             named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    suffixes = (_suffix(job), names.RECORD, *(() if job.cfg.decode_latents else (names.LATENTS,)))
+                    besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
+                    suffixes = (_suffix_of(named[0], job), *besides)
                     ways = [
                         names.reserve_file(path, suffixes, _overwrites(job), _ours(identity))
                         for path, identity in zip(named, identities, strict=True)
@@ -232,7 +237,7 @@ def _stems(job: Job, video: Video) -> Iterator[AnyPath]:
     """The stems that may be this video's."""
     named = _named(job, [video])
     if named:
-        yield named[0].with_name(named[0].name.removesuffix(_suffix(job)))
+        yield named[0].with_name(named[0].name.removesuffix(_suffix_of(named[0], job)))
         return
     folder, stem = manifest.folder(job), stem_of(job.cfg, video)
     for name in paths.names(folder):
@@ -248,8 +253,9 @@ def _named(job: Job, videos: Sequence[Video]) -> list[AnyPath]:
     return [] if job.cfg.save_file is None else [parse(job.cfg.save_file)]
 
 
-def _suffix(job: Job) -> str:
-    return FORMATS[job.cfg.output_format].suffix
+def _suffix_of(path: AnyPath, job: Job) -> str:
+    """The suffix as the user wrote it, such as .MP4; none of a folder of frames."""
+    return path.suffix if job.suffix else ""
 
 
 def _metadata(job: Job, video: Video) -> dict[str, str]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import FORMATS
 from maxdiffusion.output import names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.prompt_file import manifest_stem
@@ -70,12 +69,14 @@ def folder(job: Job) -> AnyPath:
 
 def video_path(job: Job, video: Video) -> AnyPath:
     """The video file of a prompt file's line."""
-    return folder(job) / f"{video.output}{FORMATS[job.cfg.output_format].suffix}"
+    return folder(job) / f"{video.output}{job.suffix}"
 
 
 def digest(job: Job, video: Video) -> str:
     """SHA-256 of the line and the settings that decide the video; of input files their contents count, not names."""
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
+    if line.pop("drawn"):
+        line["seed"] = -1  # as it was asked for
     settings = {
         key: _by_content(key, value)
         for key, value in job.cfg.to_json().items()
@@ -86,6 +87,8 @@ def digest(job: Job, video: Video) -> str:
 
 def _by_content(key: str, value: Any) -> Any:
     about = schema.KEYS.get(key)
+    if isinstance(value, dict) and about and about.path == "input":
+        return [[_content(location), strength] for location, strength in value.items()]
     if about is None or about.path != "input" or about.group == "model" or not value:
         return value
     return [_content(one) for one in ([value] if isinstance(value, str) else value)]
@@ -111,7 +114,7 @@ def _done(job: Job, video: Video, row: Mapping[str, Any]) -> bool:
     path = video_path(job, video)
     if row.get("line") == digest(job, video):
         return path.exists() and row.get("bytes") == _nbytes(path)
-    if FORMATS[job.cfg.output_format].suffix and path.is_dir():
+    if job.suffix and path.is_dir():
         raise UserError(f"{path} is a folder, which no video replaces; name another output, or move the folder.")
     for other in (path, *(folder(job) / f"{video.output}{ending}" for ending in (names.RECORD, names.LATENTS))):
         if other.exists() and not job.cfg.overwrite:

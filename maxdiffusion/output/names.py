@@ -75,15 +75,15 @@ def reserve_file(
 ) -> Iterator[AnyPath]:
     """Reserve the stem of a file that the user named, and yield that stem.
 
-    `suffixes` are those of all files that will be written: of `final` itself first ("" for a folder), then of those
-    beside it; `ours` tells the files that this run goes on from.
+    `suffixes` are those of all files that will be written: of `final` itself first, in any case ("" for a folder), then
+    of those beside it; `ours` tells the files that this run goes on from.
 
     Raises:
       UserError: one of these files exists and `overwrite` is false, `final` has another suffix, another run reserved
         the stem, or the folder cannot be written.
     """
     own = suffixes[0]
-    if not final.name.lower().endswith(own) or len(final.name) == len(own):
+    if not final.name.lower().endswith(own.lower()) or len(final.name) == len(own):
         raise UserError(f"save_file={final} does not end in {own}; name it {sibling(final, own)} or set output_format")
     stem = final.with_name(final.name[: len(final.name) - len(own)])
     with contextlib.ExitStack() as reservation:

@@ -13,9 +13,10 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
+from maxdiffusion.weights import net_file
 
 _TAKES_ULYSSES = ("auto", "ulysses", "ulysses_ring")
-_FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")
+_FILE_FORMATS = tuple(name for name in get_args(schema.Format) if name != "png")  # png of several frames is a folder
 
 
 def check_keys(cfg: Config, spec: WanSpec) -> None:
@@ -25,6 +26,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
       UserError: the first that fails, with the nearest legal choice.
     """
     _inputs(cfg)
+    _loras(cfg, spec)
     if cfg.inspect:
         if cfg.plan or cfg.verify:
             raise UserError(f"inspect and {'plan' if cfg.plan else 'verify'} exclude each other; keep one of them.")
@@ -34,6 +36,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
     _size(cfg.width, cfg.height, spec)
     _prompts(cfg)
     _experts(cfg, spec)
+    _levels(cfg)
     check_parallelism(cfg, spec)
 
 
@@ -63,6 +66,8 @@ def _needs(cfg: Config, spec: WanSpec) -> None:
         name = about.needs.partition("=")[0]
         if name and not schema.is_default(cfg, key) and schema.is_default(cfg, name):
             raise UserError(f"{key} is only used with {about.needs}; add that, or leave {key} out.")
+    if not schema.is_default(cfg, "input_frames") and not any(getattr(cfg, key) for key in schema.videos()):
+        raise UserError("input_frames is only used with an input video, and none is given; leave it out.")
 
 
 def _frames(cfg: Config, spec: WanSpec) -> None:
@@ -73,6 +78,11 @@ def _frames(cfg: Config, spec: WanSpec) -> None:
         raise UserError(
             f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
             f"the nearest are {below} and {below + step}."
+        )
+    if cfg.output_format == "jpg" and cfg.num_frames > 1:
+        raise UserError(
+            f"output_format=jpg is one picture, and num_frames={cfg.num_frames}; write num_frames=1, or choose mp4 or, "
+            "for a folder of frames, png."
         )
 
 
@@ -113,18 +123,32 @@ def _inputs(cfg: Config) -> None:
         raise UserError(
             "initial_latents and decode_latents exclude each other: nothing is sampled when decoding; keep one."
         )
-    for key in schema.KEYS:
-        path = getattr(cfg, key)
-        if key.endswith("_file") and schema.KEYS[key].path == "input" and path and not paths.probe(path).exists():
-            raise UserError(f"{key}={path} does not exist; give the path of a .safetensors file.")
+    for net in net_file.KINDS:
+        if path := getattr(cfg, f"{net}_file"):
+            net_file.read(paths.probe(path), net)  # before a checkpoint is fetched
     for key in ("initial_latents", "decode_latents"):
         path = getattr(cfg, key)
         if path and not paths.probe(path).is_file():
             raise UserError(f"{key}={path} is not an existing file; give the path of a .safetensors file of latents.")
-    for key in (key for key, about in schema.KEYS.items() if about.is_video):
+    for key in schema.videos():
         path = getattr(cfg, key)
         if path and "://" not in path and not Path(path).exists():
             raise UserError(f"{key}={path} does not exist; give the path of a video file or of a folder of frames.")
+
+
+def _loras(cfg: Config, spec: WanSpec) -> None:
+    if spec.boundary_ratio is None:
+        if cfg.lora_2:
+            raise UserError(f"lora_2 is not used by {spec.name}, which has one expert; give the file as lora.")
+        return
+    for key, own, other in (("lora", "high", "low"), ("lora_2", "low", "high")):
+        for location in getattr(cfg, key):
+            named = set(re.findall(r"(high|low)[-_ ]?noise", location.rpartition("/")[2].lower()))
+            if named == {other}:
+                raise UserError(
+                    f"{key}={location} is named {other} noise, but {key} is merged into the {own}-noise expert; "
+                    f"give it as {'lora_2' if key == 'lora' else 'lora'}, or rename the file if it is meant."
+                )
 
 
 def _control(job: Job) -> None:
@@ -158,9 +182,56 @@ def required(cfg: Config, spec: WanSpec) -> tuple[str, ...]:
 
 
 def _experts(cfg: Config, spec: WanSpec) -> None:
-    for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
+    for key in (
+        "guidance_scale_2",
+        "boundary_ratio",
+        "boundary_step",
+        "num_inference_steps_2",
+        "flow_shift_2",
+        "expert_residency",
+    ):
         if spec.boundary_ratio is None and not schema.is_default(cfg, key):
             raise UserError(f"{key} is not used by {spec.name}, which has one expert; leave it out.")
+    if cfg.boundary_step is not None:
+        for key in ("boundary_ratio", "num_inference_steps_2"):
+            if getattr(cfg, key) is not None:
+                raise UserError(
+                    f"boundary_step={cfg.boundary_step} and {key}={getattr(cfg, key)} both say where the experts "
+                    "change; keep one of them."
+                )
+        if cfg.boundary_step > cfg.num_inference_steps:
+            raise UserError(
+                f"boundary_step={cfg.boundary_step} is more than the {cfg.num_inference_steps} steps of the run; it "
+                f"must be 0 to {cfg.num_inference_steps}, of which the ends leave one expert out."
+            )
+
+
+def _levels(cfg: Config) -> None:
+    """Checks of the noise levels that the keys give, before any schedule is made."""
+    if cfg.num_inference_steps_2 is not None and cfg.boundary_ratio in (0, 1):
+        raise UserError(
+            f"boundary_ratio={cfg.boundary_ratio:g} leaves one of the experts without noise levels; with "
+            "num_inference_steps_2 it must lie between 0 and 1, such as 0.875."
+        )
+    if not cfg.sigmas:
+        return
+    if cfg.num_inference_steps_2 is not None:
+        raise UserError(
+            "sigmas are the levels of the whole run, so that num_inference_steps_2 is not used beside them; leave it "
+            "out, and write boundary_step for the number of levels of the high-noise expert."
+        )
+    if cfg.num_inference_steps != len(cfg.sigmas):
+        raise UserError(
+            f"num_inference_steps={cfg.num_inference_steps} is not the number of sigmas, which is {len(cfg.sigmas)}; "
+            "leave it out."
+        )
+    if cfg.flow_shift != 1:
+        raise UserError(
+            f"flow_shift={cfg.flow_shift:g} is not used beside sigmas, which are the shifted levels; leave it out."
+        )
+    from maxdiffusion.denoise.schedule import explicit_levels  # numpy, which no other check needs
+
+    explicit_levels(cfg.sigmas)
 
 
 def check_parallelism(cfg: Config, spec: WanSpec) -> None:
@@ -236,10 +307,10 @@ def check_output(job: Job) -> None:
     if cfg.save_file is None:
         folder = paths.parse(cfg.output_dir)
         _writable(folder / cfg.run_name, "output_dir")
-        _one_file(cfg, folder)
+        _one_file(job, folder)
         return
-    path, frames = paths.parse(cfg.save_file), cfg.output_format == "png"
-    _one_file(cfg, path)
+    path, frames = paths.parse(cfg.save_file), not job.suffix
+    _one_file(job, path)
     count = 1 if cfg.decode_latents else len(job.videos)
     if count > 1:
         raise UserError(
@@ -247,8 +318,9 @@ def check_output(job: Job) -> None:
             "and they are named below output_dir/run_name."
         )
     if path.name in ("", "..") or (not frames and (cfg.save_file.endswith("/") or path.is_dir())):
-        raise UserError(f"save_file={cfg.save_file} is a folder; name a file, such as {path / 'video'}.mp4.")
+        raise UserError(f"save_file={cfg.save_file} is a folder; name a file, such as {path / 'video'}{job.suffix}.")
     suffix = path.suffix.lower().lstrip(".")
+    suffix = schema.KEYS["output_format"].values.get(suffix, suffix)
     if suffix in _FILE_FORMATS if frames else suffix != cfg.output_format:
         raise UserError(
             f"save_file={cfg.save_file} does not have the extension of output_format={cfg.output_format}; "
@@ -261,10 +333,11 @@ def check_output(job: Job) -> None:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")
 
 
-def _one_file(cfg: Config, path: paths.AnyPath) -> None:
-    if cfg.output_format == "png" and not isinstance(path, Path):
+def _one_file(job: Job, path: paths.AnyPath) -> None:
+    if not job.suffix and not isinstance(path, Path):
         raise UserError(
-            f"output_format=png is a folder of frames, which {path} cannot take as a whole; choose webp, npy or mp4."
+            f"output_format=png of several frames is a folder, which {path} cannot take as a whole; "
+            "choose webp, npy or mp4."
         )
 
 

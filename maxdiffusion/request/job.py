@@ -68,6 +68,12 @@ class Job:
             cfg.initialization_timeout,
         )
 
+    @property
+    def suffix(self) -> str:
+        """The suffix of a result; none for png of several frames, which is a folder of them."""
+        fmt = self.cfg.output_format
+        return "" if fmt == "png" and self.cfg.num_frames > 1 else f".{fmt}"
+
     def latent_grid(self, video: Video) -> tuple[int, int, int]:
         """Latent frames, height and width of one segment, without reference frames."""
         return self.spec.latent_grid(self.segments.length, video.height, video.width)

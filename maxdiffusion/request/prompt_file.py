@@ -22,11 +22,16 @@ TYPES: dict[str, Any] = {
     "width": int,
     "height": int,
     "output": str,
+    "lora": (str, list, dict),
+    "lora_2": (str, list, dict),
 }
+OF_THE_RUN = ("lora", "lora_2")  # keys of the model, which all lines must give alike
 
 
 def read(path: str) -> list[tuple[str, dict[str, Any]]]:
-    """(file and line number, the fields of its `Video` that the line gives) of each line.
+    """(file and line number, what the line gives) of each line: fields of its `Video`, `size` and keys OF_THE_RUN.
+
+    `size` is two integers.
 
     Raises:
       UserError: the file cannot be read or has no line; a line is not a JSON object, has an unknown or repeated key, or
@@ -75,13 +80,30 @@ def _overrides(pairs: list[tuple[str, Any]], where: str) -> Iterator[tuple[str, 
         if key == "size":
             if not (size := parse_size(value)):
                 raise UserError(f"{where} gives size={value!r}; write width*height, width first, such as '832*480'.")
-            yield from zip(("width", "height"), map(int, size), strict=True)
+            yield key, tuple(map(int, size))
             continue
+        if key in OF_THE_RUN:
+            value = _files(value, f"{where}: {key}")
         if not isinstance(value, TYPES[key]) or isinstance(value, bool):
-            what = "an integer" if TYPES[key] is int else "text"
+            what = {int: "an integer", str: "text"}.get(TYPES[key], "a file, a list of files or an object of strengths")
             raise UserError(f"{where} gives {key}={value!r}, which is not {what}.")
-        if key == "seed" and not 0 <= value < 2**32:
-            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}.")
+        if key == "seed" and not -1 <= value < 2**32:
+            raise UserError(f"{where} gives seed={value}; it must be from 0 to {2**32 - 1}, or -1 to draw one.")
         if key in ("image", "last_image"):
             value = expanded(value, f"{where}: {key}") or None
         yield key, value
+
+
+def _files(value: Any, what: str) -> Any:
+    """Paths expanded; an object, which is read as its pairs, as a mapping."""
+    if isinstance(value, str):
+        return expanded(value, what)
+    if not isinstance(value, list):
+        return value
+    pairs = [pair for pair in value if isinstance(pair, tuple)]
+    if not pairs:
+        return [expanded(file, what) if isinstance(file, str) else file for file in value]
+    mapping = {expanded(file, what): strength for file, strength in pairs}
+    if len(mapping) < len(pairs):
+        raise UserError(f"{what} names a file twice; keep one.")
+    return mapping

@@ -12,15 +12,17 @@ from typing import Any
 
 from maxdiffusion import variants
 from maxdiffusion.config import parse, schema
-from maxdiffusion.config.parse import COMMAND_LINE, Value, Values, parse_words, typed
+from maxdiffusion.config.parse import Value, Values, parse_words, typed
 from maxdiffusion.config.schema import Config
+from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import open_image, size_within
-from maxdiffusion.request import checks, videos
+from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.sizes import Proportions, rounded
+from maxdiffusion.request import checks, few_step, prompt_file, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
-from maxdiffusion.weights import dimensions
+from maxdiffusion.weights import dimensions, hub
 from maxdiffusion.weights.checkpoint import official_layout
 from maxdiffusion.weights.headers import read_json
 
@@ -42,18 +44,46 @@ def resolve(values: Values) -> Job:
     """
     values = dict(values)
     spec, transformer = _variant(values)
-    _apply_auto_size(values, spec)
+    _apply_checkpoint(values, spec)
+    proportions = _apply_size(values, spec)
+    as_long = "num_frames" not in values and spec.task.as_long_as
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
-    cfg = typed(values)
+    cfg = _with_line_keys(values, typed(values))
     checks.check_keys(cfg, spec)
-    job = dataclasses.replace(job_of(cfg), transformer=transformer)
+    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
+        values["num_frames"] = length
+        cfg = _with_line_keys(values, typed(values))
+    job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
     return job
 
 
-def job_of(cfg: Config) -> Job:
-    """The run of a complete config.
+def _with_line_keys(values: Values, cfg: Config) -> Config:
+    """The config with the keys of the model that the lines of its prompt file give.
+
+    Raises:
+      UserError: two lines ask for different ones.
+    """
+    lines = prompt_file.read(cfg.prompts) if cfg.prompts and not cfg.inspect else []
+    if not any(key in fields for _, fields in lines for key in prompt_file.OF_THE_RUN):
+        return cfg
+    asked = []
+    for where, fields in lines:
+        given = {key: Value(fields[key], where) for key in prompt_file.OF_THE_RUN if key in fields}
+        asked.append(typed({**values, **given}))
+        for key in prompt_file.OF_THE_RUN:
+            first, this = getattr(asked[0], key), getattr(asked[-1], key)
+            if first != this:
+                raise UserError(
+                    f"{where} asks for {key}={this or 'none'} and {lines[0][0].rpartition(', ')[2]} for "
+                    f"{first or 'none'}, but the videos of a run share one model; make a prompt file for each."
+                )
+    return asked[0]
+
+
+def job_of(cfg: Config, proportions: Proportions | None = None) -> Job:
+    """The run of a complete config; `proportions` as in `videos.read`.
 
     Raises:
       UserError: as `checks.check_job`, or the videos or their segments cannot be made.
@@ -61,7 +91,7 @@ def job_of(cfg: Config) -> Job:
     spec = variants.get(cfg.model_name)
     if cfg.inspect:
         return Job(cfg, spec, (), Segments(cfg.num_frames, cfg.num_frames))
-    job = Job(cfg, spec, videos.read(cfg), _segments(cfg, spec))
+    job = Job(cfg, spec, videos.read(cfg, proportions), _segments(cfg, spec))
     checks.check_job(job)
     return job
 
@@ -93,36 +123,64 @@ def on_mesh(job: Job, words: Sequence[str]) -> Job:
     """
     values = parse_words(words)
     for key in values:
-        if schema.KEYS[key].group != schema.PARALLELISM:
+        if key not in schema.KEYS or schema.KEYS[key].group != schema.PARALLELISM:
             raise UserError(f"{key} is not a key of {schema.PARALLELISM}, so that a second mesh cannot change it.")
     cfg = typed(values, job.cfg.model_dump())
     checks.check_parallelism(cfg, job.spec)
     return dataclasses.replace(job, cfg=cfg)
 
 
-def _apply_auto_size(values: Values, spec: variants.WanSpec) -> None:
-    """`size=auto`, the default where an image or video is given: width and height in its proportions.
+def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
+    """Makes width and height in the proportions of the (first) image or video.
 
-    The command line wins over the file, in either direction.
+    `size=auto`, the default where one is given, has the variant's area; `size=W*H` is an area by the official
+    conventions, where the task says so.
+
+    Returns:
+      What decides the sizes of a prompt file's images; None where no image does.
     """
-    auto = values.pop("size", None)
-    sides = [values[key].origin for key in ("width", "height") if key in values]
-    if auto is not None and auto.origin in sides:
+    size, key = values.pop("size", None), spec.task.shaped_by
+    auto = size if size and size.value == "auto" else None
+    sides = [values[side] for side in ("width", "height") if side in values]
+    if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
-    if sides and (auto is None or COMMAND_LINE not in auto.origin or any(COMMAND_LINE in side for side in sides)):
-        return
-    key = spec.task.shaped_by
+    conventions = _conventions(values)
+    is_area = conventions.size == "area" and spec.task.size_is_area
+    area, why = None if sides else spec.width * spec.height, "size=auto"
+    if size and is_area and not auto:
+        area = math.prod(int(side.value) for side in sides)
+        why = f"{size.origin}, size={size.value} is an area with conventions={conventions.name}"
+    rule = spec.task.official_size if conventions.size == "area" else rounded
+    proportions = Proportions(rule, spec.size_step, area)
     entry = values[key].value if key in values else []
     location = entry if isinstance(entry, str) else next(iter(entry), None)
-    if not location:
-        if auto is not None:
-            raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
+    if auto and not location:
+        raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
+    if area and location:
+        own = _size_of(key, location)
+        for side, pixels in zip(("width", "height"), proportions.size(area, own), strict=True):
+            values[side] = Value(str(pixels), f"{why}, {key} {location} has {own[0]} x {own[1]} pixels")
+    return proportions if is_area and key == "image" else None
+
+
+def _conventions(values: Values) -> Conventions:
+    return CONVENTIONS.get(_text(values, "conventions") or OFFICIAL.name, OFFICIAL)
+
+
+def _apply_checkpoint(values: Values, spec: variants.WanSpec) -> None:
+    """The recipe that a few-step checkpoint asks for; keys that are given win, and those of noise levels win together.
+
+    Of a hub id, model_index.json is fetched, where the run would fetch its files as well.
+    """
+    path = _text(values, "pretrained_model_name_or_path")
+    if path in (None, spec.hub_id) or all(key in values for key in few_step.KEYS):
         return
-    own = _size_of(key, location)
-    steps = {spec.vae_stride[axis] * spec.patch[axis] for axis in (1, 2)}
-    size = size_within(spec.width * spec.height, own, max(steps))
-    for side, pixels in zip(("width", "height"), size, strict=True):
-        values[side] = Value(str(pixels), f"size=auto, the {key} has {own[0]} x {own[1]} pixels")
+    fetch = not any(_text(values, key) for key in ("plan", "inspect"))
+    wanted = few_step.asked(hub.model_index(path, _text(values, "revision"), fetch), path)
+    if any(key in values for key in ("num_inference_steps", "flow_shift", "sigmas")):
+        wanted.pop("sigmas", None)
+    for key, (value, origin) in wanted.items():
+        values.setdefault(key, Value(value, origin))
 
 
 def _size_of(key: str, location: str) -> tuple[int, int]:
@@ -133,6 +191,17 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
 
     video = probe(location)
     return video.width, video.height
+
+
+def _length(key: str, cfg: Config) -> Value | None:
+    """As many frames as a video shows at `fps`; None of a still image."""
+    from maxdiffusion.media.read import read_clip, times  # numpy, as above
+
+    path = getattr(cfg, key)
+    most = schema.MAX_FRAMES + 1
+    at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
+    clip = read_clip(path, at, lambda frame: frame[:1, :1])
+    return None if clip.still else Value(str(len(clip.frames)), f"the length of {key} {path}")
 
 
 # ---- the variant and its defaults
@@ -217,8 +286,18 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
     result["run_name"] = (spec.name, origin)
     if spec.flow_shift_480p is not None and _pixels(spec, values) <= 832 * 480:
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
+    conventions = _conventions(values)
+    if spec.task.spread and "video" in values and conventions.control_frames == "spread":
+        result["input_frames"] = ("spread", f"{spec.task.name} with conventions={conventions.name}")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
+    if "sigmas" in values and (levels := values["sigmas"].value) not in ("", []):
+        result["num_inference_steps"] = (len(levels) if isinstance(levels, list) else 1, "sigmas")
+        result["flow_shift"] = (1.0, "sigmas")  # they are levels already
+    if "num_inference_steps_2" in values:
+        result["flow_shift_2"] = values.get("flow_shift", Value(*result["flow_shift"])).value, "flow_shift"
+    if "boundary_step" in values:
+        result.pop("boundary_ratio", None)
     if "pretrained_model_name_or_path" not in values:
         if spec.hub_id is None:
             raise UserError(
@@ -231,7 +310,8 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
                 result[key] = (value, f"environment, JAX_{key.upper()}")
     extension = os.path.splitext(_text(values, "save_file") or "")[1].lower().lstrip(".")
     if extension:
-        result["output_format"] = (extension, "save_file")
+        names = schema.KEYS["output_format"].values
+        result["output_format"] = (names.get(extension, extension), "save_file")
     return result
 
 

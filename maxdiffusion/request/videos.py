@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from typing import Any
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.sizes import Proportions
 from maxdiffusion.request import prompt_file
 
 LISTS = ("prompt", "negative_prompt", "seed", "image", "last_image")
@@ -17,7 +21,10 @@ LISTS = ("prompt", "negative_prompt", "seed", "image", "last_image")
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """One video to make: what it shows, its size in pixels, its name in a prompt file, its first and last image."""
+    """One video to make: what it shows, its size in pixels, its name in a prompt file, its first and last image.
+
+    A seed of -1 is to be drawn; `drawn` says that it was.
+    """
 
     prompt: str
     negative_prompt: str
@@ -27,6 +34,7 @@ class Video:
     output: str | None = None
     image: str | None = None
     last_image: str | None = None
+    drawn: bool = False
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -39,11 +47,14 @@ class Video:
         return self.height, self.width, len(self.images)
 
 
-def read(cfg: Config) -> tuple[Video, ...]:
+def read(cfg: Config, proportions: Proportions | None = None) -> tuple[Video, ...]:
     """One Video for each entry: lists have equal lengths, and a list of one serves all; no prompt is an empty one.
 
+    A line of a prompt file has the size of its image by `proportions`, unless it or the config gives an exact one.
+
     Raises:
-      UserError: two lists have different lengths, neither of them 1, or the prompt file cannot be used.
+      UserError: two lists have different lengths, neither of them 1, or the prompt file or an image of it cannot be
+        used.
     """
     lists: dict[str, tuple[Any, ...]] = {
         "prompt": cfg.prompt or ("",),
@@ -70,23 +81,31 @@ def read(cfg: Config) -> tuple[Video, ...]:
             f"prompts={cfg.prompts} has a line for each video; give one prompt, negative_prompt, seed and image "
             "beside it, for the lines that have none of their own."
         )
-    return tuple(_named(cfg, rows[0]))
+    return tuple(_named(cfg, rows[0], proportions))
 
 
 def single(cfg: Config, video: Video) -> Config:
     """The config that makes this video alone, without the prompt file, under a name that follows from the prompt."""
     line = dataclasses.asdict(video) | {"prompts": None}
-    del line["output"]
+    del line["output"], line["drawn"]
     lists = {key: () if line[key] is None else (line[key],) for key in LISTS}
     return cfg.model_copy(update={**line, **lists})
 
 
-def _named(cfg: Config, base: Video) -> Iterator[Video]:
+def _named(cfg: Config, base: Video, proportions: Proportions | None) -> Iterator[Video]:
     """The videos of the prompt file, each with a name of its own."""
     path = str(cfg.prompts)
     others: dict[str, str] = {}
+    pixels = functools.cache(lambda image: open_image(image).size)
     for where, fields in prompt_file.read(path):
-        video = dataclasses.replace(base, **fields)
+        fields = {key: value for key, value in fields.items() if key not in prompt_file.OF_THE_RUN}
+        size = fields.pop("size", None)
+        sides = dict(zip(("width", "height"), size, strict=True)) if size else {}
+        video = dataclasses.replace(base, **{**sides, **fields})
+        area = math.prod(size) if size else proportions and proportions.area
+        if proportions and area and video.image and not fields.keys() & {"width", "height"}:
+            width, height = proportions.size(area, pixels(video.image))
+            video = dataclasses.replace(video, width=width, height=height)
         if not video.prompt.strip():
             raise UserError(f'{where} has no prompt and the config gives none; write {{"prompt": "a red circle"}}.')
         name = _checked(video.output, cfg.output_format, where) if video.output else stem_of(cfg, video)
@@ -125,9 +144,10 @@ def default_stem(prompt: str, seed: int, width: int, height: int, num_frames: in
     """`a-red-circle-moving-left-seed7-96x96x17`: the prompt's words, the seed, width x height x frames.
 
     Letters and digits of every script are kept, in lower case, and all else becomes one hyphen, so that the name is
-    legal on every file system; a prompt without any letter gives `video`. A long prompt is cut after a word.
+    legal on every file system; a prompt without any letter gives `video`. A long prompt is cut after a word. A line of
+    a prompt file whose seed is -1 gives `seed-random`, the same when its command runs again.
     """
-    return f"{_slug(prompt)}-seed{seed}-{width}x{height}x{num_frames}"
+    return f"{_slug(prompt)}-seed{'-random' if seed < 0 else seed}-{width}x{height}x{num_frames}"
 
 
 def _slug(prompt: str) -> str:

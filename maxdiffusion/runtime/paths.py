@@ -52,7 +52,7 @@ def parse(text: str) -> AnyPath:
 
 
 def expanded(text: str, what: str) -> str:
-    """A path with its ~ and $VARIABLES replaced; an http(s) URL as it is.
+    """A path with its ~ and $VARIABLES replaced; an http(s) URL, and the path of a file whose name has a $, as it is.
 
     Raises:
       UserError: it has a NUL character or a variable that is not set, or the operating system refuses it. The message
@@ -60,10 +60,12 @@ def expanded(text: str, what: str) -> str:
     """
     if text.startswith(("http://", "https://")):
         return text
-    path = os.path.expanduser(os.path.expandvars(text))
+    path = os.path.expanduser(text)
+    if not os.path.lexists(path):
+        path = os.path.expanduser(os.path.expandvars(text))
     if "\0" in path:
         raise UserError(f"{what} contains a NUL character, which no path can; remove it.")
-    if unset := re.search(r"\$(\w+|\{\w+\})", path):
+    if (unset := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.lexists(path):
         raise UserError(f"{what} is {text} and uses {unset[0]}, which is not set in the environment; set it first.")
     try:
         if "://" not in path:

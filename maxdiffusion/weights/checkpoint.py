@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +16,14 @@ from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
-from maxdiffusion.weights import dimensions, naming
-from maxdiffusion.weights.headers import read_json, read_tensors
+from maxdiffusion.weights import dimensions, net_file
+from maxdiffusion.weights.headers import read_json
+from maxdiffusion.weights.lora.merge import Merge
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
-from maxdiffusion.weights.tables import clip, dit, original, umt5, vae
+from maxdiffusion.weights.tables import clip, dit, umt5, vae
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,29 +34,32 @@ class NetSpec:
       classes: the class names of which its config.json must have one; none for the variant's `transformer_class`.
       parse: config.json -> the network's config.
       rules: the name table.
-      original: the names of the official repository and of community files.
       ignored: regular expressions of tensors that the network knowingly does not use.
     """
 
     classes: tuple[str, ...]
     parse: Callable[[Mapping[str, Any]], Any]
     rules: Sequence[Rule]
-    original: original.Table
     ignored: Sequence[str] = ()
 
 
-# The reference loads the first where a file has it and never uses it; the second are fixed blur filters.
-_UNUSED = (r"blocks\.\d+\.attn2\.norm_added_q\.weight", r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel")
-_TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED)
-_TOKENIZER = ("spiece_model",)  # in files for ComfyUI
+# The reference loads the first where a file has it and never uses it; the second are fixed blur filters; the third are
+# of the sparse attention (VSA) that FastWan 2.1 was trained with, which is computed densely here.
+_UNUSED = (
+    r"blocks\.\d+\.attn2\.norm_added_q\.weight",
+    r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel",
+    r"blocks\.\d+\.to_gate_compress\.(weight|bias)",
+)
+_TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, _UNUSED)
+_COMFYUI = ("spiece_model", "logit_scale")  # the tokenizer, and what only CLIP's text encoders use
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 
 NETS = {  # by their folders
-    "text_encoder": NetSpec(("UMT5EncoderModel",), UMT5Config.from_json, umt5.RULES, original.UMT5, _TOKENIZER),
-    "image_encoder": NetSpec(_CLIP, CLIPVisionConfig.from_json, clip.RULES, original.CLIP, clip.IGNORED),
+    "text_encoder": NetSpec(("UMT5EncoderModel",), UMT5Config.from_json, umt5.RULES, _COMFYUI),
+    "image_encoder": NetSpec(_CLIP, CLIPVisionConfig.from_json, clip.RULES, clip.IGNORED),
     "transformer": _TRANSFORMER,
     "transformer_2": _TRANSFORMER,
-    "vae": NetSpec(("AutoencoderKLWan",), VAEConfig.from_json, vae.RULES, original.VAE),
+    "vae": NetSpec(("AutoencoderKLWan",), VAEConfig.from_json, vae.RULES),
 }
 
 
@@ -65,11 +71,15 @@ class NetFiles:
       path: the folder or file of its weights.
       config: the network's own config dataclass.
       tensors: by their diffusers names.
+      left: the number of tensors of other nets in its file, by what they are; none of them is used.
+      loras: that `tensors` are merged with.
     """
 
     path: AnyPath
     config: Any
     tensors: Mapping[str, TensorSource]
+    left: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    loras: tuple[Merge, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +95,14 @@ class Checkpoint:
         return {name: net.config for name, net in self.nets.items()}
 
     def digest(self) -> str:
-        """SHA-256 of the configs and the headers: equal for copies of one checkpoint in different places."""
+        """SHA-256 of the configs, the headers and the LoRAs: equal for copies of one checkpoint in different places."""
         headers = sorted(
             (name, key, tensor.stored_as, tensor.shape, tensor.file.name, tensor.start)
             for name, net in self.nets.items()
             for key, tensor in net.tensors.items()
         )
-        return hashlib.sha256(repr([self.configs, headers]).encode()).hexdigest()
+        loras = [(name, [(each.lora.digest, each.strength) for each in net.loras]) for name, net in self.nets.items()]
+        return hashlib.sha256(repr([self.configs, headers, loras]).encode()).hexdigest()
 
 
 def open_checkpoint(
@@ -126,14 +137,28 @@ def open_checkpoint(
             key = "_class_name" if "_class_name" in content else "architectures"  # diffusers, transformers
             _expect(config, content, key, *(spec.classes or (variant.task.transformer_class,)))
         path = files.get(name, folder / name)
-        tensors = naming.normalised(read_tensors(path), spec.original)
+        tensors, left = net_file.read(path, name, given=name in files)
+        if left:
+            log.info("%s: used for the %s alone; left: %s", path, net_file.KINDS[name].what, net_file.listed(left))
         if spec is _TRANSFORMER:
             if name in files:
                 shapes = {key: tensor.shape for key, tensor in tensors.items()}
                 content = dimensions.transformer_config(shapes, content, str(path))
             variants.check(variant, content)
-        nets[name] = NetFiles(path, spec.parse(content), tensors)
+        nets[name] = NetFiles(path, spec.parse(content), tensors, left)
+        if name == "vae" and name in files:
+            _check_channels(nets[name])
     return Checkpoint(folder, nets)
+
+
+def _check_channels(vae: NetFiles) -> None:
+    """Checks that a VAE has the latent channels of its config, so that one of another family is named as such."""
+    shape, z_dim = vae.tensors["decoder.conv_in.weight"].shape, vae.config.z_dim
+    if len(shape) == 5 and shape[1] != z_dim:
+        raise UserError(
+            f"vae_file={vae.path} is a VAE of {shape[1]} latent channels and this model has {z_dim}; give that of "
+            "Wan2.1 for 16 channels, or that of Wan2.2 for 48."
+        )
 
 
 def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath]) -> None:
@@ -152,17 +177,13 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
             or f"{folder} has no model_index.json, so it is not a checkpoint in the diffusers layout; "
             f"give the folder that holds model_index.json, {', '.join(needed)}."
         )
-    _expect(index, read_json(index), "_class_name", variant.task.pipeline_class)
+    _expect(index, read_json(index), "_class_name", *variant.task.pipeline_classes, *variants.FEW_STEP_PIPELINES)
     for name in needed:
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")
-    tokenizer = folder / "tokenizer"
-    unread = (tokenizer / "spiece.model").exists() and not (tokenizer / "tokenizer.json").exists()
-    if unread and importlib.util.find_spec("sentencepiece") is None:
-        raise UserError(
-            f"{tokenizer} has spiece.model and no tokenizer.json, and the package that reads the former is not "
-            "installed; put the tokenizer.json of google/umt5-xxl beside it, or pip install sentencepiece."
-        )
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    if scheduler.exists():
+        read_json(scheduler)
 
 
 def official_layout(folder: AnyPath) -> str | None:

@@ -9,20 +9,18 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath
-from maxdiffusion.weights import naming
-from maxdiffusion.weights.headers import read_tensors
-from maxdiffusion.weights.tables import original
+from maxdiffusion.weights import net_file
 
 HEAD_DIM = 128  # of every official WAN transformer
 
 
 def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
-    """`transformer_config` of a file, an index of shards or a folder, from its headers.
+    """`transformer_config` of a `transformer_file`: a file, an index of shards or a folder, from its headers.
 
     Raises:
       UserError: it cannot be read, or does not hold a WAN transformer.
     """
-    tensors = naming.normalised(read_tensors(path), original.DIT)
+    tensors, _ = net_file.read(path, "transformer")
     return transformer_config({name: tensor.shape for name, tensor in tensors.items()}, base, str(path))
 
 
@@ -49,7 +47,7 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
         if len(shapes[name]) != axes:
             raise UserError(
                 f"{what} stores {name} with shape {list(shapes[name])}, which has {axes} axes in a WAN transformer; "
-                "give a file in bf16, fp16, fp32 or fp8."
+                "give a file of the original shapes."
             )
         return shapes[name]
 

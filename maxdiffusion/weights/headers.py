@@ -1,8 +1,9 @@
-"""The headers of safetensors files: which tensors they hold, and where.
+"""The headers of weight files, safetensors or GGUF: which tensors they hold, and where.
 
-Nothing here reads a weight or imports jax or numpy, so that a damaged download is named within milliseconds. The format
-of a file: eight bytes hold the little-endian length of a JSON header, which gives each tensor's dtype, shape and byte
-range in the data that follows (https://github.com/huggingface/safetensors, "Format").
+Nothing here reads a weight or imports jax or, for safetensors, numpy, so that a damaged download is named within
+milliseconds. The format of a safetensors file: eight bytes hold the little-endian length of a JSON header, which gives
+each tensor's dtype, shape and byte range in the data that follows (https://github.com/huggingface/safetensors,
+"Format").
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
+from maxdiffusion.weights import comfy_quant, gguf_header
 from maxdiffusion.weights.sources import BYTES, TensorSource, stored
 
 INDEX = ".safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # the first bytes of what torch.save writes, and wrote before 1.6
 _STEMS = ("diffusion_pytorch_model", "model")  # diffusers, transformers
 _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 _AGAIN = "download or copy it again"
@@ -52,22 +55,27 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 
 def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]:
-    """The tensors of one safetensors file and its metadata strings.
+    """The tensors of one safetensors or GGUF file, whatever its name ends with, and its metadata strings.
 
     Raises:
-      UserError: the file is absent, not safetensors (a git-lfs pointer, say), has a damaged header or an unknown dtype,
-        or has another size than its header asks for.
+      UserError: the file is absent, of neither format (a git-lfs pointer, say), has a damaged header or an unknown
+        dtype, or has another size than its header asks for.
     """
     with _readable(path), path.open("rb") as file:
         size = path.stat().st_size
         prefix = file.read(8)
         if prefix == b"version ":
             raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder.")
+        if prefix.startswith(_PICKLED):
+            raise UserError(_pickle(path))
+        if prefix.startswith(gguf_header.MAGIC):
+            file.seek(len(gguf_header.MAGIC))
+            return gguf_header.read(file, path, size)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         text = file.read(length) if length <= min(_HEADER_LIMIT, size) else b""
     if not text.startswith(b"{"):
         raise UserError(
-            f"{path} ({size} bytes) is not a safetensors file, or is cut off within its header; "
+            f"{path} ({size} bytes) is neither a safetensors nor a GGUF file, or is cut off within its header; "
             f"{_AGAIN}, or convert it."
         )
     try:
@@ -87,6 +95,8 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
     if size != end:
         what = "truncated" if size < end else "followed by unknown bytes"
         raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
+    if comfy_quant.HEADER in metadata:
+        comfy_quant.check_header(path, metadata[comfy_quant.HEADER])
     return tensors, metadata
 
 
@@ -114,11 +124,18 @@ def read_tensors(path: AnyPath) -> dict[str, TensorSource]:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix in PICKLES:
-        raise UserError(
-            f"{path} is a torch pickle, which is a program that reading it would run; use safetensors, such as those "
-            "of the official checkpoint in the diffusers layout (Wan-AI/Wan2.1-T2V-14B-Diffusers and its like)."
-        )
+        raise UserError(_pickle(path))
     return _read_shards(path) if path.name.endswith(INDEX) else read_header(path)[0]
+
+
+def _pickle(path: AnyPath) -> str:
+    to = path.with_name(f"{path.stem}_converted.safetensors")
+    return (
+        f"{path} is a torch pickle, which can run any program when it is opened, so it is not; convert it once where "
+        'torch is installed: python -c "import torch, safetensors.torch as s; '
+        f"d = torch.load(open('{path}', 'rb'), map_location='cpu', weights_only=True); "
+        f"s.save_file({{k: v.contiguous() for k, v in d.items()}}, '{to}')\""
+    )
 
 
 def _read_folder(folder: AnyPath) -> dict[str, TensorSource]:
@@ -128,11 +145,11 @@ def _read_folder(folder: AnyPath) -> dict[str, TensorSource]:
         raise UserError(f"{folder} holds {names}, so it is unclear which are the weights; keep one of them.")
     if found:
         return read_tensors(found[0])
-    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", *PICKLES))
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf", *PICKLES))
     raise UserError(
         f"{folder} holds no {_STEMS[0]}.safetensors, no {_STEMS[1]}.safetensors and no index of shards"
         + (f" (it has {', '.join(there[:4])}{', ...' if len(there) > 4 else ''})" if there else "")
-        + "; use a checkpoint saved in the diffusers layout as safetensors."
+        + "; use a checkpoint saved in the diffusers layout as safetensors, or give a single file itself."
     )
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, probe
+from maxdiffusion.weights.headers import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -48,7 +53,63 @@ def resolve(name_or_path: str, revision: str | None = None, ignore: Sequence[str
     return _snapshot(name_or_path, revision, ignore, fetch)
 
 
-def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: bool) -> Path:
+def names_file(location: str) -> bool:
+    """Whether `location` has the form of `file`."""
+    return _FILE.fullmatch(location) is not None
+
+
+def file(location: str, beside: Sequence[str] = (), fetch: bool = True) -> Path | None:
+    """One file of a repository, `owner/repo/path.safetensors`; None where `location` has another form.
+
+    Args:
+      location: the repository and the file's path in it.
+      beside: names of files in the same folder that are fetched with it where they exist.
+      fetch: whether files that are not in the cache may be fetched.
+
+    Raises:
+      UserError: as `resolve`, or the repository has no such file.
+    """
+    hit = _FILE.fullmatch(location)
+    if hit is None:
+        return None
+    repo, name = hit.groups()
+    folder = name.rpartition("/")[0]
+    wanted = [glob.escape(each) for each in (name, *(f"{folder}/{other}".lstrip("/") for other in beside))]
+    path = _snapshot(repo, None, (), fetch, wanted) / name
+    if not path.is_file():
+        raise UserError(f"{location} is neither a file here nor in {repo} on the hub; check the spelling.")
+    return path
+
+
+def model_index(name_or_path: str, revision: str | None = None, fetch: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint's model_index.json alone, fetched if it may be; empty where it cannot be had.
+
+    Why it cannot is an error of `resolve`, which needs the other files too.
+
+    Raises:
+      UserError: the file is not a JSON object.
+    """
+    path = probe(os.path.expanduser(name_or_path)) / "model_index.json"
+    if path.is_file():
+        return read_json(path)
+    if probe(os.path.expanduser(name_or_path)).exists() or not _HUB_ID.fullmatch(name_or_path):
+        return {}
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    for cached in (True, False) if fetch else (True,):  # the cache first: a second run asks no hub
+        with contextlib.suppress(OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
+            return read_json(
+                Path(
+                    huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=cached)
+                )
+            )
+    return {}
+
+
+def _snapshot(
+    repo: str, revision: str | None, ignore: Sequence[str], fetch: bool, patterns: Sequence[str] = _PATTERNS
+) -> Path:
     import huggingface_hub  # imported here: a local folder does not need it
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import disable_progress_bars
@@ -60,7 +121,7 @@ def _snapshot(repo: str, revision: str | None, ignore: Sequence[str], fetch: boo
         folder = huggingface_hub.snapshot_download(
             repo,
             revision=revision,
-            allow_patterns=_PATTERNS,
+            allow_patterns=list(patterns),
             ignore_patterns=list(ignore),
             local_files_only=not fetch,
         )

@@ -44,7 +44,8 @@ def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[n
       shape: the b f h w c that is needed, if it is known.
 
     Raises:
-      UserError: absent, truncated or not safetensors; no tensor `latents`, or one of another dtype, rank or shape.
+      UserError: absent, truncated or not safetensors; no tensor `latents`, or one of another dtype, rank or shape;
+        values that are NaN or infinite.
     """
     tensors, metadata = read_header(path)
     if KEY not in tensors:
@@ -67,4 +68,10 @@ def load_latents(path: AnyPath, shape: tuple[int, ...] | None = None) -> tuple[n
             f"{path} stores {KEY!r} with the shape {list(tensor.shape)} (b c f h w) and this run needs {list(wanted)}; "
             "change height, width, num_frames or the batch to match it."
         )
-    return np.ascontiguousarray(tensor.rows(0, tensor.shape[0]).transpose(0, 2, 3, 4, 1)), metadata
+    latents = np.ascontiguousarray(tensor.rows(0, tensor.shape[0]).transpose(0, 2, 3, 4, 1))
+    if undefined := latents.size - np.count_nonzero(np.isfinite(latents)):
+        raise UserError(
+            f"{path} holds {undefined} NaN or infinite values of {latents.size}; give latents of a run that did not "
+            "overflow."
+        )
+    return latents, metadata

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -39,6 +39,7 @@ _ALIGNMENT = 64  # bytes: XLA's CPU client aliases host buffers so aligned
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) per axis: the part of an array on one device
 Module = TypeVar("Module", bound=nnx.Module)
+R = TypeVar("R")
 
 
 def materialize(
@@ -122,7 +123,7 @@ def _slot_by_slot(
     def read(assignment: Assignment) -> jax.Array:
         return _from_host(slot_like, [dataclasses.replace(assignment, layer=None)], on_tensor)
 
-    for layer, slot in enumerate(paths.each(assignments[0].tensor.file, read, assignments)):
+    for layer, slot in enumerate(_each(read, assignments)):
         stack = _set_slot(stack, slot, layer)
         stack.block_until_ready()  # else the host would run ahead of the copies and hold many slots
     return stack
@@ -151,10 +152,16 @@ def _from_host(
         _read(assignment, views)
         return assignment.tensor.nbytes
 
-    for nbytes in paths.each(assignments[0].tensor.file, read, assignments):
+    for nbytes in _each(read, assignments):
         on_tensor(nbytes)
     arrays = [jax.device_put(buffers[box], device) for device, box in boxes.items()]
     return jax.make_array_from_single_device_arrays(like.shape, like.sharding, jax.block_until_ready(arrays))
+
+
+def _each(read: Callable[[Assignment], R], assignments: Sequence[Assignment]) -> Iterator[R]:
+    """`map` over the tensors of a parameter, several at once where each waits for a round trip or is computed."""
+    first = assignments[0].tensor
+    return paths.ahead(read, assignments) if first.computed else paths.each(first.file, read, assignments)
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import FLOATS, TensorSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Assignment:
     layer: int | None
     copies: tuple[TensorSource, ...] = ()
 
+
+_SHOWN = 6  # names, or groups of them, in each list of a message
 
 Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of layers
 
@@ -57,7 +62,7 @@ def match(
       ignored: regular expressions of the names that the network knowingly does not use.
 
     Raises:
-      UserError: listing every tensor without a parameter, every parameter without a tensor, every wrong shape or dtype.
+      UserError: counting and naming tensors without a parameter, parameters without a tensor, wrong shapes and dtypes.
       ValueError: the table itself is wrong: two of its rules fill one slot or read one name.
     """
     params = parameters(module)
@@ -84,12 +89,17 @@ def match(
                 wrong[f"{tensor.dtype} instead of {', '.join(FLOATS)}"].append(tensor.name)
         found[target].append(Assignment(present[0], rule, shape, layer, tuple(present[1:])))
 
-    surplus = [name for name in tensors if name not in used and not any(re.fullmatch(skip, name) for skip in ignored)]
+    unused = [name for name in tensors if name not in used]
+    skipped = [name for name in unused if any(re.fullmatch(skip, name) for skip in ignored)]
+    if skipped:
+        log.info("%s: the model does not use %s", what, ", ".join(grouped(skipped)))
+    surplus = [name for name in unused if name not in skipped]
     problems = [
         _listed("missing from the checkpoint", missing),
         _listed("not a part of the model", surplus),
         _listed("parameters that no tensor is known for", [target for target in params if target not in ruled]),
-        *(_listed(f"stored as {why}", names) for why, names in wrong.items()),
+        *[_listed(f"stored as {why}", names) for why, names in wrong.items()][:_SHOWN],
+        f"{len(wrong) - _SHOWN} further shapes" if len(wrong) > _SHOWN else "",
     ]
     if any(problems):
         raise UserError(
@@ -132,22 +142,8 @@ def _dims(shape: Sequence[int]) -> str:
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {what}: {', '.join(grouped(names))}" if names else ""
-
-
-def grouped(names: Iterable[str]) -> list[str]:
-    """Names that differ in their first number only, written once: `blocks.{0-39}.norm.weight`."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for name in names:
-        parts = name.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts))
-        groups.setdefault((*parts[:at], "", *parts[at + 1 :]), []).extend(int(part) for part in parts[at : at + 1])
-    return [".".join(part or _ranges(sorted(numbers)) for part in key).rstrip(".") for key, numbers in groups.items()]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as text: [3] is `3`, [0, 1, 2, 5] is `{0-2,5}`."""
-    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    runs = [[number for _, number in group] for _, group in groups]
-    text = ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"{{{text}}}" if len(numbers) > 1 else text
+    """How many names and the first of them, grouped."""
+    if not names:
+        return ""
+    groups = grouped(names)
+    return f"{len(names)} {what}: {', '.join([*groups[:_SHOWN], *(['...'] if groups[_SHOWN:] else [])])}"

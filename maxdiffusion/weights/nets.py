@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.typing import DTypeLike
+from threadpoolctl import threadpool_limits
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.transformer import WanTransformer
@@ -78,11 +79,12 @@ def matched(checkpoint: Checkpoint, name: str, build: Build) -> tuple[nnx.Module
     """One network, abstract, and the tensors that fill it.
 
     Raises:
-      UserError: weights and config do not fit; it names every tensor and parameter concerned.
+      UserError: weights and config do not fit; it counts the tensors and parameters concerned and names some.
     """
     spec, net = NETS[name], checkpoint.nets[name]
     abstract = build(net.config)
-    return abstract, mapping.match(net.tensors, spec.rules, abstract, what=str(net.path), ignored=spec.ignored)
+    what = str(net.path) if net.path == checkpoint.folder / name else f"{name}_file={net.path}"
+    return abstract, mapping.match(net.tensors, spec.rules, abstract, what=what, ignored=spec.ignored)
 
 
 class Nets:
@@ -97,7 +99,7 @@ class Nets:
           placement: the mesh for the parameters; None is jax's default device.
 
         Raises:
-          UserError: weights and config do not fit; it names every tensor and parameter concerned.
+          UserError: weights and config do not fit; it counts the tensors and parameters concerned and names some.
         """
         self.checkpoint = checkpoint
         self._placement = placement
@@ -112,4 +114,7 @@ class Nets:
         # flax's flattened states are cyclic (0.12.8): a network that was dropped holds its arrays until a collection.
         gc.collect()
         abstract, assignments = self._nets[name]
-        return loader.materialize(abstract, assignments, self._placement, on_tensor)
+        # Tensors that are merged with a LoRA are computed side by side; BLAS' own threads would wait for each other,
+        # spinning: 20 in place of 5 ns per weight on two busy cores.
+        with threadpool_limits(1, "blas"):
+            return loader.materialize(abstract, assignments, self._placement, on_tensor)

@@ -28,6 +28,8 @@ BYTES |= {"I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8}
 # The dtypes of weights, by their names in numpy and ml_dtypes.
 FLOATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOATS |= {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_INTEGERS = {f"{kind}{bits}": f"{name}int{bits}" for kind, name in (("I", ""), ("U", "u")) for bits in (8, 16, 32, 64)}
+_NUMPY = {**FLOATS, **_INTEGERS, "BOOL": "bool"}
 
 STRIP = 2**22  # bytes per read from a file on this machine
 RANGE = 2**23  # bytes per request to an object store, where each costs a round trip
@@ -44,7 +46,8 @@ class TensorSource:
       file: the file that holds it.
       start: its first byte in the file.
       nbytes: bytes read from disk, without scales.
-      stored_as: its dtype in the file, with " scaled" where it has scales.
+      stored_as: its dtype in the file, with " scaled" where it has scales; for GGUF the quantisation, such as "Q4_K".
+      computed: whether reading takes arithmetic enough for a thread.
       rows: (start, stop) -> an array of shape (stop - start, *shape[1:]); for a scalar the shape is (1,). Raises
         UserError where the file cannot be read or is shorter than its header says.
     """
@@ -57,12 +60,15 @@ class TensorSource:
     nbytes: int
     stored_as: str
     rows: Callable[[int, int], Rows] = dataclasses.field(compare=False, repr=False)
+    computed: bool = False
 
 
 def strips(source: TensorSource, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
     """(index of the first row, rows) of rows start to stop: some MiB at a time, several requests at once if remote."""
     row = math.prod(source.shape[1:]) * BYTES[source.dtype]
-    step = max(1, (STRIP if isinstance(source.file, Path) else RANGE) // max(row, 1))
+    size = STRIP if isinstance(source.file, Path) else RANGE
+    # Of a sum, its terms are held beside it, by several threads: 87 MB at rank 64; with strips of 4 MiB it was 212 MB.
+    step = max(1, (size // 4 if source.computed else size) // max(row, 1))
     firsts = range(start, stop, step)
     rows = paths.each(source.file, lambda first: source.rows(first, min(first + step, stop)), firsts)
     for first in firsts:
@@ -77,25 +83,75 @@ def stored(name: str, dtype: str, shape: tuple[int, ...], file: AnyPath, start: 
         import ml_dtypes  # noqa: F401  registers bfloat16 and float8
         import numpy as np
 
-        try:
-            data = paths.read(file, start + first * row, start + last * row)
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror}); check the disk and load again.") from None
-        if len(data) != (last - first) * row:
-            raise UserError(f"{file} ends within {name!r}; it changed while loading: copy it again.")
-        return np.frombuffer(data, FLOATS[dtype]).reshape(last - first, *shape[1:])
+        data = _read(name, file, start + first * row, start + last * row)
+        return np.frombuffer(data, _NUMPY[dtype]).reshape(last - first, *shape[1:])
 
     return TensorSource(name, dtype, shape, file, start, math.prod(shape) * BYTES[dtype], dtype, rows)
 
 
+def quantised(
+    name: str, kind: str, block: tuple[int, int], shape: tuple[int, ...], file: AnyPath, start: int
+) -> TensorSource:
+    """A tensor of GGUF's blocks in fp32.
+
+    Args:
+      name: its name in the file.
+      kind: the quantisation, a name of gguf.GGMLQuantizationType.
+      block: numbers and bytes of a block; the blocks follow each other in row-major order, and a row of the first axis
+        may begin within one.
+      shape: of the tensor; a whole number of blocks.
+      file: the file that holds it.
+      start: its first byte in the file.
+    """
+    numbers, nbytes = block
+    row = math.prod(shape[1:])
+
+    def rows(first: int, last: int) -> Rows:
+        import gguf
+        import numpy as np
+
+        low, high = first * row // numbers, -(-last * row // numbers)  # blocks
+        data = np.frombuffer(_read(name, file, start + low * nbytes, start + high * nbytes), np.uint8)
+        with np.errstate(invalid="ignore"):
+            values = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]).reshape(-1)
+        if not np.isfinite(values).all():
+            raise UserError(f"{file} stores numbers in {name!r} that are not finite; download it again.")
+        return values[first * row - low * numbers : last * row - low * numbers].reshape(last - first, *shape[1:])
+
+    return TensorSource(name, "F32", shape, file, start, math.prod(shape) // numbers * nbytes, kind, rows)
+
+
+def _read(name: str, file: AnyPath, start: int, stop: int) -> bytes:
+    """The bytes `start` to `stop` of the file of the tensor `name`."""
+    try:
+        data = paths.read(file, start, stop)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}); check the disk and load again.") from None
+    if len(data) != stop - start:
+        raise UserError(f"{file} ends within {name!r}; it changed while loading: copy it again.")
+    return data
+
+
 def scaled(tensor: TensorSource, scale: TensorSource | None = None) -> TensorSource:
-    """An fp8 tensor in fp32, times its scale: one number, or one for each row, (rows,) or (rows, 1); None is 1."""
+    """A tensor in fp32, times its scale: one number, or one for each row, (rows,) or (rows, 1); None is 1.
+
+    Its `rows` raise a UserError where a scale is not finite.
+    """
 
     def rows(start: int, stop: int) -> Rows:
-        numbers = _fp8_values(tensor.dtype)[tensor.rows(start, stop).view("uint8")]
+        import numpy as np
+
+        numbers = tensor.rows(start, stop)
+        if numbers.dtype.itemsize == 1:
+            numbers = _values(tensor.dtype)[numbers.view("uint8")]
+        else:
+            numbers = numbers.astype("float32")
         if scale:
             part = (start, stop) if math.prod(scale.shape) > 1 else (0, 1)
-            numbers *= scale.rows(*part).astype("float32").reshape(-1, *(1,) * (numbers.ndim - 1))
+            factors = scale.rows(*part).astype("float32")
+            if not np.isfinite(factors).all():
+                raise UserError(f"{scale.file} stores a scale in {scale.name!r} that is not finite; download it again.")
+            numbers *= factors.reshape(-1, *(1,) * (numbers.ndim - 1))
         return numbers
 
     stored_as = tensor.stored_as + (" scaled" if scale else "")
@@ -103,11 +159,11 @@ def scaled(tensor: TensorSource, scale: TensorSource | None = None) -> TensorSou
 
 
 @functools.cache
-def _fp8_values(dtype: str) -> Rows:
-    """All 256 values of an fp8 dtype in fp32: looked up three times as fast as ml_dtypes casts."""
+def _values(dtype: str) -> Rows:
+    """All 256 values of an fp8 dtype or int8 in fp32: looked up three times as fast as ml_dtypes casts fp8."""
     import numpy as np
 
-    return np.arange(256, dtype="uint8").view(FLOATS[dtype]).astype("float32")
+    return np.arange(256, dtype="uint8").view(_NUMPY[dtype]).astype("float32")
 
 
 def row_slice(tensor: TensorSource, first: int, count: int) -> TensorSource:
@@ -132,6 +188,8 @@ def plus(tensor: TensorSource, delta: TensorSource) -> TensorSource:
         raise ValueError(f"{tensor.name} has shape {tensor.shape} and its delta {delta.name} {delta.shape}")
 
     def rows(start: int, stop: int) -> Rows:
-        return tensor.rows(start, stop).astype("float32") + delta.rows(start, stop).astype("float32")
+        total = tensor.rows(start, stop).astype("float32")
+        total += delta.rows(start, stop).astype("float32", copy=False)
+        return total
 
-    return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, rows=rows)
+    return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, computed=True, rows=rows)

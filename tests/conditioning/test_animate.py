@@ -1,5 +1,6 @@
-"""The conditioning of Animate against diffusers' WanAnimatePipeline, on a random VAE."""
+"""The conditioning of Animate against diffusers' WanAnimatePipeline on a random VAE, and against the official code."""
 
+import cv2
 import diffusers
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maxdiffusion.conditioning.animate import given_channels, on_black
+from maxdiffusion.conditioning.animate import box, given_channels, on_black
 from maxdiffusion.media.frames import to_float
 from tests.support.animate import TINY
 from tests.support.vae import Pair
@@ -55,7 +56,7 @@ def test_the_given_channels_match_the_reference(vae, pipeline, mode, known):
             device="cpu",
         )
         theirs = torch.cat([reference, segment], dim=2)[0].permute(1, 2, 3, 0).numpy()
-    (ours,) = to_float(on_black(image, HEIGHT, WIDTH)[None], HEIGHT, WIDTH)
+    (ours,) = to_float(on_black(image, HEIGHT, WIDTH, "lanczos")[None], HEIGHT, WIDTH)
     np.testing.assert_array_equal(ours, shown[0].permute(1, 2, 0).numpy())
     given = background.copy() if mode == "replace" else np.zeros_like(background)
     if before is not None:
@@ -63,3 +64,24 @@ def test_the_given_channels_match_the_reference(vae, pipeline, mode, known):
     character = vae.ours.encode(jnp.asarray(ours)[None, None])[0]
     unknown = mask if mode == "replace" else np.ones_like(mask)
     np.testing.assert_allclose(given_channels(vae.ours, character, given, unknown, known), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("own", [(70, 50), (50, 71), (32, 48), (300, 200), (31, 47), (9, 200)])
+def test_a_character_is_fitted_as_in_the_official_code(own):
+    """`WanAnimate.padding_resize` written out; the odd sizes tell its centring from that of diffusers."""
+    image = pixels(4, *own)
+    theirs = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    if own[0] / own[1] > HEIGHT / WIDTH:
+        w = int(HEIGHT / own[0] * own[1])
+        left = int((WIDTH - w) / 2)
+        theirs[:, left : left + w] = cv2.resize(image, (w, HEIGHT))
+    else:
+        h = int(WIDTH / own[1] * own[0])
+        top = int((HEIGHT - h) / 2)
+        theirs[top : top + h] = cv2.resize(image, (WIDTH, h))
+    np.testing.assert_array_equal(on_black(image, HEIGHT, WIDTH, "bilinear"), theirs)
+
+
+def test_both_ways_to_fit_a_character_differ():
+    assert box((70, 50), HEIGHT, WIDTH, "bilinear") == (0, 13, 32, 22)
+    assert box((70, 51), HEIGHT, WIDTH, "bilinear")[1] == 12 and box((70, 51), HEIGHT, WIDTH, "lanczos")[1] == 13

@@ -25,7 +25,7 @@ def video(path, width=32, height=16):
 def read(*videos):
     """The fitted images of a run of these videos."""
     images = {at: fetch.open_image(at) for each in videos for at in each.images}
-    return image.read_fitted(job(*videos), images)
+    return image.read_first(job(*videos), images)
 
 
 def job(*videos):

@@ -1,16 +1,20 @@
 """Prompt cleaning, tokens and embeddings against the reference pipeline's own functions."""
 
 import functools
+import io
 import logging
+import unicodedata
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 import tokenizers
 import torch
 import transformers
 from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+from sentencepiece import sentencepiece_model_pb2
 
 from maxdiffusion.conditioning import text
 from maxdiffusion.errors import UserError
@@ -100,6 +104,79 @@ def test_a_prompt_that_is_cut_is_said(folder, caplog):
     assert token_ids.shape == (2, 512) and valid.all() and (token_ids[:, -1] == tokenizer.eos_token_id).all()
     (message,) = [record.getMessage() for record in caplog.records if record.name == text.__name__]
     assert "601 tokens" in message and "last 89" in message
+
+
+TEXTS = [
+    *PROMPTS,
+    "a cat 🐱 on the moon",
+    "naïve café, crème brûlée",
+    "“quoted” — dash… ‘single’",
+    "一只猫在草地上奔跑，色调艳丽 龘",
+    "Привет мир ёж",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "👩‍👩‍👧‍👦 🇫🇷 ✨ ❤️",
+    "full width ＡＢＣ１２３ ﬁ ½ ①",
+    "under_score [close-up] (weight:1.2) <tag> a/b\\\\c",
+    "0123456789 3.14 1,000",
+    "ZALGO t̷e̷x̷t̷",
+    "a  lot   of\tspace \n lines",
+    "x" * 300,
+]
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    """The folder of a UMT5-like spiece.model alone (unigram, byte fallback, pad 0, end 1, unknown 2), and its bytes."""
+    model = io.BytesIO()
+    lines = [
+        "a red circle moving left on a navy background",
+        "naïve café",
+        "一只猫在草地上奔跑",
+        "0123456789 ,.!&",
+    ] * 40
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "pad_piece": "<pad>", "eos_piece": "</s>"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=330, model_type="unigram", byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2, **special,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("spiece")
+    (folder / "spiece.model").write_bytes(model.getvalue())
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 0}')
+    return folder, model.getvalue()
+
+
+def converted(content):
+    """The same vocabulary as a Unigram model of `tokenizers`."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(content)
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    tokenizer.normalizer = tokenizers.normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    return tokenizer
+
+
+@pytest.mark.parametrize("prompt", TEXTS)
+def test_a_spiece_model_gives_its_own_ids(spiece, prompt):
+    folder, content = spiece
+    token_ids, valid = text.tokenize(text.load_tokenizer(folder), [prompt])
+    ids = token_ids[0][valid[0]].tolist()
+    reference = sentencepiece.SentencePieceProcessor(model_proto=content)
+    cleaned = text.clean(prompt)
+    assert ids == [*reference.encode(cleaned), 1] and 2 not in ids  # nothing is unknown: all else is bytes
+    assert ids == [*converted(content).encode(cleaned).ids, 1]
+    assert reference.decode(ids[:-1]) == " ".join(unicodedata.normalize("NFKC", cleaned).split())
+
+
+def test_a_cut_prompt_of_a_spiece_model_keeps_the_end(spiece):
+    token_ids, valid = text.tokenize(text.load_tokenizer(spiece[0]), ["é " * 600])
+    assert token_ids.shape == (1, 512) and valid.all() and token_ids[0, -1] == 1
+
+
+def test_a_damaged_spiece_model_is_an_error(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(b"sp")
+    with pytest.raises(UserError, match=r"No tokenizer can be read from .*spiece.model"):
+        text.load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -1,10 +1,11 @@
 """Noise: from the seed alone."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.noise import noise, step_keys, step_noise
 from maxdiffusion.errors import UserError
 
 SHAPE = (3, 8, 8, 16)
@@ -38,3 +39,21 @@ def test_large_seeds_lose_nothing():
 def test_out_of_range(seed):
     with pytest.raises(UserError, match=f"seed={seed}"):
         noise([3, seed], SHAPE)
+
+
+def test_the_noise_of_a_step_is_of_its_seed_segment_and_number():
+    def drawn(seeds, step, segment=0):
+        return np.asarray(step_noise(jnp.asarray(step_keys(seeds, segment)), jnp.int32(step), SHAPE))
+
+    both = drawn([7, 42], 3)
+    assert both.shape == (2, *SHAPE) and abs(both.mean()) < 0.03 and abs(both.std() - 1) < 0.03
+    np.testing.assert_array_equal(drawn([42], 3)[0], both[1])
+    others = [
+        drawn([7], 4)[0],
+        drawn([7], 3, 1)[0],
+        drawn([2**32 + 7], 3)[0],
+        both[1],
+        np.asarray(noise([7], SHAPE))[0],
+    ]
+    for other in others:
+        assert abs(np.corrcoef(other.ravel(), both[0].ravel())[0, 1]) < 0.1

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion import cli
+from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,54 @@ def test_latents_of_another_size(tmp_path, capsys, key, shape):
     path = tmp_path / "given.safetensors"
     save_latents(path, np.zeros(shape, np.float32), {})
     assert str(path) in run(tmp_path, capsys, f"{key}={path}")
+
+
+SMALL = ("height=32", "width=32", "num_frames=1", "num_inference_steps=9", "guidance_scale=1", "ici_data_parallelism=1")
+
+
+@pytest.mark.parametrize(
+    ("file", "tensor", "words", "named"),
+    [
+        (f"transformer/{WEIGHTS}", "proj_out.bias", [], "the weights of transformer have "),
+        (f"transformer/{WEIGHTS}", "proj_out.bias", ["loop=scan"], "the weights of transformer have "),
+        (
+            "text_encoder/model.safetensors",
+            "final_layer_norm.weight",
+            ["text_encoder_dtype=bfloat16"],
+            "the text embedding",
+        ),
+    ],
+)
+def test_nan_is_noticed_before_anything_is_saved(bundled, tmp_path, capsys, file, tensor, words, named):
+    folder = Path(shutil.copytree(bundled, tmp_path / "checkpoint"))
+    header, _ = read_header(folder / file)
+    (place,) = (each for name, each in header.items() if name.endswith(tensor))
+    with open(folder / file, "r+b") as weights:
+        weights.seek(place.start)
+        weights.write(b"\xff" * 4)  # NaN in fp32, bf16 and fp16
+    said = run(tmp_path, capsys, f"pretrained_model_name_or_path={folder}", *SMALL, *words)
+    assert named in said and "NaN" in said
+    assert ("try text_encoder_dtype=float32" in said) == file.startswith("text")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_overflow_names_the_step_and_what_to_try(tmp_path, capsys, dtype):
+    latents = np.full((1, 1, 4, 4, 8), 3e38, np.float32)  # finite; its square is not
+    save_latents(tmp_path / "given.safetensors", latents, {})
+    said = run(tmp_path, capsys, *SMALL, f"initial_latents={tmp_path}/given.safetensors", f"activations_dtype={dtype}")
+    assert "step 1 of 9 (transformer) left " in said and "not saved" in said
+    assert ("try activations_dtype=float32" in said) == (dtype == "bfloat16")
+    assert ("activations_dtype is float32 already" in said) == (dtype == "float32")
+
+
+@pytest.mark.parametrize("key", ["initial_latents", "decode_latents"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_given_latents_that_are_not_numbers(tmp_path, capsys, key, value):
+    latents = np.zeros((1, 1, 4, 4, 8), np.float32)
+    latents[0, 0, 1, 2, :3] = float(value)
+    save_latents(tmp_path / "given.safetensors", latents, {})
+    said = run(tmp_path, capsys, *SMALL, f"{key}={tmp_path}/given.safetensors")
+    assert "given.safetensors holds 3 NaN or infinite values of 128" in said
 
 
 @pytest.mark.parametrize(

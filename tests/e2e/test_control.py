@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,11 @@ import transformers
 from PIL import Image
 
 from maxdiffusion import generate_wan, request
+from maxdiffusion.media.read import read_video
 from maxdiffusion.media.write import write
 from maxdiffusion.request import Segments
 from maxdiffusion.weights.latents_io import save_latents
+from tests.support import official
 from tests.support.videos import psnr
 
 PROMPT = "a green square moving left on a black background"
@@ -71,9 +74,11 @@ def run(
     num_frames: int = FRAMES,
     guidance_scale: float = SCALE,
     size: tuple[int, int] = (HEIGHT, WIDTH),
+    conventions: str = "diffusers",
 ) -> np.ndarray:
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [
+        f"conventions={conventions}",
         f"prompt={PROMPT}",
         "negative_prompt=blurry",
         f"height={size[0]}",
@@ -130,6 +135,54 @@ def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     )
     figure = psnr(ours, theirs)
     print(f"VACE, {given}: {figure:.1f} dB")
+    assert figure > 60
+
+
+def test_vace_by_the_official_conventions(vace_checkpoint, tmp_path):
+    """Diffusers with the official noise levels, references in the other order, and frames that the test has chosen."""
+    f, h, w = np.meshgrid(np.arange(20), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
+    video = np.stack([(h * 3 + f * 7) % 256, (w * 2 + f * 4) % 256, (h + w + f) % 256], axis=-1).astype(np.uint8)
+    mask = np.repeat(np.where(w >= WIDTH // 2 + f, 255, 20)[..., None], 3, axis=-1).astype(np.uint8)
+    for name, frames in (("video", video), ("mask", mask)):
+        write(frames, tmp_path / f"{name}.mp4", 25, "mp4", {})
+    images = [Image.fromarray(video[i, :height, :width]) for i, (height, width) in enumerate(((48, 32), (40, 64)))]
+    for i, image in enumerate(images):  # of sizes that diffusers does not round first
+        image.save(tmp_path / f"{i}.png")
+    spread = [0, 2, 4, 7, 9, 12, 14, 17, 19]  # in 19.5 of the 20 frames, nine at equal distances
+    noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1 + len(images))
+    pipeline = diffusers.WanVACEPipeline.from_pretrained(vace_checkpoint, torch_dtype=torch.float32)
+    scheduler = official.load("utils.fm_solvers_unipc").FlowUniPCMultistepScheduler(shift=1)
+    scheduler.set_timesteps = functools.partial(scheduler.set_timesteps, shift=5.0)
+    pipeline.scheduler = scheduler
+    pipeline.set_progress_bar_config(disable=True)
+    chosen = ([Image.fromarray(read_video(tmp_path / f"{name}.mp4")[i]) for i in spread] for name in ("video", "mask"))
+    theirs = pipeline(
+        **dict(zip(("video", "mask"), chosen, strict=True)),
+        prompt=PROMPT,
+        negative_prompt="blurry",
+        reference_images=images[::-1],
+        latents=torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy()),
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        output_type="np",
+    ).frames[0]
+    assert theirs.std() > 0.02
+    ours = run(
+        tmp_path,
+        "model_name=wan2.1-vace",
+        f"pretrained_model_name_or_path={vace_checkpoint}",
+        "flow_shift=5",
+        f"initial_latents={path}",
+        f"video={tmp_path / 'video.mp4'}",
+        f"mask={tmp_path / 'mask.mp4'}",
+        f"reference_images=[{tmp_path / '0.png'},{tmp_path / '1.png'}]",
+        conventions="official",
+    )
+    figure = psnr(ours, np.round(theirs * 255).astype(np.uint8))
+    print(f"VACE by the official conventions: {figure:.1f} dB")
     assert figure > 60
 
 

@@ -166,6 +166,24 @@ with session.opened(job) as s:
 """
 
 
+SEEDS = """
+import sys
+from maxdiffusion import request
+from maxdiffusion.request import seeds, session
+
+job = request.load(sys.argv[1:])
+session.start(job)
+print(*(video.seed for video in seeds.drawn(job).videos))
+"""
+
+
+def test_both_processes_draw_the_same_seeds(tmp_path):
+    command = ["-c", SEEDS, CONFIG, "jax_cache_dir=", "seed=[-1, 7, -1]", f"output_dir={tmp_path}"]
+    with processes(command, command, PYTHONPATH=str(ROOT)) as started:
+        one, other = (process.communicate(timeout=200)[0].split()[-3:] for process in started)
+    assert one == other and one[1] == "7" and len(set(one)) == 3 and "-1" not in one
+
+
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts the bytes that a process reads")
 def test_a_host_reads_only_what_its_devices_hold(tmp_path):
     """Split by rows over eight devices, all weights but the small whole ones are read half by each process."""

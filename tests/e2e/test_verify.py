@@ -41,6 +41,14 @@ def test_every_split_passes_at_its_tolerance(split, dtype):
 
 
 @pytest.mark.slow
+def test_a_few_step_run_compares_the_first_of_its_levels():
+    """Fresh noise between the steps is the same on both meshes."""
+    few = ("solver=renoise", "sigmas=[1, 0.757, 0.522]", "guidance_scale=1", "attention=ring")
+    found = verify.run(load(*few, steps=2))
+    assert len(found) == 2 and all(difference.psnr > 100 for difference in found)
+
+
+@pytest.mark.slow
 def test_against_a_second_mesh_of_all_devices(capsys):
     verify.run(load("attention=ulysses", "ulysses_shards=8", "verify_against=[attention=ring, ulysses_shards=1]"))
     assert capsys.readouterr().out.startswith("against attention=ring ulysses_shards=1;")

@@ -1,8 +1,10 @@
+import logging
 import os
 import resource
 import shutil
 import subprocess
 import sys
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -10,9 +12,9 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.read import read_video
+from maxdiffusion.media.read import probe, read_clip, read_video, times
 from maxdiffusion.media.write import FORMATS, write
-from tests.support.media import read_metadata
+from tests.support.media import CLIPS, read_metadata
 
 PROMPT = 'Ein "rötes" Bild = 圆; a \\ # b\nnext line \udcff'
 COLOURS = [
@@ -28,7 +30,7 @@ def frames():
 
 
 def target(folder, fmt):
-    return folder / ("clip" + FORMATS[fmt].suffix)
+    return folder / (f"clip{CLIPS.get(fmt, '.jpg')}")
 
 
 @pytest.mark.parametrize(("fmt", "error"), [("mp4", 4), ("gif", 0), ("webp", 6), ("png", 0), ("npy", 0)])
@@ -50,16 +52,32 @@ def test_a_video_may_have_one_frame(tmp_path, frames, fmt):
     write(frames[:1], target(tmp_path, fmt), 16, fmt, {"prompt": "a cat"})
     assert read_video(target(tmp_path, fmt)).shape == (1, 48, 64, 3)
     assert read_metadata(target(tmp_path, fmt)) == ({} if fmt == "npy" else {"prompt": "a cat"})
+    assert target(tmp_path, fmt).is_file()
 
 
-@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt != "npy"])
+@pytest.mark.parametrize(("fmt", "error"), [("png", 0), ("jpg", 3), ("webp", 6)])
+def test_one_frame_is_a_picture_in_its_colours(tmp_path, frames, fmt, error):
+    for colour in frames:
+        write(colour[None], tmp_path / "One.PIC", 16, fmt, {"seed": "7"}, overwrite=True)
+        with Image.open(tmp_path / "One.PIC") as image:
+            assert image.format == {"jpg": "JPEG"}.get(fmt, fmt.upper())
+            assert np.abs(np.asarray(image.convert("RGB")).astype(int) - colour).max() <= error
+
+
+def test_metadata_too_long_for_a_jpg_are_said(tmp_path, frames, caplog):
+    with caplog.at_level(logging.INFO):
+        write(frames[:1], tmp_path / "a.jpg", 16, "jpg", {"prompt": "a cat and " * 20_000})
+    assert "do not fit into a jpg" in caplog.text and read_metadata(tmp_path / "a.jpg") == {}
+
+
+@pytest.mark.parametrize("fmt", [fmt for fmt in CLIPS if fmt != "npy"])
 def test_a_prompt_longer_than_any_argument_is_stored_whole(tmp_path, frames, fmt):
     metadata = {"prompt": "a cat and " * 20_000}
     write(frames, target(tmp_path, fmt), 16, fmt, metadata)
     assert read_metadata(target(tmp_path, fmt)) == metadata
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_without_metadata_nothing_of_it_is_stored(tmp_path, frames, fmt):
     write(frames, target(tmp_path, fmt), 16, fmt, {})
     assert read_metadata(target(tmp_path, fmt)) == {}
@@ -123,7 +141,7 @@ def test_what_a_format_cannot_hold_is_one_sentence(tmp_path, fmt, shape, fps, wo
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 @pytest.mark.parametrize("failure", [RuntimeError("decoder"), KeyboardInterrupt()])
 def test_a_failure_between_chunks_leaves_nothing(tmp_path, frames, fmt, failure):
     def chunks():
@@ -135,7 +153,7 @@ def test_a_failure_between_chunks_leaves_nothing(tmp_path, frames, fmt, failure)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_existing_results_stay_unless_told(tmp_path, frames, fmt):
     path = target(tmp_path, fmt)
     write(frames[:5], path, 16, fmt, {})
@@ -160,7 +178,7 @@ def noise():
     return np.random.default_rng(0).integers(0, 256, (9, 256, 256, 3), np.uint8)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_a_limit_of_the_system_is_one_sentence(tmp_path, noise, fmt):
     """The real system call fails: files of this process may have 20 kB (EFBIG; ffmpeg dies of SIGXFSZ)."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -185,7 +203,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", CLIPS)
 def test_a_full_disk_is_one_sentence(small_disk, noise, fmt):
     with pytest.raises(UserError, match="the disk is full"):
         write(noise, target(small_disk, fmt), 16, fmt, {"prompt": "a cat"})
@@ -234,13 +252,13 @@ LOOP = """
 import itertools, os, random, signal, sys, time
 from pathlib import Path
 import numpy as np
-from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.media.write import write
 
 folder, frames = Path(sys.argv[1]), np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
 
 def one_round(n):
-    for fmt in ("mp4", "png", "npy", "webp"):
-        write(frames, folder / (str(n) + FORMATS[fmt].suffix), 16, fmt, {"seed": "7"}, overwrite=True)
+    for fmt, suffix in (("mp4", ".mp4"), ("png", ""), ("npy", ".npy"), ("webp", ".webp")):
+        write(frames, folder / (str(n) + suffix), 16, fmt, {"seed": "7"}, overwrite=True)
 
 one_round(0)
 random.seed(1)
@@ -267,3 +285,12 @@ def test_killed_at_any_moment_every_named_file_is_whole(tmp_path):
     for path in named:
         assert read_video(path).shape == (9, 64, 64, 3)
     assert all(path.name.endswith(".part") for path in tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("rate", ["30000/1001", "24000/1001", "60000/1001", "25/2", "16", "240"])
+def test_an_mp4_has_exactly_its_rate(tmp_path, rate):
+    frames = np.zeros((7, 16, 16, 3), np.uint8)
+    write(frames, tmp_path / "a.mp4", Fraction(rate), "mp4", {})
+    info = probe(tmp_path / "a.mp4")
+    assert (info.fps, info.frames) == (Fraction(rate), 7)
+    assert read_clip(tmp_path / "a.mp4", times(20, Fraction(rate))).indices == tuple(range(7))

@@ -60,7 +60,7 @@ def test_preprocessing_equals_the_reference(size):
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
     processor = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=28)
     theirs = processor(images=[image], return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(preprocess([image], 28), theirs, atol=1e-6)
+    np.testing.assert_allclose(preprocess([np.asarray(image)], 28, "centre"), theirs, atol=1e-6)
 
 
 def test_a_tower_of_another_kind_is_refused():

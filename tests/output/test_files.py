@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.read import read_video
 from maxdiffusion.output import names
 from maxdiffusion.weights.latents_io import load_latents
+from tests.support.media import read_metadata
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.arange(2 * 5 * 12 * 12 * 8, dtype=np.float32).reshape(2, 5, 12, 12, 8)
@@ -49,6 +52,56 @@ def test_latents_of_every_line_are_kept_where_one_name_is_held(tmp_path):
         refused(job, LATENTS)
     for name, one in zip(("one", "two-2"), LATENTS, strict=True):
         np.testing.assert_array_equal(load_latents(folder / f"{name}.latents.safetensors")[0], one[None])
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "format"),
+    [
+        (["save_file={}/clip.MP4"], "clip.MP4", "mp4"),
+        (["save_file={}/a.v2.Gif"], "a.v2.Gif", "gif"),
+        (["save_file={}/x.NPY"], "x.NPY", "npy"),
+        (["save_file={}/one.png", "num_frames=1"], "one.png", "PNG"),
+        (["save_file={}/one.JPG", "num_frames=1"], "one.JPG", "JPEG"),
+        (["save_file={}/one.jpeg", "num_frames=1"], "one.jpeg", "JPEG"),
+        (["save_file={}/one.webp", "num_frames=1"], "one.webp", "WEBP"),
+        (["save_file={}/frames", "output_format=png"], "frames", "folder"),
+        (["save_file={}/frames.png"], "frames.png", "folder"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", ["overwrite=false", "overwrite=true"])
+def test_a_named_file_is_written_to_the_letter(tmp_path, words, file, format, overwrite):
+    job = request.load([PAGE, "prompt=a cat", *(word.format(tmp_path) for word in words), overwrite])
+    other = tmp_path / f"{file.casefold()}.other" if overwrite == "overwrite=false" else tmp_path / file.casefold()
+    if other.name != file:
+        other.write_bytes(b"theirs")
+    frames = np.random.default_rng(0).integers(0, 256, (1, job.cfg.num_frames, 96, 96, 3), np.uint8)
+    with output.reserved(job, job.videos, LATENTS[:1]) as files:
+        assert files.write(frames, lambda done: None) == [tmp_path / file]
+        files.record({}, {})
+    stem = file if format == "folder" else file.rpartition(".")[0]
+    made = {path.name for path in tmp_path.iterdir()} - ({other.name} - {file})
+    assert made == {file, f"{stem}.json", f"{stem}.latents.safetensors"}
+    assert json.loads((tmp_path / f"{stem}.json").read_text())["output"] == file
+    assert (tmp_path / file).is_dir() == (format == "folder")
+    if format.isupper():
+        with Image.open(tmp_path / file) as picture:
+            assert (picture.format, picture.size) == (format, (96, 96))
+        assert read_metadata(tmp_path / file) == {"prompt": "a cat", "seed": "0"}
+    assert read_video(tmp_path / file).shape == frames.shape[1:]
+    if other.name != file:
+        assert other.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("fmt", ["png", "jpg", "jpeg"])
+def test_default_names_of_one_frame_are_pictures(tmp_path, fmt):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "output": "tom"}\n')
+    for words, name in (["prompt=a cat"], "a-cat-seed0-96x96x1"), ([f"prompts={tmp_path}/p.jsonl"], "tom"):
+        job = request.load([PAGE, *words, f"output_dir={tmp_path}", "num_frames=1", f"output_format={fmt}"])
+        with output.reserved(job, job.videos, LATENTS[:1]) as files:
+            (path,) = files.write(np.zeros((1, 1, 96, 96, 3), np.uint8), lambda done: None)
+            files.record({}, {})
+        assert path.name == f"{name}.{fmt.replace('jpeg', 'jpg')}" and path.is_file()
+    assert output.remaining(job).videos == ()
 
 
 @pytest.mark.parametrize("where", ["save_file={}/folder/a.mp4", "output_dir={}/folder"])

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.media.write import write
 from maxdiffusion.output.names import reserve, reserve_file, sibling
 from maxdiffusion.request.videos import default_stem
 from maxdiffusion.runtime.atomic import write_json
+from tests.support.media import CLIPS
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,9 @@ def test_a_link_in_the_place_of_a_reservation_is_not_followed(tmp_path):
 def test_all_files_of_a_reserved_stem_can_be_written(tmp_path, fmt):
     frames = np.zeros((1, 32, 32, 3), np.uint8)
     with reserve(tmp_path, "cat") as stem:
-        write(frames, sibling(stem, FORMATS[fmt].suffix), 16, fmt, {})
+        write(frames, sibling(stem, CLIPS[fmt]), 16, fmt, {})
         write_json(sibling(stem, ".json"), {})
-    assert sorted(os.listdir(tmp_path)) == sorted(["cat" + FORMATS[fmt].suffix, "cat.json"])
+    assert sorted(os.listdir(tmp_path)) == sorted(["cat" + CLIPS[fmt], "cat.json"])
 
 
 def test_a_file_named_to_the_letter(tmp_path):

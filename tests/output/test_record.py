@@ -12,6 +12,7 @@ from maxdiffusion.errors import UserError
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 VERSIONS, TIMINGS = {"jax": "0"}, {"seconds": {"load": 1.5}}
+INPUTS = {"video": {"file": "a.mp4", "fps": "30000/1001", "frames": {"first": 0, "last": 8, "count": 5}}}
 
 
 @pytest.fixture
@@ -27,13 +28,13 @@ def reserved(tmp_path):
 
 def test_the_record_is_complete_and_readable(tmp_path, reserved):
     with reserved("seed=7") as files:
-        files.record(VERSIONS, TIMINGS)
+        files.record(VERSIONS, TIMINGS, INPUTS)
         with pytest.raises(UserError, match="exists already"):
             files.record(VERSIONS, TIMINGS)
     text = (tmp_path / "a.json").read_text("utf-8")
     record = json.loads(text)
     assert record.pop("config")["prompt"] == ["猫"]
-    assert record == {"output": "a.mp4", "seed": 7, "versions": VERSIONS, "timings": TIMINGS}
+    assert record == {"output": "a.mp4", "seed": 7, "inputs": INPUTS, "versions": VERSIONS, "timings": TIMINGS}
     assert "猫" in text and text.endswith("}\n")
     with reserved("seed=8", "overwrite=true") as files:
         files.record(VERSIONS, TIMINGS)

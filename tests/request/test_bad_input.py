@@ -13,6 +13,8 @@ from maxdiffusion import request, variants
 from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 
+A14B = "model_name=wan2.2-t2v-a14b"
+
 # words after base.yml -> what the sentence must say
 WORDS: list[tuple[list[str], str]] = [
     # names
@@ -37,7 +39,6 @@ WORDS: list[tuple[list[str], str]] = [
     (["scan_layers=maybe"], "should be a valid boolean"),
     (["seed=one"], "seed=one (command line) cannot be used: it should be a valid integer"),
     (["seed=[1, two]"], "seed=two"),
-    (["prompt=[a, [b]]"], "should be a valid string"),
     (['prompt=["a, b]'], "starts as a list but cannot be read as one"),
     (["logical_axis_rules=[[mlp]]"], "should be a list of pairs"),
     (["logical_axis_rules=mlp"], "should be a list of pairs"),
@@ -49,7 +50,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["guidance_scale=0.5"], "should be greater than or equal to 1"),
     (["flow_shift=0"], "should be greater than 0"),
     (["fps=0"], "should be greater than or equal to 1"),
-    (["seed=-1"], "should be greater than or equal to 0"),
+    (["seed=-2"], "should be greater than or equal to -1"),
     (["seed=4294967296"], "should be less than or equal to 4294967295"),
     (["per_device_batch_size=0.125"], "should be a valid integer"),
     (["ici_tensor_parallelism=0"], "a positive integer, or -1 to fill"),
@@ -65,15 +66,15 @@ WORDS: list[tuple[list[str], str]] = [
     # elsewhere
     (["output_dir=nose://a"], "nose://a has an unknown scheme"),
     (["pretrained_model_name_or_path=nose://a"], "nose://a has an unknown scheme"),
-    (["save_file=memory://a/b", "output_format=png"], "output_format=png is a folder of frames"),
+    (["save_file=memory://a/b", "output_format=png"], "output_format=png of several frames is a folder"),
     # choices
     (
         ["weights_dtype=float16"],
         "weights_dtype=float16 (command line) cannot be used: it should be 'float32' or 'bfloat16'",
     ),
     (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
-    (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
-    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
+    (["solver=ddim"], "should be 'unipc', 'euler', 'dpmpp_2m' or 'renoise'"),
+    (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png', 'jpg' or 'npy'"),
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
     # sizes
@@ -100,9 +101,9 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["image=a.png"], "image is not used by wan2.1-t2v-1.3b, whose model_type is T2V"),
     (["model_name=wan2.1-i2v-14b-480p"], "wan2.1-i2v-14b-480p needs image; write image=FILE"),
-    (["model_name=wan2.1-flf2v-14b", "image=a.png", "size=832*480"], "wan2.1-flf2v-14b needs last_image"),
+    (["model_name=wan2.1-flf2v-14b", "image=a.png", "width=832", "height=480"], "wan2.1-flf2v-14b needs last_image"),
     (
-        ["model_name=wan2.1-flf2v-14b", "image=a.png", "last_image=b.png", "size=832*480", "num_frames=1"],
+        ["model_name=wan2.1-flf2v-14b", "image=a.png", "last_image=b.png", "width=832", "num_frames=1"],
         "A video of num_frames=1 cannot end with another image; write num_frames=81",
     ),
     (["model_name=wan2.2-ti2v-5b", "image=none.png"], "none.png does not exist"),
@@ -123,6 +124,35 @@ WORDS: list[tuple[list[str], str]] = [
     (["ckpt_dir=$UNSET_FOLDER/model"], "uses $UNSET_FOLDER, which is not set"),
     (["ckpt_dir=."], "has no transformer/config.json"),
     (["ckpt_dir="], "pretrained_model_name_or_path"),
+    # noise levels and experts
+    (["sigmas=[1, 1.2]"], "should be less than or equal to 1"),
+    (["sigmas=[1, 0.5, 0]"], "should be greater than 0"),
+    (["sigmas=[1, -0.5]"], "should be greater than 0"),
+    (["sigmas=[1, half]"], "should be a valid number"),
+    (["sigmas=[1, nan]"], "sigmas"),
+    (["sigmas=[0.5, 0.9]"], "sigmas must fall, but 0.5 is followed by 0.9"),
+    (["sigmas=[1, 0.5, 0.5]"], "sigmas must fall, but 0.5 is followed by 0.5"),
+    (["sigmas=1 0.5"], "should be a valid number"),
+    (["sigmas=[1, 0.5]", "sample_steps=4"], "num_inference_steps=4 is not the number of sigmas, which is 2"),
+    (["sigmas=[1, 0.5]", "flow_shift=5"], "flow_shift=5 is not used beside sigmas, which are the shifted levels"),
+    (
+        [A14B, "sigmas=[1, 0.5]", "num_inference_steps_2=4"],
+        "num_inference_steps_2 is not used beside them; leave it out, and write boundary_step",
+    ),
+    (["solver=lcm"], "should be 'unipc', 'euler', 'dpmpp_2m' or 'renoise'"),
+    (["boundary_step=2"], "boundary_step is not used by wan2.1-t2v-1.3b, which has one expert"),
+    (["num_inference_steps_2=4"], "num_inference_steps_2 is not used by wan2.1-t2v-1.3b, which has one expert"),
+    ([A14B, "boundary_step=-1"], "should be greater than or equal to 0"),
+    ([A14B, "boundary_step=50"], "boundary_step=50 is more than the 40 steps of the run; it must be 0 to 40"),
+    ([A14B, "boundary_step=2", "boundary_ratio=0.9"], "boundary_step=2 and boundary_ratio=0.9 both say where"),
+    ([A14B, "boundary_step=2", "num_inference_steps_2=4"], "boundary_step=2 and num_inference_steps_2=4 both say"),
+    ([A14B, "num_inference_steps_2=0"], "should be greater than or equal to 1"),
+    ([A14B, "flow_shift_2=5"], "flow_shift_2 is only used with num_inference_steps_2=4"),
+    ([A14B, "num_inference_steps_2=4", "flow_shift_2=0"], "should be greater than 0"),
+    (
+        [A14B, "num_inference_steps_2=4", "boundary_ratio=1"],
+        "boundary_ratio=1 leaves one of the experts without noise levels",
+    ),
     # latents
     (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is not an existing file"),
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is not an existing file"),
@@ -131,7 +161,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["video=missing.mp4"], "missing.mp4 does not exist"),
     (["video=missing.mp4", "size=832*480"], "video=missing.mp4 does not exist"),
     (["strength=0"], "should be greater than 0"),
-    (["video=folder"], "folder is a folder without PNG frames"),
+    (["video=folder"], "it is a folder without frames"),
     (["strength=0.5"], "strength is only used with video=FILE; add that, or leave strength out"),
     (
         ["mask=folder"],
@@ -141,7 +171,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["mode=replace"], "mode is not used by wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
     (
-        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "size=832*480"],
+        ["model_name=wan2.1-vace-1.3b", "strength=0.5", "video=folder", "width=832", "height=480"],
         "strength is not used by wan2.1-vace-1.3b",
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
@@ -169,6 +199,10 @@ WORDS: list[tuple[list[str], str]] = [
     # output
     (["save_file=clip.avi"], "output_format=avi (save_file) cannot be used"),
     (["save_file=clip"], "name it clip.mp4"),
+    (["save_file=one.jpg"], "output_format=jpg is one picture, and num_frames=81; write num_frames=1"),
+    (["save_file=one.JPEG"], "output_format=jpg is one picture"),
+    (["save_file=frames", "output_format=png", "num_frames=1"], "name it frames.png"),
+    (["save_file=THERE.mp4/", "num_frames=1"], "is a folder; name a file"),
     (["save_file=clip.mp4", "output_format=gif"], "name it clip.gif"),
     (["save_file=clip.mp4", "output_format=png"], "name it clip."),
     (["save_file=clip.mp4", "seed=[1, 2]"], "save_file names one file, but 2 videos are asked for"),

@@ -119,7 +119,9 @@ class Device:
 def test_the_memory_of_every_page_is_near_what_was_compiled(page, folder, gib):
     own = f"{folder}/{page}" if (CONFIGS / folder / f"{page}.yml").exists() else page
     words = ["size=832*480"] if "480p" in page else ["size=1280*720"] if "animate" in page else []
-    words += ["image=a", "size=1280*720"] if "i2v" in page and "ti2v" not in page and "480p" not in page else []
+    words += (
+        ["image=a", "width=1280", "height=720"] if "i2v" in page and "ti2v" not in page and "480p" not in page else []
+    )
     kind = slice_of(folder).generation.kind
     job = request.load([str(CONFIGS / f"{own}.yml"), "plan=v6e-8", *words])
     run = cost.Run.of(job, recipe_of(job), read_configs(job), kind, "tpu")

@@ -103,6 +103,14 @@ def test_every_alias_is_tried_above() -> None:
     assert tried == {*schema.ALIASES, "sample_guide_scale"}
 
 
+def test_the_log_names_the_conventions(place: Path) -> None:
+    for words, line in (
+        ([], "conventions: official  (default)"),
+        (["conventions=diffusers"], "conventions: diffusers  (command line)"),
+    ):
+        assert line in request.load(["base.yml", *words]).cfg.describe().splitlines()
+
+
 @pytest.mark.parametrize("size", ["1280*720", "1280x720", "1280X720", "1280 * 720"])
 def test_size_is_width_first_and_told_in_words(place: Path, size: str) -> None:
     cfg = request.load(["base.yml", f"size={size}", "height=720"]).cfg
@@ -176,6 +184,55 @@ def test_prompts_seeds_and_negative_prompts_are_paired(place: Path) -> None:
         ("a cat", "x", 2),
         ("a cat", "y", 3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "prompts"),
+    [
+        ("[close-up] a cat", ("[close-up] a cat",)),
+        ("[a] b [c]", ("[a] b [c]",)),
+        ("[close-up]", ("[close-up]",)),
+        ("[a cat in the rain]", ("[a cat in the rain]",)),
+        ("[scene: night, rain]", ("[scene: night, rain]",)),
+        ("[[a, b], c]", ("[[a, b], c]",)),
+        ("[a, b", ("[a, b",)),
+        ("['", ("['",)),
+        ("[a, b]", ("a", "b")),
+        ('["close-up"]', ("close-up",)),
+        ("['a, b', c]", ("a, b", "c")),
+        ("[a\\, b]", ("a\\", "b")),
+    ],
+)
+@pytest.mark.parametrize("key", ["prompt", "negative_prompt"])
+def test_brackets_of_a_prompt(place: Path, key: str, text: str, prompts: tuple[str, ...]) -> None:
+    cfg = request.load(["base.yml", f"{key}={text}"]).cfg
+    assert getattr(cfg, key) == prompts
+    said = "its brackets are text" in cfg.describe()
+    assert said == (text.endswith("]") and prompts == (text,))
+
+
+def test_brackets_of_other_keys_are_lists(place: Path) -> None:
+    assert request.load(["base.yml", "seed=[7]"]).cfg.seed == (7,)
+    assert request.load(["base.yml", "verify=true", "verify_against=[attention=ring]"]).cfg.verify_against == (
+        "attention=ring",
+    )
+
+
+@pytest.mark.parametrize("name", ["a$b.png", "$HOME", "cost $5 ${x}.png"])
+def test_a_dollar_in_the_name_of_a_file_is_kept(place: Path, name: str) -> None:
+    Image.new("RGB", (64, 64)).save(place / name, "PNG")
+    words = ["model_name=wan2.2-ti2v-5b", "size=64*64"]
+    for given in (name, str(place / name)):
+        assert request.load(["base.yml", *words, f"image={given}"]).cfg.image == (given,)
+    (place / "image.yml").write_text(f"model_name: wan2.2-ti2v-5b\nprompt: x\nsize: 64*64\nimage: './{name}'\n")
+    assert request.load(["image.yml"]).cfg.image == (str(place / name),)
+    (place / "p.jsonl").write_text(json.dumps({"image": name, "output": "a"}))
+    assert request.load(["base.yml", *words, "prompts=p.jsonl"]).videos[0].image == name
+
+
+def test_a_seed_of_minus_1_is_to_be_drawn(place: Path) -> None:
+    assert request.load(["base.yml", "base_seed=-1"]).cfg.seed == (-1,)
+    assert [video.seed for video in request.load(["base.yml", "prompt=[a, b]", "seed=[-1, 3]"]).videos] == [-1, 3]
 
 
 def test_save_files_extension_gives_the_format(place: Path) -> None:
@@ -315,30 +372,58 @@ def picture(width: int, height: int, name: str = "a.png") -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "image", "size"),
+    ("model", "image", "official", "diffusers"),
     [
-        ("wan2.1-i2v-14b-480p", (1000, 800), (704, 560)),  # round(sqrt(832 * 480 / 0.8)) = 707, times 0.8 is 565
-        ("wan2.1-i2v-14b-720p", (720, 1280), (720, 1280)),
-        ("wan2.2-ti2v-5b", (1000, 800), (1056, 832)),  # multiples of 32
+        ("wan2.1-i2v-14b-480p", (1000, 800), (704, 560), (704, 560)),
+        ("wan2.2-i2v-a14b", (1500, 1000), (1168, 768), (1168, 784)),
+        ("wan2.1-flf2v-14b", (720, 1280), (720, 1280), (720, 1280)),
+        ("wan2.2-ti2v-5b", (1024, 1024), (960, 928), (928, 928)),
+        ("wan2.2-ti2v-5b", (1216, 832), (1152, 768), (1120, 768)),
     ],
 )
-def test_size_follows_the_image(place: Path, model: str, image: tuple[int, int], size: tuple[int, int]) -> None:
+def test_size_follows_the_image(place: Path, model: str, image: tuple[int, int], official, diffusers) -> None:
     picture(*image)
-    words = ["base.yml", f"model_name={model}", "image=a.png"]
-    for extra in ((), ("size=auto",)):
-        cfg = request.load([*words, *extra]).cfg
-        assert (cfg.width, cfg.height) == size
-        assert f"{image[0]} x {image[1]}" in cfg.origins["width"]
-    assert request.load([*words, "size=832*480" if "ti2v" not in model else "size=640*704"]).cfg.width in (832, 640)
+    words = ["base.yml", f"model_name={model}", "image=a.png", "last_image=a.png"][: 4 if "flf2v" in model else 3]
+    for size, name in ((official, "official"), (diffusers, "diffusers")):
+        for extra in ((), ("size=auto",)):
+            cfg = request.load([*words, *extra, f"conventions={name}"]).cfg
+            assert (cfg.width, cfg.height) == size
+            assert cfg.origins["width"] == f"size=auto, image a.png has {image[0]} x {image[1]} pixels"
+
+
+@pytest.mark.parametrize("size", ["832*480", "480x832"])
+def test_a_size_beside_an_image_is_an_area(place: Path, size: str) -> None:
+    """By diffusers' conventions, or where no image decides, it is exact."""
+    picture(1500, 1000)
+    exact = tuple(map(int, size.replace("x", "*").split("*")))
+    (place / "page.yml").write_text(f"model_name: wan2.2-i2v-a14b\nprompt: x\nimage: a.png\nsize: {size}\n")
+
+    def made(*words: str) -> tuple[int, int]:
+        cfg = request.load([*words]).cfg
+        return cfg.width, cfg.height
+
+    assert (
+        made("page.yml") == made("base.yml", "model_name=wan2.2-i2v-a14b", "image=a.png", f"size={size}") == (768, 512)
+    )
+    assert made("page.yml", "conventions=diffusers") == exact
+    assert made("page.yml", "image=", "plan=v6e-8") == exact
+    assert made("page.yml", "height=480") == (exact[0], 480)
+    assert made("base.yml", f"size={size}") == exact
+    assert request.load(["page.yml"]).cfg.origins["height"] == (
+        f"file page.yml, size={size} is an area with conventions=official, image a.png has 1500 x 1000 pixels"
+    )
 
 
 def test_the_command_line_decides_between_auto_and_a_size(place: Path) -> None:
     picture(1000, 800)
     (place / "auto.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: auto\n")
-    (place / "fixed.yml").write_text("model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nsize: 832*480\n")
-    assert request.load(["auto.yml", "size=480x832"]).cfg.height == 832
+    page = "model_name: wan2.1-i2v-14b-480p\nprompt: x\nimage: ./a.png\nwidth: 832\nheight: 480\n"
+    (place / "fixed.yml").write_text(page)
+    assert request.load(["auto.yml", "width=480", "height=832"]).cfg.height == 832
+    assert request.load(["auto.yml", "size=320x192"]).cfg.width == 272
     assert request.load(["fixed.yml"]).cfg.width == 832
     assert request.load(["fixed.yml", "size=auto"]).cfg.width == 704
+    assert request.load(["fixed.yml", "size=320*192"]).cfg.width == 272
     assert request.load(["fixed.yml"]).cfg.image == (str(place / "a.png"),)
 
 
@@ -386,8 +471,9 @@ def test_image_checkpoints_are_told_apart(dims, changes, folder, variant, checkp
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yml")), ids=lambda file: file.stem)
 def test_a_plan_needs_no_prompt_and_no_input(file: Path) -> None:
     cfg = request.load([str(file), "plan=v6e-8", "output_dir=/proc/nowhere"]).cfg
+    spec = variants.get(cfg.model_name)
     assert cfg.plan == "v6e-8"
-    assert (cfg.width, cfg.height) == (variants.get(cfg.model_name).width, variants.get(cfg.model_name).height)
+    assert (cfg.width, cfg.height) == (spec.width, spec.height) or "width:" in file.read_text()
 
 
 @pytest.mark.parametrize(

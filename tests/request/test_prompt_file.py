@@ -77,7 +77,7 @@ def test_no_prompt_of_the_config_is_needed(place):
         ('{"size": 480}', "line 1 gives size=480"),
         ('{"seed": "7"}', "line 1 gives seed='7', which is not an integer"),
         ('{"seed": true}', "line 1 gives seed=True, which is not an integer"),
-        ('{"seed": -1}', "line 1 gives seed=-1; it must be from 0"),
+        ('{"seed": -2}', "line 1 gives seed=-2; it must be from 0"),
         ('{"prompt": ["a"]}', "which is not text"),
         ('{"prompt": " "}', "line 1 has no prompt"),
         ('{"prompt": null}', "which is not text"),
@@ -126,13 +126,31 @@ def test_a_path_of_the_yaml_file_is_relative_to_it(place):
 def test_an_image_of_a_line_is_expanded_as_any_other_and_none_if_empty(load, place, monkeypatch):
     monkeypatch.setenv("SHOTS", "/shots")
     Image.new("RGB", (16, 16)).save(place / "a.png")
-    words = ("model_name=wan2.1-i2v-14b-480p", "image=a.png")
+    words = ("model_name=wan2.1-i2v-14b-480p", "image=a.png", "width=832", "height=480")
     cfg = load('{"image": "~/b.png"}\n{"image": "$SHOTS/c.png", "seed": 1}\n{"seed": 2}', *words)
     assert [video.image for video in videos.read(cfg)] == ["/home/someone/b.png", "/shots/c.png", "a.png"]
     cfg = load('{"seed": 1}\n{"image": "", "seed": 2}', "model_name=wan2.2-ti2v-5b", "image=a.png")
     assert [video.image for video in videos.read(cfg)] == ["a.png", None]
     with pytest.raises(UserError, match=r"line 1: image is \$NOWHERE/c\.png and uses \$NOWHERE, which is not set"):
         load('{"image": "$NOWHERE/c.png"}', *words)
+
+
+def test_a_line_has_the_size_of_its_image(place):
+    """Its own size is an area beside an image; a width or height is exact, in the line or in the config."""
+    Image.new("RGB", (300, 200)).save(place / "wide.png")
+    Image.new("RGB", (200, 300)).save(place / "tall.png")
+    lines = [{}, {"image": "tall.png"}, {"size": "320*192"}, {"image": "tall.png", "height": 480}, {"image": ""}]
+    (place / "p.jsonl").write_text(
+        "".join(json.dumps({"output": str(i), **line}) + "\n" for i, line in enumerate(lines))
+    )
+
+    def sizes(*words):
+        words = ("base.yml", "model_name=wan2.2-ti2v-5b", "prompts=p.jsonl", "image=wide.png", *words)
+        return [(video.width, video.height) for video in request.load(words).videos]
+
+    assert sizes("size=832*480") == [(768, 512), (512, 768), (288, 192), (768, 480), (768, 512)]
+    assert sizes("width=832", "height=480") == [(832, 480)] * 2 + [(288, 192), (832, 480), (832, 480)]
+    assert sizes("size=832*480", "conventions=diffusers") == [(832, 480)] * 2 + [(320, 192), (832, 480), (832, 480)]
 
 
 JSON = st.recursive(

@@ -8,6 +8,9 @@ from pathlib import Path
 import av
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+# Formats of several frames, and their suffixes; png is a folder.
+CLIPS = {"mp4": ".mp4", "gif": ".gif", "webp": ".webp", "png": "", "npy": ".npy"}
+
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of an mp4, gif, webp or folder of frames; empty where there is none."""

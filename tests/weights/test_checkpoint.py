@@ -49,6 +49,22 @@ def test_a_whole_checkpoint(folder):
     assert len({tensor.file for tensor in transformer.tensors.values()}) == 3
 
 
+@pytest.mark.parametrize(
+    ("variant", "pipeline"),
+    [
+        ("wan2.1-t2v-1.3b", "WanVideoToVideoPipeline"),
+        ("wan2.2-ti2v-5b", "WanImageToVideoPipeline"),
+        ("wan2.2-ti2v-5b", "WanPipeline"),
+    ],
+)
+def test_a_folder_that_another_pipeline_of_diffusers_saved(folder, variant, pipeline):
+    edit(folder / "model_index.json", lambda index: index.update(_class_name=pipeline))
+    edit(folder / "transformer" / "config.json", lambda config: config.update(get(variant).network))
+    assert open_checkpoint(folder, get(variant)).folder == folder
+    with pytest.raises(UserError, match="this command runs WanAnimatePipeline"):
+        open_checkpoint(folder, dataclasses.replace(get("wan2.2-animate-14b"), nets=get(variant).nets))
+
+
 def test_copies_have_one_digest_and_other_weights_or_configs_another(folder, tmp_path_factory):
     copy = Path(shutil.copytree(folder, tmp_path_factory.mktemp("copy") / "elsewhere"))
     digest = open_checkpoint(folder).digest()
@@ -90,6 +106,10 @@ FOLDER_FAULTS = {
     "no model_index": (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
     "other pipeline": (lambda f: edit(f / "model_index.json", lambda c: c.update(_class_name="FluxPipeline")), "Flux"),
     "model_index is a list": (lambda f: (f / "model_index.json").write_text("[]"), "JSON list, not an object"),
+    "scheduler's config is a list": (
+        lambda f: (f / "scheduler/scheduler_config.json").write_text("[]"),
+        r"scheduler_config\.json holds a JSON list, not an object",
+    ),
     "no net": (lambda f: remove(f, "transformer"), "no folder 'transformer'"),
     "no tokenizer": (lambda f: remove(f, "tokenizer"), "no folder 'tokenizer'"),
     "no config": (lambda f: (f / "transformer/config.json").unlink(), r"config\.json does not exist"),

@@ -1,11 +1,16 @@
 """Headers of safetensors files: what the format's own library wrote, and damaged ones."""
 
 import json
+import re
+import shlex
 import struct
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.headers import read_header, read_tensors
@@ -35,15 +40,16 @@ def test_headers_give_the_bytes_that_the_library_wrote(tmp_path, dtype):
 
 HEADER_FAULTS = {
     "absent": (lambda p: None, "does not exist"),
-    "empty": (lambda p: p.write_bytes(b""), "not a safetensors file"),
-    "short": (lambda p: p.write_bytes(b"\x10\0\0"), "not a safetensors file"),
+    "empty": (lambda p: p.write_bytes(b""), "neither a safetensors nor a GGUF file"),
+    "short": (lambda p: p.write_bytes(b"\x10\0\0"), "neither a safetensors nor a GGUF file"),
     "a folder": (lambda p: p.mkdir(), "cannot be read"),
     "git-lfs pointer": (
         lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
         "git-lfs pointer.*lfs pull",
     ),
-    "html": (lambda p: p.write_text("<!doctype html><html>rate limit</html>"), "not a safetensors file"),
-    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + b"\0" * 100), "not a safetensors file"),
+    "html": (lambda p: p.write_text("<!doctype html><html>rate limit</html>"), "neither a safetensors nor a GGUF file"),
+    "pickle": (lambda p: p.write_bytes(b"PK\x03\x04" + b"\0" * 100), "torch pickle.*convert it.*save_file"),
+    "pickle of old": (lambda p: p.write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j"), "torch pickle"),
     "cut in the header": (lambda p: p.write_bytes(struct.pack("<Q", 500) + b'{"w": '), "cut off within its header"),
     "not JSON": (lambda p: write(p, b'{"w": {"dtype"'), "damaged safetensors header"),
     "not UTF-8": (lambda p: write(p, b'{"\xff": 1}'), "damaged safetensors header"),
@@ -77,3 +83,15 @@ def test_damaged_file(tmp_path, fault):
         read_header(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_command_that_converts_a_pickle(tmp_path, suffix):
+    path = tmp_path / f"Wan2.1_VAE{suffix}"
+    torch.save({"w": torch.arange(6.0).reshape(2, 3).T}, path)
+    with pytest.raises(UserError) as error:
+        read_tensors(path)
+    _, *words = shlex.split(re.search(r"python -c .*", str(error.value))[0])
+    subprocess.run([sys.executable, *words], check=True)
+    tensors = read_tensors(tmp_path / "Wan2.1_VAE_converted.safetensors")
+    np.testing.assert_array_equal(tensors["w"].rows(0, 3), [[0, 3], [1, 4], [2, 5]])

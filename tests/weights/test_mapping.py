@@ -5,7 +5,8 @@ import pytest
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.weights.headers import read_tensors
-from maxdiffusion.weights.mapping import grouped, match
+from maxdiffusion.weights.mapping import match
+from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule, Transform
 from tests.support import synthetic
 
@@ -43,6 +44,12 @@ def test_all_that_is_missing_and_all_that_is_left_over(tmp_path):
     missing = "4 missing from the checkpoint: shared.weight, patch.bias, blocks.{0,2}.ffn.weight"
     assert missing in message
     assert "4 not a part of the model: blocks.{0-2,7}.lora.weight" in message
+
+
+def test_of_many_names_the_first_are_told(tmp_path):
+    stored = synthetic.tensors() | {f"{letter}.weight": np.zeros(1, np.float32) for letter in "abcdefgh"}
+    message = error(tmp_path, stored)
+    assert "8 not a part of the model: a.weight, b.weight, c.weight, d.weight, e.weight, f.weight, ...;" in message
 
 
 @pytest.mark.parametrize(("layers", "message"), [(4, "3 missing from"), (2, "3 not a part of the model")])

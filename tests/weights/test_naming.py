@@ -1,4 +1,4 @@
-"""The official repositories' names and fp8 scales: headers only, except where numbers are compared."""
+"""The official repositories' names and the scales of fp8 and int8: headers only, except where numbers are compared."""
 
 import gzip
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.loaders import single_file_utils
+from safetensors.numpy import save_file
 
 from maxdiffusion import variants
 from maxdiffusion.attention.plan import AttentionPlan
@@ -73,7 +74,7 @@ def test_every_official_tensor_has_one_original_name_and_comes_back(name):
     shapes, table = manifest(name), TABLES[name]
     theirs = infos(to_original(shapes, table))
     table = UNIONS.get(name, table)
-    back = naming.normalised({naming.PREFIX + key: tensor for key, tensor in theirs.items()}, table)
+    back = naming.normalised({"model.diffusion_model." + key: tensor for key, tensor in theirs.items()}, table)
     assert {key: tensor.shape for key, tensor in back.items()} == shapes
     covered = sorted((each.start, each.start + each.nbytes) for each in back.values())  # every byte is used once
     assert [end for _, end in covered][:-1] == [start for start, _ in covered][1:]
@@ -146,17 +147,22 @@ def read(path, dtype=np.float32):
     return np.concatenate([numbers.astype(dtype) for _, numbers in strips(tensor, 0, tensor.shape[0])])
 
 
+def note(**content):
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
 @pytest.mark.parametrize("spelling", ["scale_weight", "weight_scale"])
-@pytest.mark.parametrize("kind", [E4M3, E5M2])
+@pytest.mark.parametrize("kind", [E4M3, E5M2, np.int8])
 @pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1)])
-def test_scaled_fp8(weight, tmp_path, kind, shape, spelling):
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "module."])
+def test_scaled(weight, tmp_path, kind, shape, spelling, prefix):
     scale = (np.float32(0.03) + np.arange(math.prod(shape), dtype=np.float32)).reshape(shape)
-    file = {f"{naming.PREFIX}{Q}.weight": weight.astype(kind), f"{naming.PREFIX}{Q}.{spelling}": scale}
-    if spelling == "scale_weight":
-        file |= {f"{naming.PREFIX}scaled_fp8": np.zeros(2, kind), f"{naming.PREFIX}{Q}.scale_input": np.ones((), "f4")}
+    file = {f"{Q}.weight": weight.astype(kind), f"{Q}.{spelling}": scale}
+    if kind != np.int8 and spelling == "scale_weight":
+        file |= {"scaled_fp8": np.zeros(2, kind), f"{Q}.scale_input": np.ones((), "f4")}
     else:
-        file |= {f"{naming.PREFIX}{Q}.comfy_quant": np.zeros(30, np.uint8)}
-    write(tmp_path / "a.safetensors", file)
+        file |= {f"{Q}.comfy_quant": note(format="int8_tensorwise")}
+    write(tmp_path / "a.safetensors", {prefix + name: array for name, array in file.items()})
     want = torch.from_numpy(weight.astype(kind).astype(np.float32)) * torch.from_numpy(
         scale.reshape(-1, 1) if scale.size > 1 else scale
     )
@@ -180,7 +186,7 @@ def test_every_byte_of_fp8_means_what_torch_says(tmp_path):
 @pytest.mark.parametrize(
     "broken, message",
     [
-        ({"scaled_fp8": np.zeros(2, E4M3)}, r"scaled fp8 file, but 1 of its fp8 tensors have no scale.*self_attn\.q"),
+        ({"scaled_fp8": np.zeros(2, E4M3)}, r"1 tensors in F8_E4M3 without their scales.*self_attn\.q"),
         ({f"{Q}.scale_weight": np.ones((2, 3), "f4")}, r"by F32\[2, 3\]; one number for the tensor or for each row"),
         ({f"{Q}.scale_weight": np.ones((), np.int32)}, r"by I32\[\]"),
     ],
@@ -191,10 +197,74 @@ def test_scales_that_cannot_be_meant(weight, tmp_path, broken, message):
         read(tmp_path / "a.safetensors")
 
 
-def test_what_belongs_to_no_fp8_weight_is_left_for_the_match():
-    tensors = infos({f"{Q}.weight": (8, 6), f"{Q}.scale_weight": (), f"{Q}.scale_input": ()})
+@pytest.mark.parametrize(
+    "beside, message",
+    [
+        ({}, r"1 tensors in I8 without their scales, such as 'blocks\.0\.self_attn\.q\.weight'"),
+        ({"weight_scale": np.ones((2, 3), "f4")}, r"by F32\[2, 3\]"),
+        (
+            {"comfy_quant": note(format="int8_tensorwise", convrot=True)},
+            r"'blocks.*\.q' as int8.* rotated.*can be read",
+        ),
+        ({"comfy_quant": note(format="convrot_w4a4")}, r"'blocks.*\.q' as convrot_w4a4; float8_e4m3fn, "),
+        ({"comfy_quant": note()[:1]}, r"damaged blocks\.0\.self_attn\.q\.comfy_quant"),
+        ({"comfy_quant": np.frombuffer(b"[1]", np.uint8)}, r"'blocks.*\.q' as \[1\]"),
+    ],
+)
+def test_int8_that_cannot_be_meant(weight, tmp_path, beside, message):
+    beside = {"weight_scale": np.ones((), "f4"), **beside} if beside else {}
+    file = {f"{Q}.weight": weight.astype(np.int8), **{f"{Q}.{name}": array for name, array in beside.items()}}
+    write(tmp_path / "a.safetensors", file)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "notes, message",
+    [
+        (
+            {"layers": {Q: {"format": "int8_tensorwise", "convrot": True}}},
+            r"self_attn\.q' as int8_tensorwise with rotated",
+        ),
+        ({"layers": {Q: {"format": "nvfp4"}}}, r"self_attn\.q' as nvfp4"),
+        ([], r"damaged _quantization_metadata"),
+    ],
+)
+def test_notes_in_the_header(tmp_path, notes, message):
+    path = tmp_path / "a.safetensors"
+    save_file({"w": np.zeros(2, np.float32)}, path, {"_quantization_metadata": json.dumps(notes)})
+    with pytest.raises(UserError, match=message):
+        read_header(path)
+    save_file(
+        {"w": np.zeros(2, np.float32)},
+        path,
+        {"_quantization_metadata": '{"layers": {"w": {"format": "int8_tensorwise"}}}'},
+    )
+    read_header(path)
+
+
+@pytest.mark.parametrize("kind", [E4M3, np.int8])
+def test_a_scale_that_is_not_finite(weight, tmp_path, kind):
+    write(
+        tmp_path / "a.safetensors", {f"{Q}.weight": weight.astype(kind), f"{Q}.weight_scale": np.float32(np.nan)[None]}
+    )
+    with pytest.raises(UserError, match=r"stores a scale in 'blocks.*weight_scale' that is not finite"):
+        read(tmp_path / "a.safetensors")
+
+
+def test_what_belongs_to_no_weight_is_left_for_the_match():
+    tensors = infos({f"{Q}.scale_weight": (), f"{Q}.scale_input": (), "head.head.bias": (8,), "scale_weight": ()})
     assert set(naming.normalised(tensors, original.DIT)) == {
-        "blocks.0.attn1.to_q.weight",
         f"{Q}.scale_weight",
         f"{Q}.scale_input",
+        "scale_weight",
+        "proj_out.bias",
     }
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_scale_of_a_weight_that_is_not_quantised(weight, tmp_path, kind):
+    scale = np.arange(8, dtype=np.float32)
+    write(tmp_path / "a.safetensors", {f"{Q}.weight": weight.astype(kind), f"{Q}.scale_weight": scale})
+    want = weight.astype(kind).astype(np.float32) * scale[:, None]
+    np.testing.assert_array_equal(read(tmp_path / "a.safetensors"), want)

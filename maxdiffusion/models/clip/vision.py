@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
+from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, parameter, scan, stack
 from maxdiffusion.parallel import axes
@@ -20,19 +22,32 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
-def preprocess(images: Sequence[Image.Image], size: int) -> Float[np.ndarray, "b h w c"]:
-    """Resizes the short side of RGB images to `size`, crops the centre and normalises; fp32.
+def preprocess(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], size: int, view: Literal["squashed", "centre"]
+) -> Float[np.ndarray, "b h w c"]:
+    """Makes RGB images squares of `size` pixels, normalised by the channels' mean and deviation; fp32.
 
-    Reference: `transformers.CLIPImageProcessor` (bicubic, normalised by the channels' mean and deviation).
+    Args:
+      images: each in its own size.
+      size: the encoder's `image_size`.
+      view: the whole image squashed, bicubic without antialiasing (`CLIPModel.visual` of the official repository), or
+        the short side resized to `size` and the centre cropped (`transformers.CLIPImageProcessor`).
     """
+    square = {"squashed": _squashed, "centre": _centre}[view]
+    return (np.stack([square(image, size) for image in images]) - MEAN) / STD
 
-    def crop(image: Image.Image) -> np.ndarray:
-        width, height = (max(size, int(size * side / min(image.size))) for side in image.size)
-        left, top = (width - size) // 2, (height - size) // 2
-        small = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-        return (np.asarray(small, np.float32) / np.float32(255) - MEAN) / STD
 
-    return np.stack([crop(image) for image in images])
+def _squashed(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> Float[np.ndarray, "size size 3"]:
+    return bicubic(image, size, size) / np.float32(255)
+
+
+def _centre(image: UInt8[np.ndarray, "_ _ 3"], size: int) -> Float[np.ndarray, "size size 3"]:
+    whole = Image.fromarray(image)
+    width, height = (max(size, int(size * side / min(whole.size))) for side in whole.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    small = whole.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+    pixels: Any = np.asarray(small, np.float32)
+    return pixels / np.float32(255)
 
 
 class Attention(nnx.Module):

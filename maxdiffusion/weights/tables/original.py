@@ -84,6 +84,21 @@ UMT5: Table = {
     "norm": "encoder.final_layer_norm",
 }
 
+# The names of llama.cpp, which GGUF files have (gguf.TENSOR_NAMES).
+GGUF_UMT5: Table = {
+    "token_embd": "shared",
+    "enc.blk.{i}.attn_norm": f"{_LAYER}.0.layer_norm",
+    **{f"enc.blk.{{i}}.attn_{name}": f"{_LAYER}.0.SelfAttention.{name}" for name in ("q", "k", "v", "o")},
+    "enc.blk.{i}.attn_rel_b": f"{_LAYER}.0.SelfAttention.relative_attention_bias",
+    "enc.blk.{i}.ffn_norm": f"{_LAYER}.1.layer_norm",
+    "enc.blk.{i}.ffn_gate": f"{_LAYER}.1.DenseReluDense.wi_0",
+    "enc.blk.{i}.ffn_up": f"{_LAYER}.1.DenseReluDense.wi_1",
+    "enc.blk.{i}.ffn_down": f"{_LAYER}.1.DenseReluDense.wo",
+    "enc.output_norm": "encoder.final_layer_norm",
+}
+
+TEXT_ENCODER: Table = {**UMT5, **GGUF_UMT5}
+
 _TOWER = "encoder.layers.{i}"
 
 CLIP: Table = {
