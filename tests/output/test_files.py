@@ -1,7 +1,10 @@
 """The files of a batch; their names and numbers are tested where they are made."""
 
 import json
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,44 +17,56 @@ from maxdiffusion.media.read import read_video
 from maxdiffusion.output import names
 from maxdiffusion.weights.latents_io import load_latents
 from tests.support.media import read_metadata
+from tests.support.output import reserved
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.arange(2 * 5 * 12 * 12 * 8, dtype=np.float32).reshape(2, 5, 12, 12, 8)
 
 
-def refused(job, latents):
-    with pytest.raises(UserError) as error, output.reserved(job, job.videos, latents):
+def refused(job):
+    with pytest.raises(UserError) as error, reserved(job, job.videos, LATENTS[: len(job.videos)]):
         pass
     return str(error.value)
 
 
-@pytest.mark.parametrize("how", ["held", "written"])
-def test_latents_are_kept_where_another_run_took_the_name(tmp_path, how):
+def test_a_name_that_another_run_holds_or_has_written_is_refused_before_the_work(tmp_path):
     job = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/a.mp4"])
-    with names.reserve_file(tmp_path / "a.mp4", [".mp4"]):
-        if how == "held":
-            said = refused(job, LATENTS[:1])
-    if how == "written":
-        (tmp_path / "a.mp4").write_bytes(b"theirs")
-        said = refused(job, LATENTS[:1])
-    (kept,) = re.findall(r"decode_latents=(\S+) makes", said)
-    assert kept.startswith(str(tmp_path)) and ("another run is making" in said) == (how == "held")
+    with names.reserve_file(tmp_path / "a.mp4", [".mp4"]), pytest.raises(UserError, match="another run is making"):
+        output.Outputs(job, "model")
+    (tmp_path / "a.mp4").write_bytes(b"theirs")
+    with pytest.raises(UserError, match="exists already"):
+        output.Outputs(job, "model")
+    assert (tmp_path / "a.mp4").read_bytes() == b"theirs" and os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_latents_that_the_folder_cannot_take_are_saved_in_the_temporary_one(tmp_path, caplog, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    job = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/folder/a.mp4"])
+    with output.Outputs(job, "model") as outputs:
+        files = outputs.reserve(job.videos)
+        shutil.rmtree(tmp_path / "folder")
+        (tmp_path / "folder").write_bytes(b"a file in its way")
+        files.save_latents(LATENTS[:1])
+    (kept,) = re.findall(r"decode_latents=(\S+) makes", caplog.text)
+    assert kept.startswith(str(tmp_path / "temporary"))
     np.testing.assert_array_equal(load_latents(Path(kept))[0], LATENTS[:1])
     job = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/b.mp4", f"decode_latents={kept}"])
-    with output.reserved(job, job.videos, LATENTS[:1]) as files:
+    with reserved(job, job.videos, LATENTS[:1]) as files:
         assert files.paths == [tmp_path / "b.mp4"]
     assert not (tmp_path / "b.latents.safetensors").exists()
 
 
-def test_latents_of_every_line_are_kept_where_one_name_is_held(tmp_path):
-    lines = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two"}]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    job = request.load([PAGE, f"prompts={tmp_path}/p.jsonl", f"output_dir={tmp_path}"])
-    folder = tmp_path / job.cfg.run_name
-    with names.reserve_file(folder / "two.mp4", [".mp4"]):
-        refused(job, LATENTS)
-    for name, one in zip(("one", "two-2"), LATENTS, strict=True):
-        np.testing.assert_array_equal(load_latents(folder / f"{name}.latents.safetensors")[0], one[None])
+def test_latents_of_another_run_are_not_replaced_and_those_of_this_one_are_used(tmp_path):
+    job = request.load([PAGE, "prompt=a red circle", f"save_file={tmp_path}/a.mp4"])
+    with output.Outputs(job, "model") as outputs:
+        outputs.reserve(job.videos).save_latents(LATENTS[:1])
+    with output.Outputs(job, "model") as outputs:
+        ((videos, found),) = outputs.denoised()
+        assert videos == job.videos and outputs.unfinished(videos) == []
+        np.testing.assert_array_equal(found, LATENTS[:1])
+    with pytest.raises(UserError, match="exists already"):
+        output.Outputs(job, "another model")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +90,7 @@ def test_a_named_file_is_written_to_the_letter(tmp_path, words, file, format, ov
     if other.name != file:
         other.write_bytes(b"theirs")
     frames = np.random.default_rng(0).integers(0, 256, (1, job.cfg.num_frames, 96, 96, 3), np.uint8)
-    with output.reserved(job, job.videos, LATENTS[:1]) as files:
+    with reserved(job, job.videos, LATENTS[:1]) as files:
         assert files.write(frames, lambda done: None) == [tmp_path / file]
         files.record({}, {})
     stem = file if format == "folder" else file.rpartition(".")[0]
@@ -97,7 +112,7 @@ def test_default_names_of_one_frame_are_pictures(tmp_path, fmt):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "output": "tom"}\n')
     for words, name in (["prompt=a cat"], "a-cat-seed0-96x96x1"), ([f"prompts={tmp_path}/p.jsonl"], "tom"):
         job = request.load([PAGE, *words, f"output_dir={tmp_path}", "num_frames=1", f"output_format={fmt}"])
-        with output.reserved(job, job.videos, LATENTS[:1]) as files:
+        with reserved(job, job.videos, LATENTS[:1]) as files:
             (path,) = files.write(np.zeros((1, 1, 96, 96, 3), np.uint8), lambda done: None)
             files.record({}, {})
         assert path.name == f"{name}.{fmt.replace('jpeg', 'jpg')}" and path.is_file()
@@ -108,4 +123,4 @@ def test_default_names_of_one_frame_are_pictures(tmp_path, fmt):
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, where):
     job = request.load([PAGE, "prompt=a red circle", where.format(tmp_path)])
     (tmp_path / "folder").write_bytes(b"a file")
-    assert "kept" not in refused(job, LATENTS[:1])
+    assert "folder" in refused(job)

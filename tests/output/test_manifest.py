@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maxdiffusion import output, request
+from maxdiffusion import request
 from maxdiffusion.errors import UserError
 from maxdiffusion.output import manifest
 from maxdiffusion.request.videos import single
+from tests.support.output import reserved
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LINES = [{"prompt": "a red circle", "output": "one"}, {"prompt": "a white square", "output": "two", "size": "64*96"}]
@@ -32,7 +33,7 @@ def load(tmp_path):
 def make(job, number, kill=None):
     """Stands for a run of one line: its files in their order, up to where it is killed."""
     video = job.videos[number]
-    with output.reserved(job, [video], LATENTS) as files:
+    with reserved(job, [video], LATENTS) as files:
         assert files.paths == [manifest.video_path(job, video)]
         if kill != "denoise":
             files.paths[0].write_bytes(b"video" * (number + 1))
