@@ -23,6 +23,7 @@ RUNTIME = [
     "jaxtyping>=0.3.11,<0.4",
     "ml_dtypes>=0.6,<1",
     "numpy>=2.4.6,<3",
+    "orbax-checkpoint>=0.12.8,<0.13",
     "pillow>=13,<14",
     "pydantic>=2.14.3,<3",
     "PyYAML>=6.0.3,<7",
