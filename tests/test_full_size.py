@@ -15,7 +15,7 @@ PAGES = sorted(path.stem for path in (ROOT / "configs").glob("*.yml"))
 GIVEN = {
     "I2V": ("image=a", "width=1280", "height=720"),
     "FLF2V": ("image=a", "last_image=a", "width=1280", "height=720"),
-    "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
+    "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "num_frames=77", "width=1280", "height=720"),
 }
 
 

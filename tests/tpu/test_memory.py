@@ -91,7 +91,7 @@ def test_one_block_of_the_14b_model_on_16_devices(topology, size, mode):
 GIVEN = {
     "_i2v_": ("image=a", "width=1280", "height=720"),
     "_flf2v_": ("image=a", "last_image=a", "width=1280", "height=720"),
-    "_animate_": ("image=a", "pose_video=.", "face_video=.", "size=1280*720"),
+    "_animate_": ("image=a", "pose_video=.", "face_video=.", "num_frames=77", "width=1280", "height=720"),
     "_480p": ("width=832", "height=480"),
 }
 PAGES = sorted(path.stem for path in (ROOT / "configs").glob("wan2*.yml"))
