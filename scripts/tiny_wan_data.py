@@ -7,6 +7,7 @@ Purple and stars are unknown to the checkpoint: the concept LoRA is trained on s
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 
@@ -221,9 +222,9 @@ def signed_distance(shape, radius, x, y):
     if shape == "star":  # one edge, from a point at angle 0 to a notch, of ten that mirror each other
         angle = np.abs((np.arctan2(x, -y) + 0.2 * np.pi) % (0.4 * np.pi) - 0.2 * np.pi)
         distance = np.hypot(x, y)
-        notch_x, notch_y = STAR_NOTCH * np.cos(0.2 * np.pi), STAR_NOTCH * np.sin(0.2 * np.pi)
+        notch_x, notch_y = STAR_NOTCH * math.cos(0.2 * np.pi), STAR_NOTCH * math.sin(0.2 * np.pi)
         along, across = distance * np.cos(angle) - STAR_SCALE * radius, distance * np.sin(angle)
-        return (along * notch_y + across * (1 - notch_x)) / np.hypot(notch_y, 1 - notch_x)
+        return (along * notch_y + across * (1 - notch_x)) / math.hypot(notch_y, 1 - notch_x)
     circumradius = TRIANGLE_SCALE * radius
     inner = np.float32(circumradius / 2)
     slanted = np.float32(np.sqrt(3) / 2) * np.abs(x) - np.float32(0.5) * y

@@ -117,12 +117,12 @@ def stage_latents(args):
         number = len(state["latents"])
         rng = np.random.default_rng((args.seed, 1, number))
         chosen = [*TAUGHT, *base.TRAINING[number % 5 :: 5]]
+        parts = []
         for first in range(0, len(chosen), 6):
             videos = np.stack([data.render(data.sample_clip(c, rng)) for c in chosen[first : first + 6]])
             videos = torch.from_numpy(videos).permute(0, 4, 1, 2, 3).to(base.DEVICE).div_(127.5).sub_(1)
             with torch.no_grad():
-                latents = base.encode(vae, videos)[0].cpu()
-            parts = [latents] if not first else [*parts, latents]
+                parts.append(base.encode(vae, videos)[0].cpu())
         state["latents"].append(torch.cat(parts))
         state["labels"].append(chosen)
         base.save(path, state)
