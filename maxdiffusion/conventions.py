@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
+Levels = Literal["official", "diffusers"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Conventions:
@@ -27,7 +29,7 @@ class Conventions:
     """
 
     name: Literal["official", "diffusers"]
-    levels: Literal["official", "diffusers"]
+    levels: Levels
     clip_view: Literal["squashed", "centre"]
     start_image: Literal["bicubic", "lanczos"]
     character: Literal["bilinear", "lanczos"]

@@ -141,9 +141,10 @@ class BatchPrograms:
         return self.denoiser.lower(*self.arguments)[1]
 
     @property
-    def arguments(self) -> tuple[Any, Any, Any]:
-        """Arguments of the denoiser: parameters, latents and the context of one branch."""
-        return split(self.transformer)[1], self.noise, self.prepare.out_info
+    def arguments(self) -> tuple[Any, Any, Any, Any]:
+        """Arguments of the denoiser: parameters, latents, the context of one branch and the keys of `step_noise`."""
+        keys = parallel.like((self.rows, 2), jnp.uint32)
+        return split(self.transformer)[1], self.noise, self.prepare.out_info, keys
 
 
 def _prepare(graph: Any, params: Any, context: Context) -> PreparedContext:

@@ -16,7 +16,7 @@ from maxdiffusion.conditioning import Conditioning
 from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
-from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.noise import noise, step_keys
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
@@ -86,7 +86,10 @@ class Sampler:
             placed = (None if branch is None else jax.device_put(branch, context) for branch in raw)
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
-        state = self._states.pop(unit, None) or program.init(self._noise(rows, work.segment, programs))
+        state = self._states.pop(unit, None)
+        if state is None:
+            keys = parallel.put(step_keys([video.seed for video in batch], work.segment))
+            state = program.init(self._noise(rows, work.segment, programs), keys)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
             state = self._run(program, params, contexts, state, work.expert, advance)
         if work.expert != s.recipe.experts[-1]:
@@ -107,7 +110,7 @@ class Sampler:
         else:
             x = parallel.put(self._given[rows], axes.BATCH)
         x = x[:, segment * frames : (segment + 1) * frames]
-        x = self._conditions.start(videos, x, float(s.recipe.schedule.sigmas[0]))
+        x = self._conditions.start(videos, x, s.recipe)
         return jax.device_put(x, programs.noise.sharding)
 
     def _programs(self, batch: list[Video]) -> tuple[BatchPrograms, Any, Program]:

@@ -128,6 +128,11 @@ ANIMATE = Task(
 )
 
 
+# `_class_name` of checkpoints whose networks are those of a variant and whose recipe has few steps; see
+# `request.few_step`.
+FEW_STEP_PIPELINES = ("WanDMDPipeline",)
+
+
 @dataclasses.dataclass(frozen=True)
 class WanSpec:
     """One variant: its names, its checkpoint, its strides and its official defaults.

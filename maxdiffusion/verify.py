@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import latents
 from maxdiffusion.config import schema
+from maxdiffusion.config.schema import Config
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import Job, on_mesh, session
@@ -48,7 +50,7 @@ def run(job: Job) -> list[Difference]:
       UserError: the two differ by more than the tolerance, or are not numbers at all.
     """
     session.start(job)
-    cfg = job.cfg.model_copy(update={"num_inference_steps": job.cfg.verify_steps, "loop": "steps"})
+    cfg = job.cfg.model_copy(update=_few_steps(job.cfg) | {"loop": "steps"})
     job = dataclasses.replace(job, cfg=cfg)
     if not cfg.verify_against and distributed.count() > 1:
         raise UserError(
@@ -79,6 +81,16 @@ def run(job: Job) -> list[Difference]:
             "(bfloat16), try activations_dtype=float32 weights_dtype=float32, or set verify_psnr."
         )
     return found
+
+
+def _few_steps(cfg: Config) -> dict[str, Any]:
+    """The keys of a run of `verify_steps` steps: of explicit levels the first, of two experts' own steps half each."""
+    steps = cfg.verify_steps
+    if cfg.sigmas:
+        return {"sigmas": cfg.sigmas[:steps], "num_inference_steps": len(cfg.sigmas[:steps])}
+    if cfg.num_inference_steps_2 and steps > 1:
+        return {"num_inference_steps": -(-steps // 2), "num_inference_steps_2": steps // 2}
+    return {"num_inference_steps": steps, "num_inference_steps_2": None}
 
 
 def _on_one_device(job: Job) -> Job:

@@ -76,7 +76,7 @@ def main() -> None:
     graph = nnx.graphdef(transformer)
     prepare = jax.jit(lambda params, context: nnx.merge(graph, params).prepare(Context(context)))
     solver = SOLVERS["unipc"]
-    schedule = solver.schedule(args.steps, shift)
+    schedule = solver.schedule(args.steps, shift, "diffusers")
     experts = (ExpertSteps(0, args.steps, guidance_scale=scale),)
     denoiser = Denoiser(network, experts, schedule, solver, BatchedGuidance())
     contexts = Contexts(*(prepare(params, jnp.asarray(text)) for text in (positive, negative)))

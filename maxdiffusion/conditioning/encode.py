@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
+from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.request import Job, Video
@@ -110,11 +111,11 @@ class Conditioning:
         return Contexts(shown, context([video.negative_prompt for video in videos], negative) if guided else None)
 
     def start(
-        self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], sigma: float
+        self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], recipe: Recipe
     ) -> Float[Array, "b f h w c"]:
         """Initial latents at the first noise level: the noise, or the input videos with noise added."""
-        given = self._stacked(videos).get(START)
-        return noise if given is None else sigma * noise + (1 - sigma) * given
+        given, sigma = self._stacked(videos).get(START), float(recipe.schedule.sigmas[0])
+        return recipe.noise_scale * noise if given is None else sigma * noise + (1 - sigma) * given
 
     def _stacked(self, videos: Sequence[Video]) -> dict[str, Any]:
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._fields[video] for video in videos))

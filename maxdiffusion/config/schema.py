@@ -63,6 +63,7 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
 Strengths = Annotated[dict[str, float], BeforeValidator(_strengths)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
+Levels = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_empty_is_no_tuple)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
@@ -174,7 +175,8 @@ class Config(BaseModel):
     """The task, one that the variant can do: T2V is text to video."""
 
     conventions: Literal["official", "diffusers"] = _key("model", "official")
-    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ."""
+    """Whose noise levels, resizing, sizes and reference order apply where the official code and diffusers differ;
+    docs/conventions.md lists them."""
 
     # ---- prompt
     prompt: Texts = _key("prompt", ())
@@ -230,20 +232,29 @@ class Config(BaseModel):
     # ---- sampling
     num_inference_steps: int = _key("sampling", VARIANT, from_variant=True, alias="sample_steps", ge=1, le=1000)
     """Denoise steps."""
+    num_inference_steps_2: int | None = _key("sampling", None, ge=1, le=1000)
+    """Steps of the low-noise expert alone, where there are two: num_inference_steps are then those of the high-noise
+    expert, from level 1 down to boundary_ratio, and these go on from there to 0."""
+    sigmas: Levels = _key("sampling", ())
+    """The noise levels themselves, falling, in place of steps and shift: [1, 0.757, 0.522]; 0 is added at the end."""
     guidance_scale: float = _key("sampling", VARIANT, from_variant=True, ge=1, le=100)
     """Scale of classifier-free guidance; 1 is none and saves half the time."""
     guidance_scale_2: float | None = _key("sampling", None, from_variant=True, ge=1, le=100)
     """The same for the low-noise expert, where there are two; by default guidance_scale if that is given."""
     boundary_ratio: float | None = _key("sampling", None, from_variant=True, ge=0, le=1)
     """The high-noise expert denoises timesteps of at least 1000 times this."""
+    boundary_step: int | None = _key("sampling", None, ge=0, le=1000)
+    """Number of first steps that the high-noise expert takes, in place of boundary_ratio."""
     expert_residency: Literal["together", "in_turn"] = _key("sampling", "together", of_the_video=False)
     """Both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first."""
     flow_shift: float = _key("sampling", VARIANT, from_variant=True, alias="sample_shift", gt=0, le=100)
     """Shift of the noise levels towards more noise."""
-    solver: Literal["unipc", "euler", "dpmpp_2m"] = _key(
+    flow_shift_2: float | None = _key("sampling", None, needs="num_inference_steps_2=4", gt=0, le=100)
+    """The same for the low-noise expert's own steps; by default flow_shift."""
+    solver: Literal["unipc", "euler", "dpmpp_2m", "renoise"] = _key(
         "sampling", "unipc", alias="sample_solver", values={"dpm++": "dpmpp_2m"}
     )
-    """Sampler."""
+    """Sampler; renoise predicts the video and adds fresh noise up to the next level, for models distilled so."""
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key("sampling", "auto", of_the_video=False)
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
@@ -371,10 +382,11 @@ class Config(BaseModel):
         return self._origins
 
     def describe(self) -> str:
-        """Text of the log: the video's size, then each non-default value with its origin."""
+        """Text of the log: the video's size, then conventions and each non-default value with their origins."""
+        origins = {"conventions": "default", **self._origins}
         lines = [
             f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
-            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in self._origins.items()),
+            *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in origins.items()),
         ]
         return "\n".join(lines)
 

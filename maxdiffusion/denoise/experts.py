@@ -28,17 +28,24 @@ class ExpertSteps(NamedTuple):
 
 
 def expert_steps(
-    timesteps: np.ndarray, boundary_ratio: float | None, guidance_scale: float, guidance_scale_2: float | None
+    timesteps: np.ndarray,
+    boundary_ratio: float | None,
+    guidance_scale: float,
+    guidance_scale_2: float | None,
+    boundary_step: int | None = None,
 ) -> tuple[ExpertSteps, ...]:
     """All steps of a run, in order, divided between its experts.
 
-    WAN 2.2 A14B has a boundary and two experts: `transformer` while the timestep is at least boundary_ratio x 1000,
-    `transformer_2` below. All other models have one. An expert without steps is left out.
+    WAN 2.2 A14B has two experts: `transformer` takes the first `boundary_step` steps, or without that those whose
+    timestep is at least boundary_ratio x 1000, and `transformer_2` the others. All other models have one. An expert
+    without steps is left out.
     """
     steps = len(timesteps)
-    if boundary_ratio is None or guidance_scale_2 is None:
+    if boundary_step is None and boundary_ratio is not None:
+        boundary_step = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    if boundary_step is None or guidance_scale_2 is None:
         return (ExpertSteps(0, steps, "transformer", guidance_scale),)
-    switch = int((timesteps >= boundary_ratio * TRAIN_STEPS).sum())
+    switch = min(boundary_step, steps)
     high = ExpertSteps(0, switch, "transformer", guidance_scale)
     low = ExpertSteps(switch, steps, "transformer_2", guidance_scale_2)
     return tuple(expert for expert in (high, low) if expert.stop > expert.start)
@@ -60,6 +67,19 @@ def program_calls(experts: Sequence[ExpertSteps], scan: bool) -> Counter[tuple[b
         steps = expert.stop - expert.start
         found[expert.guided, steps if scan else 1] += 1 if scan else steps
     return found
+
+
+def described(experts: Sequence[ExpertSteps]) -> str:
+    """The steps as text, and how often each network is evaluated: a guided step takes two passes.
+
+    `14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)`.
+    """
+    parts = []
+    for expert in experts:
+        steps = expert.stop - expert.start
+        with_guidance, passes = (" with guidance", 2 * steps) if expert.guided else ("", steps)
+        parts.append(f"{steps} of {expert.net}{with_guidance} ({passes} passes)")
+    return f"{experts[-1].stop} steps: {', '.join(parts)}"
 
 
 def execution_order(

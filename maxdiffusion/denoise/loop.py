@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.caches import Cache, NoCache
 from maxdiffusion.denoise.experts import ExpertSteps, program_calls
@@ -26,7 +26,7 @@ from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
 from maxdiffusion.models.dit.context import Contexts
-from maxdiffusion.parallel import axes, jit, like, shard
+from maxdiffusion.parallel import axes, jit, like, put, shard
 
 
 class State(NamedTuple):
@@ -83,10 +83,13 @@ class Denoiser:
         scales = np.concatenate([np.full(e.stop - e.start, e.guidance_scale, np.float32) for e in self.experts])
         return StepInputs(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
 
-    def init(self, x: Float[Array, "b f h w c"]) -> State:
-        """The state at the first noise level, a copy: `x` stays valid when the state is donated."""
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> State:
+        """The state at the first noise level, a copy: `x` stays valid when the state is donated.
+
+        `keys` are those of a solver that draws noise (`noise.step_keys`); the others do not use them.
+        """
         x = x.astype(jnp.float32)
-        return _place(jax.tree.map(jnp.copy, State(self.solver.init(x))))
+        return _place(jax.tree.map(jnp.copy, State(self.solver.init(x, keys))))
 
     def step(self, guided: bool, params: Any, contexts: Contexts, state: State, inputs: StepInputs) -> State:
         guidance = self._guidance(guided)
@@ -110,14 +113,14 @@ class Denoiser:
         return jax.tree.map(_like, tuple(map(self.cache.init, jax.eval_shape(tokens, params, x, context))))
 
     def lower(
-        self, params: Any, x: Any, context: Any
+        self, params: Any, x: Any, context: Any, keys: Any = None
     ) -> tuple[jax.stages.Lowered, dict[tuple[bool, int], jax.stages.Lowered], dict[bool, tuple[Any, ...]]]:
         """`init`, the program of each (guided, steps of one call), and `cache_state` by guided.
 
-        All arguments may be abstract. `context` belongs to one branch of guidance.
+        All arguments may be abstract. `context` belongs to one branch of guidance; `keys` are as in `init`.
         """
-        inputs = self.step_inputs()
-        init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, x))).lower(x)
+        inputs, start = self.step_inputs(), _start(x, keys)
+        init = jit(self.init, out_shardings=_shardings(jax.eval_shape(self.init, *start))).lower(*start)
         advance, programs = self.steps if self.scan else self.step, {}
         caches = {each.guided: self.cache_state(each.guided, params, x, context) for each in self.experts}
         for guided, steps in program_calls(self.experts, self.scan):
@@ -127,18 +130,24 @@ class Denoiser:
             programs[guided, steps] = jitted.lower(guided, params, _contexts(guided, context), state, rows)
         return init, programs, caches
 
-    def compile(self, params: Any, x: Any, context: Any) -> Program:
+    def compile(self, params: Any, x: Any, context: Any, keys: Any = None) -> Program:
         """Compiles every program of the run; arguments as in `lower`."""
-        start = time.perf_counter()
-        init, programs, caches = self.lower(params, x, context)
+        began = time.perf_counter()
+        init, programs, caches = self.lower(params, x, context, keys)
         compiled = {key: program.compile() for key, program in programs.items()}
-        return Program(self, self.step_inputs(), init.compile(), compiled, caches, time.perf_counter() - start)
+        return Program(self, self.step_inputs(), init.compile(), compiled, caches, time.perf_counter() - began)
 
     def run(
-        self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+        self,
+        params: Any,
+        x: Float[Array, "b f h w c"],
+        contexts: Contexts,
+        on_step: OnStep | None = None,
+        keys: UInt32[np.ndarray, "b 2"] | None = None,
     ) -> Float[Array, "b f h w c"]:
         """Denoises `x`, pure noise at schedule.sigmas[0], to latents (float32): compile and call in one."""
-        return self.compile(params, x, contexts.positive)(params, x, contexts, on_step)
+        placed = None if keys is None else put(keys)
+        return self.compile(params, x, contexts.positive, placed)(params, x, contexts, on_step, placed)
 
     def _guidance(self, guided: bool) -> Guidance:
         return self.guidance if guided else NoGuidance()
@@ -162,7 +171,7 @@ class Program:
     Attributes:
       denoiser: the strategies it was made from.
       inputs: inputs of all steps.
-      init: executable from noise to the first state.
+      init: executable from noise (and keys, where it was compiled with them) to the first state.
       programs: (guided, steps of one call) -> executable.
       caches: guided -> abstract state of the step cache.
       seconds: time that compiling took.
@@ -176,10 +185,15 @@ class Program:
     seconds: float
 
     def __call__(
-        self, params: Any, x: Float[Array, "b f h w c"], contexts: Contexts, on_step: OnStep | None = None
+        self,
+        params: Any,
+        x: Float[Array, "b f h w c"],
+        contexts: Contexts,
+        on_step: OnStep | None = None,
+        keys: UInt32[Array, "b 2"] | None = None,
     ) -> Float[Array, "b f h w c"]:
         """From noise to latents, float32; all experts have the same params and contexts."""
-        state = self.init(x)
+        state = self.init(*_start(x, keys))
         for expert in self.denoiser.experts:
             state = self.advance(params, contexts, state, expert, on_step)
         return state.x
@@ -205,6 +219,11 @@ class Program:
             if on_step is not None:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
         return State(state.solver)
+
+
+def _start(x: Any, keys: Any) -> tuple[Any, ...]:
+    """The arguments of `init`."""
+    return (x,) if keys is None else (x, keys)
 
 
 def _contexts(guided: bool, context: Any) -> Contexts:

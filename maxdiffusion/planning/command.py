@@ -18,7 +18,7 @@ from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Pool, libtpu
 from maxdiffusion.planning.results import Plan, Target
-from maxdiffusion.request import Job, cost
+from maxdiffusion.request import Job, cost, few_step
 from maxdiffusion.request.checks import required
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.runtime import log, paths
@@ -92,6 +92,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     """The plan, and whether all its programs were compiled."""
     pool = Pool(tpu.environment if tpu else {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}, deadline)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of this process, which compiles nothing
+    from maxdiffusion.denoise.experts import described
     from maxdiffusion.planning import worker
     from maxdiffusion.planning.changes import nearest
     from maxdiffusion.planning.compilation import Compilation
@@ -103,7 +104,10 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     )
     if target is None:
         raise UserError("This machine's devices did not answer within plan_minutes; write a larger one.")
-    cfg, run = job.cfg, cost.Run.of(job, recipe_of(job), configs, target.kind, target.platform)
+    cfg, recipe = job.cfg, recipe_of(job)
+    for warning in few_step.warnings(job, recipe):
+        logger.warning("%s", warning)
+    run = cost.Run.of(job, recipe, configs, target.kind, target.platform)
     layouts, refused = splits(run, target.devices)
     compilation = Compilation(run, layouts, pool, target)
     rows = compilation.rows
@@ -126,15 +130,16 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     if not rows:
         raise UserError(refused[-1].reason)
     notes += sorted({stage.fault for row in rows.values() for stage in row.stages.values()} - {""})
+    weights = sum(nbytes for _, nbytes in run.nets.values())
     notes.append(
-        "predicted, not measured: nothing was run on these devices; loading weights and compiling are left out"
+        "predicted, not measured: nothing was run on these devices; compiling is left out, and so is loading "
+        f"{weights / 2**30:.3g} GiB of weights (in the run's dtypes), which takes {report.clock(weights / 1e9)} from a "
+        "disk of 1 GB/s"
     )
     ranked = tuple(sorted(rows.values(), key=lambda row: row.rank))
     size = max(((video.width, video.height) for video in job.videos), key=math.prod)
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
-    words = (
-        f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {cfg.num_inference_steps} steps"
-    )
+    words = f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {described(recipe.experts)}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))

@@ -79,6 +79,7 @@ def _summary(plan: Plan, price: float | None) -> str:
         f"{clock(seconds.total)} ({clock(seconds.low)} to {clock(seconds.high)}), "
         f"{plan.chips * seconds.total:,.0f} chip-seconds"
         + ("" if price is None else f", {plan.chips * seconds.total / 3600 * price:,.2f} at {price:g} a chip-hour"),
+        "  of which   " + ", ".join(f"{name} {clock(stage.seconds.total)}" for name, stage in best.stages.items()),
         f"  memory     {best.gib:.2f} of {plan.gib:.4g} GiB per device at the peak, which is {best.peak} ("
         + ", ".join(f"{name} {stage.gib:.2f}" for name, stage in best.stages.items())
         + ")",

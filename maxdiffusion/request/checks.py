@@ -35,6 +35,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
     _size(cfg.width, cfg.height, spec)
     _prompts(cfg)
     _experts(cfg, spec)
+    _levels(cfg)
     check_parallelism(cfg, spec)
 
 
@@ -174,9 +175,56 @@ def required(cfg: Config, spec: WanSpec) -> tuple[str, ...]:
 
 
 def _experts(cfg: Config, spec: WanSpec) -> None:
-    for key in ("guidance_scale_2", "boundary_ratio", "expert_residency"):
+    for key in (
+        "guidance_scale_2",
+        "boundary_ratio",
+        "boundary_step",
+        "num_inference_steps_2",
+        "flow_shift_2",
+        "expert_residency",
+    ):
         if spec.boundary_ratio is None and not schema.is_default(cfg, key):
             raise UserError(f"{key} is not used by {spec.name}, which has one expert; leave it out.")
+    if cfg.boundary_step is not None:
+        for key in ("boundary_ratio", "num_inference_steps_2"):
+            if getattr(cfg, key) is not None:
+                raise UserError(
+                    f"boundary_step={cfg.boundary_step} and {key}={getattr(cfg, key)} both say where the experts "
+                    "change; keep one of them."
+                )
+        if cfg.boundary_step > cfg.num_inference_steps:
+            raise UserError(
+                f"boundary_step={cfg.boundary_step} is more than the {cfg.num_inference_steps} steps of the run; it "
+                f"must be 0 to {cfg.num_inference_steps}, of which the ends leave one expert out."
+            )
+
+
+def _levels(cfg: Config) -> None:
+    """Checks of the noise levels that the keys give, before any schedule is made."""
+    if cfg.num_inference_steps_2 is not None and cfg.boundary_ratio in (0, 1):
+        raise UserError(
+            f"boundary_ratio={cfg.boundary_ratio:g} leaves one of the experts without noise levels; with "
+            "num_inference_steps_2 it must lie between 0 and 1, such as 0.875."
+        )
+    if not cfg.sigmas:
+        return
+    if cfg.num_inference_steps_2 is not None:
+        raise UserError(
+            "sigmas are the levels of the whole run, so that num_inference_steps_2 is not used beside them; leave it "
+            "out, and write boundary_step for the number of levels of the high-noise expert."
+        )
+    if cfg.num_inference_steps != len(cfg.sigmas):
+        raise UserError(
+            f"num_inference_steps={cfg.num_inference_steps} is not the number of sigmas, which is {len(cfg.sigmas)}; "
+            "leave it out."
+        )
+    if cfg.flow_shift != 1:
+        raise UserError(
+            f"flow_shift={cfg.flow_shift:g} is not used beside sigmas, which are the shifted levels; leave it out."
+        )
+    from maxdiffusion.denoise.schedule import explicit_levels  # numpy, which no other check needs
+
+    explicit_levels(cfg.sigmas)
 
 
 def check_parallelism(cfg: Config, spec: WanSpec) -> None:

@@ -16,11 +16,11 @@ from maxdiffusion.config.parse import COMMAND_LINE, Value, Values, parse_words, 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image, size_within
-from maxdiffusion.request import checks, prompt_file, videos
+from maxdiffusion.request import checks, few_step, prompt_file, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
-from maxdiffusion.weights import dimensions
+from maxdiffusion.weights import dimensions, hub
 from maxdiffusion.weights.checkpoint import official_layout
 from maxdiffusion.weights.headers import read_json
 
@@ -43,6 +43,7 @@ def resolve(values: Values) -> Job:
     values = dict(values)
     spec, transformer = _variant(values)
     _apply_auto_size(values, spec)
+    _apply_checkpoint(values, spec)
     for key, (value, origin) in _defaults(spec, values).items():
         values.setdefault(key, Value(value, origin))
     cfg = _with_line_keys(values, typed(values))
@@ -148,6 +149,22 @@ def _apply_auto_size(values: Values, spec: variants.WanSpec) -> None:
         values[side] = Value(str(pixels), f"size=auto, the {key} has {own[0]} x {own[1]} pixels")
 
 
+def _apply_checkpoint(values: Values, spec: variants.WanSpec) -> None:
+    """The recipe that a few-step checkpoint asks for; keys that are given win, and those of noise levels win together.
+
+    Of a hub id, model_index.json is fetched, where the run would fetch its files as well.
+    """
+    path = _text(values, "pretrained_model_name_or_path")
+    if path in (None, spec.hub_id) or all(key in values for key in few_step.KEYS):
+        return
+    fetch = not any(_text(values, key) for key in ("plan", "inspect"))
+    wanted = few_step.asked(hub.model_index(path, _text(values, "revision"), fetch), path)
+    if any(key in values for key in ("num_inference_steps", "flow_shift", "sigmas")):
+        wanted.pop("sigmas", None)
+    for key, (value, origin) in wanted.items():
+        values.setdefault(key, Value(value, origin))
+
+
 def _size_of(key: str, location: str) -> tuple[int, int]:
     """Width and height of an image or a video."""
     if key == "image":
@@ -242,6 +259,13 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
         result["flow_shift"] = (spec.flow_shift_480p, f"{origin} up to 832 x 480 pixels")
     if spec.guidance_scale_2 is not None and "guidance_scale" in values:  # as both references read one scale
         result["guidance_scale_2"] = (values["guidance_scale"].value, "guidance_scale")
+    if "sigmas" in values and (levels := values["sigmas"].value) not in ("", []):
+        result["num_inference_steps"] = (len(levels) if isinstance(levels, list) else 1, "sigmas")
+        result["flow_shift"] = (1.0, "sigmas")  # they are levels already
+    if "num_inference_steps_2" in values:
+        result["flow_shift_2"] = values.get("flow_shift", Value(*result["flow_shift"])).value, "flow_shift"
+    if "boundary_step" in values:
+        result.pop("boundary_ratio", None)
     if "pretrained_model_name_or_path" not in values:
         if spec.hub_id is None:
             raise UserError(

@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, layout, loras, nets
+from maxdiffusion.request import checks, few_step, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime import compile_cache, distributed, log
 from maxdiffusion.runtime.stages import Stages
@@ -123,11 +123,14 @@ def recipe_of(job: Job) -> Recipe:
     cfg = job.cfg
     return Recipe.of(
         cfg.solver,
-        cfg.num_inference_steps,
-        cfg.flow_shift,
+        (cfg.num_inference_steps, cfg.num_inference_steps_2),
+        (cfg.flow_shift, cfg.flow_shift_2),
         scales=(cfg.guidance_scale, cfg.guidance_scale_2),
         boundary=cfg.boundary_ratio,
+        boundary_step=cfg.boundary_step,
+        sigmas=cfg.sigmas,
         strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
+        levels=job.conventions.levels,
     )
 
 
@@ -143,6 +146,8 @@ def start(job: Job) -> None:
     if distributed.index() and cfg.log_level != "error":
         log.setup("warning")
     logger.info("%s", cfg.describe())
+    for warning in few_step.warnings(job, recipe_of(job)):
+        logger.warning("%s", warning)
     with distributed.fail_together():
         compile_cache.enable(cfg.jax_cache_dir)
         if distributed.count() > 1 and distributed.index() == 0:

@@ -43,8 +43,13 @@ class NetSpec:
     ignored: Sequence[str] = ()
 
 
-# The reference loads the first where a file has it and never uses it; the second are fixed blur filters.
-_UNUSED = (r"blocks\.\d+\.attn2\.norm_added_q\.weight", r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel")
+# The reference loads the first where a file has it and never uses it; the second are fixed blur filters; the third are
+# of the sparse attention (VSA) that FastWan 2.1 was trained with, which is computed densely here.
+_UNUSED = (
+    r"blocks\.\d+\.attn2\.norm_added_q\.weight",
+    r"motion_encoder\.enc\.net_app\.convs\.\d+\.\w+\.0\.kernel",
+    r"blocks\.\d+\.to_gate_compress\.(weight|bias)",
+)
 _TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, original.DIT, _UNUSED)
 _TOKENIZER = ("spiece_model",)  # in files for ComfyUI
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
@@ -156,7 +161,7 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
             or f"{folder} has no model_index.json, so it is not a checkpoint in the diffusers layout; "
             f"give the folder that holds model_index.json, {', '.join(needed)}."
         )
-    _expect(index, read_json(index), "_class_name", variant.task.pipeline_class)
+    _expect(index, read_json(index), "_class_name", variant.task.pipeline_class, *variants.FEW_STEP_PIPELINES)
     for name in needed:
         if name not in files and not (folder / name).is_dir():
             raise UserError(f"{folder} has no folder {name!r}; the checkpoint is incomplete: download it again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -9,9 +10,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, probe
+from maxdiffusion.weights.headers import read_json
 
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
@@ -70,6 +73,32 @@ def file(location: str, beside: Sequence[str] = (), fetch: bool = True) -> Path 
     if not path.is_file():
         raise UserError(f"{location} is neither a file here nor in {repo} on the hub; check the spelling.")
     return path
+
+
+def model_index(name_or_path: str, revision: str | None = None, fetch: bool = True) -> dict[str, Any]:
+    """The content of a checkpoint's model_index.json alone, fetched if it may be; empty where it cannot be had.
+
+    Why it cannot is an error of `resolve`, which needs the other files too.
+
+    Raises:
+      UserError: the file is not a JSON object.
+    """
+    path = probe(os.path.expanduser(name_or_path)) / "model_index.json"
+    if path.is_file():
+        return read_json(path)
+    if probe(os.path.expanduser(name_or_path)).exists() or not _HUB_ID.fullmatch(name_or_path):
+        return {}
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    for cached in (True, False) if fetch else (True,):  # the cache first: a second run asks no hub
+        with contextlib.suppress(OSError, errors.HTTPError, errors.HFValidationError, errors.XetDownloadError):
+            return read_json(
+                Path(
+                    huggingface_hub.hf_hub_download(name_or_path, path.name, revision=revision, local_files_only=cached)
+                )
+            )
+    return {}
 
 
 def _snapshot(

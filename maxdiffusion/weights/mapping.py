@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 from collections import defaultdict
@@ -15,6 +16,8 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import FLOATS, TensorSource
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,11 @@ def match(
                 wrong[f"{tensor.dtype} instead of {', '.join(FLOATS)}"].append(tensor.name)
         found[target].append(Assignment(present[0], rule, shape, layer, tuple(present[1:])))
 
-    surplus = [name for name in tensors if name not in used and not any(re.fullmatch(skip, name) for skip in ignored)]
+    unused = [name for name in tensors if name not in used]
+    skipped = [name for name in unused if any(re.fullmatch(skip, name) for skip in ignored)]
+    if skipped:
+        log.info("%s: the model does not use %s", what, ", ".join(grouped(skipped)))
+    surplus = [name for name in unused if name not in skipped]
     problems = [
         _listed("missing from the checkpoint", missing),
         _listed("not a part of the model", surplus),

@@ -14,11 +14,12 @@ from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_o
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import Network, split
-from maxdiffusion.denoise.noise import noise
+from maxdiffusion.denoise.noise import noise, step_keys
 from maxdiffusion.denoise.solvers import SOLVERS, UniPC
 from maxdiffusion.models.dit.context import Contexts
 
 RNG = np.random.default_rng(1)
+KEYS = step_keys([1, 2])
 CONTEXTS = Contexts(*jnp.asarray(RNG.standard_normal((2, 2, 3, 4)), jnp.float32))
 
 
@@ -58,7 +59,7 @@ def denoiser(tiny, steps=6, scale=3.0, solver=SOLVERS["unipc"], guidance=TwoPass
 def plainly(network, params_at, solver, steps, scale_at, x):
     """The run written out, nothing compiled ahead: both branches of guidance, solver, step by step."""
     schedule = solver.schedule(steps, 3.0)
-    table, state = solver.table(schedule), solver.init(x)
+    table, state = solver.table(schedule), solver.init(x, jnp.asarray(KEYS))
     for i, t in enumerate(schedule.timesteps):
         time, velocities = jnp.full((x.shape[0],), t), []
         for context in CONTEXTS:
@@ -80,8 +81,8 @@ def with_own_parameters(program, experts, x, contexts=CONTEXTS):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_steps_scan_and_the_run_written_out_agree(tiny, x, name):
     expected = plainly(tiny[0], lambda t: tiny[1], SOLVERS[name], 6, lambda t: 3.0, x)
-    steps = denoiser(tiny, solver=SOLVERS[name]).run(tiny[1], x, CONTEXTS)
-    scan = denoiser(tiny, solver=SOLVERS[name], scan=True).run(tiny[1], x, CONTEXTS)
+    steps = denoiser(tiny, solver=SOLVERS[name]).run(tiny[1], x, CONTEXTS, keys=KEYS)
+    scan = denoiser(tiny, solver=SOLVERS[name], scan=True).run(tiny[1], x, CONTEXTS, keys=KEYS)
     assert steps.dtype == jnp.float32 and steps.shape == x.shape
     np.testing.assert_allclose(steps, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(scan, steps, rtol=1e-5, atol=1e-5)

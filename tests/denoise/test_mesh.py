@@ -19,7 +19,7 @@ def main():
     from maxdiffusion.denoise.guidance import BatchedGuidance
     from maxdiffusion.denoise.loop import Denoiser
     from maxdiffusion.denoise.network import Network
-    from maxdiffusion.denoise.noise import noise
+    from maxdiffusion.denoise.noise import noise, step_keys
     from maxdiffusion.denoise.solvers import SOLVERS
     from maxdiffusion.models.dit.context import Contexts
 
@@ -31,23 +31,25 @@ def main():
     placement = parallel.Placement(mesh, {"batch": ("data",), "sequence": parallel.axes.CONTEXT})
     params = jax.random.normal(jax.random.key(1), (4, 4))
     contexts = Contexts(*jax.random.normal(jax.random.key(2), (2, 2, 3, 4)))
-    solver = SOLVERS["unipc"]
-
     seeds, shape = [11, 2**40 + 3], (2, 4, 4, 4)
     x = noise(seeds, shape)
+    keys = step_keys(seeds)
     experts = (ExpertSteps(0, 4, guidance_scale=3.0),)
-    args = (Network.of(velocity), experts, solver.schedule(4, 3.0), solver, BatchedGuidance())
-    denoisers = [Denoiser(*args, scan=scan) for scan in (False, True)]
-    expected = denoisers[0].run(params, x, contexts)
+    solvers = [SOLVERS[name] for name in ("unipc", "renoise")]
+    args = [(Network.of(velocity), experts, each.schedule(4, 3.0), each, BatchedGuidance()) for each in solvers]
+    denoisers = [[Denoiser(*each, scan=scan) for scan in (False, True)] for each in args]
+    expected = [step_by_step.run(params, x, contexts, keys=keys) for step_by_step, _ in denoisers]
     with parallel.use(placement):
         sharded = noise(seeds, shape)
         assert sharded.sharding.is_equivalent_to(placement.sharding("batch"), 5), sharded.sharding
         np.testing.assert_array_equal(sharded, x)
         contexts = jax.device_put(contexts, placement.sharding("batch"))
-        for denoiser in denoisers:
-            latents = denoiser.run(params, sharded, contexts)
+        for denoiser, alone in (
+            (each, alone) for pair, alone in zip(denoisers, expected, strict=True) for each in pair
+        ):
+            latents = denoiser.run(params, sharded, contexts, keys=keys)
             assert latents.sharding.is_equivalent_to(placement.sharding("batch"), 5), latents.sharding
-            np.testing.assert_allclose(latents, expected, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(latents, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_eight_devices_equal_one():

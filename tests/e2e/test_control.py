@@ -74,6 +74,7 @@ def run(
 ) -> np.ndarray:
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [
+        "conventions=diffusers",
         f"prompt={PROMPT}",
         "negative_prompt=blurry",
         f"height={size[0]}",

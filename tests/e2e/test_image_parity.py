@@ -103,6 +103,7 @@ def common(folder, model, checkpoint, noise, size, steps=4):
     return [
         str(folder / "run.yml"),
         f"model_name={model}",
+        "conventions=diffusers",
         f"pretrained_model_name_or_path={checkpoint}",
         f"prompt={list(PROMPTS[: len(noise)])!r}",
         "negative_prompt=blurry",

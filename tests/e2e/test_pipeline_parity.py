@@ -55,6 +55,7 @@ def test_video_equals_the_reference(
         [
             str(tmp_path / "run.yml"),
             f"model_name={model}",
+            "conventions=diffusers",
             f"pretrained_model_name_or_path={checkpoint}",
             f"prompt={PROMPT}",
             "negative_prompt=blurry",

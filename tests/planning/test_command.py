@@ -44,7 +44,8 @@ def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
     first = plan(tmp_path, *words, "plan_file=[plan.json, plan.svg]", "price_per_chip_hour=3600")
     assert first.returncode == 0, first.stderr
     said = first.stdout
-    assert "wan-tiny-t2v: 16 x 16, 1 frames, 4 steps\non this machine (1 x cpu" in said
+    assert "1 frames, 4 steps: 4 of transformer with guidance (8 passes)\non this machine (1 x cpu" in said
+    assert "of which   text" in said and "loading 0.0" in said
     assert (
         "recommended  ring 1 x ulysses 1, weights whole (compiled)" in said and "modelled" not in said.split("notes")[0]
     )

@@ -47,6 +47,7 @@ def test_the_summary_comes_first_and_says_what_to_do():
         "  python generate_wan.py 'configs/a page.yml' 'size=832*480' ici_data_parallelism=2 ulysses_shards=4",
         "  predicted  2.00 s a step (1.80 to 2.40); the whole run 1 min 45 s (95 s to 2 min 8 s), 842 chip-seconds, "
         "0.63 at 2.7 a chip-hour",
+        "  of which   text 1 s, denoise 1 min 40 s, decode 4.2 s",
         "  memory     24.90 of 31.25 GiB per device at the peak, which is denoise (text 10.00, denoise 24.90, "
         "decode 12.00)",
     ]

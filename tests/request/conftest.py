@@ -39,5 +39,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder of a test, with base.yml in it; the home folder does not depend on the machine."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no hub is asked
     (tmp_path / "base.yml").write_text("model_name: wan2.1-t2v-1.3b\nprompt: a cat\n")
     return tmp_path

@@ -13,6 +13,8 @@ from maxdiffusion import request, variants
 from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 
+A14B = "model_name=wan2.2-t2v-a14b"
+
 # words after base.yml -> what the sentence must say
 WORDS: list[tuple[list[str], str]] = [
     # names
@@ -72,7 +74,7 @@ WORDS: list[tuple[list[str], str]] = [
         "weights_dtype=float16 (command line) cannot be used: it should be 'float32' or 'bfloat16'",
     ),
     (["attention=ulyses_ring"], "did you mean ulysses_ring?"),
-    (["solver=ddim"], "should be 'unipc', 'euler' or 'dpmpp_2m'"),
+    (["solver=ddim"], "should be 'unipc', 'euler', 'dpmpp_2m' or 'renoise'"),
     (["output_format=avi"], "should be 'mp4', 'gif', 'webp', 'png' or 'npy'"),
     (["log_level=loud"], "'debug', 'info', 'warning' or 'error'"),
     (["progress=maybe"], "'auto', 'on' or 'off'"),
@@ -123,6 +125,35 @@ WORDS: list[tuple[list[str], str]] = [
     (["ckpt_dir=$UNSET_FOLDER/model"], "uses $UNSET_FOLDER, which is not set"),
     (["ckpt_dir=."], "has no transformer/config.json"),
     (["ckpt_dir="], "pretrained_model_name_or_path"),
+    # noise levels and experts
+    (["sigmas=[1, 1.2]"], "should be less than or equal to 1"),
+    (["sigmas=[1, 0.5, 0]"], "should be greater than 0"),
+    (["sigmas=[1, -0.5]"], "should be greater than 0"),
+    (["sigmas=[1, half]"], "should be a valid number"),
+    (["sigmas=[1, nan]"], "sigmas"),
+    (["sigmas=[0.5, 0.9]"], "sigmas must fall, but 0.5 is followed by 0.9"),
+    (["sigmas=[1, 0.5, 0.5]"], "sigmas must fall, but 0.5 is followed by 0.5"),
+    (["sigmas=1 0.5"], "should be a valid number"),
+    (["sigmas=[1, 0.5]", "sample_steps=4"], "num_inference_steps=4 is not the number of sigmas, which is 2"),
+    (["sigmas=[1, 0.5]", "flow_shift=5"], "flow_shift=5 is not used beside sigmas, which are the shifted levels"),
+    (
+        [A14B, "sigmas=[1, 0.5]", "num_inference_steps_2=4"],
+        "num_inference_steps_2 is not used beside them; leave it out, and write boundary_step",
+    ),
+    (["solver=lcm"], "should be 'unipc', 'euler', 'dpmpp_2m' or 'renoise'"),
+    (["boundary_step=2"], "boundary_step is not used by wan2.1-t2v-1.3b, which has one expert"),
+    (["num_inference_steps_2=4"], "num_inference_steps_2 is not used by wan2.1-t2v-1.3b, which has one expert"),
+    ([A14B, "boundary_step=-1"], "should be greater than or equal to 0"),
+    ([A14B, "boundary_step=50"], "boundary_step=50 is more than the 40 steps of the run; it must be 0 to 40"),
+    ([A14B, "boundary_step=2", "boundary_ratio=0.9"], "boundary_step=2 and boundary_ratio=0.9 both say where"),
+    ([A14B, "boundary_step=2", "num_inference_steps_2=4"], "boundary_step=2 and num_inference_steps_2=4 both say"),
+    ([A14B, "num_inference_steps_2=0"], "should be greater than or equal to 1"),
+    ([A14B, "flow_shift_2=5"], "flow_shift_2 is only used with num_inference_steps_2=4"),
+    ([A14B, "num_inference_steps_2=4", "flow_shift_2=0"], "should be greater than 0"),
+    (
+        [A14B, "num_inference_steps_2=4", "boundary_ratio=1"],
+        "boundary_ratio=1 leaves one of the experts without noise levels",
+    ),
     # latents
     (["initial_latents=missing.safetensors"], "initial_latents=missing.safetensors is not an existing file"),
     (["decode_latents=missing.safetensors"], "decode_latents=missing.safetensors is not an existing file"),

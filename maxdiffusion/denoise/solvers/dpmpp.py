@@ -1,8 +1,9 @@
 """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2), data prediction; second order.
 
-Reference: diffusers DPMSolverMultistepScheduler with algorithm_type dpmsolver++, solver_type midpoint,
-final_sigmas_type zero. The first step is of first order, and so is the step that ends at sigma 0, where the log-SNR is
-infinite and the rule reduces to x = x0.
+References, which agree: FlowDPMSolverMultistepScheduler of the official code and diffusers'
+DPMSolverMultistepScheduler, algorithm_type dpmsolver++, solver_type midpoint, final_sigmas_type zero. The first step is
+of first order, and so is the step that ends at sigma 0, where the log-SNR is infinite and the rule reduces to x = x0.
+Where the first level is 1 (`dpm_flow`), the log-SNR is infinite there too, and the second step is of first order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.schedule import Schedule, dpm_flow
 from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
@@ -44,12 +45,13 @@ class DPMpp2M:
         h = np.diff(lam)
         gain = -(1 - sigmas[1:]) * np.expm1(-h)  # weight of x0 in a first-order step
         extrapolation = np.zeros_like(h)  # 1 / (2 r0) with r0 = h_{i-1} / h_i
-        extrapolation[1:] = 0.5 * h[1:] / h[:-1]
+        with np.errstate(invalid="ignore"):  # two steps from 1 to 0: both h are infinite
+            extrapolation[1:] = 0.5 * h[1:] / h[:-1]
         if sigmas[-1] == 0:
             extrapolation[-1] = 0
         return DPMTable(sigmas[:-1], sigmas[1:] / sigmas[:-1], gain * (1 + extrapolation), -gain * extrapolation)
 
-    def init(self, x: Float[Array, "b f h w c"]) -> DPMState:
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> DPMState:
         return DPMState(x, jnp.zeros_like(x))
 
     def step(self, state: DPMState, row: DPMTable, velocity: Float[Array, "b f h w c"]) -> DPMState:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.schedule import Schedule, euler_flow
 from maxdiffusion.denoise.solvers.solver import Numbers
@@ -29,7 +29,7 @@ class Euler:
     def table(self, schedule: Schedule) -> np.ndarray:
         return np.diff(schedule.sigmas.astype(np.float64))
 
-    def init(self, x: Float[Array, "b f h w c"]) -> EulerState:
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> EulerState:
         return EulerState(x)
 
     def step(self, state: EulerState, row: Numbers, velocity: Float[Array, "b f h w c"]) -> EulerState:

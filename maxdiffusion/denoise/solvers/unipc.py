@@ -5,10 +5,11 @@ the next point (UniP). In the paper's symbols, lambda the log-SNR and h = lambda
 
   x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) m_s - alpha_t (e^-h - 1) sum_k rho_k (m_k - m_s) / r_k,
 
-where r_k = (lambda_k - lambda_s) / h; UniP takes the nodes k before s, UniC those and t itself (r = 1). Reference:
-diffusers UniPCMultistepScheduler(use_flow_sigmas, flow_prediction, predict_x0, lower_order_final). As there, a single
-node has rho = 1/2, the order grows from 1 and falls again to 1 at the last step, which alone may end at sigma 0
-(the other variant, bh1, has B(h) = -h, which is infinite there: the reference itself returns NaN).
+where r_k = (lambda_k - lambda_s) / h; UniP takes the nodes k before s, UniC those and t itself (r = 1). References,
+which agree: FlowUniPCMultistepScheduler of the official code and diffusers' UniPCMultistepScheduler(use_flow_sigmas,
+flow_prediction, predict_x0, lower_order_final). As there, a single node has rho = 1/2, the order grows from 1 and falls
+again to 1 at the last step, which alone may end at sigma 0 (the other variant, bh1, has B(h) = -h, which is infinite
+there: the reference itself returns NaN).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.schedule import Schedule, unipc_flow
 from maxdiffusion.denoise.solvers.solver import Numbers, log_snr
@@ -47,7 +48,8 @@ class UniPC:
     schedule = staticmethod(unipc_flow)
 
     def table(self, schedule: Schedule) -> UniPCTable:
-        sigmas, lam = schedule.sigmas.astype(np.float64), log_snr(schedule.sigmas)
+        sigmas = np.minimum(schedule.sigmas.astype(np.float64), 1 - 1e-6)  # as the reference: finite log(1 - sigma)
+        lam = log_snr(sigmas)
         n = len(schedule)
         corrector, predictor = np.zeros((n, 2 + self.order)), np.zeros((n, 1 + self.order))
         corrector[0, 0] = 1
@@ -68,7 +70,7 @@ class UniPC:
         nodes = gain * rho / r
         return [sigma_t / sigma_s, gain - nodes.sum(), *nodes]
 
-    def init(self, x: Float[Array, "b f h w c"]) -> UniPCState:
+    def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> UniPCState:
         return UniPCState(x, x, (jnp.zeros_like(x),) * self.order)
 
     def step(self, state: UniPCState, row: UniPCTable, velocity: Float[Array, "b f h w c"]) -> UniPCState:
