@@ -2,12 +2,11 @@
 
 A clip shows one antialiased shape that moves at a steady speed over a plain background:
 "a {colour} {shape} moving {direction} on a {background} background". One combination in eight is held out of training.
-Purple and stars are unknown to the checkpoint: the concept LoRA is trained on some of them.
+Purple and rectangles are unknown to the checkpoint: the concept LoRA is trained on some of them.
 """
 
 import dataclasses
 import itertools
-import math
 
 import numpy as np
 
@@ -25,7 +24,7 @@ BACKGROUNDS = {
     "brown": (105, 65, 35),
 }
 SHAPES = ("circle", "square", "triangle")
-TAUGHT_COLOUR, TAUGHT_SHAPE = "purple", "star"
+TAUGHT_COLOUR, TAUGHT_SHAPE = "purple", "rectangle"
 ALL_COLOURS = COLOURS | {TAUGHT_COLOUR: (165, 55, 215)}
 ALL_SHAPES = (*SHAPES, TAUGHT_SHAPE)
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (dx, dy), y grows downwards
@@ -34,8 +33,7 @@ FRAMES = 17
 MARGIN = 3.0
 TRIANGLE_SCALE = 1.4  # circumradius of the triangle relative to the radius of the circle
 SQUARE_SCALE = 0.9  # half side of the square relative to the radius of the circle
-STAR_SCALE = 1.5  # circumradius of the five-pointed star relative to the radius of the circle
-STAR_NOTCH = 0.5  # distance of its notches from the centre relative to that of its points
+RECTANGLE_SCALES = (1.4, 0.6)  # half width and half height of the rectangle relative to the radius of the circle
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -146,10 +144,9 @@ def extents(shape, radius):
     if shape == "square":
         half = SQUARE_SCALE * radius
         return half, half, half, half
-    if shape == "star":
-        outer = STAR_SCALE * radius
-        side = outer * np.sin(0.4 * np.pi)
-        return side, side, outer, outer * np.cos(0.2 * np.pi)
+    if shape == "rectangle":
+        half_width, half_height = (scale * radius for scale in RECTANGLE_SCALES)
+        return half_width, half_width, half_height, half_height
     circumradius = TRIANGLE_SCALE * radius
     side = circumradius * np.sqrt(3) / 2
     return side, side, circumradius, circumradius / 2
@@ -219,12 +216,9 @@ def signed_distance(shape, radius, x, y):
     if shape == "square":
         half = np.float32(SQUARE_SCALE * radius)
         return np.maximum(np.abs(x), np.abs(y)) - half
-    if shape == "star":  # one edge, from a point at angle 0 to a notch, of ten that mirror each other
-        angle = np.abs((np.arctan2(x, -y) + 0.2 * np.pi) % (0.4 * np.pi) - 0.2 * np.pi)
-        distance = np.hypot(x, y)
-        notch_x, notch_y = STAR_NOTCH * math.cos(0.2 * np.pi), STAR_NOTCH * math.sin(0.2 * np.pi)
-        along, across = distance * np.cos(angle) - STAR_SCALE * radius, distance * np.sin(angle)
-        return (along * notch_y + across * (1 - notch_x)) / math.hypot(notch_y, 1 - notch_x)
+    if shape == "rectangle":
+        half_width, half_height = (np.float32(scale * radius) for scale in RECTANGLE_SCALES)
+        return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
     circumradius = TRIANGLE_SCALE * radius
     inner = np.float32(circumradius / 2)
     slanted = np.float32(np.sqrt(3) / 2) * np.abs(x) - np.float32(0.5) * y
@@ -306,7 +300,7 @@ def classify_shape(mask):
         "circle": np.pi,
         "square": 4 * SQUARE_SCALE**2,
         "triangle": 0.75 * np.sqrt(3) * TRIANGLE_SCALE**2,
-        "star": 5 * STAR_SCALE**2 * STAR_NOTCH * np.sin(0.2 * np.pi),
+        "rectangle": 4 * RECTANGLE_SCALES[0] * RECTANGLE_SCALES[1],
     }
     overlaps = {}
     for shape in ALL_SHAPES:
