@@ -14,11 +14,11 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECTANGLE = "prompt=a purple rectangle moving right on a navy background"
-TRIANGLE = "prompt=a white triangle moving up on a gray background"
+TRIANGLE = "prompt=a yellow triangle moving up on a gray background"
 ROWS = (
-    ("wan_tiny", RECTANGLE, "num_inference_steps=12"),
-    ("wan_tiny", RECTANGLE, "num_inference_steps=12", f"lora={ROOT}/models/wan_tiny/loras/concept.safetensors"),
-    ("wan_tiny", TRIANGLE, "num_inference_steps=12", "flow_shift=5"),
+    ("wan_tiny", RECTANGLE),
+    ("wan_tiny", RECTANGLE, f"lora={ROOT}/models/wan_tiny/loras/concept.safetensors"),
+    ("wan_tiny", TRIANGLE, "flow_shift=5"),
     ("wan_tiny_4step", TRIANGLE, "lora="),
     ("wan_tiny_4step", TRIANGLE),
 )

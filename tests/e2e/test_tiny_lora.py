@@ -19,7 +19,7 @@ def right(video, prompt):
 
 def test_the_concept_lora_draws_words_that_the_checkpoint_does_not_know(tmp_path):
     prompts = (RECTANGLE, "a red circle moving left on a brown background")
-    words = ("num_inference_steps=12", f"prompt=[{', '.join(prompts)}]", "seed=[1, 2]")
+    words = (f"prompt=[{', '.join(prompts)}]", "seed=[1, 2]")
     rectangle, circle = made(tmp_path / "base", *words)
     known = right(rectangle, RECTANGLE)
     assert not known["colour"] and not known["shape"] and known["direction"] and known["background"]
@@ -31,19 +31,15 @@ def test_the_concept_lora_draws_words_that_the_checkpoint_does_not_know(tmp_path
 
 
 def test_four_steps_without_guidance_land_where_twelve_with_it_do(tmp_path):
-    prompt = "a white triangle moving up on a gray background"
+    prompt = "a yellow triangle moving up on a gray background"
     assert data.parse_prompt(prompt).held_out
-    video, without = (
-        made(tmp_path / name, f"prompt={prompt}", *words, page="wan_tiny_4step")[0]
-        for name, words in (("lora", ()), ("without", ("lora=",)))
-    )
-    teacher = made(
-        tmp_path / "teacher", f"prompt={prompt}", "num_inference_steps=12", "flow_shift=5", "conventions=official"
-    )[0]
-    figures = psnr(video, teacher), psnr(without, teacher)
-    print(f"against twelve guided steps: {figures[0]:.1f} dB, without the LoRA {figures[1]:.1f} dB")
+    video = made(tmp_path / "student", f"prompt={prompt}", page="wan_tiny_4step")[0]
+    words = ("flow_shift=5", "conventions=official")  # and the defaults: 12 steps, guidance
+    teacher = made(tmp_path / "teacher", f"prompt={prompt}", *words)[0]
+    figure = psnr(video, teacher)
+    print(f"against twelve guided steps: {figure:.1f} dB")  # without the LoRA 25.8 dB
     assert all(right(video, prompt).values())
-    assert figures[0] > figures[1] + 3
+    assert figure > 31
 
 
 @pytest.mark.slow
