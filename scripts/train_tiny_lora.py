@@ -3,7 +3,7 @@
 `concept` teaches the transformer a colour and a shape of which it has seen no clip, by flow matching on their training
 combinations (`latents`) and on some of its own. `four_steps` distils guidance and steps: at each of the four levels of
 Euler with shift 5 the student's one pass leads to where the teacher, guided UniPC in 12 steps on these levels and two
-between each, was at the next (`trajectories`). The encoder of the text stays as it is.
+between each, was at the next (`trajectories`). Text encoder and VAE stay as they are.
 
 States are kept in --work; `latents` and `trajectories` add to what they find there.
 """
@@ -34,8 +34,8 @@ class Update(torch.nn.Module):
 
     def __init__(self, weight, rank, alpha):
         super().__init__()
-        self.down = torch.nn.Parameter(torch.randn(rank, weight.shape[1]) * weight.shape[1] ** -0.5)
-        self.up = torch.nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.down = torch.nn.Parameter(torch.randn(rank, weight.shape[1]).to(weight) * weight.shape[1] ** -0.5)
+        self.up = torch.nn.Parameter(weight.new_zeros(weight.shape[0], rank))
         self.scale = alpha / rank
 
     def forward(self, weight):
@@ -56,7 +56,7 @@ def add_lora(model, rank, alpha):
     return updates
 
 
-def stem_of(name, kohya):
+def full_name(name, kohya):
     return "lora_unet_" + name.replace(".", "_") if kohya else f"diffusion_model.{name}"
 
 
@@ -64,15 +64,15 @@ def read(path, updates, kohya):
     tensors = safetensors.torch.load_file(path)
     with torch.no_grad():
         for name, update in updates.items():
-            update.down.copy_(tensors[f"{stem_of(name, kohya)}.lora_down.weight"])
-            update.up.copy_(tensors[f"{stem_of(name, kohya)}.lora_up.weight"])
+            update.down.copy_(tensors[f"{full_name(name, kohya)}.lora_down.weight"])
+            update.up.copy_(tensors[f"{full_name(name, kohya)}.lora_up.weight"])
 
 
 def write(path, updates, alpha, kohya):
     """fp16, under the names of musubi tuner (kohya) or under those of LightX2V, whose alpha is an integer."""
     tensors = {}
     for name, update in updates.items():
-        stem = stem_of(name, kohya)
+        stem = full_name(name, kohya)
         tensors[f"{stem}.lora_down.weight"] = update.down.detach().half()
         tensors[f"{stem}.lora_up.weight"] = update.up.detach().half()
         tensors[f"{stem}.alpha"] = torch.tensor(float(alpha) if kohya else int(alpha))
@@ -119,7 +119,7 @@ def train(args, name, batch_of):
 
 
 def load(path):
-    return torch.load(path) if path.exists() else dict(latents=[], labels=[])
+    return torch.load(path, weights_only=False) if path.exists() else dict(latents=[], labels=[])
 
 
 def stage_latents(args):
@@ -144,7 +144,7 @@ def stage_latents(args):
 
 
 def stage_concept(args):
-    state = torch.load(args.work / "latents.pt", weights_only=False)
+    state = load(args.work / "latents.pt")
     mean, std = base.load_statistics(args)
     clips = base.patchify((torch.cat(state["latents"]) - mean) / std).to(base.DEVICE)
     labels = [c for part in state["labels"] for c in part]
@@ -186,7 +186,7 @@ def stage_trajectories(args):
 
 
 def stage_four_steps(args):
-    state = torch.load(args.work / "trajectories.pt")
+    state = load(args.work / "trajectories.pt")
     latents = torch.cat(state["latents"])
     prompts = [prompt for part in state["labels"] for prompt in part]
     print(f"{len(prompts)} trajectories", flush=True)
