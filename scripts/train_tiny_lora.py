@@ -56,23 +56,11 @@ def add_lora(model, rank, alpha):
     return updates
 
 
-def full_name(name, kohya):
-    return "lora_unet_" + name.replace(".", "_") if kohya else f"diffusion_model.{name}"
-
-
-def read(path, updates, kohya):
-    tensors = safetensors.torch.load_file(path)
-    with torch.no_grad():
-        for name, update in updates.items():
-            update.down.copy_(tensors[f"{full_name(name, kohya)}.lora_down.weight"])
-            update.up.copy_(tensors[f"{full_name(name, kohya)}.lora_up.weight"])
-
-
 def write(path, updates, alpha, kohya):
     """fp16, under the names of musubi tuner (kohya) or under those of LightX2V, whose alpha is an integer."""
     tensors = {}
     for name, update in updates.items():
-        stem = full_name(name, kohya)
+        stem = "lora_unet_" + name.replace(".", "_") if kohya else f"diffusion_model.{name}"
         tensors[f"{stem}.lora_down.weight"] = update.down.detach().half()
         tensors[f"{stem}.lora_up.weight"] = update.up.detach().half()
         tensors[f"{stem}.alpha"] = torch.tensor(float(alpha) if kohya else int(alpha))
@@ -90,8 +78,6 @@ def train(args, name, batch_of):
     pipeline.text_encoder.requires_grad_(False)
     torch.manual_seed(args.seed)
     updates = add_lora(model, args.rank, args.alpha)
-    if args.start:
-        read(args.start, updates, kohya=name == "concept")
     parameters = [p for update in updates.values() for p in update.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     average = base.Average(parameters, args.ema)
@@ -211,7 +197,6 @@ def main():
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for states and logs")
     parser.add_argument("--base", type=pathlib.Path, default=MODEL, help="the checkpoint")
-    parser.add_argument("--start", type=pathlib.Path, help="file of a LoRA to go on from, of the same rank and alpha")
     parser.add_argument("--output", type=pathlib.Path, help="the LoRA's file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
