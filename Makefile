@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CONFIG ?= configs/wan_tiny.yml
+CONFIG ?= configs/wan_tiny_4step.yml
 # More key=value words for the demo: make demo ARGS='seed=3'
 ARGS ?=
 PYTEST_ARGS ?=

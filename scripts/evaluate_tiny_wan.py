@@ -5,6 +5,9 @@ with smoothness figures. An image-to-video checkpoint is given an image and "mov
 combination, the same images with the opposite direction, and the same shapes and directions in arbitrary colours; how
 well the clips keep to their images is measured as well.
 
+`--taught` adds the held-out combinations of the colour and the shape that the concept LoRA teaches, each and both;
+`--lora` gives a LoRA, and further words of the command (`solver=euler sigmas=[...]`) follow after `--words`.
+
 The frames come from this project's pipeline (`--backend ours`), from the reference's (`--backend diffusers`), from a
 folder of .npy or .mp4 files named after the combination (`--frames`), or from ground-truth renders (`--backend truth`).
 """
@@ -65,6 +68,16 @@ def image_groups(args):
     return groups
 
 
+def taught_groups():
+    """The held-out combinations of the taught colour with known shapes, of the taught shape, and of both."""
+    groups = {"new colour": [], "new shape": [], "both new": []}
+    for c in data.taught_combinations():
+        known = "new colour" if c.shape in data.SHAPES else "new shape" if c.colour in data.COLOURS else "both new"
+        if c.held_out:
+            groups[known].append(Case(c))
+    return groups
+
+
 def from_truth(args, chosen):
     rng = np.random.default_rng(args.seed)
     for case in chosen:
@@ -95,6 +108,8 @@ def from_diffusers(args, chosen):
     if torch.cuda.is_available():
         pipeline.to("cuda")
     pipeline.set_progress_bar_config(disable=True)
+    if args.lora:
+        pipeline.load_lora_weights(args.lora)
     if args.flow_shift:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, flow_shift=args.flow_shift)
     batch = 1 if chosen[0].still else args.batch  # the reference takes one image at a time
@@ -135,6 +150,8 @@ def from_ours(args, chosen):
             "output_format=npy",
             f"output_dir={folder}",
             "log_level=warning",
+            *([f"lora={args.lora}"] if args.lora else []),
+            *args.words,
         ]
         page = root / "configs" / ("wan_tiny_i2v.yml" if images else "wan_tiny.yml")
         paths = generate_wan.run(request.load([str(page), *words]))
@@ -163,6 +180,9 @@ def main():
     parser.add_argument("--frames", type=pathlib.Path, help="measure .npy or .mp4 files in this folder instead")
     parser.add_argument("--trained", type=int, default=0, help="also measure so many combinations seen in training")
     parser.add_argument("--repeats", type=int, default=1, help="clips per combination, each from its own seed")
+    parser.add_argument("--taught", action="store_true", help="also measure what the concept LoRA teaches")
+    parser.add_argument("--lora", help="file of a LoRA")
+    parser.add_argument("--words", nargs="*", default=[], metavar="key=value", help="further words of the command")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--flow-shift", type=float, default=0.0, help="0: the checkpoint's own")
@@ -180,6 +200,7 @@ def main():
     if args.trained and not takes_images:
         order = np.random.default_rng(0).permutation(len(data.training_combinations()))[: args.trained]
         groups["trained"] = [Case(data.training_combinations()[i]) for i in order]
+    groups |= taught_groups() if args.taught else {}
     source = from_folder if args.frames else BACKENDS[args.backend]
     attributes = ("direction", "shape") if takes_images else ATTRIBUTES  # colours are compared with the image's
     table = {}

@@ -2,6 +2,7 @@
 
 A clip shows one antialiased shape that moves at a steady speed over a plain background:
 "a {colour} {shape} moving {direction} on a {background} background". One combination in eight is held out of training.
+Purple and rectangles are unknown to the checkpoint: the concept LoRA is trained on some of them.
 """
 
 import dataclasses
@@ -23,12 +24,16 @@ BACKGROUNDS = {
     "brown": (105, 65, 35),
 }
 SHAPES = ("circle", "square", "triangle")
+TAUGHT_COLOUR, TAUGHT_SHAPE = "purple", "rectangle"
+ALL_COLOURS = COLOURS | {TAUGHT_COLOUR: (165, 55, 215)}
+ALL_SHAPES = (*SHAPES, TAUGHT_SHAPE)
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (dx, dy), y grows downwards
 HEIGHT = WIDTH = 96
 FRAMES = 17
 MARGIN = 3.0
 TRIANGLE_SCALE = 1.4  # circumradius of the triangle relative to the radius of the circle
 SQUARE_SCALE = 0.9  # half side of the square relative to the radius of the circle
+RECTANGLE_SCALES = (1.4, 0.6)  # half width and half height of the rectangle relative to the radius of the circle
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -47,22 +52,34 @@ class Combination:
     @property
     def indices(self):
         return (
-            list(COLOURS).index(self.colour),
-            SHAPES.index(self.shape),
+            list(ALL_COLOURS).index(self.colour),
+            ALL_SHAPES.index(self.shape),
             list(DIRECTIONS).index(self.direction),
             list(BACKGROUNDS).index(self.background),
         )
 
     @property
     def held_out(self):
-        """True for one combination in eight; every pair of two attribute values still occurs in training."""
+        """True for one combination in eight; every pair of two attribute values still occurs in training.
+
+        Of the taught colour and of the taught shape one in four, and all that have both.
+        """
         colour, shape, direction, background = self.indices
         number = ((colour * 3 + shape) * 4 + direction) * 4 + background
-        return (number + number // 8 + number // 48) % 8 == 3
+        taught = (self.colour == TAUGHT_COLOUR) + (self.shape == TAUGHT_SHAPE)
+        remainders = ((3,), (3, 7), range(8))[taught]
+        return (number + number // 8 + number // 48) % 8 in remainders
 
 
 def combinations():
+    """Those of the checkpoint."""
     return [Combination(*values) for values in itertools.product(COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)]
+
+
+def taught_combinations():
+    """Those of the concept LoRA: the taught colour, the taught shape, and both."""
+    everything = itertools.product(ALL_COLOURS, ALL_SHAPES, DIRECTIONS, BACKGROUNDS)
+    return [Combination(*values) for values in everything if TAUGHT_COLOUR in values or TAUGHT_SHAPE in values]
 
 
 def training_combinations():
@@ -127,6 +144,9 @@ def extents(shape, radius):
     if shape == "square":
         half = SQUARE_SCALE * radius
         return half, half, half, half
+    if shape == "rectangle":
+        half_width, half_height = (scale * radius for scale in RECTANGLE_SCALES)
+        return half_width, half_width, half_height, half_height
     circumradius = TRIANGLE_SCALE * radius
     side = circumradius * np.sqrt(3) / 2
     return side, side, circumradius, circumradius / 2
@@ -145,7 +165,7 @@ def sample_clip(combination, rng, frames=FRAMES, height=HEIGHT, width=WIDTH):
     steps = np.arange(frames)[:, None] / max(frames - 1, 1) * distance * np.array([dx, dy])[None]
     return Clip(
         combination.shape,
-        COLOURS[combination.colour],
+        ALL_COLOURS[combination.colour],
         BACKGROUNDS[combination.background],
         float(radius),
         tuple(map(tuple, start[None] + steps)),
@@ -196,6 +216,9 @@ def signed_distance(shape, radius, x, y):
     if shape == "square":
         half = np.float32(SQUARE_SCALE * radius)
         return np.maximum(np.abs(x), np.abs(y)) - half
+    if shape == "rectangle":
+        half_width, half_height = (np.float32(scale * radius) for scale in RECTANGLE_SCALES)
+        return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
     circumradius = TRIANGLE_SCALE * radius
     inner = np.float32(circumradius / 2)
     slanted = np.float32(np.sqrt(3) / 2) * np.abs(x) - np.float32(0.5) * y
@@ -277,9 +300,10 @@ def classify_shape(mask):
         "circle": np.pi,
         "square": 4 * SQUARE_SCALE**2,
         "triangle": 0.75 * np.sqrt(3) * TRIANGLE_SCALE**2,
+        "rectangle": 4 * RECTANGLE_SCALES[0] * RECTANGLE_SCALES[1],
     }
     overlaps = {}
-    for shape in SHAPES:
+    for shape in ALL_SHAPES:
         ideal = signed_distance(shape, np.sqrt(area / unit_areas[shape]), x - centre_x, y - centre_y) < 0
         overlaps[shape] = (ideal & mask).sum() / (ideal | mask).sum()
     best = max(overlaps, key=overlaps.get)
@@ -345,7 +369,7 @@ def measure(frames):
         direction = "down" if travel[1] > 0 else "up"
     values, counts = np.unique(shapes, return_counts=True)
     return Measurement(
-        nearest(np.median(colours, axis=0), COLOURS),
+        nearest(np.median(colours, axis=0), ALL_COLOURS),
         str(values[np.argmax(counts)]),
         direction,
         background,

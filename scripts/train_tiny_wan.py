@@ -552,6 +552,24 @@ def embed_prompts(tokenizer, text_encoder, prompts):
     return F.pad(hidden, (0, 0, 0, 1)), torch.cat([bias, pads], 1)
 
 
+def embed_each(tokenizer, text_encoder, prompts, length):
+    """As embed_prompts, each distinct prompt encoded once; a fixed length keeps one compiled program."""
+    unique = list(dict.fromkeys(prompts))
+    which = torch.tensor([unique.index(p) for p in prompts], device=DEVICE)
+    text, bias = embed_prompts(tokenizer, text_encoder, unique)
+    if text.shape[1] < length:
+        pad = length - text.shape[1]
+        text = torch.cat([F.pad(text[:, :-1], (0, 0, 0, pad)), text[:, -1:]], 1)
+        bias = torch.cat([F.pad(bias[:, :-1], (0, pad), value=-torch.inf), bias[:, -1:]], 1)
+    return text[which], bias[which]
+
+
+def levels(count, shift, rng):
+    """Noise levels of a batch, spread evenly and then shifted."""
+    uniform = (rng.permutation(count) + rng.random(count)) / count
+    return torch.from_numpy(shift * uniform / (1 + (shift - 1) * uniform)).float().to(DEVICE)
+
+
 # The transformer
 
 
@@ -679,25 +697,35 @@ def scheduler_config(shift):
     )  # fmt: skip
 
 
+def generate(*args, **options):
+    """The last latents of a `trajectory`."""
+    *_, latents = trajectory(*args, **options)
+    return latents
+
+
 @torch.no_grad()
-def generate(model, tokenizer, text_encoder, prompts, shift, steps, guidance, seed, condition=None):
-    """Normalised latents for the prompts, and for the images' channels if the model takes images."""
+def trajectory(model, tokenizer, text_encoder, prompts, shift, steps, guidance, seed, condition=None, sigmas=None):
+    """Normalised latents for the prompts, and for the images' channels if the model takes images: noise, every step.
+
+    `sigmas`: noise levels before the shift, in place of the scheduler's own.
+    """
     text, bias = embed_prompts(tokenizer, text_encoder, [*prompts, ""])
     count = len(prompts)
     index = torch.tensor([count] * count + list(range(count)), device=DEVICE)
     scheduler = scheduler_config(shift)
-    scheduler.set_timesteps(steps, device=DEVICE)
+    scheduler.set_timesteps(steps, device=DEVICE, sigmas=sigmas)
     latents = torch.randn(count, VAE_CONFIG["z_dim"], 5, 12, 12, generator=torch.Generator().manual_seed(seed)).to(
         DEVICE
     )
     rotations = rotary(model, latents.shape)
     condition = None if condition is None else condition.repeat(2, 1, 1, 1, 1)
+    yield latents
     for t in scheduler.timesteps:
         pair, times = latents.repeat(2, 1, 1, 1, 1), t.float().expand(2 * count)
         both = velocity(model, pair, times, text[index], bias[index], rotations, condition)
         without, guided = both.chunk(2)
         latents = scheduler.step(without + guidance * (guided - without), t, latents, return_dict=False)[0]
-    return latents
+        yield latents
 
 
 @torch.no_grad()
@@ -821,21 +849,14 @@ def stage_transformer(args):
         index = torch.from_numpy(rng.integers(len(clips.labels), size=args.batch))
         prompts = [clips.prompt(i, rng) for i in index]
         prompts = ["" if rng.random() < 0.1 else p for p in prompts]
-        unique = list(dict.fromkeys(prompts))
-        which = torch.tensor([unique.index(p) for p in prompts], device=DEVICE)
-        text, bias = embed_prompts(tokenizer, text_encoder, unique)
-        if text.shape[1] < args.text_tokens:  # a fixed length keeps one compiled program
-            pad = args.text_tokens - text.shape[1]
-            text = torch.cat([F.pad(text[:, :-1], (0, 0, 0, pad)), text[:, -1:]], 1)
-            bias = torch.cat([F.pad(bias[:, :-1], (0, pad), value=-torch.inf), bias[:, -1:]], 1)
-        uniform = (rng.permutation(args.batch) + rng.random(args.batch)) / args.batch
-        sigma = torch.from_numpy(args.shift * uniform / (1 + (args.shift - 1) * uniform)).float().to(DEVICE)
+        text, bias = embed_each(tokenizer, text_encoder, prompts, args.text_tokens)
+        sigma = levels(args.batch, args.shift, rng)
         clean = clips.latents[index.to(DEVICE)]
         torch.manual_seed(args.seed * 1_000_003 + step)
         noise = torch.randn_like(clean)
         temb = model.condition_embedder.timesteps_proj(1000 * sigma)
         noised = clean + sigma[:, None, None] * (noise - clean)
-        predicted = forward(model, clips.condition(noised, index), temb, text[which], bias[which], rotations)
+        predicted = forward(model, clips.condition(noised, index), temb, text, bias, rotations)
         loss = F.mse_loss(predicted, noise - clean)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

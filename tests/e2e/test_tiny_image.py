@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import diffusers
 import numpy as np
 import pytest
@@ -13,14 +9,10 @@ import torch
 from PIL import Image
 
 from maxdiffusion.weights.latents_io import save_latents
-from tests.support.videos import made, psnr
+from tests.support.tiny_wan import data
+from tests.support.videos import ROOT, made, psnr
 
-ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "wan_tiny_i2v"
-SPEC = importlib.util.spec_from_file_location("tiny_wan_data", ROOT / "scripts" / "tiny_wan_data.py")
-data = importlib.util.module_from_spec(SPEC)
-sys.modules["tiny_wan_data"] = data
-SPEC.loader.exec_module(data)
 
 DIRECTIONS = ("left", "down")
 STEPS = 6

@@ -1,17 +1,10 @@
 import collections
-import importlib.util
 import itertools
-import pathlib
-import sys
 
 import numpy as np
 import pytest
 
-PATH = pathlib.Path(__file__).parents[2] / "scripts" / "tiny_wan_data.py"
-SPEC = importlib.util.spec_from_file_location("tiny_wan_data", PATH)
-data = importlib.util.module_from_spec(SPEC)
-sys.modules["tiny_wan_data"] = data
-SPEC.loader.exec_module(data)
+from tests.support.tiny_wan import data
 
 ATTRIBUTES = ("colour", "shape", "direction", "background")
 
@@ -26,6 +19,17 @@ def test_one_combination_in_eight_is_held_out_and_every_pair_is_seen():
         assert min(pairs[0][key] / pairs[1][key] for key in pairs[1]) >= 0.75
 
 
+def test_the_taught_words_are_held_out_too_and_every_pair_with_a_known_word_is_seen():
+    taught = data.taught_combinations()
+    held_out = collections.Counter((c.colour == "purple", c.shape == "rectangle") for c in taught if c.held_out)
+    assert held_out == {(True, False): 12, (False, True): 20, (True, True): 16}
+    seen = [c for c in taught if not c.held_out]
+    for first, second in itertools.combinations(ATTRIBUTES, 2):
+        pairs = {(getattr(c, first), getattr(c, second)) for c in seen}
+        assert {(getattr(c, first), getattr(c, second)) for c in taught} - pairs <= {("purple", "rectangle")}
+    assert not set(taught) & set(data.combinations())
+
+
 def test_prompts_round_trip():
     for combination in data.combinations():
         assert data.parse_prompt(combination.prompt) == combination
@@ -33,7 +37,7 @@ def test_prompts_round_trip():
 
 def test_measurements_are_right_on_rendered_clips():
     rng = np.random.default_rng(0)
-    for combination in data.held_out_combinations()[::2]:
+    for combination in [*data.held_out_combinations()[::2], *data.taught_combinations()[::6]]:
         measured = data.measure(data.render_uint8(data.sample_clip(combination, rng)))
         assert all(measured.correct(combination).values()), (combination, measured)
         assert measured.track_residual < 0.5
@@ -64,7 +68,7 @@ def test_nothing_visible_gives_none(value):
     assert (measured.colour, measured.shape, measured.direction, measured.visible) == ("none", "none", "none", 0)
 
 
-@pytest.mark.parametrize("shape", data.SHAPES)
+@pytest.mark.parametrize("shape", data.ALL_SHAPES)
 def test_shapes_stay_inside_and_windows_equal_the_whole(shape):
     rng = np.random.default_rng(3)
     for direction in data.DIRECTIONS:
