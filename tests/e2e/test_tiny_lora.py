@@ -18,16 +18,10 @@ def right(video, prompt):
 
 
 def test_the_concept_lora_draws_words_that_the_checkpoint_does_not_know(tmp_path):
-    prompts = (RECTANGLE, "a red circle moving left on a brown background")
-    words = (f"prompt=[{', '.join(prompts)}]", "seed=[10, 2]")
-    rectangle, circle = made(tmp_path / "base", *words)
-    known = right(rectangle, RECTANGLE)
-    assert not known["colour"] and not known["shape"] and known["direction"] and known["background"]
-    assert all(right(circle, prompts[1]).values())
-    for video, prompt in zip(
-        made(tmp_path / "lora", *words, f"lora={LORAS}/concept.safetensors"), prompts, strict=True
-    ):
-        assert all(right(video, prompt).values())
+    words = (f"prompt={RECTANGLE}", "seed=10")
+    known = right(made(tmp_path / "base", *words)[0], RECTANGLE)
+    assert known == {"colour": False, "shape": False, "direction": True, "background": True}
+    assert all(right(made(tmp_path / "lora", *words, f"lora={LORAS}/concept.safetensors")[0], RECTANGLE).values())
 
 
 def test_four_steps_without_guidance_land_where_twelve_with_it_do(tmp_path):
