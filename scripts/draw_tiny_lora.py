@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RECTANGLE = "prompt=a purple rectangle moving right on a navy background"
+RECTANGLE = "prompt=a purple rectangle moving up on a navy background"
 TRIANGLE = "prompt=a yellow triangle moving up on a gray background"
 ROWS = (
     ("wan_tiny", RECTANGLE),
@@ -26,7 +26,7 @@ ROWS = (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=10)
     parser.add_argument("--columns", type=int, default=9)
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs" / "wan_tiny_lora.png")
     args = parser.parse_args()

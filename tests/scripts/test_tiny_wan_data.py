@@ -41,7 +41,7 @@ def test_measurements_are_right_on_rendered_clips():
         measured = data.measure(data.render_uint8(data.sample_clip(combination, rng)))
         assert all(measured.correct(combination).values()), (combination, measured)
         assert measured.track_residual < 0.5
-        assert measured.area_jitter < 0.06
+        assert measured.area_jitter < 0.08  # a flat rectangle that moves up gains or loses a whole row
         assert measured.visible == 1
 
 
