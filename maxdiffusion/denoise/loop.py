@@ -223,13 +223,13 @@ class Program:
         return State(state.solver)
 
     def place(self, state: State) -> State:
-        """Puts the host arrays of a state, the same in all processes, on the devices; arrays there stay."""
+        """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays."""
+        if isinstance(state.x, jax.Array):
+            return state
         return jax.tree.map(_put, state, self.init.output_shardings)
 
 
-def _put(array: np.ndarray | jax.Array, sharding: jax.sharding.Sharding) -> jax.Array:
-    if isinstance(array, jax.Array):
-        return array
+def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 

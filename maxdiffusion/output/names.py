@@ -15,7 +15,7 @@ from pathlib import Path
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import explained
-from maxdiffusion.runtime.lock import lock_of_living, try_lock
+from maxdiffusion.runtime.lock import try_lock
 from maxdiffusion.runtime.paths import AnyPath
 
 RECORD, LATENTS = ".json", ".latents.safetensors"  # beside a video
@@ -88,7 +88,7 @@ def reserve_file(
     stem = final.with_name(final.name[: len(final.name) - len(own)])
     with contextlib.ExitStack() as reservation:
         with explained(final):
-            free = reservation.enter_context(lock_of_living(lock_of(stem)))
+            free = reservation.enter_context(try_lock(lock_of(stem)))
         if not free:
             raise UserError(
                 f"another run is making {final} at this moment; choose another name or wait, or delete {lock_of(stem)} "

@@ -193,4 +193,4 @@ def test_a_host_reads_only_what_its_devices_hold(tmp_path):
         out = [process.communicate(timeout=100) for process in started]
     for read, whole in (map(int, text.split()[-2:]) for text, _ in out):
         print(f"read {read} of {whole} bytes: {read / whole:.0%}")
-        assert whole / 2 < read < 0.8 * whole
+        assert whole / 2 < read < 0.85 * whole  # some 50 kB of it are modules imported meanwhile

@@ -60,6 +60,7 @@ def experts(tmp_path) -> Path:
     return tmp_path / "two"
 
 
+@pytest.mark.slow
 def test_each_expert_has_its_own(tmp_path, experts):
     file = write(tmp_path / "a.safetensors", experts, 2)
     words = (f"pretrained_model_name_or_path={experts}", "size=64*64", "num_frames=5", STEPS, *ONE)

@@ -84,7 +84,11 @@ def check_equal(got, want):
 
 @pytest.mark.parametrize(
     ("first", "second", "number", "code"),
-    [(EIGHT, ONE, signal.SIGTERM, 75), (ONE, FOUR, signal.SIGINT, 130), (FOUR, EIGHT, signal.SIGTERM, 75)],
+    [
+        (EIGHT, ONE, signal.SIGTERM, 75),
+        pytest.param(ONE, FOUR, signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(FOUR, EIGHT, signal.SIGTERM, 75, marks=pytest.mark.slow),
+    ],
 )
 def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys, first, second, number, code):
     assert cli.command(words(tmp_path / "whole", *ONE)) == 0
@@ -100,6 +104,7 @@ def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys
     assert hidden(tmp_path / "out" / "r") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
 def test_every_solver_keeps_its_history(tmp_path, stop, solver):
     more = (f"solver={solver}", *ONE)
@@ -111,6 +116,7 @@ def test_every_solver_keeps_its_history(tmp_path, stop, solver):
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
 
 
+@pytest.mark.slow
 def test_a_scan_stops_between_two_calls_and_goes_on_step_by_step_or_by_other_calls(tmp_path, stop, capsys):
     assert cli.command(words(tmp_path / "whole", *ONE)) == 0
     stop(1)
@@ -143,7 +149,16 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path,
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
 
 
-@pytest.mark.parametrize("other", ["seed=5", "guidance_scale=3", "prompt=a white square", "num_inference_steps=9"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "seed=5",
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in ("guidance_scale=3", "prompt=a white square", "num_inference_steps=9")
+        ),
+    ],
+)
 def test_the_state_of_another_run_is_not_taken(tmp_path, stop, capsys, other):
     stop(3)
     assert cli.command(words(tmp_path / "out", *ONE)) == 75
@@ -154,6 +169,7 @@ def test_the_state_of_another_run_is_not_taken(tmp_path, stop, capsys, other):
     assert len(hidden(tmp_path / "out" / "r")) == 1  # the first run's state, for that command
 
 
+@pytest.mark.slow
 def test_without_states_a_signal_still_ends_the_run(tmp_path, stop, capsys):
     stop(3)
     assert cli.command(words(tmp_path / "out", *ONE, "checkpoint_steps=0")) == 75
@@ -195,6 +211,7 @@ def test_a_prompt_file_goes_on_within_a_line(tmp_path, stop, capsys):
     assert hidden(tmp_path / "out" / "r") == []
 
 
+@pytest.mark.slow
 def test_rows_of_one_batch_go_on_in_others(tmp_path, stop):
     """Three videos in one batch, then one by one and on another mesh."""
     more = ("seed=[1,2,3]",)
@@ -233,6 +250,7 @@ def two_experts(random_checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("residency", ["together", "in_turn"])
 @pytest.mark.parametrize("after", [2, 5, 9])
 def test_two_experts(two_experts, tmp_path, stop, residency, after):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maxdiffusion import request
@@ -10,6 +11,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import few_step
 from maxdiffusion.request.session import recipe_of
+from tests.support.safetensors_file import write
 
 FASTWAN = {"_class_name": "WanDMDPipeline"}
 
@@ -139,7 +141,8 @@ A14B = ("model_name=wan2.2-t2v-a14b", "transformer_2_file=low_4step_lightx2v.saf
 
 
 def test_a_distilled_file_under_official_settings_is_warned_of(place: Path) -> None:
-    (place / "low_4step_lightx2v.safetensors").touch()
+    tensors = {"patch_embedding.weight": np.zeros((8, 4, 1, 2, 2), np.float32)}
+    write(place / "low_4step_lightx2v.safetensors", tensors)
     (warning,) = said(*A14B)
     assert warning == (
         "low_4step_lightx2v.safetensors is by its name a few-step model (LightX2V), made for few steps without "

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from maxdiffusion import inspection, output, request
+from maxdiffusion import inspection, request
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch
 from maxdiffusion.output import manifest
@@ -23,6 +23,7 @@ from maxdiffusion.request import loras
 from maxdiffusion.request.nets import open_checkpoint
 from tests.support import lora
 from tests.support.hub_server import REPO, SHA, Hub, serve
+from tests.support.output import reserved
 
 ROOT = Path(__file__).parents[2]
 PAGE = str(ROOT / "configs" / "wan_tiny.yml")
@@ -146,7 +147,7 @@ def test_the_manifest_knows_a_file_by_its_content(tmp_path, file):
         return job, [video.output for video in manifest.remaining(job).videos]
 
     job, todo = left(f"lora={{{file}: 0.5}}")
-    with output.reserved(job, job.videos, np.zeros((1, 5, 12, 12, 8), np.float32)) as files:
+    with reserved(job, job.videos, np.zeros((1, 5, 12, 12, 8), np.float32)) as files:
         files.paths[0].write_bytes(b"video")
         files.record({}, {})
     assert todo == ["one"] and left(f"lora={{{file}: 0.5}}")[1] == []

@@ -11,6 +11,12 @@ from maxdiffusion.media.write import write
 PROMPT = "视频中的人在做动作"
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No hub is asked what some/where is."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
 def animate(tmp_path, monkeypatch):
     """The run of Animate with a pose of 12 frames, 100 wide x 84 high, at 24 per second."""

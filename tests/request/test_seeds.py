@@ -10,6 +10,7 @@ import pytest
 from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import seeds
+from tests.support.output import reserved
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.zeros((1, 1, 12, 12, 8), np.float32)
@@ -18,7 +19,7 @@ LATENTS = np.zeros((1, 1, 12, 12, 8), np.float32)
 def write(job):
     """Writes each video of a run by itself, as a run would."""
     for video in job.videos:
-        with output.reserved(job, [video], LATENTS) as files:
+        with reserved(job, [video], LATENTS) as files:
             files.write(np.zeros((1, 1, 96, 96, 3), np.uint8), lambda done: None)
             files.record({}, {})
 

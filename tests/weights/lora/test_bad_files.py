@@ -163,9 +163,9 @@ def test_there_are_enough_of_them():
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not a safetensors file"),
+        (b"", "neither a safetensors nor a GGUF file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
-        (b"<html>404</html>" * 9, "not a safetensors file"),
+        (b"<html>404</html>" * 9, "neither a safetensors nor a GGUF file"),
     ],
 )
 def test_other_files(tmp_path, content, said):
