@@ -94,11 +94,6 @@ def open_file(file: Path) -> Image.Image:
     return Image.open(file, formats=["HEIF"])
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An opened image upright, in sRGB, with 8 bits per channel, without alpha; see `picture.convert`."""
-    return convert(image).rgb
-
-
 def _fault(file: Path, error: Exception) -> str:
     """Why a file cannot be read as an image, and what to do: the end of a sentence."""
     if file.is_dir():

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.fetch import as_rgb, open_image, open_picture
+from maxdiffusion.media.fetch import open_image, open_picture
 from maxdiffusion.media.frames import as_mask
+from maxdiffusion.media.picture import convert
 from maxdiffusion.media.read import read_video
 from tests.support import icc
 
@@ -149,7 +150,7 @@ def test_pictures_are_upright(tmp_path, orientation, size, corner, suffix):
     image = open_image(path)
     assert image.size == size and image.getpixel(corner)[0] > 240
     assert sum(image.resize((2, 2), Image.Resampling.BOX).convert("L").tobytes()) < 300  # one quarter is white
-    assert pixels(as_rgb(Image.open(path))).shape == (size[1], size[0], 3)
+    assert pixels(convert(Image.open(path)).rgb).shape == (size[1], size[0], 3)
     if suffix in ("heic", "avif"):
         assert read_video(path).shape[0] == 1  # by the same reader, not by ffmpeg
 
