@@ -21,8 +21,12 @@ _generate_wan() {
   if [[ -z $key ]]; then
     local first=""
     (( COMP_CWORD == 1 )) && first=1
-    COMPREPLY=($(compgen -W "$(_generate_wan_words "$cur" "$first")" -- "$cur") $(compgen -f -X '!*.y*ml' -- "$cur"))
-    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *= ]] && compopt -o nospace
+    mapfile -t COMPREPLY < <(
+      compgen -W "$(_generate_wan_words "$cur" "$first")" -- "$cur"
+      compgen -f -X '!*.y*ml' -- "$cur"
+      compgen -d -S / -- "$cur"
+    )
+    [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *[=/] ]] && compopt -o nospace
     return
   fi
   key=${key#--}
@@ -31,7 +35,7 @@ _generate_wan() {
     compopt -o filenames
     mapfile -t COMPREPLY < <(compgen -f -P "$head" -- "$cur")
   else
-    COMPREPLY=($(compgen -P "$head" -W "$values" -- "$cur"))
+    mapfile -t COMPREPLY < <(compgen -P "$head" -W "$values" -- "$cur")
   fi
 }
 complete -F _generate_wan generate_wan

@@ -1,12 +1,11 @@
 """The official repositories' (Wan2.1, Wan2.2) and diffusers' names for the keys, as one table: `rows`.
 
-An official flag that stands for one key is that key's `alias` in the schema, one that stands for several is in
-`schema.COMPOUND_ALIASES`; the rest of the table is here. Sources: generate.py of both repositories; diffusers 0.42.1.
+An official flag that stands for one key is that key's `alias` in the schema; the rest of the table is here.
+Sources: generate.py of both repositories; diffusers 0.42.1.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from maxdiffusion.config import schema
@@ -52,6 +51,16 @@ SERVED_BY: Mapping[str, str] = {
     "tts_text": _NO_SPEECH,
     "start_from_ref": _NO_SPEECH,
     "infer_frames": _NO_SPEECH,
+}
+
+# Official names that stand for several keys or for another spelling of a value -> the keys.
+COMPOUNDS: Mapping[str, tuple[str, ...]] = {
+    "size": ("height", "width"),
+    "sample_guide_scale": ("guidance_scale", "guidance_scale_2"),
+    "ring_size": ("ici_context_parallelism",),
+    "src_ref_images": ("reference_images",),
+    "replace_flag": ("mode",),
+    "src_root_path": ("image", "pose_video", "face_video", "background_video", "mask_video"),
 }
 
 # Keys whose official name is the same.
@@ -123,13 +132,8 @@ def page(task: str) -> str:
 
 def rows() -> Iterator[Sequence[str]]:
     """(key, official name, diffusers' name) of every key that has one of the two, in the order of the schema."""
-    compounds: dict[str, list[str]] = {}
-    for name, about in schema.COMPOUND_ALIASES.items():
-        for key in re.findall(r"\w+", about):
-            if key in schema.KEYS and name not in compounds.get(key, ()):
-                compounds.setdefault(key, []).append(name)
-    for key, about_key in schema.KEYS.items():
-        same = [key] if key in SAME else []
-        official = ", ".join([*same, *filter(None, [about_key.alias]), *compounds.get(key, ())])
+    for key, about in schema.KEYS.items():
+        names = [key if key in SAME else "", about.alias, *(name for name, keys in COMPOUNDS.items() if key in keys)]
+        official = ", ".join(filter(None, names))
         if official or key in DIFFUSERS:
             yield key, official, DIFFUSERS.get(key, "")

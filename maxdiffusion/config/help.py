@@ -26,7 +26,8 @@ def text(topics: Sequence[str] = (), width: int = 110) -> str:
     if topics:
         return "\n\n".join(_topic(topic, width) for topic in topics)
     lines = [USAGE, "", "Makes a video from a prompt. A key on the command line wins over the page.", ""]
-    lines += ["--key value is another spelling of key=value. The groups are: " + ", ".join(groups()) + ".", ""]
+    said = f"--key value is another spelling of key=value. The groups are: {', '.join(groups())}."
+    lines += [*textwrap.wrap(said, width), ""]
     for group in groups():
         lines += [*_group(group, width), ""]
     lines += ["also accepted:", *(_row(name, about, width) for name, about in schema.COMPOUND_ALIASES.items())]

@@ -11,7 +11,7 @@ from maxdiffusion.variants import WanSpec
 
 _HEADER = ("page", "type", "needs [takes]", "steps", "video", "GB", "checkpoint")
 _NOTE = """\
-GB: the checkpoint's weights at two bytes a parameter, twice that where its files are float32; of a bundled one, its files.
+GB: weights of the checkpoint at two bytes a parameter, twice that if its files are float32; of bundled ones, the files.
 --help PAGE shows a page."""
 
 

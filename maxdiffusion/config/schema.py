@@ -16,11 +16,11 @@ from maxdiffusion.attention.plan import names
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
     "size": "width and height, as 1280*720 or 1280x720; by an image an area in its proportions; auto: the variant's",
-    "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
+    "sample_guide_scale": "guidance_scale, or in a list [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
     "src_ref_images": "reference_images, separated by commas",
-    "replace_flag": "mode=replace",
-    "src_root_path": "image, pose_video, face_video (with mode=replace also background_video and mask_video): "
+    "replace_flag": "mode=replace (Animate)",
+    "src_root_path": "image, pose_video, face_video, and with mode=replace background_video and mask_video; they are "
     "src_ref.png, src_pose.mp4, src_face.mp4, src_bg.mp4 and src_mask.mp4 of that folder",
 }
 
