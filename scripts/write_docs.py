@@ -19,7 +19,7 @@ def keys() -> str:
         "# Keys",
         "",
         "Every key of a page and of the command line (`key=value`, or `--key value`), by group. A key without a",
-        "default takes the variant's or none; `generate_wan --help KEY` shows each variant's, `--help GROUP` one group.",
+        "default takes the variant's or none; `generate_wan --help KEY` shows each variant's, `--help GROUP` a group.",
         "A list is written `'[one, two]'`, an empty value `key=`. Made by `python scripts/write_docs.py`.",
     ]
     for group in help.groups():

@@ -46,11 +46,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of a wheel that is installed beside this environment's packages."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # setuptools builds in the tree
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, tracked.split("\0")):
-        if name.startswith(("maxdiffusion/", "configs/", "models/")) or "/" not in name:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+    for name in ("maxdiffusion", "configs", "models"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in filter(Path.is_file, ROOT.iterdir()):
+        shutil.copy(file, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
     (wheel,) = folder.glob("maxdiffusion-*.whl")

@@ -104,7 +104,7 @@ class Session:
 
     def load(self, net: str) -> Any:
         """One network, streamed to its devices."""
-        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes") as advance:
+        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes", net) as advance:
             return self.nets.load(net, advance)
 
     def check_agree(self, **digests: str) -> None:
