@@ -24,12 +24,17 @@ def keys() -> str:
     ]
     for group in help.groups():
         rows = [
-            (f"`{key}`", schema.type_name(key), f"`{default}`" if default else "", f"{about}.")
+            (f"`{key}`", schema.type_name(key), f"`{default}`" if default else "", f"{_without_choices(key, about)}.")
             for key, of, default, about in schema.rows()
             if of == group
         ]
         lines += ["", f"## {group}", "", *table(("key", "type", "default", "meaning"), rows)]
     return "\n".join(lines) + "\n"
+
+
+def _without_choices(key: str, about: str) -> str:
+    """The help of a key without the choices, which are its type."""
+    return about.replace(f" [{' '.join(schema.choices(key))}]", "")
 
 
 def names() -> str:

@@ -27,7 +27,7 @@ def _row(name: str) -> tuple[str, ...]:
     values = parse([name])
     spec = variants.get(values["model_name"].value)
     given = values.get("pretrained_model_name_or_path")
-    checkpoint = given.value if given else spec.hub_id
+    checkpoint = str(given.value if given else spec.hub_id)
     gigabytes = f"{2 * spec.billions:.0f}" if spec.billions else ""
     if (folder := Path(checkpoint)).is_dir():
         stored = sum(file.stat().st_size for net in spec.nets for file in (folder / net).glob("*.safetensors"))

@@ -407,7 +407,7 @@ class Config(BaseModel):
     jax_cache_dir: HomePath = _key("runtime", "~/.cache/maxdiffusion/xla", path="output", of_the_program=False)
     """Folder of compiled programs, kept between runs; empty: none."""
     progress: Literal["auto", "on", "off"] = _key("runtime", "auto", per_host=True, of_the_program=False)
-    """Progress bars; auto: where output is a terminal."""
+    """Progress bars; auto: where output is a terminal, elsewhere lines of the log."""
     log_level: Literal["debug", "info", "warning", "error"] = _key(
         "runtime", "info", per_host=True, of_the_program=False
     )

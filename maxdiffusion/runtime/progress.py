@@ -22,6 +22,7 @@ Advance = Callable[[int], object]
 Show = Callable[[str, int | None, str, Callable[[], str]], AbstractContextManager[Advance]]
 
 EVERY = 60.0  # seconds between two lines of a stage in a log
+SOON = 60.0  # seconds before its end in which the run's end is not told
 
 # Bytes come by the second; steps and frames take seconds each.
 _BYTES = "{desc}{percentage:3.0f}%|{bar:12}| {n_fmt}B/{total_fmt}B [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
@@ -59,12 +60,14 @@ class Outlook:
         yield advance
 
     def text(self) -> str:
-        """`run done 14:32`, or `denoise done 14:32` where nothing tells yet how long the rest takes; at most a minute
-        before that time, nothing."""
+        """`run done 14:32`, or `denoise done 14:32` where nothing tells yet how long the rest takes.
+
+        Empty where nothing is known, nothing is left, or that is less than `SOON` away.
+        """
         left = {name: count for name, count in self._left.items() if count > 0}
         known = [name for name in left if self._done[name]]
         now, seconds = self._now(), sum(left[name] * self._seconds[name] / self._done[name] for name in known)
-        if seconds < 60:
+        if not known or seconds < SOON:
             return ""
         today, then = (datetime.datetime.fromtimestamp(at) for at in (now, now + seconds))
         day = "" if then.date() == today.date() else f"{then:%a} "
@@ -75,7 +78,7 @@ def make(mode: str, stream: TextIO | None = None) -> Show:
     """The config's `progress`: "on" bars, "off" nothing, "auto" bars if `stream` (stderr) is a terminal, else lines."""
     stream = stream or sys.stderr
     if mode == "off":
-        return lambda name, total, unit, note=str: contextlib.nullcontext(_ignore)
+        return lambda *stage: contextlib.nullcontext(_ignore)
     return functools.partial(_bar, stream) if mode == "on" or stream.isatty() else _lines
 
 

@@ -171,5 +171,5 @@ def test_the_bar_tells_the_end_of_the_run(tmp_path):
         progress.make("on", stream)("denoise", 4, "steps", lambda: "run done 14:32") as advance,
     ):
         advance(1)
-    line = (tmp_path / "bar").read_text().rpartition("\n")[0].rpartition("\r")[2]
+    line = (tmp_path / "bar").read_text().splitlines()[-1]
     assert line.rstrip().endswith("run done 14:32]") and len(line) <= 80
