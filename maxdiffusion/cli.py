@@ -63,13 +63,23 @@ def _run(words: Sequence[str]) -> None:
 
         planning.run(job, words)
     elif job.cfg.verify:
+        _import_jax()
         from maxdiffusion import verify
 
         verify.run(job)
     else:
+        _import_jax()
         from maxdiffusion import generate_wan
 
         generate_wan.run(job)
+
+
+def _import_jax() -> None:
+    """Raises: UserError: jax refuses an environment variable."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"jax refuses its environment variables: {error}; correct or unset it.") from None
 
 
 def _no_flags(argv: Sequence[str]) -> Sequence[str]:
