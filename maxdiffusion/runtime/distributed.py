@@ -71,7 +71,8 @@ def start(hosts: Hosts) -> None:
             f"jax.distributed cannot start ({error}); give coordinator_address=HOST:PORT num_processes=N process_id=I "
             "on every host, or jax_distributed=off to run on this host alone."
         ) from error
-    log.info("process %d of %d, %d devices", index(), count(), jax.device_count())
+    found = devices()
+    log.info("process %d of %d, %d devices", index(), count(), len(found))
 
 
 def devices() -> Sequence[jax.Device]:

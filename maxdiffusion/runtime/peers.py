@@ -32,26 +32,28 @@ class _Peers:
         self.index, self.links = index, links
         self.agreed = False
         self.left: set[int] = set()
+        self._ended = {number: threading.Event() for number in links}
         self.heard: tuple[int, str] | None = None
         self.news = threading.Event()
         self._once, self._ending = threading.Lock(), threading.Lock()
-        self._threads = [threading.Thread(target=self._listen, args=each, daemon=True) for each in links.items()]
-        for thread in self._threads:
-            thread.start()
+        for each in links.items():
+            threading.Thread(target=self._listen, args=each, daemon=True).start()
 
     def _listen(self, number: int, link: socket.socket) -> None:
-        code, sentence = _message(number, link)
+        code, sentence = message = _message(link) or _killed(number)
+        self._ended[number].set()
         if code == 0:
             self.left.add(number)
             return
         with self._once:
             if self.heard:
                 return
-            self.heard = code, sentence
+            self.heard = message
         self.news.set()
         if self.index == 0:
             self.tell(code, sentence)
-        time.sleep(GRACE)
+        if message != _killed(0):  # without process 0, jax aborts this one as soon as it notices
+            time.sleep(GRACE)
         if not self.agreed:
             self.end(code, f"error: {sentence}")
 
@@ -69,9 +71,8 @@ class _Peers:
             self.tell(code, f"process {self.index} of this run {what}: {text.removeprefix('error: ')}")
         if self.index == 0:
             deadline = time.monotonic() + LAST
-            for thread in self._threads:
-                if thread is not threading.current_thread():
-                    thread.join(max(deadline - time.monotonic(), 0))
+            for ended in self._ended.values():
+                ended.wait(max(deadline - time.monotonic(), 0))
         sys.stdout.flush()
         os._exit(code)
 
@@ -114,7 +115,8 @@ def crashed() -> None:
         code, sentence = _peers.heard
         _peers.end(code, f"error: {sentence}")
     traceback.print_exc()
-    _peers.end(1, f"error: {' '.join(traceback.format_exc(0).split()).partition('last): ')[2]}")
+    what = traceback.format_exception_only(sys.exc_info()[1])
+    _peers.end(1, f"error: {' '.join(''.join(what).split())}")
 
 
 def agreed() -> None:
@@ -134,13 +136,17 @@ def _leave() -> None:
         _peers.tell(0, "")
 
 
-def _message(number: int, link: socket.socket) -> tuple[int, str]:
-    """What a process says before it ends."""
+def _message(link: socket.socket) -> tuple[int, str] | None:
+    """What a process says before it ends; None where it says nothing."""
     try:
         line = link.makefile(encoding="utf-8").readline()
     except OSError:
-        line = ""
+        return None
     if not line.endswith("\n"):
-        return EX_TEMPFAIL, f"process {number} of this run ended without a word: it was killed, or its machine is gone"
+        return None
     code, sentence = json.loads(line)
     return code, sentence
+
+
+def _killed(number: int) -> tuple[int, str]:
+    return EX_TEMPFAIL, f"process {number} of this run ended without a word: it was killed, or its machine is gone"

@@ -113,7 +113,7 @@ class Checkpoint:
         return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
 
 
-SAMPLED = 256  # tensors of a network; 14B has 1,095. Measured: 20 ms for a file of 2.8 GB
+SAMPLED = 256  # tensors of a network. A file of 2.8 GB on a loaded machine: 0.31 s from disk, 0.05 s from memory
 _STRIP = 4096  # bytes of each
 _TOKENIZER = (  # the files that `conditioning.text` reads
     "tokenizer.json",
