@@ -276,6 +276,8 @@ def _hosts(cfg: Config) -> None:
         )
     if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
         raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
+    if address is not None and not 0 < int(address.rpartition(":")[2]) <= 65535:
+        raise UserError(f"coordinator_address={address} has a port that is not one of 1 to 65535; choose such as 8476.")
     if count is not None and index is not None and index >= count:
         raise UserError(
             f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
