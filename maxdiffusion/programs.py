@@ -155,8 +155,8 @@ class BatchPrograms:
         return split(self.transformer)[1], self.noise, self.prepare.out_info, self.keys
 
 
-# Steps of a scanned call, after which a signal is answered and a state can be saved: about a minute of the 14B models at
-# 720p on eight v6e or four v5p (3 to 9 s a step). Schedules of 10, 20, 30, 40 and 50 steps have calls of one length.
+# Steps of a scanned call, after which a signal is answered and a state can be saved: about a minute of the 14B model on
+# eight v6e or four v5p (3 to 9 s a step). Schedules of 10, 20, 30, 40 and 50 steps have calls of one length.
 SCANNED = 10
 
 
