@@ -123,7 +123,8 @@ def age(folder, seconds=ABANDONED + 60):
         os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_leftovers_of_a_killed_run_are_removed_a_day_later(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    """By the next writer, which leaves those of a live one; where no lock tells, a day later."""
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from maxdiffusion.runtime.atomic import atomic_path\n"
@@ -131,10 +132,19 @@ def test_leftovers_of_a_killed_run_are_removed_a_day_later(tmp_path):
         "    tmp.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     final = tmp_path / "a.bin"
-    assert subprocess.run([sys.executable, "-c", program, str(final)]).returncode == -9
-    (left,) = names(tmp_path)
-    assert left.startswith(".") and len(names(tmp_path / left)) == 1
-    with atomic_path(final) as tmp:  # the writer might live, on another host
+    with atomic_path(tmp_path / "alive.bin") as alive:
+        assert subprocess.run([sys.executable, "-c", program, str(final)]).returncode == -9
+        (left,) = set(names(tmp_path)) - {alive.parent.name}
+        assert left.startswith(".") and names(tmp_path / left) == ["lock", "new.bin"]
+        with atomic_path(final) as tmp:
+            tmp.write_bytes(b"whole")
+        assert names(tmp_path) == [alive.parent.name, "a.bin"]
+        alive.write_bytes(b"whole")
+    assert names(tmp_path) == ["a.bin", "alive.bin"]
+    (tmp_path / "alive.bin").unlink()
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "lock").touch()
+    with atomic_path(final, overwrite=True) as tmp:
         tmp.write_bytes(b"whole")
     assert names(tmp_path) == [left, "a.bin"]
     age(tmp_path / left)
