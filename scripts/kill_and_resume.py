@@ -133,8 +133,10 @@ class Mesh:
         return f"{self.devices // self.processes} x {self.processes}, {split}"
 
 
-def command(words: Sequence[str], devices: int, env: Mapping[str, str], log: str) -> None:
-    """The body of a process: the command, with its output in a file."""
+def command(
+    words: Sequence[str], devices: int, env: Mapping[str, str], log: str, hook: Callable[[], object] = lambda: None
+) -> None:
+    """The body of a process: the command, with its output in a file, after `hook`."""
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
@@ -143,6 +145,7 @@ def command(words: Sequence[str], devices: int, env: Mapping[str, str], log: str
 
     from maxdiffusion import cli
 
+    hook()
     jax.config.update("jax_num_cpu_devices", devices)
     code = cli.command(words)
     if jax.distributed.is_initialized():
@@ -153,7 +156,9 @@ def command(words: Sequence[str], devices: int, env: Mapping[str, str], log: str
 class Life:
     """One run of the command on one mesh."""
 
-    def __init__(self, context: multiprocessing.context.ForkServerContext, words: Sequence[str], mesh: Mesh, log: Path):
+    def __init__(self, words: Sequence[str], mesh: Mesh, log: Path, hook: Callable[[], object] | None = None):
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
         with socket.create_server(("localhost", 0)) as free:
             address = f"localhost:{free.getsockname()[1]}"
         self.log, self.processes = log, []
@@ -161,7 +166,8 @@ class Life:
             env = {"JAX_COORDINATOR_ADDRESS": address, "JAX_PROCESS_ID": str(index), "JAX_NUM_PROCESSES": "2"}
             arguments = ([*words, *mesh.words], mesh.devices // mesh.processes, env if mesh.processes > 1 else {})
             name = log if index == 0 else log.with_suffix(f".{index}")
-            self.processes.append(context.Process(target=command, args=(*arguments, str(name)), daemon=True))
+            more = () if hook is None else (hook,)
+            self.processes.append(context.Process(target=command, args=(*arguments, str(name), *more), daemon=True))
             self.processes[-1].start()
 
     def alive(self) -> bool:
@@ -186,9 +192,13 @@ def states(out: Path) -> dict[str, int]:
     return found
 
 
-def events(life: Life, out: Path) -> int:
-    """How far a life came: lines written, steps whose state is being written or was."""
-    return life.text().count("\n") + sum(number % 10_000 for number in states(out).values())
+def saved_steps(out: Path) -> int:
+    return sum(number % 10_000 for number in states(out).values())
+
+
+def lines(life: Life) -> int:
+    """The lines that a life wrote after its settings."""
+    return len(re.findall(r"^\d\d:\d\d:\d\d ", life.text(), re.MULTILINE))
 
 
 def resumed(text: str) -> list[int]:
@@ -235,23 +245,23 @@ def torture(name: str, folder: Path, kills: int, seed: int) -> list[str]:
     inputs, whole, out = folder / name, folder / name / "whole", folder / name / "out"
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
     words = [*case.prepare(inputs), "run_name=r", f"jax_cache_dir={folder / 'cache'}", "log_level=info"]
-    first = Life(context, [*words, f"output_dir={whole}"], Mesh(), inputs / "whole.log")
+    first = Life([*words, f"output_dir={whole}"], Mesh(), inputs / "whole.log")
     while first.alive():
         time.sleep(0.05)
     if not (expected := files(whole)):
         return [f"{name}: the undisturbed run failed: {first.text()[-2000:]}"]
-    count = first.text().count("\n") + STEPS * len(list(whole.rglob("*.latents.safetensors")))
+    videos = len(list(whole.rglob("*.latents.safetensors")))
     begun, lives, before = time.monotonic(), 0, {}
     while killed < kills or lives:
         lives += 1
+        before_steps = saved_steps(out)
+        count = lines(first) + max(STEPS * videos - before_steps, 0)
         mesh, moment, wait = Mesh.draw(rng, case.heads), rng.randint(1, count), rng.uniform(0, 0.3)
-        life = Life(context, [*words, f"output_dir={out}"], mesh, inputs / f"{killed:03}-{lives}.log")
+        life = Life([*words, f"output_dir={out}"], mesh, inputs / f"{killed:03}-{lives}.log")
         start = time.monotonic()
-        while life.alive() and (killed == kills or events(life, out) < moment):
-            time.sleep(0.02)
+        while life.alive() and (killed == kills or lines(life) + saved_steps(out) - before_steps < moment):
+            time.sleep(0.03)
         if life.alive():
             time.sleep(wait)
         cut = life.alive() and killed < kills
