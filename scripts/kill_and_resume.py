@@ -250,7 +250,8 @@ def torture(name: str, folder: Path, kills: int, seed: int) -> list[str]:
     while first.alive():
         time.sleep(0.05)
     if not (expected := files(whole)):
-        return [f"{name}: the undisturbed run failed: {first.text()[-2000:]}"]
+        print(f"{name}: the undisturbed run failed: {first.text()[-2000:]}")
+        return [name]
     videos = len(list(whole.rglob("*.latents.safetensors")))
     begun, lives, before = time.monotonic(), 0, {}
     while killed < kills or lives:

@@ -6,19 +6,19 @@ once, or the videos of a batch, never mix their files.
 """
 
 import contextlib
-import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.request.videos import ENDINGS
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.atomic import explained
 from maxdiffusion.runtime.lock import lock_of_living
 from maxdiffusion.runtime.paths import AnyPath
 
-RECORD, LATENTS = ".json", ".latents.safetensors"  # beside a video
+RECORD, LATENTS = ENDINGS
 
 
 @contextlib.contextmanager
@@ -60,6 +60,16 @@ def reserve(
                         reservation.push(attempt.pop_all())
                         break
         yield path
+
+
+def _exists(path: AnyPath) -> bool:
+    if not isinstance(path, Path):
+        return path.exists()
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _has_files(stem: AnyPath, ours: Callable[[AnyPath], bool]) -> bool:
@@ -110,7 +120,10 @@ def reserve_file(
                 "if that run was killed"
             )
         for path in (final, *(sibling(stem, suffix) for suffix in suffixes[1:])):
-            exists = os.path.lexists(path) if isinstance(path, Path) else path.exists()
+            with explained(path):  # such as a name that is too long
+                exists = _exists(path)
             if exists and not overwrite and not ours(path):
                 raise UserError(f"{path} exists already; choose another save_file or say overwrite=true")
+            if exists and path.is_dir() and (own or path != final):
+                raise UserError(f"{path} is a folder, which no file replaces; choose another name or move the folder")
         yield stem

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,10 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, where):
     job = request.load([PAGE, "prompt=a red circle", where.format(tmp_path)])
     (tmp_path / "folder").write_bytes(b"a file")
     assert "folder" in refused(job)
+
+
+def test_a_disk_without_room_for_the_latents_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=20_000))
+    with pytest.raises(UserError, match=r"0\.0 MB are free on the disk of .*, and the latents of a video take 0\.0 MB"):
+        request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new"])
+    request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new", "num_frames=1"])

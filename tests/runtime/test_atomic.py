@@ -71,9 +71,23 @@ def test_a_target_that_appears_meanwhile_stays(tmp_path, kind):
     assert (final if kind == "file" else final / "0").read_bytes() == b"theirs"
 
 
-@pytest.mark.parametrize("old", ["file", "folder", "link"])
-@pytest.mark.parametrize("new", ["file", "folder"])
-def test_overwriting_replaces_any_kind(tmp_path, old, new):
+def test_a_folder_of_other_files_is_never_replaced(tmp_path):
+    final = tmp_path / "frames"
+    (final / "inner").mkdir(parents=True)
+    (final / "dear.png").write_bytes(b"dear")
+    for folder in (False, True):
+        with pytest.raises(UserError, match="frames is a folder of other files"), atomic_path(final, True) as tmp:
+            if folder:
+                tmp.mkdir()
+                tmp = tmp / "0000.png"
+            tmp.write_bytes(b"new")
+    assert names(tmp_path) == ["frames"] and names(final) == ["dear.png", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("file", "file"), ("link", "file"), ("file", "folder"), ("link", "folder"), ("folder", "folder")]
+)
+def test_overwriting_replaces_what_a_run_has_made(tmp_path, old, new):
     final, other = tmp_path / "a", tmp_path / "other"
     other.mkdir()
     (other / "kept").write_bytes(b"kept")
