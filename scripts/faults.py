@@ -247,7 +247,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS))
     args = parser.parse_args(argv)
-    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts")])}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "scripts")])
     sys.path.insert(0, str(ROOT))
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

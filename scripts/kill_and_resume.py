@@ -306,7 +306,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    os.environ |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    fast = "--xla_backend_optimization_level=0"  # compiling is most of a life
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": fast, "PYTHONPATH": str(ROOT)}
     sys.path.insert(0, str(ROOT))
     faults = [fault for name in args.case for fault in torture(name, args.folder.resolve(), args.kills, args.seed)]
     return 1 if faults else 0
