@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 12
 TOLERANCE = 1e-5  # of the largest latent
 PRELOAD = ["maxdiffusion.generate_wan", "maxdiffusion.cli", "orbax.checkpoint", "optax"]
-TINY = ("size=48*32", "num_frames=5", f"num_inference_steps={STEPS}", "checkpoint_steps=1")
+TINY = ("size=48*32", "num_frames=5", f"num_inference_steps={STEPS}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,15 @@ class Case:
 
 
 def one(folder: Path) -> list[str]:
-    return [str(ROOT / "configs" / "wan_tiny.yml"), *TINY]
+    return [str(ROOT / "configs" / "wan_tiny.yml"), *TINY, "checkpoint_steps=1"]
 
 
 def prompts(folder: Path) -> list[str]:
     """Six lines, two of them of another size."""
     lines = [{"seed": seed, "output": f"v{seed}"} | ({"size": "32*32"} if seed % 3 == 1 else {}) for seed in range(6)]
     (folder / "six.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return [*one(folder), f"prompts={folder / 'six.jsonl'}", "checkpoint_steps=3"]
+    words = [str(ROOT / "configs" / "wan_tiny.yml"), *TINY, "checkpoint_steps=3"]
+    return [*words, f"prompts={folder / 'six.jsonl'}"]
 
 
 def checkpoint(folder: Path, *more: str) -> Path:
@@ -76,7 +77,11 @@ def experts(folder: Path) -> list[str]:
     (made / "model_index.json").write_text(json.dumps(index))
     (folder / "run.yml").write_text("model_name: wan2.2-t2v\n")
     words = [str(folder / "run.yml"), f"pretrained_model_name_or_path={made}", *TINY, "seed=[1, 2]", "prompt=a cat"]
-    return [*words, "flow_shift=3", "expert_residency=in_turn", "weights_dtype=float32", "activations_dtype=float32"]
+    words += ["checkpoint_steps=1", "flow_shift=3"]
+    return [*words, "expert_residency=in_turn", "weights_dtype=float32", "activations_dtype=float32"]
+
+
+ANIMATE = ("--nets", "text_encoder", "transformer", "image_encoder", "vae")
 
 
 def segments(folder: Path) -> list[str]:
@@ -85,15 +90,14 @@ def segments(folder: Path) -> list[str]:
 
     from maxdiffusion.media.write import write
 
-    made = checkpoint(
-        folder, "--preset", "tiny-animate", "--nets", "text_encoder", "transformer", "image_encoder", "vae"
-    )
+    made = checkpoint(folder, "--preset", "tiny-animate", "--pipeline", "WanAnimatePipeline", *ANIMATE)
     rng = np.random.default_rng(0)
     for name, side in (("pose", (32, 48)), ("face", (32, 32))):
         write(rng.integers(0, 256, (13, *side, 3), np.uint8), folder / f"{name}.npy", 16, "npy", {})
     Image.fromarray(rng.integers(0, 256, (32, 48, 3), np.uint8)).save(folder / "character.png")
     (folder / "run.yml").write_text("model_name: wan2.2-animate\n")
     words = [str(folder / "run.yml"), f"pretrained_model_name_or_path={made}", *TINY[2:], "width=48", "height=32"]
+    words += ["checkpoint_steps=1"]
     words += [f"image={folder}/character.png", f"pose_video={folder}/pose.npy", f"face_video={folder}/face.npy"]
     words += ["segment_frame_length=5", "prev_segment_conditioning_frames=1", "num_frames=13", "flow_shift=3"]
     return [*words, "weights_dtype=float32", "activations_dtype=float32"]
