@@ -228,7 +228,7 @@ def row(name: str, folder: Path, whole: Path) -> bool:
         codes, message = end(life), (life.text().strip().splitlines() or [""])[-1]
         lost, again = "0 steps", life
         if name != "two of one name" and any(codes):
-            done, again = 8 if name == "503" else place.step(), place.start()
+            done, again = STEPS if "denoise done" in life.text() else place.step(), place.start()
             end(again)
             took = resumed(again.text())
             decoded = "holds the latents of an earlier run" in again.text()
@@ -252,6 +252,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tmp").mkdir(exist_ok=True)
+    os.environ["TMPDIR"] = str(folder / "tmp")  # where latents go that cannot be saved
     undisturbed = Place(folder, "undisturbed")
     if end(life := undisturbed.start()) != [0]:
         print(life.text())

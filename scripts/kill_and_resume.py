@@ -191,7 +191,8 @@ def states(out: Path) -> dict[str, int]:
     """The newest whole state of each video: segment x 10,000 + step."""
     found = {}
     for folder in out.rglob(".*.state"):
-        if numbers := [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]:
+        names = [entry.name.removesuffix(".tar") for entry in folder.iterdir()]
+        if numbers := [int(name) for name in names if name.isdecimal()]:
             found[folder.name] = max(numbers)
     return found
 
