@@ -52,20 +52,21 @@ def _answer(words: Sequence[str]) -> str | None:
 
 def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
+    from maxdiffusion.runtime import peers
     from maxdiffusion.runtime.stop import Stopped, listening
 
     try:
         with listening():
             _run(words)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return peers.end(2, f"error: {error}")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return peers.end(stopped.exit_code, str(stopped))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return peers.end(130, "interrupted")
+    except Exception:
+        peers.crashed()
+        raise
     return 0
 
 
@@ -83,13 +84,23 @@ def _run(words: Sequence[str]) -> None:
 
         planning.run(job, words)
     elif job.cfg.verify:
+        _import_jax()
         from maxdiffusion import verify
 
         verify.run(job)
     else:
+        _import_jax()
         from maxdiffusion import generate_wan
 
         generate_wan.run(job)
+
+
+def _import_jax() -> None:
+    """Raises: UserError: jax refuses an environment variable."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"jax refuses its environment variables: {error}; correct or unset it.") from None
 
 
 def _no_flags(argv: Sequence[str]) -> Sequence[str]:

@@ -15,7 +15,7 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, seeds, session
+from maxdiffusion.request import Job, Video, session
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
@@ -30,9 +30,12 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
-    job = seeds.drawn(output.remaining(job))
-    if not job.videos:
-        return []
+    with output.drawn(output.remaining(job)) as job:  # seeds
+        return make(job) if job.videos else []
+
+
+def make(job: Job) -> list[AnyPath]:
+    """Makes the videos of a run that has started, whose seeds are drawn."""
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
     made: list[AnyPath] = []
     with session.opened(job) as s, output.Outputs(job, s.nets.checkpoint.digest()) as outputs:  # nothing is loaded

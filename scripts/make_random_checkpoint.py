@@ -57,9 +57,41 @@ PRESETS: dict[str, dict[str, dict]] = {
 }
 
 
+PRESETS["tiny-animate"] = PRESETS["tiny"] | {
+    "transformer": PRESETS["tiny"]["transformer"]
+    | {
+        "in_channels": 36,
+        "latent_channels": 16,
+        "num_layers": 4,
+        "image_dim": 16,
+        "added_kv_proj_dim": 24,
+        "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 6, "32": 4},
+        "motion_encoder_size": 32,
+        "motion_style_dim": 10,
+        "motion_dim": 5,
+        "motion_encoder_dim": 14,
+        "face_encoder_hidden_dim": 16,
+        "face_encoder_num_heads": 2,
+        "inject_face_latents_blocks": 2,
+    },
+    "image_encoder": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+    },
+}
+
+
 def build(net: str, config: dict) -> torch.nn.Module:
     if net.startswith("transformer"):
-        return diffusers.WanTransformer3DModel(**config)
+        kind = diffusers.WanAnimateTransformer3DModel if "motion_dim" in config else diffusers.WanTransformer3DModel
+        return kind(**config)
+    if net == "image_encoder":
+        return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**config))
     if net == "vae":
         return diffusers.AutoencoderKLWan(**config)
     config = {"feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "tie_word_embeddings": False} | config
@@ -70,8 +102,8 @@ def write_net(folder: Path, net: str, config: dict, dtype: str, shard_bytes: int
     """Writes config.json and the weights; returns the number of parameters."""
     with torch.device("meta"):
         model = build(net, config)
-    if net == "text_encoder":
-        model.config.architectures = ["UMT5EncoderModel"]
+    if net.endswith("_encoder"):
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
     else:
         model.save_config(folder)
@@ -79,7 +111,7 @@ def write_net(folder: Path, net: str, config: dict, dtype: str, shard_bytes: int
     if net == "text_encoder":
         shapes.pop("encoder.embed_tokens.weight")  # tied to shared.weight, as in the official files
     write_weights(
-        folder, "model" if net == "text_encoder" else "diffusion_pytorch_model", shapes, dtype, shard_bytes, seed
+        folder, "model" if net.endswith("_encoder") else "diffusion_pytorch_model", shapes, dtype, shard_bytes, seed
     )
     return sum(map(math.prod, shapes.values()))
 

@@ -23,12 +23,11 @@ def keys() -> str:
         "A list is written `'[one, two]'`, an empty value `key=`. Made by `python scripts/write_docs.py`.",
     ]
     for group in help.groups():
-        rows = [
-            (f"`{key}`", schema.type_name(key), f"`{default}`" if default else "", f"{_without_choices(key, about)}.")
-            for key, of, default, about in schema.rows()
-            if of == group
-        ]
-        lines += ["", f"## {group}", "", *table(("key", "type", "default", "meaning"), rows)]
+        lines += ["", f"## {group}", ""]
+        for key, of, default, about in schema.rows():
+            if of == group:
+                kind = schema.type_name(key) + (f", default `{default}`" if default else "")
+                lines += [f"- **`{key}`** ({kind}): {_without_choices(key, about)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -57,7 +56,7 @@ def names() -> str:
         "",
         "Some of these official names stand for several keys, or have values of their own:",
         "",
-        *table(("official", "means"), ((code(name), about) for name, about in schema.COMPOUND_ALIASES.items())),
+        *(f"- `{name}`: {about}" for name, about in schema.COMPOUND_ALIASES.items()),
         "",
         "Values with other names: "
         + "; ".join(

@@ -279,7 +279,8 @@ class Config(BaseModel):
     boundary_step: int | None = _key("sampling", None, ge=0, le=1000)
     """Number of first steps that the high-noise expert takes, in place of boundary_ratio."""
     expert_residency: Literal["together", "in_turn"] = _key("sampling", "together", of_the_video=False)
-    """Both experts side by side, or one after the other in the memory of one: all videos' high-noise steps first."""
+    """Both experts side by side, or one after the other in the memory of one: the high-noise steps of eight batches,
+    then their low-noise steps, then the next eight."""
     flow_shift: float = _key("sampling", VARIANT, from_variant=True, alias="sample_shift", gt=0, le=100)
     """Shift of the noise levels towards more noise."""
     flow_shift_2: float | None = _key("sampling", None, needs="num_inference_steps_2=4", gt=0, le=100)
@@ -291,10 +292,10 @@ class Config(BaseModel):
     guidance_mode: Literal["auto", "batched", "two_pass"] = _key("sampling", "auto", of_the_video=False)
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
-    """One call per step with progress, or one compiled scan."""
+    """One call per step with progress, or one compiled scan of several."""
     checkpoint_steps: OptionalInt = _key("sampling", None, of_the_video=False, ge=0, le=1000)
     """Steps between two saved states of a run, from which the same command goes on; 0: none; by default so many as
-    take a minute, and with loop=scan those of an expert."""
+    take a minute. With loop=scan also the steps of one call, 10 by default."""
     initial_latents: OptionalStr = _key("sampling", None, path="input")
     """Safetensors file with the noise to start from (b c f h w)."""
     decode_latents: OptionalStr = _key("sampling", None, path="input")

@@ -12,6 +12,10 @@ from maxdiffusion.denoise.schedule import TRAIN_STEPS
 
 T = TypeVar("T")
 
+# Batches that wait for the second of two experts in turn: two loads are little beside the steps of eight, and no file
+# waits for the high-noise steps of more.
+IN_TURN = 8
+
 
 class ExpertSteps(NamedTuple):
     """Steps start .. stop - 1 of a run, the expert that denoises them and its guidance scale."""
@@ -91,12 +95,12 @@ def execution_order(
 ) -> Iterator[tuple[T, ExpertSteps]]:
     """(batch, expert) in the order in which they run.
 
-    `together` finishes batch after batch; `in_turn` runs all batches through an expert before the next, so that each
-    expert is loaded once.
+    `together` finishes batch after batch; `in_turn` runs IN_TURN batches through an expert before the next expert, so
+    that each is loaded once for all of them.
     """
-    if residency == "in_turn":
-        return ((batch, expert) for expert in experts for batch in batches)
-    return ((batch, expert) for batch in batches for expert in experts)
+    size = IN_TURN if residency == "in_turn" else 1
+    groups = (batches[first : first + size] for first in range(0, len(batches), size))
+    return ((batch, expert) for group in groups for expert in experts for batch in group)
 
 
 class LoadedExperts:

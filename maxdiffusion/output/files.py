@@ -115,6 +115,9 @@ class Outputs:
         """`model` is the checkpoint's digest. Reads the states that earlier runs left."""
         self._job, self._model = job, model
         self._held: dict[tuple[Video, ...], tuple[Output, contextlib.ExitStack]] = {}
+        self._folder = contextlib.ExitStack()
+        if distributed.index() == 0:
+            self._folder.enter_context(names.removed_if_empty(states.folder(job)))
         self.states = States(job, model)
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders
@@ -126,6 +129,7 @@ class Outputs:
         self.states.close()
         for _, reservation in self._held.values():
             reservation.close()
+        self._folder.close()
 
     def denoised(self) -> Iterator[tuple[tuple[Video, ...], Float[np.ndarray, "1 f h w c"]]]:
         """The videos whose latents an earlier run has saved and not decoded, with these."""
@@ -144,6 +148,7 @@ class Outputs:
         if whole:
             log.info("%d of %d videos exist already", len(whole), len(self._job.videos))
         kept = {int(row) for row in whole}
+        self.states.remove([self._job.videos[row] for row in kept])  # of a run killed after its last record
         return [row for row, video in enumerate(self._job.videos) if row not in kept and video not in denoised]
 
     def _left(self, of: Callable[[AnyPath, str], AnyPath | None]) -> dict[int, str]:
@@ -176,12 +181,12 @@ class Outputs:
                     besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
                     suffixes = (_suffix_of(named[0], job), *besides)
                     ways = [
-                        names.reserve_file(path, suffixes, _overwrites(job), _ours(identity))
+                        names.reserve_file(path, suffixes, _overwrites(job), _ours(identity), identity)
                         for path, identity in zip(named, identities, strict=True)
                     ]
                 else:
                     ways = [
-                        names.reserve(manifest.folder(job), stem_of(job.cfg, video), _ours(identity))
+                        names.reserve(manifest.folder(job), stem_of(job.cfg, video), _ours(identity), identity)
                         for video, identity in zip(videos, identities, strict=True)
                     ]
                 stems = [attempt.enter_context(way) for way in ways]

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maxdiffusion.config import schema
+from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 from maxdiffusion.output import names
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.prompt_file import manifest_stem
+from maxdiffusion.request.videos import LISTS
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.atomic import explained, write_json
 from maxdiffusion.runtime.lock import try_lock
@@ -77,12 +78,14 @@ def digest(job: Job, video: Video) -> str:
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
     if line.pop("drawn"):
         line["seed"] = -1  # as it was asked for
-    settings = {
-        key: _by_content(key, value)
-        for key, value in job.cfg.to_json().items()
-        if schema.KEYS[key].of_the_video and key not in line
-    }
-    return hashlib.sha256(json.dumps([line, settings], sort_keys=True).encode()).hexdigest()
+    others = {key: value for key, value in settings(job.cfg).items() if key not in line}
+    return hashlib.sha256(json.dumps([line, others], sort_keys=True).encode()).hexdigest()
+
+
+def settings(cfg: Config) -> dict[str, Any]:
+    """The settings that decide the videos, of input files their contents, without the prompt file."""
+    keys = {key for key, about in schema.KEYS.items() if about.of_the_video or key in LISTS}
+    return {key: _by_content(key, value) for key, value in cfg.to_json().items() if key in keys}
 
 
 def _by_content(key: str, value: Any) -> Any:

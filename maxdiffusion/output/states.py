@@ -83,10 +83,12 @@ class States:
 
     def _find(self) -> dict[Video, Progress]:
         def find() -> list[tuple[int, Any]]:
-            here = set(paths.names(_beside(self._job)))
+            here = set(paths.names(folder(self._job)))
             found = []
             for row, video in enumerate(self._job.videos):
-                if self._path(video).name in here and (about := self._folder(video).about()):
+                path = self._path(video)
+                left = {path.name, names.lock_of(path).name} & here  # the lock alone, by a run killed before its state
+                if left and (about := self._folder(video).about()):
                     found.append((row, [about["segment"], about["step"]]))
                     log.info("%s", _describe(self._job, about))
             return found
@@ -95,11 +97,11 @@ class States:
 
     def _folder(self, video: Video) -> _Folder:
         if video not in self._folders:
-            self._folders[video] = _Folder(self._path(video))
+            self._folders[video] = _Folder(self._path(video), identity(self._job, video, self._model))
         return self._folders[video]
 
     def _path(self, video: Video) -> AnyPath:
-        return _beside(self._job) / f".{identity(self._job, video, self._model)}{SUFFIX}"
+        return folder(self._job) / f".{identity(self._job, video, self._model)}{SUFFIX}"
 
     def load(self, video: Video, abstract: Sequence[Any], done: Sequence[Any]) -> Saved:
         """The state of a video that `progress` lists, on every process.
@@ -167,9 +169,9 @@ def _write(writes: Sequence[tuple[_Folder, list[np.ndarray]]], number: int, abou
 class _Folder:
     """The states of one video, by orbax: a local folder, or archives of its steps in a bucket."""
 
-    def __init__(self, path: AnyPath) -> None:
+    def __init__(self, path: AnyPath, run: str) -> None:
         self._path, self.held = path, contextlib.ExitStack()
-        self._mine = self.held.enter_context(lock_of_living(names.lock_of(path)))
+        self._mine = self.held.enter_context(lock_of_living(names.lock_of(path), run))
         if not self._mine:
             log.warning("another run of these words is at work: this one keeps no state (%s)", path)
         self._local = path if isinstance(path, Path) else Path(self.held.enter_context(tempfile.TemporaryDirectory()))
@@ -277,14 +279,15 @@ class _Folder:
                 paths.remove(archive)
 
 
-def _beside(job: Job) -> AnyPath:
+def folder(job: Job) -> AnyPath:
     """The folder of the run's results."""
     return parse(job.cfg.save_file).parent if job.cfg.save_file else manifest.folder(job)
 
 
 def identity(job: Job, video: Video, model: str) -> str:
     """16 hexadecimal digits that name a video by all that decides it; `model` is the checkpoint's digest."""
-    text = f"{manifest.digest(job, video)} {model} {FORMAT}"
+    line = manifest.digest(job, dataclasses.replace(video, drawn=False))  # by its seed, also of one that was drawn
+    text = f"{line} {model} {FORMAT}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -276,6 +278,8 @@ def _hosts(cfg: Config) -> None:
         )
     if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
         raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
+    if address is not None and not 0 < int(address.rpartition(":")[2]) <= 65535:
+        raise UserError(f"coordinator_address={address} has a port that is not one of 1 to 65535; choose such as 8476.")
     if count is not None and index is not None and index >= count:
         raise UserError(
             f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
@@ -306,7 +310,7 @@ def check_output(job: Job) -> None:
     cfg = job.cfg
     if cfg.save_file is None:
         folder = paths.parse(cfg.output_dir)
-        _writable(folder / cfg.run_name, "output_dir")
+        _room(job, _writable(folder / cfg.run_name, "output_dir"), "output_dir")
         _one_file(job, folder)
         return
     path, frames = paths.parse(cfg.save_file), not job.suffix
@@ -326,7 +330,7 @@ def check_output(job: Job) -> None:
             f"save_file={cfg.save_file} does not have the extension of output_format={cfg.output_format}; "
             f"name it {path.with_suffix('' if frames else '.' + cfg.output_format)}."
         )
-    _writable(path.parent, "save_file")
+    _room(job, _writable(path.parent, "save_file"), "save_file")
     stem = path.name if frames else path.stem
     for other in (path, path.with_name(f"{stem}.json")):  # latents may be this run's own: `Outputs` knows
         if other.exists() and not cfg.overwrite:
@@ -341,14 +345,28 @@ def _one_file(job: Job, path: paths.AnyPath) -> None:
         )
 
 
-def _writable(folder: paths.AnyPath, key: str) -> None:
-    """Checks, by a temporary file, that `folder` can be written; it need not exist yet."""
+def _room(job: Job, folder: paths.AnyPath, key: str) -> None:
+    """Checks that the latents of the largest video fit on the disk of `folder`: the work of a run is in them."""
+    if not isinstance(folder, Path) or job.cfg.decode_latents:
+        return
+    channels = (job.spec.network or {}).get("out_channels", 16)
+    tokens = max(math.prod(job.latent_grid(video)) for video in job.videos) * len(job.segments)
+    needed, free = 4 * channels * tokens, shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{key}: {free / 1e6:.1f} MB are free on the disk of {folder}, and the latents of a video take "
+            f"{needed / 1e6:.1f} MB; free some space or choose another folder."
+        )
+
+
+def _writable(folder: paths.AnyPath, key: str) -> paths.AnyPath:
+    """Checks, by a temporary file, that `folder` can be written; it need not exist yet. Returns what exists of it."""
     if not isinstance(folder, Path):
         try:
             paths.check_writable(folder)
         except OSError as error:
             raise UserError(f"{key}: {folder} cannot be written ({error.strerror or error}); choose another.") from None
-        return
+        return folder
     existing = folder.absolute()
     try:
         while not existing.exists():
@@ -358,3 +376,4 @@ def _writable(folder: paths.AnyPath, key: str) -> None:
         raise UserError(
             f"{key}: the folder {folder} cannot be written ({existing}: {error.strerror}); choose another."
         ) from None
+    return existing

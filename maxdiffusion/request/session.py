@@ -105,7 +105,9 @@ class Session:
     def load(self, net: str) -> Any:
         """One network, streamed to its devices."""
         with self.stages("load", self.nets.nbytes_on_disk(net), "bytes", net) as advance:
-            return self.nets.load(net, advance)
+            loaded = self.nets.load(net, advance)
+        distributed.wait_for_all()  # a disk may be slower than others
+        return loaded
 
     def check_agree(self, **digests: str) -> None:
         """Checks that all processes have the same run, checkpoint, versions and inputs (`digests`).
@@ -117,7 +119,8 @@ class Session:
         facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
         facts |= {f"version of {key}": value for key, value in versions().items()}
         shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
-        distributed.check_agree(facts | {"videos": repr(shown), "checkpoint": self.nets.checkpoint.digest()} | digests)
+        nets = {f"content of {name}": found[:12] for name, found in self.nets.checkpoint.digests.items()}
+        distributed.check_agree(facts | {"videos": repr(shown)} | nets | digests)
 
 
 def recipe_of(job: Job) -> Recipe:

@@ -16,6 +16,7 @@ from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions
 from maxdiffusion.request import prompt_file
 
+ENDINGS = (".json", ".latents.safetensors")  # of the files beside a video
 LISTS = ("prompt", "negative_prompt", "seed", "image", "last_image")
 
 
@@ -111,7 +112,10 @@ def _named(cfg: Config, base: Video, proportions: Proportions | None) -> Iterato
         name = _checked(video.output, cfg.output_format, where) if video.output else stem_of(cfg, video)
         if name.casefold() == prompt_file.manifest_stem(path).casefold():
             raise UserError(f"{where} gives output={name!r}, the name of the manifest; choose another.")
-        other = others.setdefault(name.casefold(), where)
+        # A folder of frames has no suffix, so that its name may be that of another line's record.
+        files = [name, *(f"{name}{ending}" for ending in ENDINGS)] if cfg.output_format == "png" else [name]
+        other = next((others[file.casefold()] for file in files if file.casefold() in others), where)
+        others |= dict.fromkeys(map(str.casefold, files), where)
         if other != where:
             raise UserError(
                 f"{where} and {other.rpartition(', ')[2]} would both be written as {name!r}; give one of them another "

@@ -1,7 +1,8 @@
 """Files that are whole under their own name, or absent.
 
 A local file is written in a private folder `.XXXXXXXX.part/` beside its target, new for each writer, so that the last
-step is a rename within one file system. Elsewhere (`paths`) it is written here and uploaded.
+step is a rename within one file system. Elsewhere (`paths`) it is written here and uploaded. A lock in the folder tells
+that its writer lives; the folder of a killed one is removed by the next writer.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,11 +19,12 @@ from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
+from maxdiffusion.runtime.lock import owner_died, try_lock
 from maxdiffusion.runtime.paths import AnyPath
 
-# Seconds after the last change of a private folder after which its writer was killed. Its lock could not tell: NFS
-# locks no folders between hosts.
+# Seconds after the last change of a private folder after which its writer was killed, where its lock does not tell.
 ABANDONED = 24 * 3600
+_LOCK = "lock"
 # File systems that cannot link (exFAT, some network mounts).
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
 # Errors of a writer in the body that the user can correct.
@@ -74,9 +77,11 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
                     os.lstat(final)  # raises where the name is too long
                     if not overwrite:
                         raise _exists(final)
-                _remove_abandoned(here)
+            _remove_abandoned(here or Path(tempfile.gettempdir()))
             folder = tempfile.TemporaryDirectory(dir=here, prefix=".", suffix=".part", ignore_cleanup_errors=True)
-            temporary = Path(stack.enter_context(folder)) / f"new{final.suffix}"
+            private = Path(stack.enter_context(folder))
+            stack.enter_context(try_lock(private / _LOCK))
+            temporary = private / f"new{final.suffix}"
         try:
             yield temporary
         except OSError as error:
@@ -90,6 +95,8 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
                 else:
                     paths.upload(temporary, final, overwrite)
             except FileExistsError as error:
+                if error.errno == errno.EISDIR:
+                    raise UserError(f"{final} is a folder of other files; choose another name or move it") from error
                 raise _exists(final) from error
 
 
@@ -114,14 +121,17 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):  # its writer has finished meanwhile
             about = part.lstat()
             newest = max(entry.lstat().st_mtime for entry in (part, *part.iterdir()))
-            if about.st_uid == os.geteuid() and time.time() - newest > ABANDONED:
-                shutil.rmtree(part)  # refuses a link
+            ours = about.st_uid == os.geteuid() and stat.S_ISDIR(about.st_mode)
+            if ours and (time.time() - newest > ABANDONED or owner_died(part / _LOCK)):
+                shutil.rmtree(part)
 
 
 def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     for path in (temporary, *temporary.rglob("*")):
         _sync(path)
     if overwrite:
+        if final.is_dir() and not final.is_symlink() and not _replaceable(final, temporary):
+            raise FileExistsError(errno.EISDIR, "it is a folder of other files, which is not replaced")
         if final.is_dir() or (temporary.is_dir() and os.path.lexists(final)):  # a folder cannot be replaced in one step
             os.rename(final, temporary.with_name("replaced"))
         os.replace(temporary, final)
@@ -142,6 +152,12 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
                 raise FileExistsError from error
             os.rename(temporary, final)
     _sync(final.parent)
+
+
+def _replaceable(folder: Path, new: Path) -> bool:
+    """Whether a folder holds nothing but files of the kinds that the new folder has: frames of an earlier run."""
+    kinds = {path.suffix for path in new.iterdir()} if new.is_dir() else set()
+    return new.is_dir() and all(path.is_file() and path.suffix in kinds for path in folder.iterdir())
 
 
 def _sync(path: Path) -> None:

@@ -2,13 +2,16 @@
 
 The file of a killed run is taken over. A local file is held by flock as long as its owner runs, on network file
 systems by their server's locks; process numbers could not tell, because containers share host names but not processes.
-An object in a store is renewed by its owner, and free when it has not been renewed for EXPIRY seconds.
+An object in a store is renewed by its owner, and free when it has not been renewed for EXPIRY seconds, or at once where
+its owner was a process of this machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
+import logging
 import os
 import secrets
 import socket
@@ -24,37 +27,90 @@ from upath import UPath
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
 
+log = logging.getLogger(__name__)
+
 RENEWAL, EXPIRY = 15.0, 90.0  # seconds; the clocks of two hosts must not differ by more than the rest
 _OURS = b"maxdiffusion"
 
 
-def try_lock(path: AnyPath) -> AbstractContextManager[bool]:
+def try_lock(path: AnyPath, run: str = "") -> AbstractContextManager[bool]:
     """Hold the lock file `path` until the block ends, then remove it; False if another holds it. Makes its folder.
 
     A live run's or thread's file, a link, a folder, and a file of other content count as held and stay as they are.
+    `run` is an identity of this run, for `lock_of_living`.
 
     Raises:
       OSError: the file cannot be made.
     """
     paths.make_folder(path.parent)
-    return _locked(path) if isinstance(path, Path) else _leased(path)
+    return _locked(path, _owner(run)) if isinstance(path, Path) else _leased(path, _owner(run))
 
 
 @contextlib.contextmanager
-def lock_of_living(path: AnyPath) -> Iterator[bool]:
-    """As `try_lock`, but an object in a store is waited for as long as that of a killed run takes to expire.
+def lock_of_living(path: AnyPath, run: str) -> Iterator[bool]:
+    """As `try_lock`, but an object that an earlier process of the same `run` has left in a store is waited for.
 
-    Its owner may have been killed just now: the run that goes on would else be refused.
+    It is free once it was not renewed for EXPIRY seconds; one that is renewed has a living owner: False.
     """
-    deadline = time.monotonic() + (0 if isinstance(path, Path) else EXPIRY + 2 * RENEWAL)
     with contextlib.ExitStack() as stack:
-        while not (mine := stack.enter_context(try_lock(path))) and time.monotonic() < deadline:
-            time.sleep(1)
+        mine = stack.enter_context(try_lock(path, run))
+        found = b"" if mine or isinstance(path, Path) else _content(path)
+        if found.split()[_RUN : _RUN + 1] == [run.encode()] and _lives(found) is None:
+            log.info("waiting at most %.0f s for %s, which another process of this run has left or holds", EXPIRY, path)
+            deadline = time.monotonic() + EXPIRY + RENEWAL
+            while not mine and _content(path) in (found, b"") and time.monotonic() < deadline:
+                time.sleep(1)
+                mine = stack.enter_context(try_lock(path, run))
         yield mine
 
 
-def _owner() -> bytes:
-    return b"%s %s %d %s" % (_OURS, socket.gethostname().encode(), os.getpid(), secrets.token_hex(4).encode())
+def leave(path: AnyPath) -> None:
+    """Let a lock file that this run holds stay when its block ends, free for the next run."""
+    content = b"%s left 0\n" % _OURS
+    path.write_bytes(content) if isinstance(path, Path) else path.fs.pipe_file(path.path, content)
+
+
+def owner_died(path: Path) -> bool:
+    """Whether a lock file here is that of a killed run; false where this cannot be told, as of a new, empty one."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.pread(descriptor, len(_OURS), 0) == _OURS
+        finally:
+            os.close(descriptor)
+    return False
+
+
+_PROCESS, _RUN = 2, 4  # places in a lock's words: its owner, and the identity of its run
+
+
+def _owner(run: str) -> bytes:
+    words = (_OURS.decode(), socket.gethostname(), _process(os.getpid()), secrets.token_hex(4), run or "-")
+    return " ".join(words).encode()
+
+
+def _process(number: int) -> str:
+    """A process's number, start and, as a digest, boot and namespace of its machine; the number alone if it is no more.
+
+    Start and boot part it from others of that number, the namespace from those of other containers.
+    """
+    try:
+        start = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return str(number)
+    return f"{number}/{start}/{hashlib.sha256(machine.encode()).hexdigest()[:16]}"
+
+
+def _lives(lock: bytes) -> bool | None:
+    """Whether a lock's owner lives; None where it is not a process of this machine."""
+    owner = lock.split()[_PROCESS].decode()
+    number, _, more = owner.partition("/")
+    machine = more.partition("/")[2]
+    if not machine or machine != _process(os.getpid()).rpartition("/")[2]:
+        return None
+    return _process(int(number)) == owner
 
 
 def _stamped(owner: bytes) -> bytes:
@@ -62,8 +118,8 @@ def _stamped(owner: bytes) -> bytes:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    owner, mine = _owner(), False
+def _locked(path: Path, owner: bytes) -> Iterator[bool]:
+    mine = False
     with contextlib.ExitStack() as stack:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -96,8 +152,8 @@ def _flock(descriptor: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _leased(path: UPath) -> Iterator[bool]:
-    owner, ended = _owner(), threading.Event()
+def _leased(path: UPath, owner: bytes) -> Iterator[bool]:
+    ended = threading.Event()
     with paths.as_oserror(path):
         mine = paths.create(path, _stamped(owner)) or _take_over(path, owner)
     renewal = threading.Thread(target=_renew, args=(path, owner, ended), daemon=True)
@@ -131,10 +187,11 @@ def _renew(path: UPath, owner: bytes, ended: threading.Event) -> None:
 
 
 def _expired(path: UPath) -> bool:
+    content = _content(path)
     try:
-        ours, *_, renewed = _content(path).split()
-        return ours == _OURS and time.time() - int(renewed) > EXPIRY
-    except ValueError:  # not a lock, or just removed
+        ours, *_, renewed = content.split()
+        return ours == _OURS and (time.time() - int(renewed) > EXPIRY or _lives(content) is False)
+    except (ValueError, LookupError):  # not a lock, or just removed
         return False
 
 

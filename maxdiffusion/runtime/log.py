@@ -28,8 +28,8 @@ class _Short(logging.Formatter):
 def setup(level: str) -> None:
     """Send the `maxdiffusion` loggers to stderr from `level` ("debug", "info", "warning", "error") up.
 
-    Call it before jax starts its devices. A second call only changes the level. Silences harmless warnings of other
-    libraries: jax's about missing accelerators, transformers' about missing torch.
+    Call it before jax starts its devices. A second call only changes the level. Silences harmless words of other
+    libraries: jax's about missing accelerators, transformers' about missing torch, orbax' forty lines for each save.
     """
     logger = logging.getLogger("maxdiffusion")
     logger.setLevel(LEVELS[level])
@@ -39,6 +39,8 @@ def setup(level: str) -> None:
         handler.setFormatter(_Short("%(asctime)s %(prefix)s%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logging.getLogger("jax._src.xla_bridge").addFilter(_no_missing_tpu)
+        logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax' logger
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log
 

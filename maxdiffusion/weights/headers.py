@@ -29,7 +29,12 @@ _AGAIN = "download or copy it again"
 
 
 @contextlib.contextmanager
-def _readable(path: AnyPath) -> Iterator[None]:
+def readable(path: AnyPath) -> Iterator[None]:
+    """A block that reads `path`.
+
+    Raises:
+      UserError: the file is absent or cannot be read.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -45,7 +50,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
       UserError: the file is absent, unreadable or not a JSON object.
     """
     try:
-        with _readable(path):
+        with readable(path):
             content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # covers bad UTF-8 as well
         raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
@@ -61,7 +66,7 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
       UserError: the file is absent, of neither format (a git-lfs pointer, say), has a damaged header or an unknown
         dtype, or has another size than its header asks for.
     """
-    with _readable(path), path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         size = path.stat().st_size
         prefix = file.read(8)
         if prefix == b"version ":

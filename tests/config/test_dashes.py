@@ -1,6 +1,8 @@
 """Arguments with dashes, and lines of the official command as they stand in its READMEs."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +99,12 @@ def test_lines_of_the_official_readme() -> None:
     line = "--task vace-1.3B --src_video v.mp4 --src_mask m.mp4 --src_ref_images a.png,b.png --prompt x"
     assert pasted(line)["reference_images"] == ["a.png", "b.png"] and pasted(line)["mask"] == "m.mp4"
     assert pasted("--task t2i-14B --prompt x")["num_frames"] == "1"
+
+
+def test_the_line_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text()
+    (line,) = re.findall("^generate_wan (.*)$", page, re.MULTILINE)
+    assert pasted(line).items() >= {"model_name": "wan2.2-t2v-a14b", "num_inference_steps": "30", "seed": "7"}.items()
 
 
 def test_flags_that_mean_nothing_here_are_one_line_of_the_log_each() -> None:

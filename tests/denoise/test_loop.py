@@ -138,11 +138,15 @@ def test_only_guided_steps_compute_both_branches(x, scales, guidance, pair, scan
 
 
 @pytest.mark.parametrize(
-    ("residency", "loads", "order"),
-    [("together", "ab", "a0 b0 a1 b1"), ("in_turn", "ab", "a0 a1 b0 b1")],
+    ("residency", "batches", "loads", "order"),
+    [
+        ("together", 2, "ab", "a0 b0 a1 b1"),
+        ("in_turn", 2, "ab", "a0 a1 b0 b1"),
+        ("in_turn", 10, "abab", " ".join([f"a{i}" for i in range(8)] + [f"b{i}" for i in range(8)] + ["a8 a9 b8 b9"])),
+    ],
 )
-def test_residency(residency, loads, order):
-    """In turn at most one net is held, and each is still loaded once."""
+def test_residency(residency, batches, loads, order):
+    """In turn at most one net is held, and each is loaded once for eight batches, which are whole before the others."""
     made, alive = [], []
 
     def load(net):
@@ -153,7 +157,7 @@ def test_residency(residency, loads, order):
 
     loaded = LoadedExperts(load, residency)
     both, seen, most = (ExpertSteps(0, 1, "a"), ExpertSteps(1, 2, "b")), [], 0
-    for batch, expert in execution_order(both, range(2), residency):
+    for batch, expert in execution_order(both, range(batches), residency):
         assert loaded[expert.net] is loaded[expert.net]
         seen.append(f"{expert.net}{batch}")
         gc.collect()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from maxdiffusion import cli
+from maxdiffusion import cli, programs
 from maxdiffusion.output.states import States
 from maxdiffusion.weights.latents_io import load_latents
 from tests.support.bucket import Bucket, bucket
@@ -129,6 +129,38 @@ def test_a_scan_stops_between_two_calls_and_goes_on_step_by_step_or_by_other_cal
     assert cli.command(words(tmp_path / "out", *ONE)) == 0
     assert f"resuming at step 6 of {STEPS}" in capsys.readouterr().err
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+
+
+@pytest.mark.slow
+def test_a_scan_without_checkpoint_steps_stops_between_calls_too(tmp_path, stop, monkeypatch, capsys):
+    assert cli.command(words(tmp_path / "whole", *ONE)) == 0
+    monkeypatch.setattr(programs, "SCANNED", 3)
+    stop(2, signal.SIGINT)
+    assert cli.command(words(tmp_path / "out", *ONE, "loop=scan")) == 130
+    assert "stopped after step 6" in capsys.readouterr().err
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *ONE, "loop=scan")) == 0
+    assert f"resuming at step 7 of {STEPS}" in capsys.readouterr().err
+    check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+
+
+def test_a_drawn_seed_goes_on_and_the_next_run_draws_anew(tmp_path, stop, capsys):
+    command = words(tmp_path / "out", *ONE, "seed=-1")
+    folder = tmp_path / "out" / "r"
+    stop(3)
+    assert cli.command(command) == 75
+    assert sorted(Path(name).suffix for name in hidden(folder)) == [".draw", ".state"]
+    stop(100)
+    assert cli.command(command) == 0
+    said = capsys.readouterr().err
+    assert "goes on with the seeds" in said and f"resuming at step 4 of {STEPS}" in said
+    assert hidden(folder) == []
+    ((name, resumed),) = latents(folder).items()
+    seed = json.loads((folder / name.replace(".latents.safetensors", ".json")).read_text())["seed"]
+    assert cli.command(words(tmp_path / "whole", *ONE, f"seed={seed}")) == 0
+    check_equal({name: resumed}, latents(tmp_path / "whole" / "r"))
+    assert cli.command(command) == 0
+    assert len(latents(folder)) == 2
 
 
 def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, stop, capsys):

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import read_video
 from maxdiffusion.output import names
 from maxdiffusion.weights.latents_io import load_latents
+from tests.support.bucket import bucket
 from tests.support.media import read_metadata
 from tests.support.output import reserved
 
+__all__ = ["bucket"]  # a fixture
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.arange(2 * 5 * 12 * 12 * 8, dtype=np.float32).reshape(2, 5, 12, 12, 8)
 
@@ -37,6 +40,36 @@ def test_a_name_that_another_run_holds_or_has_written_is_refused_before_the_work
     with pytest.raises(UserError, match="exists already"):
         output.Outputs(job, "model")
     assert (tmp_path / "a.mp4").read_bytes() == b"theirs" and os.listdir(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_run_that_fails_leaves_no_empty_folder(tmp_path, existed):
+    out = tmp_path / "made" / "too"
+    if existed:
+        out.mkdir(parents=True)
+    job = request.load([PAGE, "prompt=a red circle", f"output_dir={out}"])
+    with pytest.raises(UserError, match="later"), output.Outputs(job, "model") as outputs:
+        outputs.reserve(job.videos)
+        raise UserError("later")
+    assert list(tmp_path.rglob("*")) == ([out.parent, out] if existed else [])
+
+
+@pytest.mark.parametrize(
+    "words", [("save_file={}/a.mp4",), ("output_dir={}",), ("prompts={}/p.jsonl", "output_dir={}")]
+)
+@pytest.mark.parametrize("where", ["here", "bucket"])
+def test_whole_latents_of_an_earlier_run_are_found_under_every_name(tmp_path, bucket, words, where):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a red circle", "output": "x"}\n')
+    place = tmp_path if where == "here" else "gs://b"
+    words = [word.format(tmp_path if word.startswith("prompts") else place) for word in words]
+    job = request.load([PAGE, "prompt=a red circle", *words])
+    with output.Outputs(job, "model") as outputs:
+        outputs.reserve(job.videos).save_latents(LATENTS[:1])
+    job = output.remaining(request.load([PAGE, "prompt=a red circle", *words]))
+    with output.Outputs(job, "model") as outputs:
+        ((videos, found),) = outputs.denoised()
+        assert videos == job.videos and outputs.unfinished(videos) == []
+        np.testing.assert_array_equal(found, LATENTS[:1])
 
 
 def test_latents_that_the_folder_cannot_take_are_saved_in_the_temporary_one(tmp_path, caplog, monkeypatch):
@@ -124,3 +157,10 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, where):
     job = request.load([PAGE, "prompt=a red circle", where.format(tmp_path)])
     (tmp_path / "folder").write_bytes(b"a file")
     assert "folder" in refused(job)
+
+
+def test_a_disk_without_room_for_the_latents_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=20_000))
+    with pytest.raises(UserError, match=r"0\.0 MB are free on the disk of .*, and the latents of a video take 0\.0 MB"):
+        request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new"])
+    request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new", "num_frames=1"])

@@ -135,6 +135,23 @@ def test_nothing_that_exists_is_overwritten_unless_told(tmp_path, existing):
         assert stem == tmp_path / "a"
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.json"])
+def test_overwrite_means_no_folder_of_others(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "dear").write_bytes(b"dear")
+    said = pytest.raises(UserError, match=rf"{name} is a folder")
+    with said, reserve_file(tmp_path / "a.mp4", (".mp4", ".json"), overwrite=True):
+        pytest.fail("the block must not run")
+    assert os.listdir(tmp_path / name) == ["dear"] and os.listdir(tmp_path) == [name]
+
+
+def test_a_name_whose_latents_would_be_too_long_is_refused_before_the_work(tmp_path):
+    said = pytest.raises(UserError, match="the name is too long")
+    with said, reserve_file(tmp_path / f"{'n' * 236}.mp4", (".mp4", ".json", ".latents.safetensors")):
+        pytest.fail("the block must not run")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["a.mov", "a", ".mp4"])
 def test_another_suffix_is_refused(tmp_path, name):
     with pytest.raises(UserError, match=r"does not end in \.mp4"), reserve_file(tmp_path / name, (".mp4",)):

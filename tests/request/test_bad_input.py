@@ -60,6 +60,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["coordinator_address=a:1", "process_id=1"], "give all three, or none"),
     (["num_processes=2", "process_id=0"], "give all three, or none"),
     (["coordinator_address=a", "num_processes=2", "process_id=1"], "coordinator_address=a is not HOST:PORT"),
+    (["coordinator_address=a:99999", "num_processes=2", "process_id=0"], "a port that is not one of 1 to 65535"),
     (["coordinator_address=http://a:1"], "coordinator_address=http://a:1 is not HOST:PORT"),
     (["coordinator_address=a:1", "num_processes=2", "process_id=2"], "process_id=2 is none of num_processes=2"),
     (["coordinator_address=a:1", "num_processes=0", "process_id=0"], "should be greater than or equal to 1"),

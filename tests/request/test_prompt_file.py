@@ -116,6 +116,14 @@ def test_beside_other_keys(place, words, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("names", [("a", "a.json"), ("A.json", "a"), ("a.latents.safetensors", "a")])
+def test_a_folder_of_frames_and_the_record_of_another_line_need_two_names(place, names):
+    (place / "p.jsonl").write_text("".join(f'{{"output": "{name}"}}\n' for name in names))
+    with pytest.raises(UserError, match="line 2 and line 1 would both be written as"):
+        request.load(["base.yml", "prompts=p.jsonl", "output_format=png"])
+    request.load(["base.yml", "prompts=p.jsonl", "output_format=mp4"])
+
+
 def test_a_path_of_the_yaml_file_is_relative_to_it(place):
     (place / "sub").mkdir()
     (place / "sub" / "p.jsonl").write_text("{}\n")

@@ -77,6 +77,27 @@ def test_the_same_command_goes_on_with_a_prompt_file(load, tmp_path):
     assert [video.output for video in output.remaining(load(words[0], "seed=6")).videos] == ["an-owl-seed6-96x96x1"]
 
 
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, UserError])
+def test_a_stopped_run_leaves_its_draw_to_the_next_of_its_command(load, tmp_path, failure):
+    words = ("prompt=[a cat, a dog]", "seed=[-1, -1]")
+    folder = tmp_path / load(*words).cfg.run_name
+    with pytest.raises(failure), output.drawn(load(*words)) as first:
+        (folder / "a state").touch()
+        raise failure
+    with output.drawn(load(*words)) as second, output.drawn(load(*words)) as third:  # two at once
+        assert second == first and len({video.seed for video in (*second.videos, *third.videos)}) == 4
+    assert [path.name for path in folder.iterdir()] == ["a state"]
+    with output.drawn(load(*words)) as fourth:
+        assert fourth.videos != first.videos
+
+
+def test_a_draw_of_which_nothing_was_made_is_not_kept(load, tmp_path):
+    with pytest.raises(UserError), output.drawn(load("prompt=a cat", "seed=-1")) as job:
+        assert len(list((tmp_path / job.cfg.run_name).iterdir())) == 1
+        raise UserError("refused")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_line_may_not_have_another_negative_seed(load, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "seed": -2}')
     with pytest.raises(UserError, match="it must be from 0 to 4294967295, or -1 to draw one"):

@@ -71,9 +71,23 @@ def test_a_target_that_appears_meanwhile_stays(tmp_path, kind):
     assert (final if kind == "file" else final / "0").read_bytes() == b"theirs"
 
 
-@pytest.mark.parametrize("old", ["file", "folder", "link"])
-@pytest.mark.parametrize("new", ["file", "folder"])
-def test_overwriting_replaces_any_kind(tmp_path, old, new):
+def test_a_folder_of_other_files_is_never_replaced(tmp_path):
+    final = tmp_path / "frames"
+    (final / "inner").mkdir(parents=True)
+    (final / "dear.png").write_bytes(b"dear")
+    for folder in (False, True):
+        with pytest.raises(UserError, match="frames is a folder of other files"), atomic_path(final, True) as tmp:
+            if folder:
+                tmp.mkdir()
+                tmp = tmp / "0000.png"
+            tmp.write_bytes(b"new")
+    assert names(tmp_path) == ["frames"] and names(final) == ["dear.png", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("file", "file"), ("link", "file"), ("file", "folder"), ("link", "folder"), ("folder", "folder")]
+)
+def test_overwriting_replaces_what_a_run_has_made(tmp_path, old, new):
     final, other = tmp_path / "a", tmp_path / "other"
     other.mkdir()
     (other / "kept").write_bytes(b"kept")
@@ -123,7 +137,8 @@ def age(folder, seconds=ABANDONED + 60):
         os.utime(path, (time.time() - seconds,) * 2)
 
 
-def test_leftovers_of_a_killed_run_are_removed_a_day_later(tmp_path):
+def test_leftovers_of_a_killed_run_are_removed(tmp_path):
+    """By the next writer, which leaves those of a live one; where no lock tells, a day later."""
     program = (
         "import os, signal, sys; from pathlib import Path\n"
         "from maxdiffusion.runtime.atomic import atomic_path\n"
@@ -131,10 +146,19 @@ def test_leftovers_of_a_killed_run_are_removed_a_day_later(tmp_path):
         "    tmp.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     final = tmp_path / "a.bin"
-    assert subprocess.run([sys.executable, "-c", program, str(final)]).returncode == -9
-    (left,) = names(tmp_path)
-    assert left.startswith(".") and len(names(tmp_path / left)) == 1
-    with atomic_path(final) as tmp:  # the writer might live, on another host
+    with atomic_path(tmp_path / "alive.bin") as alive:
+        assert subprocess.run([sys.executable, "-c", program, str(final)]).returncode == -9
+        (left,) = set(names(tmp_path)) - {alive.parent.name}
+        assert left.startswith(".") and names(tmp_path / left) == ["lock", "new.bin"]
+        with atomic_path(final) as tmp:
+            tmp.write_bytes(b"whole")
+        assert names(tmp_path) == [alive.parent.name, "a.bin"]
+        alive.write_bytes(b"whole")
+    assert names(tmp_path) == ["a.bin", "alive.bin"]
+    (tmp_path / "alive.bin").unlink()
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "lock").touch()
+    with atomic_path(final, overwrite=True) as tmp:
         tmp.write_bytes(b"whole")
     assert names(tmp_path) == [left, "a.bin"]
     age(tmp_path / left)

@@ -1,7 +1,11 @@
 """Stores of objects in this process: fsspec's memory://, and one below a folder that takes gs://'s place."""
 
+import contextlib
 import errno
 import importlib.util
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -95,7 +99,8 @@ def test_names_are_held(folder):
 def test_a_reservation_of_a_killed_run_ends_by_itself(folder, monkeypatch):
     left, video = folder / ".clip.lock", folder / "clip.mp4"
     with naming.reserve_file(video, (".mp4",)):
-        content = left.read_bytes()
+        host, _, *others = left.read_bytes().split(b" ")[1:]
+    content = b" ".join([b"maxdiffusion", host, b"7/7/another-machine", *others])
     left.fs.pipe_file(left.path, content)  # as a run leaves it that is killed now
     with pytest.raises(UserError, match="another run is making"), naming.reserve_file(video, (".mp4",)):
         pytest.fail("the block must not run")
@@ -103,6 +108,39 @@ def test_a_reservation_of_a_killed_run_ends_by_itself(folder, monkeypatch):
     with naming.reserve_file(video, (".mp4",)) as stem:
         assert stem.name == "clip" and left.read_bytes() != content
     assert paths.names(folder) == []
+
+
+def test_the_reservation_of_a_process_of_this_machine_ends_with_it(folder):
+    left, video = folder / ".clip.lock", folder / "clip.mp4"
+    with naming.reserve_file(video, (".mp4",)):
+        content = left.read_bytes()
+    number, *others = content.split(b" ")[2].split(b"/")
+    assert int(number) == os.getpid()
+    left.fs.pipe_file(left.path, content)
+    with pytest.raises(UserError, match="another run is making"), naming.reserve_file(video, (".mp4",)):
+        pytest.fail("the block must not run")
+    dead = content.replace(b"/".join([number, *others]), b"/".join([number, b"1", *others[1:]]))  # of its number before
+    left.fs.pipe_file(left.path, dead)
+    with naming.reserve_file(video, (".mp4",)):
+        pass
+    assert paths.names(folder) == []
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_run_waits_for_its_own_dead_reservation_and_not_for_a_living_one(folder, monkeypatch, caplog, renewed):
+    left, video = folder / ".clip.lock", folder / "clip.mp4"
+    theirs = b"maxdiffusion host 7/7/another-machine 00 the-run %d\n"
+    left.fs.pipe_file(left.path, theirs % time.time())
+    monkeypatch.setattr(lock, "EXPIRY", 3)
+    monkeypatch.setattr(lock, "RENEWAL", 60)
+    renewal = threading.Timer(1, lambda: left.fs.pipe_file(left.path, theirs % (time.time() + 60)))
+    if renewed:
+        renewal.start()
+    said = pytest.raises(UserError, match="another run is making") if renewed else contextlib.nullcontext()
+    with said, naming.reserve_file(video, (".mp4",), run="the-run"):
+        assert not renewed
+    renewal.cancel()
+    assert paths.names(folder) == ([".clip.lock"] if renewed else [])
 
 
 def test_parts_of_an_object_come_in_order_and_several_at_once(bucket):
