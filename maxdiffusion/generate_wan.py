@@ -15,7 +15,7 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, seeds, session
+from maxdiffusion.request import Job, Video, fitting, seeds, session
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
@@ -35,7 +35,11 @@ def run(job: Job) -> list[AnyPath]:
         return []
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
     made: list[AnyPath] = []
-    with session.opened(job) as s, output.Outputs(job, s.nets.checkpoint.digest()) as outputs:  # nothing is loaded
+    with (
+        session.opened(job) as s,  # nothing is loaded
+        output.Outputs(job, s.nets.checkpoint.digest()) as outputs,
+        fitting.explained(job, outputs.kept),
+    ):
         given = latents.read(s)
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         vae = functools.cache(functools.partial(s.load, "vae"))
@@ -72,12 +76,14 @@ def save(
     denoised: Float[np.ndarray, "b f h w c"],
 ) -> list[AnyPath]:
     """Decodes and writes files: videos after their latents, records last."""
-    files, decoder = outputs.reserve(videos), vae()
-    with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
-        chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-        clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
-    with s.stages("encode", len(videos), "videos") as advance:
-        made = files.write(clips, advance)
+    files = outputs.reserve(videos)
+    with files.explained():  # that the latents are kept
+        decoder = vae()
+        with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
+            chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
+            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
+        with s.stages("encode", len(videos), "videos") as advance:
+            made = files.write(clips, advance)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     outputs.finish(files)
     return made

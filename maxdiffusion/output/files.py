@@ -26,6 +26,7 @@ from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import write_json
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
+from maxdiffusion.runtime.stop import Stopped
 from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 
@@ -42,6 +43,7 @@ class Output:
         self._stems = stems
         self._identities = identities
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
+        self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -53,23 +55,38 @@ class Output:
         """
 
         def save_all() -> None:
-            rows = zip(self._stems, latents, self.videos, self._identities, strict=True)
-            for stem, one, video, identity in rows:
-                path, metadata = (
-                    names.sibling(stem, names.LATENTS),
-                    {"identity": identity, **_metadata(self._job, video)},
-                )
+            rows = zip(self._latents, latents, self.videos, self._identities, strict=True)
+            for row, (path, one, video, identity) in enumerate(rows):
+                metadata = {"identity": identity, **_metadata(self._job, video)}
                 if finished_latents(path, identity):
                     continue
                 try:
                     save_latents(path, one[None], metadata, overwrite=True)
                 except UserError as error:
-                    other = Path(tempfile.gettempdir()) / f"{stem.name}-{secrets.token_hex(4)}{names.LATENTS}"
+                    stem = path.name.removesuffix(names.LATENTS)
+                    other = Path(tempfile.gettempdir()) / f"{stem}-{secrets.token_hex(4)}{names.LATENTS}"
                     save_latents(other, one[None], metadata)
+                    self._latents[row] = other
                     log.warning("%s; the latents are in %s: decode_latents=%s makes the video", error, other, other)
 
         if not self._job.cfg.decode_latents:
             distributed.on_process_0(save_all)
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Adds to an error within the block, and to a stop, where the latents are and how the video is made of them."""
+        where = " and ".join(map(str, self._latents))
+        words = "the same command decodes" if self._job.cfg.prompts else "decode_latents=PATH decodes"
+        try:
+            yield
+        except UserError as error:
+            if not self._job.cfg.decode_latents:
+                error.args = (f"{str(error).rstrip('.')}; the latents are kept in {where}, and {words} them",)
+            raise
+        except Stopped as stopped:
+            if self._job.cfg.decode_latents:
+                raise
+            raise Stopped(stopped.signal, f"stopped, the latents are kept in {where}") from None
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each."""
@@ -194,6 +211,11 @@ class Outputs:
         files = Output(job, videos, [parse(stem) for stem in stems], identities)
         self._held[videos] = files, reservations
         return files
+
+    def kept(self) -> str:
+        """What an interrupted denoise goes on from: the end of a sentence; empty where nothing is saved."""
+        at = self.states.saved
+        return "" if at is None else f"the state after step {at.step} is saved, and the same command goes on from it"
 
     def finish(self, files: Output) -> None:
         """Free the names of a batch whose files are whole, and remove its states."""

@@ -104,7 +104,7 @@ class Session:
 
     def load(self, net: str) -> Any:
         """One network, streamed to its devices."""
-        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes") as advance:
+        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes", net) as advance:
             return self.nets.load(net, advance)
 
     def check_agree(self, **digests: str) -> None:
@@ -168,7 +168,7 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
       UserError: the checkpoint is not what the config says, or the devices do not fit its degrees; on any host.
     """
     stages = Stages(job.cfg.progress)
-    with distributed.fail_together(), stages("load"):
+    with distributed.fail_together(), stages("load", what="checkpoint"):
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
         loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
