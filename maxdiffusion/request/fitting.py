@@ -45,9 +45,9 @@ def words(job: Job, phase: str) -> str:
             found.append("expert_residency=in_turn")
         if devices > 1 and cfg.ici_fsdp_parallelism == 1 and axes.EMBED not in dict(cfg.logical_axis_rules):
             found.append("'logical_axis_rules=[[embed,[fsdp,context]]]'")
-    if name in ("compile", "denoise") and cfg.guidance_mode != "two_pass":
-        if max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1:
-            found.append("guidance_mode=two_pass")
+    guided = max(cfg.guidance_scale, cfg.guidance_scale_2 or 1) > 1
+    if name in ("compile", "denoise") and guided and cfg.guidance_mode != "two_pass":
+        found.append("guidance_mode=two_pass")
     if cfg.per_device_batch_size > 1:
         found.append("per_device_batch_size=1")
     found += [f"{key}=bfloat16" for key in _DTYPES.get(name, ()) if getattr(cfg, key) == "float32"]
