@@ -19,6 +19,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.errors import UserError
 from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
@@ -27,6 +28,8 @@ from maxdiffusion.request.session import Session
 from maxdiffusion.runtime.distributed import fetch
 
 log = logging.getLogger(__name__)
+
+MOST_PIXELS = 2**28  # of an image that is resized before it is cropped; four times the largest video frame
 
 # Every image that a run names, once: by its location, and by its location and the video's width and height.
 Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
@@ -160,12 +163,20 @@ def _fit(
     """Resized to cover the size, then cropped in the middle.
 
     Where a size with sides of up to `tolerance` pixels more has its proportions, it is resized to exactly the size.
+
+    Raises:
+      UserError: it is so narrow that it would have more than `MOST_PIXELS` in between.
     """
     if width / (height + tolerance) <= image.width / image.height <= (width + tolerance) / height:
         w, h = width, height
     else:
         scale = max(width / image.width, height / image.height)
         w, h = round(image.width * scale), round(image.height * scale)
+    if w * h > MOST_PIXELS:
+        raise UserError(
+            f"image={location} is {image.width} wide x {image.height} high, which covers {width} x {height} only at "
+            f"{w} x {h} pixels; crop it to about those proportions."
+        )
     left, top = (w - width) // 2, (h - height) // 2
     cropped = "" if (w, h) == (width, height) else f", cropped to {width} x {height}"
     log.info("image %s: %d x %d pixels, made %d x %d%s", location, image.width, image.height, w, h, cropped)

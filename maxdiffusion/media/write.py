@@ -61,6 +61,19 @@ def write(
         FORMATS[fmt](chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
+def check_format(fmt: str) -> None:
+    """Checks that this machine can write the format.
+
+    Raises:
+      UserError: ffmpeg's libraries, which come with the package av, were built without the encoder of mp4.
+    """
+    if fmt == "mp4" and "libx264" not in av.codecs_available:
+        raise UserError(
+            f"output_format=mp4 needs the encoder libx264, which the ffmpeg of av {av.__version__} here lacks; install "
+            "av from its wheel (pip install --force-reinstall --only-binary av av), or choose output_format=webp or png"
+        )
+
+
 def _check_replaceable(folder: Path) -> None:
     """Refuse to replace a folder of other files, which a mistyped save_file with overwrite=true may name."""
     others = [entry.name for entry in folder.iterdir() if not re.fullmatch(r"\d{4,}\.png", entry.name)]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import write
+from maxdiffusion.media.write import check_format, write
 from maxdiffusion.output import manifest, names, states
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
@@ -132,6 +132,7 @@ class Outputs:
         """`model` is the checkpoint's digest. Reads the states that earlier runs left."""
         self._job, self._model = job, model
         self._held: dict[tuple[Video, ...], tuple[Output, contextlib.ExitStack]] = {}
+        distributed.on_process_0(lambda: check_format(job.cfg.output_format))
         self.states = States(job, model)
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders

@@ -1,16 +1,24 @@
-"""What is said of device memory that does not suffice."""
+"""What is said of device memory: before a run that may not fit, and after one that did not."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.parallel import axes
+from maxdiffusion.parallel import axes, resolve
+from maxdiffusion.request import cost, layout
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime import memory
+
+if TYPE_CHECKING:
+    from maxdiffusion.request.session import Setup
+
+log = logging.getLogger(__name__)
 
 # Keys whose float32 costs memory, by phase of the clock.
 _DTYPES = {
@@ -20,6 +28,21 @@ _DTYPES = {
     "denoise": ("weights_dtype", "activations_dtype"),
     **dict.fromkeys(("image", "control", "video", "decode"), ("vae_dtype",)),
 }
+
+
+def warn(setup: Setup) -> None:
+    """Logs a warning for each stage that needs, by the cost model, more memory than a device of this host has."""
+    job, devices = setup.job, list(setup.placement.mesh.devices.flat)
+    _, dcn = resolve(*layout.degrees(job.cfg), devices)
+    data = setup.placement.mesh.shape[axes.DATA] // dcn.data
+    run = cost.Run.of(job, setup.recipe, setup.configs, devices[0].device_kind, devices[0].platform)
+    available = memory.per_device() / 2**30
+    for name, stage in run.stages(layout.layout(job.cfg, setup.plan, devices, data)).items():
+        if stage.gib > available and (name == "decode" or not job.cfg.decode_latents):
+            log.warning(
+                "%s needs about %.1f GiB of each device (modelled), which has %.1f; what needs less: %s",
+                *(name, stage.gib, available, words(job, name)),
+            )
 
 
 @contextlib.contextmanager

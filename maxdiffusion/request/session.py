@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, few_step, layout, loras, nets
+from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -173,5 +173,7 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
         loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
+        if distributed.index() == 0:
+            fitting.warn(setup)
     with parallel.use(setup.placement), stages.clock.compilation():
         yield session

@@ -127,6 +127,8 @@ def _checked(given: str, ending: str, where: str) -> str:
             f"{where} gives output={given!r}, which names no file below output_dir/run_name; write a name without "
             "slashes, of at most 120 bytes."
         )
+    if ending == "png" and name.lower().endswith((".json", ".safetensors")):  # a folder of frames has no suffix
+        raise UserError(f"{where} gives output={given!r}, the name of a file beside a video; write another ending.")
     return name
 
 

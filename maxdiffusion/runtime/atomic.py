@@ -122,6 +122,8 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     for path in (temporary, *temporary.rglob("*")):
         _sync(path)
     if overwrite:
+        if final.is_dir() and not final.is_symlink() and not temporary.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, which no file replaces; choose another name")
         if final.is_dir() or (temporary.is_dir() and os.path.lexists(final)):  # a folder cannot be replaced in one step
             os.rename(final, temporary.with_name("replaced"))
         os.replace(temporary, final)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -33,6 +34,14 @@ def explained(phase: str) -> Iterator[None]:
         if not exhausted(error):
             raise
         raise OutOfMemory(phase, _short(str(error))) from None
+
+
+def per_device() -> float:
+    """Bytes that a device of this host may use; of a CPU device its share of the machine's memory."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
+    return float(stats.get("bytes_limit", host))
 
 
 def exhausted(error: jax.errors.JaxRuntimeError) -> bool:

@@ -116,6 +116,13 @@ def test_beside_other_keys(place, words, message):
     assert message in str(caught.value)
 
 
+def test_a_folder_of_frames_takes_no_name_of_a_record(place):
+    (place / "p.jsonl").write_text('{"output": "a"}\n{"output": "a.json", "seed": 2}\n')
+    assert request.load(["base.yml", "prompts=p.jsonl"])
+    with pytest.raises(UserError, match=r"line 2 gives output='a.json', the name of a file beside a video"):
+        request.load(["base.yml", "prompts=p.jsonl", "output_format=png"])
+
+
 def test_a_path_of_the_yaml_file_is_relative_to_it(place):
     (place / "sub").mkdir()
     (place / "sub" / "p.jsonl").write_text("{}\n")

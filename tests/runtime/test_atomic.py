@@ -71,9 +71,10 @@ def test_a_target_that_appears_meanwhile_stays(tmp_path, kind):
     assert (final if kind == "file" else final / "0").read_bytes() == b"theirs"
 
 
-@pytest.mark.parametrize("old", ["file", "folder", "link"])
-@pytest.mark.parametrize("new", ["file", "folder"])
-def test_overwriting_replaces_any_kind(tmp_path, old, new):
+@pytest.mark.parametrize(
+    ("old", "new"), [("file", "file"), ("link", "file"), ("file", "folder"), ("folder", "folder"), ("link", "folder")]
+)
+def test_overwriting_replaces_the_old(tmp_path, old, new):
     final, other = tmp_path / "a", tmp_path / "other"
     other.mkdir()
     (other / "kept").write_bytes(b"kept")
@@ -92,6 +93,16 @@ def test_overwriting_replaces_any_kind(tmp_path, old, new):
     assert (final / "0" if new == "folder" else final).read_bytes() == b"new"
     assert not final.is_symlink() and not (final / "stale").exists()
     assert names(tmp_path) == ["a", "other"] and names(other) == ["kept"]
+
+
+def test_no_file_replaces_a_folder(tmp_path):
+    (tmp_path / "a" / "other").mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="it is a folder, which no file replaces"),
+        atomic_path(tmp_path / "a", True) as tmp,
+    ):
+        tmp.write_bytes(b"new")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["other"]
 
 
 def test_without_hard_links_it_is_renamed(tmp_path, monkeypatch):
