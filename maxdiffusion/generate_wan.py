@@ -78,10 +78,14 @@ def save(
     """Decodes and writes files: videos after their latents, records last."""
     files = outputs.reserve(videos)
     with files.explained():  # that the latents are kept
-        decoder = vae()
+        decoder, there = vae(), files.begin(denoised)
         with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
-            chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
+            chunks = s.job.segments.decode(
+                lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)),
+                denoised,
+                0 if there is None else there.shape[1],
+            )
+            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
         with s.stages("encode", len(videos), "videos") as advance:
             made = files.write(clips, advance)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())

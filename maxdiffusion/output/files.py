@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ from jaxtyping import Float, UInt8
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.write import check_format, write
 from maxdiffusion.output import manifest, names, states
+from maxdiffusion.output.frames import Frames
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
@@ -44,6 +46,7 @@ class Output:
         self._identities = identities
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
         self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
+        self._frames: list[Frames] = []
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -88,14 +91,40 @@ class Output:
                 raise
             raise Stopped(stopped.signal, f"stopped, the latents are kept in {where}") from None
 
+    def begin(self, latents: Float[np.ndarray, "b f h w c"]) -> UInt8[np.ndarray, "b f h w c"] | None:
+        """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
+
+        Several processes decode all frames and write them at the end.
+        """
+        if self._job.suffix or distributed.count() > 1:
+            return None
+        rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
+        self._frames = [
+            Frames(Path(stem), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
+        ]
+        count = min(len(each.there) for each in self._frames)
+        if not count:
+            return None
+        log.info("%d of %d frames are there already", count, self._job.cfg.num_frames)
+        return np.stack([np.stack(each.there[:count]) for each in self._frames])
+
+    def keep(self, first: int, clips: UInt8[np.ndarray, "b f h w c"]) -> None:
+        """Write frames as they come, where results are folders of them."""
+        for each, frames in zip(self._frames, clips, strict=False):
+            each.add(first, frames)
+
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each."""
 
         def write_all() -> None:
             cfg = self._job.cfg
-            for path, clip, video in zip(self.paths, clips, self.videos, strict=True):
-                metadata = _metadata(self._job, video)
-                write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
+            rows = itertools.zip_longest(self.paths, clips, self.videos, self._frames)
+            for path, clip, video, frames in rows:
+                if frames:
+                    frames.publish(Path(path), _overwrites(self._job))
+                else:
+                    metadata = _metadata(self._job, video)
+                    write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
                 advance(1)
                 log.info("wrote %s", path)
 
@@ -148,7 +177,8 @@ class Outputs:
     def denoised(self) -> Iterator[tuple[tuple[Video, ...], Float[np.ndarray, "1 f h w c"]]]:
         """The videos whose latents an earlier run has saved and not decoded, with these."""
         for row, path in distributed.on_process_0(lambda: self._left(_undecoded)).items():
-            log.info("%s holds the latents of an earlier run of this command; they are decoded", path)
+            how = f"anew, as {self._job.cfg.output_format} is written whole" if self._job.suffix else "on"
+            log.info("%s holds the latents of an earlier run of this command; they are decoded %s", path, how)
             yield (self._job.videos[int(row)],), load_latents(parse(path))[0]
 
     def unfinished(self, denoised: Sequence[Video]) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 
 from maxdiffusion import cli
 from maxdiffusion.denoise.loop import Program
+from maxdiffusion.media.read import read_video
 from maxdiffusion.models.vae import model
 
 ROOT = Path(__file__).parents[2]
@@ -30,16 +31,22 @@ def words(out, *more):
 
 @pytest.fixture
 def memory_for(monkeypatch):
-    """A device whose memory suffices for calls of the VAE of at most so many latent frames."""
+    """A device whose memory suffices for calls of the VAE of at most so many latent frames; and a signal in a call."""
     program = model.program
 
-    def limit(frames: int) -> None:
+    def limit(frames: int, stopped_before: int = 0) -> None:
+        calls = 0
+
         def limited():
             run = program()
 
             def checked(graph, state, name, cache, x):
+                nonlocal calls
                 if x.shape[1] > frames:
                     raise jax.errors.JaxRuntimeError(FULL)
+                calls += 1
+                if calls == stopped_before:
+                    signal.raise_signal(signal.SIGTERM)
                 return run(graph, state, name, cache, x)
 
             return checked
@@ -103,18 +110,30 @@ def test_a_denoise_without_memory_is_one_sentence_with_its_last_state(tmp_path, 
     assert "activations_dtype=bfloat16, more devices, a smaller size or num_frames (plan=here" in error
 
 
-def test_a_signal_in_decode_says_where_the_latents_are(tmp_path, capsys, monkeypatch):
-    program = model.program
-
-    def stopped():
-        signal.raise_signal(signal.SIGTERM)
-        return program()
-
-    monkeypatch.setattr(model, "program", stopped)
+def test_a_signal_in_decode_says_where_the_latents_are(tmp_path, capsys, memory_for):
+    memory_for(3, stopped_before=1)
     assert cli.command(words(tmp_path)) == 75
     error = capsys.readouterr().err.splitlines()[-1]
     latents = only(tmp_path / "r", "*.latents.safetensors")
     assert error == f"SIGTERM: stopped, the latents are kept in {latents}; the same command goes on from there"
+
+
+def test_a_folder_of_frames_goes_on_from_the_first_that_is_not_there(plain, tmp_path, capsys, memory_for):
+    latents, out = plain[1], tmp_path / "b"
+    png = (f"decode_latents={latents}", "output_format=png")
+    memory_for(1, stopped_before=3)
+    assert cli.command(words(out, *png)) == 75
+    (partial,) = (out / "r").glob(".*.frames")
+    before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.png")}
+    assert len(before) == 5
+    memory_for(3)
+    assert cli.command(words(out, *png)) == 0
+    assert "5 of 9 frames are there already" in capsys.readouterr().err
+    folder = next(path for path in (out / "r").iterdir() if path.is_dir())
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert len(after) == 9 and before.items() <= after.items()
+    assert np.abs(read_video(folder).astype(int) - plain[0]).max() <= 1
+    assert [path.name for path in (out / "r").iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_video_that_the_disk_cannot_take_says_where_the_latents_are(tmp_path, capsys):
