@@ -105,7 +105,7 @@ class Output:
         count = min(len(each.there) for each in self._frames)
         if not count:
             return None
-        log.info("%d of %d frames are there already", count, self._job.cfg.num_frames)
+        log.info("%d of %d frames are there already", count, self._job.segments.frames)
         return np.stack([np.stack(each.there[:count]) for each in self._frames])
 
     def keep(self, first: int, clips: UInt8[np.ndarray, "b f h w c"]) -> None:
@@ -120,7 +120,7 @@ class Output:
             cfg = self._job.cfg
             rows = itertools.zip_longest(self.paths, clips, self.videos, self._frames)
             for path, clip, video, frames in rows:
-                if frames:
+                if frames and frames.count == len(clip):
                     frames.publish(Path(path), _overwrites(self._job))
                 else:
                     metadata = _metadata(self._job, video)

@@ -21,6 +21,7 @@ class Frames:
 
     Attributes:
       there: those that an earlier run has written, up to the first that is absent or damaged.
+      count: the number of frames written, by this run or before.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Frames:
         self._folder = stem.with_name(f".{stem.name}.{digest}.frames")
         self._metadata = metadata
         self.there = list(self._read())
+        self.count = len(self.there)
 
     def _read(self) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         for number in itertools.count():
@@ -52,6 +54,7 @@ class Frames:
                 part = self._folder / "part"
                 write_frame(frame, part, {} if number else self._metadata)
                 os.replace(part, self._path(number))
+                self.count = number + 1
 
     def publish(self, final: Path, overwrite: bool) -> None:
         """Makes the folder the result.

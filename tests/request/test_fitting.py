@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def job_of(page, *words):
-    return request.load([str(CONFIGS / f"{page}.yml"), *words])
+    return request.load([str(CONFIGS / f"{page}.yml"), "prompt=a cat", *words])
 
 
 @pytest.mark.parametrize(
