@@ -78,7 +78,7 @@ def collect(
     chunks: Iterable[Float[Array, "b f h w c"]],
     advance: Callable[[int], object] = lambda frames: None,
     instead: str = "try vae_dtype=float32",
-    there: UInt8[np.ndarray, "b f h w c"] | None = None,
+    there: UInt8[np.ndarray, "b before h w c"] | None = None,
     keep: Callable[[int, np.ndarray], object] = lambda first, frames: None,
 ) -> UInt8[np.ndarray, "b f h w c"]:
     """Gather the chunks of `WanVAE.decode_chunks` as one 8-bit video on the host.

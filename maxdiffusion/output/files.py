@@ -91,7 +91,7 @@ class Output:
                 raise
             raise Stopped(stopped.signal, f"stopped, the latents are kept in {where}") from None
 
-    def begin(self, latents: Float[np.ndarray, "b f h w c"]) -> UInt8[np.ndarray, "b f h w c"] | None:
+    def begin(self, latents: Float[np.ndarray, "b fl hl wl z"]) -> UInt8[np.ndarray, "b f h w c"] | None:
         """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
 
         Several processes decode all frames and write them at the end.
