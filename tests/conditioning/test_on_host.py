@@ -23,7 +23,7 @@ def encoded(prompts):
         held = sum(array.nbytes for array in jax.live_arrays() if array.shape[-1:] == (64,))
         contexts = conditions.contexts(job.videos[:1], False)
         assert isinstance(contexts.positive.text, jax.Array) and contexts.negative is None
-        return np.asarray(contexts.positive.text), held
+        return np.array(contexts.positive.text), held
 
 
 def test_prompts_wait_on_the_host_and_a_batch_is_put_as_the_model_takes_it():
