@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
@@ -332,6 +333,15 @@ def check_output(job: Job) -> None:
         )
     _room(job, _writable(path.parent, "save_file"), "save_file")
     stem = path.name if frames else path.stem
+    longest = path.with_name(f"{stem}.latents.safetensors")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            longest.stat()
+    except OSError as error:
+        raise UserError(
+            f"save_file={cfg.save_file}: the name of a file beside it, {longest.name:.40}..., is refused "
+            f"({error.strerror}); write a shorter one."
+        ) from None
     for other in (path, path.with_name(f"{stem}.json")):  # latents may be this run's own: `Outputs` knows
         if other.exists() and not cfg.overwrite:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from maxdiffusion.runtime import distributed, progress
+from maxdiffusion.runtime import distributed, memory, progress
 from maxdiffusion.runtime.timing import Clock
 
 
@@ -18,6 +18,14 @@ class Stages:
         self._show = progress.make("off" if distributed.index() else mode)  # process 0 shows it for all
 
     @contextlib.contextmanager
-    def __call__(self, name: str, total: int | None = None, unit: str = "steps") -> Iterator[progress.Advance]:
-        with self.clock.phase(name), self._show(name, total, unit) as advance:
+    def __call__(
+        self, name: str, total: int | None = None, unit: str = "steps", what: str = ""
+    ) -> Iterator[progress.Advance]:
+        """`what` is shown after the name; the clock counts all of one name together.
+
+        Raises:
+          OutOfMemory: the device's memory does not suffice.
+        """
+        label = f"{name} {what}".rstrip()
+        with self.clock.phase(name), memory.explained(label), self._show(label, total, unit) as advance:
             yield advance

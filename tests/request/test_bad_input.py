@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,6 +237,10 @@ FILES: list[tuple[bytes, str]] = [
     (b"just words\n", "holds no key: value lines"),
     (b"prompt:\n  text: a\n", "case.yml, line 1: prompt holds a mapping"),
     (b"prompt: &a [*a]\n", "nested too deeply"),
+    (
+        b"x: &a [%s]\ny: &b [%s]\nprompt: [%s]\n" % (b"1, " * 1500, b"*a, " * 1500, b"*b, " * 1500),
+        "more than 1,000,000",
+    ),
     (b"prompt: " + b"[" * 5000, "deeply"),
     (b"prompt: a\n---\nprompt: b\n", "is not valid YAML: expected a single document"),
     (b"prompt: \xff\xfe\n", "is not UTF-8 text"),
@@ -356,3 +361,15 @@ def test_the_right_variant_passes(checkpoint: Callable[..., Path]) -> None:
     content = json.loads((checkpoint("right", "wan2.1-t2v-14b") / "transformer" / "config.json").read_text())
     variants.check(variants.get("wan2.1-t2v-14b"), content)
     assert variants.matching(content)[0] is variants.get("wan2.1-t2v-14b")
+
+
+def test_what_is_read_without_end(place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    assert "prompts=pipe is neither a file nor a folder but a pipe" in sentence(["base.yml", "prompts=pipe"])
+    assert "is not valid YAML" in sentence(["/dev/zero"])
+
+
+@pytest.mark.parametrize("length", [236, 251])
+def test_a_name_too_long_for_the_files_beside_it(place: Path, length: int) -> None:
+    assert "a file beside it" in sentence(["base.yml", f"save_file={'a' * length}.mp4"])
+    assert request.load(["base.yml", f"save_file={'a' * 235}.mp4"])
