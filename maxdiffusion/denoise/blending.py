@@ -26,7 +26,7 @@ def turns(windows: Windows, rows: int) -> Int[np.ndarray, "turns windows frames"
     return np.array([[windows.frames_of(each) for each in turn] for turn in windows.turns(rows, degree)], np.int32)
 
 
-def cut_call(call: Call, frames: Int[Array, "windows frames"], cut: Cut) -> Call:
+def cut_call(call: Call, frames: Int[Array | np.ndarray, "windows frames"], cut: Cut) -> Call:
     """The call whose rows are the windows of each row of `call`, side by side; positions count from their start.
 
     In this order windows of a batch that is sharded stay on its devices, and those of one video spread over them.

@@ -173,13 +173,13 @@ class Denoiser:
             return evaluate(call, cache)
         return by_window(self.windows, self.network.cut, evaluate, call, cache)
 
-    def _cache_state(self, params: Any, call: Call) -> Any:
+    def _cache_state(self, params: Any, call: Any) -> Any:
         """Shapes of the cache's state in an abstract call."""
         if self.windows is None:
             return self.cache.init(jax.eval_shape(lambda *each: self.network.embed(*each)[0], params, *call))
         rounds = turns(self.windows, call[0].shape[0])
 
-        def tokens(params: Any, call: Call) -> jax.Array:
+        def tokens(params: Any, call: Any) -> jax.Array:
             return self.network.embed(params, *cut_call(call, rounds[0], self.network.cut))[0]
 
         state = self.cache.init(jax.eval_shape(tokens, params, call))
