@@ -155,6 +155,8 @@ def start(job: Job) -> None:
     if distributed.index() and cfg.log_level != "error":
         log.setup("warning")
     logger.info("%s", cfg.describe())
+    if job.windows is not None:
+        logger.info("context windows: %s", job.windows)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():

@@ -178,6 +178,25 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
+    # windows
+    (["context_window=80"], "context_window=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 "),
+    (["context_window=85"], "context_window=85 is longer than the video of num_frames=81; leave it out, or write less"),
+    (["context_window=0"], "should be greater than or equal to 1"),
+    (
+        ["context_window=49", "context_overlap=18"],
+        "context_overlap=18 is not a multiple of 4 below context_window=49; the nearest are 16 and 20",
+    ),
+    (["context_window=49", "context_overlap=49"], "below context_window=49; the nearest is 48"),
+    (["context_window=9"], "context_overlap=16 is not a multiple of 4 below context_window=9; the nearest is 8"),
+    (["context_overlap=8"], "context_overlap is only used with context_window=81; add that, or leave context_overlap"),
+    (
+        ["plan=v6e-8", "model_name=wan2.2-i2v-a14b", "context_window=49"],
+        "context_window is not used by wan2.2-i2v-a14b, whose model_type is I2V; leave it out, or choose a model of ",
+    ),
+    (
+        ["plan=v6e-8", "model_name=wan2.2-ti2v-5b", "image=a.png", "width=1280", "context_window=49"],
+        "context_window=49 and an image exclude each other: only the first window could start from the image",
+    ),
     # plan
     (["plan_file=plan.json"], "plan_file is only used with plan=v6e-8"),
     (["price_per_chip_hour=2"], "price_per_chip_hour is only used with plan"),
