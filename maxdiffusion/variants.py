@@ -76,6 +76,7 @@ class Task:
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
+      windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
@@ -93,12 +94,13 @@ class Task:
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
+    windowed: bool = False
     reference_frames: int = 0
     pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",))
+T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",), windowed=True)
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
@@ -119,6 +121,7 @@ TI2V = Task(
     shaped_by="image",
     official_size=sizes.nearest,
     size_is_area=True,
+    windowed=True,
     pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
@@ -128,6 +131,7 @@ VACE = Task(
     official_size=sizes.within,
     size_is_area=True,
     spread=True,
+    windowed=True,
     pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )

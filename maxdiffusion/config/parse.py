@@ -32,6 +32,7 @@ _SIZES = {"size", "width", "height"}
 _KNOWN = (Config.model_fields, schema.ALIASES, schema.COMPOUND_ALIASES, dialects.SERVED_BY)
 _SOURCES = {"image": "src_ref.png", "pose_video": "src_pose.mp4", "face_video": "src_face.mp4"}
 _REPLACE_SOURCES = {"background_video": "src_bg.mp4", "mask_video": "src_mask.mp4"}
+_LONGEST = 1_000_000  # letters of a config file, and values with their repetitions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,9 @@ def _is_list_of_texts(node: yaml.Node | None) -> bool:
 def _read_yaml(file: str) -> Values:
     """The keys of the file as text; a null leaves its key at the default."""
     try:
-        root = yaml.compose(paths.probe(file).read_text(encoding="utf-8"), yaml.BaseLoader)
+        with paths.probe(file).open(encoding="utf-8") as content:
+            text = content.read(_LONGEST)
+        root = yaml.compose(text, yaml.BaseLoader)
     except FileNotFoundError:
         raise UserError(_no_file(file)) from None
     except OSError as error:
@@ -197,6 +200,8 @@ def _read_yaml(file: str) -> Values:
         raise UserError(f"The config file {file} is not valid YAML: {' '.join(str(error).split())}.") from None
     if root is None:
         return {}
+    if len(text) == _LONGEST or _scalars(root, {}) > _LONGEST:
+        raise UserError(f"The config file {file} holds more than {_LONGEST:,} letters or values; a run needs fewer.")
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"The config file {file} holds no key: value lines; write for example `prompt: a cat`.")
     values: Values = {}
@@ -209,6 +214,17 @@ def _read_yaml(file: str) -> Values:
         mapping = key in Config.model_fields and schema.takes_mapping(key)
         values[key] = Value(_plain(value, f"{file}, line {line}: {key}", mapping=mapping), f"file {file}")
     return values
+
+
+def _scalars(node: yaml.Node, counted: dict[int, int]) -> int:
+    """The number of scalars below a node, each as often as aliases repeat it; `counted` holds those of nodes seen."""
+    if id(node) not in counted:
+        children = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = (child for pair in node.value for child in pair)
+        counted[id(node)] = 1  # of a node that holds itself, too
+        counted[id(node)] = 1 + sum(_scalars(child, counted) for child in children)
+    return counted[id(node)]
 
 
 def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = False) -> Any:

@@ -293,6 +293,11 @@ class Config(BaseModel):
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
     """One call per step with progress, or one compiled scan of several."""
+    context_window: OptionalInt = _key("sampling", None, ge=1, le=MAX_FRAMES)
+    """Frames of a window, 4n+1 such as 81: each step is computed over windows of a video longer than what the model was
+    trained on, and blended (T2V, VACE, TI2V without an image); empty: the whole video at once."""
+    context_overlap: int = _key("sampling", 16, needs="context_window=81", ge=0, le=MAX_FRAMES)
+    """Frames that neighbouring windows share, 4n and fewer than a window has."""
     checkpoint_steps: OptionalInt = _key("sampling", None, of_the_video=False, ge=0, le=1000)
     """Steps between two saved states of a run, from which the same command goes on; 0: none; by default so many as
     take a minute. With loop=scan also the steps of one call, 10 by default."""

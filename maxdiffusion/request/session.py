@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, few_step, layout, loras, nets
+from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -155,6 +155,8 @@ def start(job: Job) -> None:
     if distributed.index() and cfg.log_level != "error":
         log.setup("warning")
     logger.info("%s", cfg.describe())
+    if job.windows is not None:
+        logger.info("context windows: %s", job.windows)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():
@@ -171,10 +173,12 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
       UserError: the checkpoint is not what the config says, or the devices do not fit its degrees; on any host.
     """
     stages = Stages(job.cfg.progress)
-    with distributed.fail_together(), stages("load"):
+    with distributed.fail_together(), stages("load", what="checkpoint"):
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
         loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
+        if distributed.index() == 0:
+            fitting.warn(setup)
     with parallel.use(setup.placement), stages.clock.compilation():
         yield session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from maxdiffusion.runtime import distributed, progress
+from maxdiffusion.runtime import distributed, memory, progress
 from maxdiffusion.runtime.timing import Clock
 
 
@@ -26,11 +26,17 @@ class Stages:
     def __call__(
         self, name: str, total: int | None = None, unit: str = "steps", what: str = ""
     ) -> Iterator[progress.Advance]:
-        """`what` is shown behind the name: what is loaded."""
+        """`what` is shown after the name; the clock counts all of one name together.
+
+        Raises:
+          OutOfMemory: the device's memory does not suffice.
+        """
+        label = f"{name} {what}".rstrip()
         with (
             self.clock.phase(name),
+            memory.explained(label),
             self._outlook.stage(name) as count,
-            self._show(f"{name} {what}".strip(), total, unit, self._outlook.text) as show,
+            self._show(label, total, unit, self._outlook.text) as show,
         ):
 
             def advance(number: int) -> None:

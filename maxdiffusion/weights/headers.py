@@ -12,6 +12,7 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
@@ -33,8 +34,9 @@ def readable(path: AnyPath) -> Iterator[None]:
     """A block that reads `path`.
 
     Raises:
-      UserError: the file is absent or cannot be read.
+      UserError: the file is absent, no file, or cannot be read.
     """
+    paths.check_file(path, str(path))
     try:
         yield
     except FileNotFoundError:
@@ -99,7 +101,9 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
         raise UserError(f"{path} has a damaged safetensors header ({error!r}); {_AGAIN}.") from None
     if size != end:
         what = "truncated" if size < end else "followed by unknown bytes"
-        raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
+        linked = isinstance(path, Path) and path.is_symlink()  # into a hub's cache, which would serve it again
+        again = f"delete {path.resolve()} and {_AGAIN}" if linked else _AGAIN
+        raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {again}.")
     if comfy_quant.HEADER in metadata:
         comfy_quant.check_header(path, metadata[comfy_quant.HEADER])
     return tensors, metadata
