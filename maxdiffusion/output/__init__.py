@@ -1,6 +1,7 @@
-"""The files that a run writes: their names, states, latents, videos and records."""
+"""The files that a run writes: their names, states, latents, videos, records and gallery."""
 
 from maxdiffusion.output.files import Output, Outputs
+from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.manifest import remaining
 
-__all__ = ["Output", "Outputs", "remaining"]
+__all__ = ["Gallery", "Output", "Outputs", "remaining"]

@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.contact_sheet import contact_sheet
 from maxdiffusion.media.write import write
 from maxdiffusion.output import manifest, names, states
+from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
@@ -72,13 +74,19 @@ class Output:
             distributed.on_process_0(save_all)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
-        """Encode the videos one after the other and return their paths; `advance` is called after each."""
+        """Encode the videos one after the other and return their paths; `advance` is called after each.
+
+        The contact sheet of each is written after it.
+        """
 
         def write_all() -> None:
-            cfg = self._job.cfg
-            for path, clip, video in zip(self.paths, clips, self.videos, strict=True):
+            cfg, overwrite = self._job.cfg, _overwrites(self._job)
+            for stem, path, clip, video in zip(self._stems, self.paths, clips, self.videos, strict=True):
                 metadata = _metadata(self._job, video)
-                write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
+                write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite)
+                if names.SHEET in manifest.besides(self._job):
+                    sheet = contact_sheet(clip, cfg.contact_sheet)
+                    write(sheet[None], names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)
                 advance(1)
                 log.info("wrote %s", path)
 
@@ -101,6 +109,8 @@ class Output:
             for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
                 record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
+                if names.SHEET in manifest.besides(self._job):
+                    record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
@@ -116,6 +126,7 @@ class Outputs:
         self._job, self._model = job, model
         self._held: dict[tuple[Video, ...], tuple[Output, contextlib.ExitStack]] = {}
         self.states = States(job, model)
+        self._gallery = Gallery(job)
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders
 
@@ -173,8 +184,7 @@ class Outputs:
             named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-                    suffixes = (_suffix_of(named[0], job), *besides)
+                    suffixes = (_suffix_of(named[0], job), *manifest.besides(job))
                     ways = [
                         names.reserve_file(path, suffixes, _overwrites(job), _ours(identity))
                         for path, identity in zip(named, identities, strict=True)
@@ -196,9 +206,10 @@ class Outputs:
         return files
 
     def finish(self, files: Output) -> None:
-        """Free the names of a batch whose files are whole, and remove its states."""
+        """Free the names of a batch whose files are whole, remove its states, and show it in the gallery."""
         self.states.remove(files.videos)
         self._held.pop(files.videos)[1].close()
+        self._gallery.add(files.paths)
 
     def _identity(self, video: Video) -> str:
         return states.identity(self._job, video, self._model)
