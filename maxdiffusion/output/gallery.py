@@ -169,7 +169,8 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
 
 
 def _natural(name: str) -> list[Any]:
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name))]
+    parts = re.split(r"(\d+)", os.path.splitext(name)[0])  # without the suffix, so that `a.mp4` is before `a-2.mp4`
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
 
 def page(title: str, videos: Sequence[Entry]) -> str:
