@@ -151,7 +151,7 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
     """The video of a record; None of other JSON."""
     try:
         config, sheet = record["config"], str(record.get("contact_sheet"))
-        sides = (int(config[key]) for key in ("width", "height", "num_frames"))
+        width, height, frames = (int(config[key]) for key in ("width", "height", "num_frames"))
         return Entry(
             record["output"],
             config["output_format"],
@@ -159,7 +159,9 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
             sheet if sheet in here else "",
             _shown(config["prompt"]),
             int(record["seed"]),
-            *sides,
+            width,
+            height,
+            frames,
             Fraction(str(config["fps"])),
             config,
             float(record["timings"].get("total_seconds", "nan")),
@@ -192,7 +194,7 @@ def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _card(video: Entry, differing: Iterable[str]) -> str:
-    stage = f' style="aspect-ratio: {video.width} / {video.height}"' if video.record else ""
+    stage = f' style="--w: {video.width}; --h: {video.height}"' if video.record else ""
     record = f'<a href="{_url(video.record)}">record</a>' if video.record else "<span></span>"
     facts = "".join(
         f'<div><dt>{escape(name)}</dt><dd dir="auto">{escape(value)}</dd></div>'
