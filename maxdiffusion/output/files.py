@@ -43,6 +43,7 @@ class Output:
         self._job = job
         self._stems = stems
         self._identities = identities
+        self._frames = job.cfg.num_frames
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
@@ -79,6 +80,8 @@ class Output:
         The contact sheet of each is written after it.
         """
 
+        self._frames = clips.shape[1]
+
         def write_all() -> None:
             cfg, overwrite = self._job.cfg, _overwrites(self._job)
             for stem, path, clip, video in zip(self._stems, self.paths, clips, self.videos, strict=True):
@@ -108,7 +111,8 @@ class Output:
             rows = zip(self._stems, self.paths, self.videos, self._identities, strict=True)
             for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
-                record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
+                record = {"output": path.name, "frames": self._frames, "seed": video.seed}
+                record |= {"identity": identity, "config": config}
                 if names.SHEET in manifest.besides(self._job):
                     record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}

@@ -151,7 +151,7 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
     """The video of a record; None of other JSON."""
     try:
         config, sheet = record["config"], str(record.get("contact_sheet"))
-        width, height, frames = (int(config[key]) for key in ("width", "height", "num_frames"))
+        width, height = int(config["width"]), int(config["height"])
         return Entry(
             record["output"],
             config["output_format"],
@@ -161,7 +161,7 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
             int(record["seed"]),
             width,
             height,
-            frames,
+            int(record.get("frames", config["num_frames"])),
             Fraction(str(config["fps"])),
             config,
             float(record["timings"].get("total_seconds", "nan")),
