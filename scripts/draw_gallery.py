@@ -29,15 +29,13 @@ def main():
     from maxdiffusion import generate_wan, request
 
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        lines = [
-            json.dumps({"prompt": prompt, "seed": 10, "output": f"take {i}"}) for i, prompt in enumerate(PROMPTS, 1)
-        ]
+        lines = [json.dumps({"prompt": text, "seed": 10, "output": f"take {i}"}) for i, text in enumerate(PROMPTS, 1)]
         prompts = pathlib.Path(folder, "takes.jsonl")
         prompts.write_text("\n".join(lines))
         page = str(ROOT / "configs" / "wan_tiny_4step.yml")
         made = generate_wan.run(request.load([page, f"prompts={prompts}", f"output_dir={folder}"]))
         browser = playwright.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
-        shown = browser.new_page(viewport={"width": 1100, "height": 1100})
+        shown = browser.new_page(viewport={"width": 1100, "height": 850})
         shown.goto((made[0].parent / "index.html").as_uri())
         shown.add_style_tag(content=".stage[style] { --most: 15rem !important }")
         shown.locator(".stage").nth(1).hover()
