@@ -32,15 +32,8 @@ log = logging.getLogger(__name__)
 PAGE = "index.html"
 _MARK = b'<meta name="generator" content="maxdiffusion">'
 _FORMATS = {".mp4": "mp4", ".gif": "gif", ".webp": "webp"}  # shown without a record, too
-_SAID = {
-    "prompts",
-    "prompt",
-    "seed",
-    "width",
-    "height",
-    "num_frames",
-    "fps",
-}  # of every video
+# Shown of every video, or of none; other settings where they differ.
+_SAID = {"prompts", "prompt", "seed", "width", "height", "num_frames", "fps"}
 
 
 class Gallery:
@@ -63,7 +56,7 @@ class Gallery:
         """Write the page again with these new videos. A page that cannot be written is one line in the log."""
 
         def write_again() -> None:
-            stale = {path.name for path in videos}
+            stale = [path.name for path in videos]
             self._records = {
                 name: record
                 for name, record in self._records.items()
@@ -85,7 +78,7 @@ class Gallery:
             exists = path.exists()
             if exists and _MARK not in paths.read(path, 0, 512):
                 raise UserError(f"{path} is not a page of this program and is kept; move it, or write gallery=false.")
-            while (here := self._listed()) != shown:  # another run may have added a video, and its page lacks ours
+            while (here := self._listed()) != shown:  # again, where another run has added a video meanwhile
                 found = list(entries(here, self._records))
                 if not found and not exists:
                     return
@@ -96,6 +89,7 @@ class Gallery:
     def _listed(self) -> set[str]:
         """The names of the folder's files; reads the records that are new."""
         here = {name for name in paths.names(self._folder) if not name.startswith(".") and name != PAGE}
+        self._records = {name: content for name, content in self._records.items() if name in here}
         new = [name for name in here - self._records.keys() if name.endswith(names.RECORD)]
         self._records.update(zip(new, paths.each(self._folder, self._content, new), strict=True))
         return here
@@ -139,7 +133,7 @@ def entries(here: Collection[str], records: Mapping[str, Any]) -> Iterator[Entry
 
     A video that was renamed has no record; a record whose video was removed is left out.
     """
-    known = [entry for name, content in records.items() if name in here and (entry := _entry(name, content, here))]
+    known = [entry for name, content in records.items() if (entry := _entry(name, content, here))]
     found = {entry.name: entry for entry in known if entry.name in here}
     for name in set(here) - found.keys():
         if fmt := _FORMATS.get(os.path.splitext(name)[1].lower()):
@@ -153,8 +147,8 @@ def _entry(name: str, record: Any, here: Collection[str]) -> Entry | None:
         config, sheet = record["config"], str(record.get("contact_sheet"))
         width, height = int(config["width"]), int(config["height"])
         return Entry(
-            record["output"],
-            config["output_format"],
+            str(record["output"]),
+            str(config["output_format"]),
             name,
             sheet if sheet in here else "",
             _shown(config["prompt"]),

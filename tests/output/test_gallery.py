@@ -111,6 +111,14 @@ def test_a_video_made_again_is_shown_as_it_is_now(tmp_path, words):
     assert [(card["seed"], card["num_inference_steps"]) for card in cards] == [("8", "3"), ("0", "12")]
 
 
+def test_a_manifest_is_no_record(tmp_path, words):
+    """It maps names of outputs, which may be those of a record's fields."""
+    lines = [{"prompt": "a cat", "output": name} for name in ("output", "config", "index")]
+    make(*words(lines=lines))
+    cards = Parsed(tmp_path / "out" / "index.html").cards
+    assert [card["name"] for card in cards] == ["config.mp4", "index.mp4", "output.mp4"]
+
+
 def test_runs_at_once_lose_no_video(tmp_path, words):
     lines = [{"prompt": "a cat", "seed": seed, "output": f"v{seed}"} for seed in range(6)]
     given = words(lines=lines)
