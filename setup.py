@@ -47,6 +47,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["maxdiffusion", "maxdiffusion.*"]),
+    package_data={"maxdiffusion.output": ["gallery.html"]},
     install_requires=RUNTIME,
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],
