@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import maxdiffusion
+from maxdiffusion.config import completion, dashes, listing
 from maxdiffusion.config import help as config_help
 from maxdiffusion.errors import UserError
 
@@ -17,10 +18,13 @@ from maxdiffusion.errors import UserError
 def main() -> None:
     """Console entry `generate_wan`; also `python generate_wan.py`."""
     words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(config_help.text())
-    elif "--version" in words:
-        print(f"maxdiffusion {maxdiffusion.__version__}")
+    try:
+        answer = _answer(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if answer is not None:
+        print(answer)
     elif not words:
         print(f"{config_help.USAGE}\n--help lists all keys", file=sys.stderr)
         sys.exit(2)
@@ -28,6 +32,22 @@ def main() -> None:
         from absl import app  # 0.06 s, not needed to show help
 
         app.run(lambda argv: command(argv[1:]), flags_parser=_no_flags)
+
+
+def _answer(words: Sequence[str]) -> str | None:
+    """What is printed where the words ask for no run: help, version, the list of pages, a completion script."""
+    if {"-h", "--help"} & set(words):
+        given = ("-h", "--help")
+        return config_help.text(
+            [word for word in words if word not in given and not word.endswith(".yml") and "=" not in word]
+        )
+    if "--version" in words:
+        return f"maxdiffusion {maxdiffusion.__version__}"
+    if words[:1] == ["list"]:
+        return listing.text(*words[1:2])
+    if words[:1] == ["completion"]:
+        return completion.script(" ".join(words[1:]))
+    return None
 
 
 def command(words: Sequence[str]) -> int:
@@ -53,6 +73,7 @@ def command(words: Sequence[str]) -> int:
 def _run(words: Sequence[str]) -> None:
     from maxdiffusion import request  # not needed to show help
 
+    words = dashes.plain(words)
     job = request.load(words)
     if job.cfg.inspect:  # before jax is imported
         from maxdiffusion import inspection

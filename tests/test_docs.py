@@ -59,7 +59,7 @@ CASES = [pytest.param(command, id=f"{page.name}: {command}") for page in PAGES f
 def test_a_command_is_one_that_the_program_takes(place, command):
     given = words(command)
     if given[0] in ("list", "completion") or given[0].startswith("-"):
-        pytest.skip("a word of the program itself; tests/test_cli.py runs it")
+        pytest.skip("a word of the program itself, or dashes; tests/config runs them")
     for word in given[1:]:
         provide(place, word)
     if given[1:] and not any(word.startswith(("prompt=", "prompts=", "image=", "decode_latents=")) for word in given):

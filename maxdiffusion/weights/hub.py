@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import logging
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, probe
 from maxdiffusion.weights.headers import read_json
+
+log = logging.getLogger(__name__)
 
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
@@ -127,6 +130,8 @@ def _snapshot(
     if not sys.stderr.isatty():
         disable_progress_bars()
     at = f"{repo} on {constants.ENDPOINT}"
+    if fetch and not constants.is_offline_mode():
+        log.info("fetching what %s does not hold of %s", constants.HF_HUB_CACHE, at)
     try:
         folder = huggingface_hub.snapshot_download(
             repo,
