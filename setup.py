@@ -50,7 +50,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["maxdiffusion", "maxdiffusion.*"]), *BUNDLED],
     package_dir=BUNDLED,
-    package_data={package: ["**/*"] for package in BUNDLED},
+    package_data={"maxdiffusion.output": ["gallery.html"], **{package: ["**/*"] for package in BUNDLED}},
     install_requires=RUNTIME,
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],

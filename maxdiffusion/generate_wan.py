@@ -30,6 +30,7 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
+    output.Gallery(job).write()  # of the videos that exist; a run that was stopped may have left it behind them
     with output.drawn(output.remaining(job)) as job:  # seeds
         return make(job) if job.videos else []
 

@@ -29,10 +29,10 @@ _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
 _SIZES = {"size", "width", "height"}
+_LONGEST = 1_000_000  # letters of a config file, and values with their repetitions
 _KNOWN = (Config.model_fields, schema.ALIASES, schema.COMPOUND_ALIASES, dialects.SERVED_BY)
 _SOURCES = {"image": "src_ref.png", "pose_video": "src_pose.mp4", "face_video": "src_face.mp4"}
 _REPLACE_SOURCES = {"background_video": "src_bg.mp4", "mask_video": "src_mask.mp4"}
-_LONGEST = 1_000_000  # letters of a config file, and values with their repetitions
 
 
 @dataclasses.dataclass(frozen=True)

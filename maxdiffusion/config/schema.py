@@ -394,6 +394,10 @@ class Config(BaseModel):
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)
     """Whether the video's metadata and name hold the prompt."""
+    contact_sheet: int = _key("output", 6, ge=0, le=100)
+    """Frames of the contact sheet NAME.sheet.jpg, a row of small pictures beside each video; 0: none."""
+    gallery: bool = _key("output", False)
+    """Write index.html beside the videos, a page that shows them all without a network; true by default for prompts."""
 
     # ---- hosts
     jax_distributed: Literal["auto", "on", "off"] = _key("hosts", "auto", per_host=True)

@@ -18,9 +18,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.contact_sheet import contact_sheet
 from maxdiffusion.media.write import check_format, write
 from maxdiffusion.output import manifest, names, states
 from maxdiffusion.output.frames import Frames
+from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
@@ -44,6 +46,7 @@ class Output:
         self._job = job
         self._stems = stems
         self._identities = identities
+        self._length = job.cfg.num_frames
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
         self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
         self._frames: list[Frames] = []
@@ -114,17 +117,25 @@ class Output:
             each.add(first, frames)
 
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
-        """Encode the videos one after the other and return their paths; `advance` is called after each."""
+        """Encode the videos one after the other and return their paths; `advance` is called after each.
+
+        The contact sheet of each is written after it.
+        """
+
+        self._length = clips.shape[1]
 
         def write_all() -> None:
-            cfg = self._job.cfg
-            rows = itertools.zip_longest(self.paths, clips, self.videos, self._frames)
-            for path, clip, video, frames in rows:
+            cfg, overwrite = self._job.cfg, _overwrites(self._job)
+            rows = itertools.zip_longest(self._stems, self.paths, clips, self.videos, self._frames)
+            for stem, path, clip, video, frames in rows:
+                metadata = _metadata(self._job, video)
                 if frames and frames.count == len(clip):
-                    frames.publish(Path(path), _overwrites(self._job))
+                    frames.publish(Path(path), overwrite)
                 else:
-                    metadata = _metadata(self._job, video)
-                    write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
+                    write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite)
+                if names.SHEET in manifest.besides(self._job):
+                    sheet = contact_sheet(clip, cfg.contact_sheet)
+                    write(sheet[None], names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)
                 advance(1)
                 log.info("wrote %s", path)
 
@@ -146,7 +157,10 @@ class Output:
             rows = zip(self._stems, self.paths, self.videos, self._identities, strict=True)
             for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
-                record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
+                record = {"output": path.name, "frames": self._length, "seed": video.seed}
+                record |= {"identity": identity, "config": config}
+                if names.SHEET in manifest.besides(self._job):
+                    record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
@@ -166,6 +180,7 @@ class Outputs:
             self._folder.enter_context(names.removed_if_empty(states.folder(job)))
         distributed.on_process_0(lambda: check_format(job.cfg.output_format))
         self.states = States(job, model)
+        self._gallery = Gallery(job)
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders
 
@@ -226,8 +241,7 @@ class Outputs:
             named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-                    suffixes = (_suffix_of(named[0], job), *besides)
+                    suffixes = (_suffix_of(named[0], job), *manifest.besides(job))
                     ways = [
                         names.reserve_file(path, suffixes, _overwrites(job), _ours(identity), identity)
                         for path, identity in zip(named, identities, strict=True)
@@ -254,9 +268,10 @@ class Outputs:
         return "" if at is None else f"the state after step {at.step} is saved, and the same command goes on from it"
 
     def finish(self, files: Output) -> None:
-        """Free the names of a batch whose files are whole, and remove its states."""
+        """Free the names of a batch whose files are whole, remove its states, and show it in the gallery."""
         self.states.remove(files.videos)
         self._held.pop(files.videos)[1].close()
+        self._gallery.add(files.paths)
 
     def _identity(self, video: Video) -> str:
         return states.identity(self._job, video, self._model)
