@@ -79,6 +79,13 @@ def test_help_and_a_misspelt_key_answer_at_once_without_jax(tmp_path: Path, word
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
+def test_a_variable_that_jax_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "abc")
+    done = generate_wan(tmp_path, CONFIG, "prompt=a", "output_dir=.")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert 'error: jax refuses its environment variables: Invalid value "abc" for JAX flag jax_num_cpu' in done.stderr
+
+
 def test_version_and_usage(tmp_path: Path) -> None:
     assert generate_wan(tmp_path, "--version").stdout == f"maxdiffusion {maxdiffusion.__version__}\n"
     nothing = generate_wan(tmp_path)
