@@ -36,6 +36,8 @@ RUNTIME = [
 ]
 DEVELOPMENT = [line.partition("#")[0].strip() for line in (HERE / "requirements-dev.txt").read_text().splitlines()]
 VERSION = re.search(r'__version__ = "(.*)"', (HERE / "maxdiffusion" / "__init__.py").read_text())[1]
+# Side by side as in the checkout, since pages name ../models; read by maxdiffusion/config/pages.py.
+BUNDLED = {"maxdiffusion.bundled.configs": "configs", "maxdiffusion.bundled.models": "models"}
 
 setup(
     name="maxdiffusion",
@@ -46,7 +48,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["maxdiffusion", "maxdiffusion.*"]),
+    packages=[*find_packages(include=["maxdiffusion", "maxdiffusion.*"]), *BUNDLED],
+    package_dir=BUNDLED,
+    package_data={"maxdiffusion.output": ["gallery.html"], **{package: ["**/*"] for package in BUNDLED}},
     install_requires=RUNTIME,
     extras_require={
         "tpu": [JAX.format("[tpu]"), "tokamax>=0.0.12,<0.1"],

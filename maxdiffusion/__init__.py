@@ -1,3 +1,3 @@
 """WAN video diffusion models on XLA."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import maxdiffusion
+from maxdiffusion.config import completion, dashes, listing
 from maxdiffusion.config import help as config_help
 from maxdiffusion.errors import UserError
 
@@ -17,10 +18,13 @@ from maxdiffusion.errors import UserError
 def main() -> None:
     """Console entry `generate_wan`; also `python generate_wan.py`."""
     words = sys.argv[1:]
-    if {"-h", "--help"} & set(words):
-        print(config_help.text())
-    elif "--version" in words:
-        print(f"maxdiffusion {maxdiffusion.__version__}")
+    try:
+        answer = _answer(words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    if answer is not None:
+        print(answer)
     elif not words:
         print(f"{config_help.USAGE}\n--help lists all keys", file=sys.stderr)
         sys.exit(2)
@@ -30,28 +34,46 @@ def main() -> None:
         app.run(lambda argv: command(argv[1:]), flags_parser=_no_flags)
 
 
+def _answer(words: Sequence[str]) -> str | None:
+    """What is printed where the words ask for no run: help, version, the list of pages, a completion script."""
+    if {"-h", "--help"} & set(words):
+        given = ("-h", "--help")
+        return config_help.text(
+            [word for word in words if word not in given and not word.endswith(".yml") and "=" not in word]
+        )
+    if "--version" in words:
+        return f"maxdiffusion {maxdiffusion.__version__}"
+    if words[:1] == ["list"]:
+        return listing.text(*words[1:2])
+    if words[:1] == ["completion"]:
+        return completion.script(" ".join(words[1:]))
+    return None
+
+
 def command(words: Sequence[str]) -> int:
     """Runs one command line and returns the exit code."""
+    from maxdiffusion.runtime import peers
     from maxdiffusion.runtime.stop import Stopped, listening
 
     try:
         with listening():
             _run(words)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return peers.end(2, f"error: {error}")
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return peers.end(stopped.exit_code, str(stopped))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return peers.end(130, "interrupted")
+    except Exception:
+        peers.crashed()
+        raise
     return 0
 
 
 def _run(words: Sequence[str]) -> None:
     from maxdiffusion import request  # not needed to show help
 
+    words = dashes.plain(words)
     job = request.load(words)
     if job.cfg.inspect:  # before jax is imported
         from maxdiffusion import inspection
@@ -62,13 +84,23 @@ def _run(words: Sequence[str]) -> None:
 
         planning.run(job, words)
     elif job.cfg.verify:
+        _import_jax()
         from maxdiffusion import verify
 
         verify.run(job)
     else:
+        _import_jax()
         from maxdiffusion import generate_wan
 
         generate_wan.run(job)
+
+
+def _import_jax() -> None:
+    """Raises: UserError: jax refuses an environment variable."""
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UserError(f"jax refuses its environment variables: {error}; correct or unset it.") from None
 
 
 def _no_flags(argv: Sequence[str]) -> Sequence[str]:

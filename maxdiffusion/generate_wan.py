@@ -15,7 +15,7 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, session
+from maxdiffusion.request import Job, Video, fitting, session
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
@@ -30,6 +30,7 @@ def run(job: Job) -> list[AnyPath]:
       UserError: the checkpoint, the devices or the disk do not allow it; finished videos stay.
     """
     session.start(job)  # log, hosts, compile cache
+    output.Gallery(job).write()  # of the videos that exist; a run that was stopped may have left it behind them
     with output.drawn(output.remaining(job)) as job:  # seeds
         return make(job) if job.videos else []
 
@@ -38,7 +39,11 @@ def make(job: Job) -> list[AnyPath]:
     """Makes the videos of a run that has started, whose seeds are drawn."""
     inputs = conditioning.read(job)  # images and videos, before anything is loaded
     made: list[AnyPath] = []
-    with session.opened(job) as s, output.Outputs(job, s.nets.checkpoint.digest()) as outputs:  # nothing is loaded
+    with (
+        session.opened(job) as s,  # nothing is loaded
+        output.Outputs(job, s.nets.checkpoint.digest()) as outputs,
+        fitting.explained(job, outputs.kept),
+    ):
         given = latents.read(s)
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         vae = functools.cache(functools.partial(s.load, "vae"))
@@ -51,7 +56,10 @@ def make(job: Job) -> list[AnyPath]:
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
             sampler = sampling.Sampler(s, conditions, given.noise, outputs.states)
-            for work in sampler.order():  # an expert's steps on a batch
+            order = list(sampler.order())
+            steps, batches = sum(work.expert.stop - work.expert.start for work in order), {work.batch for work in order}
+            s.stages.expect(denoise=steps, decode=len(batches) * job.cfg.num_frames)
+            for work in order:  # an expert's steps on a batch
                 videos = sampler.videos(work)
                 outputs.reserve(videos)
                 with stop.deferred():  # a signal ends the run after a step
@@ -75,12 +83,18 @@ def save(
     denoised: Float[np.ndarray, "b f h w c"],
 ) -> list[AnyPath]:
     """Decodes and writes files: videos after their latents, records last."""
-    files, decoder = outputs.reserve(videos), vae()
-    with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
-        chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-        clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
-    with s.stages("encode", len(videos), "videos") as advance:
-        made = files.write(clips, advance)
+    files = outputs.reserve(videos)
+    with files.explained():  # that the latents are kept
+        decoder, there = vae(), files.begin(denoised)
+        with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
+            chunks = s.job.segments.decode(
+                lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)),
+                denoised,
+                0 if there is None else there.shape[1],
+            )
+            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
+        with s.stages("encode", len(videos), "videos") as advance:
+            made = files.write(clips, advance)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     outputs.finish(files)
     return made

@@ -134,12 +134,13 @@ class BatchPrograms:
     def denoiser(self) -> Denoiser:
         """The loop with its strategies."""
         recipe, cfg = self.setup.recipe, self.setup.job.cfg
-        tokens = math.prod(self.setup.configs["transformer"].grid(*self.shape[:3]))
+        tokens = self.setup.job.tokens(self.setup.configs["transformer"], self.video)
         per_shard = [tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
         guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else TwoPassGuidance()
         network, _ = split(self.transformer)
         experts = from_step(recipe.experts, self.start)
-        return Denoiser(network, experts, recipe.schedule, recipe.solver, guidance, scan=scanned_steps(cfg))
+        strategies = network, experts, recipe.schedule, recipe.solver, guidance
+        return Denoiser(*strategies, scan=scanned_steps(cfg), windows=self.setup.job.windows)
 
     def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
         """The denoiser's program of (guided, steps of one call)."""

@@ -25,7 +25,7 @@ from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Session
-from maxdiffusion.runtime import distributed, finite, stop
+from maxdiffusion.runtime import distributed, finite, peers, stop
 
 CHECKED = 8  # every so many steps, and after an expert's first and last, the latents are searched for NaN
 
@@ -107,8 +107,9 @@ class Sampler:
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
         self._resume(work, batch)
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
-        programs, prepare, program = self._programs(batch, work.expert.start)
-        _, params = split(experts[work.expert.net])
+        with stop.immediate():  # compiling and loading
+            programs, prepare, program = self._programs(batch, work.expert.start)
+            _, params = split(experts[work.expert.net])
         with s.stages("text"):
             context = jax.tree.map(lambda leaf: leaf.sharding, programs.context)
             placed = (None if branch is None else jax.device_put(branch, context) for branch in raw)
@@ -171,6 +172,7 @@ class Sampler:
             self._save(work, at, state)
         if signal:
             part = f" of segment {at.segment + 1}" if len(self._s.job.segments) > 1 else ""
+            peers.agreed()
             kept = "" if self._s.job.cfg.checkpoint_steps == 0 else ", whose state is saved"
             raise stop.Stopped(signal, f"stopped after step {at.step} of {len(self._s.recipe.schedule)}{part}{kept}")
 
@@ -201,6 +203,7 @@ class Sampler:
             with self._s.stages("compile"):
                 prepare = programs.prepare.compile()
                 self._compiled[key] = programs, prepare, programs.denoiser.compile(*programs.arguments)
+            distributed.wait_for_all()
         return self._compiled[key]
 
     def _run(

@@ -76,6 +76,7 @@ class Task:
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
+      windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
@@ -93,12 +94,13 @@ class Task:
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
+    windowed: bool = False
     reference_frames: int = 0
     pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
 
 
-T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",))
+T2V = Task("T2V", takes=("video", "input_frames", "strength"), conditions=("video_to_video",), windowed=True)
 I2V = Task(
     "I2V",
     takes=("image", "last_image"),
@@ -119,6 +121,7 @@ TI2V = Task(
     shaped_by="image",
     official_size=sizes.nearest,
     size_is_area=True,
+    windowed=True,
     pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
@@ -128,6 +131,7 @@ VACE = Task(
     official_size=sizes.within,
     size_is_area=True,
     spread=True,
+    windowed=True,
     pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )
@@ -167,10 +171,10 @@ class WanSpec:
     """One variant: its names, its checkpoint, its strides and its official defaults.
 
     `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
-    them); None stands for any size. `nets` are the folders of its checkpoint. `sizes` are the official (width, height),
-    the default first, and `flow_shift_480p` is the shift up to 832 x 480 pixels. Strides are (frames, height, width).
-    Each field from `num_inference_steps` to `prompt` but `flow_shift_480p` is the default of the config key of its
-    name.
+    them); None stands for any size. `nets` are the folders of its checkpoint, which has so many `billions` of
+    parameters. `sizes` are the official (width, height), the default first, and `flow_shift_480p` is the shift up to
+    832 x 480 pixels. Strides are (frames, height, width). Each field from `num_inference_steps` to `prompt` but
+    `flow_shift_480p` is the default of the config key of its name.
     """
 
     name: str
@@ -189,6 +193,7 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     prompt: str | None = None
+    billions: float | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
     vae_stride: tuple[int, int, int] = (4, 8, 8)
     patch: tuple[int, int, int] = (1, 2, 2)
@@ -341,12 +346,14 @@ _ROWS = (
         _WAN21_T2V,
         name="wan2.1-t2v-1.3b",
         hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        billions=7.23,
         network=_1_3B,
     ),
     dataclasses.replace(
         _WAN21_T2V,
         name="wan2.1-t2v-14b",
         hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+        billions=20.1,
         network=_14B,
         sizes=_720P + _480P,
     ),
@@ -355,12 +362,14 @@ _ROWS = (
         _WAN21_VACE,
         name="wan2.1-vace-1.3b",
         hub_id="Wan-AI/Wan2.1-VACE-1.3B-diffusers",
+        billions=7.96,
         network={**_1_3B, "vace_in_channels": 96, "vace_layers": [*range(0, 30, 2)]},
     ),
     dataclasses.replace(
         _WAN21_VACE,
         name="wan2.1-vace-14b",
         hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
+        billions=23.15,
         network={**_14B, "vace_in_channels": 96, "vace_layers": [*range(0, 40, 5)]},
         sizes=_720P + _480P,
     ),
@@ -369,12 +378,14 @@ _ROWS = (
         _WAN21_I2V,
         name="wan2.1-i2v-14b-480p",
         hub_id="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+        billions=22.83,
         network=_14B_TOKENS,
     ),
     dataclasses.replace(
         _WAN21_I2V,
         name="wan2.1-i2v-14b-720p",
         hub_id="Wan-AI/Wan2.1-I2V-14B-720P-Diffusers",
+        billions=22.83,
         network=_14B_TOKENS,
         sizes=_720P,
     ),
@@ -383,19 +394,27 @@ _ROWS = (
         _WAN21_FLF2V,
         name="wan2.1-flf2v-14b",
         hub_id="Wan-AI/Wan2.1-FLF2V-14B-720P-diffusers",
+        billions=22.83,
         network={**_14B_TOKENS, "pos_embed_seq_len": 514},
     ),
     _WAN21_FLF2V,
-    dataclasses.replace(_WAN22_T2V, name="wan2.2-t2v-a14b", hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers", network=_14B),
+    dataclasses.replace(
+        _WAN22_T2V, name="wan2.2-t2v-a14b", hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers", network=_14B, billions=34.38
+    ),
     _WAN22_T2V,
     dataclasses.replace(
-        _WAN22_I2V, name="wan2.2-i2v-a14b", hub_id="Wan-AI/Wan2.2-I2V-A14B-Diffusers", network=_14B_IMAGE
+        _WAN22_I2V,
+        name="wan2.2-i2v-a14b",
+        hub_id="Wan-AI/Wan2.2-I2V-A14B-Diffusers",
+        network=_14B_IMAGE,
+        billions=34.39,
     ),
     _WAN22_I2V,
     dataclasses.replace(
         _WAN22_TI2V,
         name="wan2.2-ti2v-5b",
         hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+        billions=11.39,
         network=_5B,
     ),
     _WAN22_TI2V,
@@ -403,6 +422,7 @@ _ROWS = (
         _WAN22_ANIMATE,
         name="wan2.2-animate-14b",
         hub_id="Wan-AI/Wan2.2-Animate-14B-Diffusers",
+        billions=23.71,
         network={**_14B_TOKENS, "latent_channels": 16},
     ),
     _WAN22_ANIMATE,

@@ -15,7 +15,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import Job, on_mesh, seeds, session
+from maxdiffusion.request import Job, fitting, on_mesh, seeds, session
 from maxdiffusion.runtime import distributed
 from maxdiffusion.sampling import Sampler
 
@@ -105,7 +105,7 @@ def _latents(job: Job, devices: parallel.Devices | None) -> list[np.ndarray]:
     """The first batch's latents after every step."""
     seen: list[np.ndarray] = []
     inputs = conditioning.read(job)
-    with session.opened(job, devices) as s:
+    with session.opened(job, devices) as s, fitting.explained(job):
         given = latents.read(s)
         s.check_agree(inputs=inputs.digest(), latents=given.digest())
         conditions = conditioning.encode(s, inputs)

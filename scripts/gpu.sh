@@ -9,4 +9,7 @@ words=(
   ici_context_parallelism=-1 # the video's tokens over all GPUs that the data axis leaves
 )
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 # of the GPU's memory; jax takes 0.75 of it unless told
-exec python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_1.3b.yml}" "${words[@]}" "$@"
+until python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_1.3b.yml}" "${words[@]}" "$@"; do
+  code=$?
+  [ $code -eq 75 ] || exit $code # 75: stopped by SIGTERM; the same command goes on
+done

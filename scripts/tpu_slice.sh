@@ -16,6 +16,7 @@ words=(
   jax_cache_dir="$BUCKET/xla"             # process 0 keeps the programs there, all read them
   output_dir="$BUCKET/outputs"            # written by process 0 alone
 )
-command="cd ~/maxdiffusion && TPU_LOG_DIR=disabled exec python generate_wan.py"
+command="cd ~/maxdiffusion && export TPU_LOG_DIR=disabled && until python generate_wan.py"
 command+="$(printf ' %q' "${CONFIG:-configs/wan2.1_t2v_14b.yml}" "${words[@]}" "$@")"
+command+="; do code=\$?; [ \$code -eq 75 ] || exit \$code; done" # 75: stopped by SIGTERM; the same command goes on
 exec gcloud compute tpus tpu-vm ssh "$TPU_NAME" --zone="$ZONE" --worker=all --command="$command"

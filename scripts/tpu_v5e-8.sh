@@ -14,4 +14,7 @@ words=(
   vae_dtype=bfloat16                      # half the memory of decoding
 )
 export TPU_LOG_DIR=disabled # libtpu's own log files, which nobody reads
-exec python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_14b.yml}" "${words[@]}" "$@"
+until python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_14b.yml}" "${words[@]}" "$@"; do
+  code=$?
+  [ $code -eq 75 ] || exit $code # 75: stopped by SIGTERM; the same command goes on
+done

@@ -4,12 +4,15 @@
 set -euo pipefail
 
 words=(
-  attention=ulysses_ring                  # the video's tokens over all chips
-  ulysses_shards=8                        # of 40 heads each chip takes 5; all-to-alls over the 2x4 grid, no ring
-  ici_context_parallelism=8               # all chips
-  ici_data_parallelism=1                  # both branches of guidance on all chips,
-  guidance_mode=two_pass                  # one after the other: half the activations
-  logical_axis_rules='[[embed, context]]' # 28 GB of weights spread over the chips, gathered layer by layer
+  attention=ulysses_ring                  # the video's tokens over the chips of one branch
+  ulysses_shards=4                        # of 40 heads each chip takes 10; no ring
+  ici_context_parallelism=4               # four chips for each branch
+  ici_data_parallelism=2                  # one half of the chips makes the prompt's branch, the other the negative's,
+  guidance_mode=batched                   # in one batch of two: the fastest split of `plan=v6e-8`
+  logical_axis_rules='[[embed, context]]' # each half spreads its 28 GB of weights, gathered layer by layer
 )
 export TPU_LOG_DIR=disabled # libtpu's own log files, which nobody reads
-exec python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_14b.yml}" "${words[@]}" "$@"
+until python generate_wan.py "${CONFIG:-configs/wan2.1_t2v_14b.yml}" "${words[@]}" "$@"; do
+  code=$?
+  [ $code -eq 75 ] || exit $code # 75: stopped by SIGTERM; the same command goes on
+done

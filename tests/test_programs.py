@@ -45,7 +45,10 @@ CASES = {
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
     "wan2.2-i2v": ({"in_channels": 12}, ["image=IMAGE", "expert_residency=in_turn"]),
     "wan2.2-ti2v": ({"in_channels": 8, "out_channels": 8}, ["image=IMAGE"]),
-    "wan2.1-vace": ({"adapter": VACEConfig((0, 1), 72)}, ["video=VIDEO", "reference_images=[IMAGE,OTHER]"]),
+    "wan2.1-vace": (
+        {"adapter": VACEConfig((0, 1), 72)},
+        ["video=VIDEO", "reference_images=[IMAGE,OTHER]", "context_window=5", "context_overlap=0"],
+    ),
     "wan2.2-animate": (
         {"in_channels": 12, "adapter": FACES, **TOKENS},
         [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.dense import dense, exponentiate
-from maxdiffusion.attention.layout import pad_to_multiple
+from maxdiffusion.attention.layout import pad_to_multiple, zero_masked
 
 # Measured on one core (docs/tpu_layouts.md): `scripts/bench_attention.py`.
 CHUNK = 256
@@ -30,7 +30,8 @@ def chunked(
     chunks = -(-length // CHUNK)
     chunk = -(-length // chunks)
     padded = pad_to_multiple(q, 1, chunk)
-    by_head = [x.transpose(0, 2, 1, 3).reshape(batch * heads, *x.shape[1::2]) for x in (padded, k, v)]
+    values = zero_masked(v, valid)
+    by_head = [x.transpose(0, 2, 1, 3).reshape(batch * heads, *x.shape[1::2]) for x in (padded, k, values)]
     example = jnp.arange(batch * heads) // heads
 
     def one_head(args: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:

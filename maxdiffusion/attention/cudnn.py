@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion.attention.kernels import KERNELS
-from maxdiffusion.attention.layout import pad_to_multiple
+from maxdiffusion.attention.layout import pad_to_multiple, zero_masked
 from maxdiffusion.errors import UserError
 
 
@@ -35,7 +35,7 @@ def cudnn_flash(
     scale, dim = q.shape[-1] ** -0.5, q.shape[-1]
     masked: dict[str, Any] = {}
     if valid is not None:
-        k, v, count = valid_first(k, v, valid)
+        k, v, count = valid_first(k, zero_masked(v, valid), valid)
         masked = {
             "mask_type": MaskType.PADDING,
             "q_seqlen": jnp.full(q.shape[:1], q.shape[1], jnp.int32),

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from maxdiffusion.attention.layout import zero_masked
+
 # A local kernel: (q: b s n d, k: b k n d, v: b k n d, valid: b k or None) -> (out: b s n d, lse: b s n), as `dense`.
 Local = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], tuple[jax.Array, jax.Array]]
 
@@ -19,13 +21,14 @@ def dense(
     """softmax(q k^T / sqrt(d)) v over the valid keys, and its log-sum-exp.
 
     Logits, softmax and sums in fp32; both results are fp32. A row without a valid key gives 0 and -inf, without NaN
-    in the value or the gradient. Memory b n s k.
+    in the value or the gradient; NaN in a query is NaN in its row alone, and in a masked key nowhere. Memory b n s k.
     """
     logits = jnp.einsum("bsnd,bknd->bnsk", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     if valid is not None:
         logits = jnp.where(valid[:, None, None, :], logits, -jnp.inf)
     weights, total, lse = exponentiate(logits)
-    out = jnp.einsum("bnsk,bknd->bsnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    values = zero_masked(v, valid)
+    out = jnp.einsum("bnsk,bknd->bsnd", weights.astype(v.dtype), values, preferred_element_type=jnp.float32)
     return out / total.transpose(0, 2, 1)[..., None], lse.transpose(0, 2, 1)
 
 
@@ -37,6 +40,6 @@ def exponentiate(
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
     weights = jnp.exp(logits - top[..., None])
     total = weights.sum(axis=-1)
-    some = total > 0
+    some = total != 0  # of a row with NaN, too
     safe = jnp.where(some, total, 1.0)
     return weights, safe, jnp.where(some, top + jnp.log(safe), -jnp.inf)

@@ -14,6 +14,11 @@ def pad_to_multiple(x: Shaped[Array, "..."], axis: int, multiple: int) -> Shaped
     return jnp.pad(x, widths)
 
 
+def zero_masked(v: Shaped[Array, "b k n d"], valid: Bool[Array, "b k"] | None) -> Shaped[Array, "b k n d"]:
+    """The values with 0 in place of masked ones, which a weight of 0 would not keep out if they were NaN."""
+    return v if valid is None else jnp.where(valid[:, :, None, None], v, 0)
+
+
 def validity(
     batch: int, length: int, padded: int, valid: Bool[Array, "b k"] | None
 ) -> Bool[Array, "b padded_k"] | None:

@@ -20,7 +20,7 @@ def merge(
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
     ours, theirs = jnp.exp(lse - top), jnp.exp(other_lse - top)
     total = ours + theirs
-    some = total > 0
+    some = total != 0  # of a row with NaN, too
     safe = jnp.where(some, total, 1.0)
     ours, theirs = ours / safe, theirs / safe
     merged = out.astype(jnp.float32) * ours[..., None] + other_out.astype(jnp.float32) * theirs[..., None]

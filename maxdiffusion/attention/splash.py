@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.block_sizes import LANES, Blocks, blocks
-from maxdiffusion.attention.layout import pad_to_multiple, validity
+from maxdiffusion.attention.layout import pad_to_multiple, validity, zero_masked
 from maxdiffusion.attention.options import DEFAULT, KernelOptions
 from maxdiffusion.parallel.placement import first_device
 
@@ -49,7 +49,7 @@ def splash(
     # The kernels do not scale the logits. Scaling q here rounds it once more in bf16.
     q = (q.astype(jnp.float32) * dim**-0.5).astype(q.dtype)
     q = pad_to_multiple(q, 1, sizes.q)
-    k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, v))
+    k, v = (pad_to_multiple(x, 1, sizes.kv) for x in (k, zero_masked(v, valid)))
     q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
     valid = validity(batch, keys, k.shape[2], valid)
     segments = None if valid is None else (jnp.ones((batch, q.shape[2]), jnp.int32), valid.astype(jnp.int32))

@@ -92,14 +92,14 @@ def read_seen(job: Job, images: Images) -> Originals | None:
     return _characters(images, *control_video.one_size(job), job.conventions.character) or None
 
 
-def encode(s: Session, given: Inputs) -> list[Float[Array, "1 h w z"]]:
+def encode(s: Session, given: Inputs) -> list[Float[np.ndarray, "1 h w z"]]:
     """The latents of each video's character."""
     vae, size = s.load("vae"), (s.job.cfg.height, s.job.cfg.width)
     with s.stages("image"):
         latents = {}
         for at, image in given.characters.items():
             pixels = to_float(image[None], *size)
-            latents[at] = jax.block_until_ready(vae.encode(parallel.put(pixels[None]))[0])
+            latents[at] = distributed.fetch(vae.encode(parallel.put(pixels[None])))[0]
     return [latents[str(video.image)] for video in s.job.videos]
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from maxdiffusion import parallel
 from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
@@ -93,15 +93,15 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
 
 
 class Conditioning:
-    """The conditioning of every video of a run."""
+    """The conditioning of every video of a run, on the host: a batch at a time is put on the devices."""
 
     def __init__(
         self,
-        by_prompt: Mapping[str, jax.Array],
+        by_prompt: Mapping[str, Float[np.ndarray, "_ e"]],
         fields: Mapping[Video, Mapping[str, Any]],
         performer: Any = None,
     ) -> None:
-        """`by_prompt` holds text embeddings, k e_text in fp32; `fields` the other fields of each video's `Context`.
+        """`by_prompt` is the result of `text.encode`; `fields` are the other fields of each video's `Context`.
 
         `performer` (see `animate.Performer`) makes those that differ from segment to segment of a long video.
         """
@@ -116,14 +116,14 @@ class Conditioning:
 
         `before` holds the latents of the finished segments of these videos.
         """
-        fields = self._stacked(videos)
-        fields.pop(START, None)
+        fields = {name: self._put(videos, name) for name in self._fields[videos[0]] if name != START}
         positive = negative = fields
         if self._performer is not None:
             positive, negative = self._performer.fields(fields.pop(SEGMENT), before)
 
         def context(prompts: Sequence[str], more: Mapping[str, Any]) -> Context:
-            return Context(jnp.stack([self._by_prompt[prompt] for prompt in prompts]), **{**fields, **more})
+            words = parallel.put(text.padded([self._by_prompt[prompt] for prompt in prompts]))
+            return Context(words, **{**fields, **more})
 
         shown = context([video.prompt for video in videos], positive)
         return Contexts(shown, context([video.negative_prompt for video in videos], negative) if guided else None)
@@ -132,11 +132,15 @@ class Conditioning:
         self, videos: Sequence[Video], noise: Float[Array, "b f h w c"], recipe: Recipe
     ) -> Float[Array, "b f h w c"]:
         """Initial latents at the first noise level: the noise, or the input videos with noise added."""
-        given, sigma = self._stacked(videos).get(START), float(recipe.schedule.sigmas[0])
-        return recipe.noise_scale * noise if given is None else sigma * noise + (1 - sigma) * given
+        if START not in self._fields[videos[0]]:
+            return recipe.noise_scale * noise
+        sigma = float(recipe.schedule.sigmas[0])
+        return sigma * noise + (1 - sigma) * self._put(videos, START)
 
-    def _stacked(self, videos: Sequence[Video]) -> dict[str, Any]:
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self._fields[video] for video in videos))
+    def _put(self, videos: Sequence[Video], name: str) -> Any:
+        """One field of a batch, on the devices."""
+        rows = (self._fields[video][name] for video in videos)
+        return jax.tree.map(lambda *leaves: parallel.put(np.stack(leaves)), *rows)
 
 
 def encode(s: Session, inputs: Inputs) -> Conditioning:

@@ -19,13 +19,17 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.errors import UserError
 from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
+from maxdiffusion.runtime.distributed import fetch
 
 log = logging.getLogger(__name__)
+
+MOST_PIXELS = 2**28  # of an image that is resized before it is cropped; four times the largest video frame
 
 # Every image that a run names, once: by its location, and by its location and the video's width and height.
 Originals = Mapping[str, UInt8[np.ndarray, "_ _ 3"]]
@@ -65,7 +69,7 @@ def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | 
     return {key: _fit(images[key[0]], *key, resize, tolerance) for key in wanted} or None
 
 
-def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
+def encode_tokens(s: Session, given: Originals) -> list[Float[np.ndarray, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
     from maxdiffusion.models.clip.vision import preprocess
 
@@ -74,8 +78,9 @@ def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     with s.stages("image"):
         side, view = encoder.config.image_size, s.job.conventions.clip_view
         pixels = {at: preprocess([image], side, view) for at, image in given.items()}
-        tokens = {at: run(*net, parallel.put(image))[0] for at, image in pixels.items()}
-        return jax.block_until_ready([jnp.concatenate([tokens[at] for at in video.images]) for video in s.job.videos])
+        tokens = {at: fetch(run(*net, parallel.put(image)))[0] for at, image in pixels.items()}
+        made = {images: np.concatenate([tokens[at] for at in images]) for images in {v.images for v in s.job.videos}}
+        return [made[video.images] for video in s.job.videos]
 
 
 def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
@@ -99,8 +104,8 @@ def encode_channels(s: Session, given: Fitted) -> list[Frames]:
     vae = s.load("vae")
     with s.stages("image"):
         wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
-        made = {keys: channels(vae, [given[key] for key in keys], s.job.cfg.num_frames) for keys in wanted}
-        return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in s.job.videos])
+        made = {keys: fetch(channels(vae, [given[key] for key in keys], s.job.cfg.num_frames)) for keys in wanted}
+        return [Frames(channels=made[_fitted(video)]) for video in s.job.videos]
 
 
 def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -115,9 +120,8 @@ def encode_first(s: Session, given: Fitted) -> list[Frames]:
     """The first latent frame of each video that has an image."""
     vae = s.load("vae")
     with s.stages("image"):
-        latents = {at: vae.encode(parallel.put(image[None, None]))[0] for at, image in given.items()}
-        frames = [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in s.job.videos]
-        return jax.block_until_ready(frames)
+        latents = {at: fetch(vae.encode(parallel.put(image[None, None])))[0] for at, image in given.items()}
+        return [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in s.job.videos]
 
 
 def first_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -159,12 +163,20 @@ def _fit(
     """Resized to cover the size, then cropped in the middle.
 
     Where a size with sides of up to `tolerance` pixels more has its proportions, it is resized to exactly the size.
+
+    Raises:
+      UserError: it is so narrow that it would have more than `MOST_PIXELS` in between.
     """
     if width / (height + tolerance) <= image.width / image.height <= (width + tolerance) / height:
         w, h = width, height
     else:
         scale = max(width / image.width, height / image.height)
         w, h = round(image.width * scale), round(image.height * scale)
+    if w * h > MOST_PIXELS:
+        raise UserError(
+            f"image={location} is {image.width} wide x {image.height} high, which covers {width} x {height} only at "
+            f"{w} x {h} pixels; crop it to about those proportions."
+        )
     left, top = (w - width) // 2, (h - height) // 2
     cropped = "" if (w, h) == (width, height) else f", cropped to {width} x {height}"
     log.info("image %s: %d x %d pixels, made %d x %d%s", location, image.width, image.height, w, h, cropped)

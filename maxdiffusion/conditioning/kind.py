@@ -39,7 +39,8 @@ class Kind(NamedTuple):
     Attributes:
       read: (the run, its images by location, RGB) -> the contents of its files, checked as far as possible without a
         network; None where none is given.
-      encode: (session, what was read) -> for each video its part of the conditioning, a pytree without the batch axis.
+      encode: (session, what was read) -> for each video its part of the conditioning, a pytree of host arrays without
+        the batch axis.
       field: of `Context`, to which that part belongs; or START, or SEGMENT.
       shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> the shapes of
         `encode`'s result; none where `read` finds nothing.

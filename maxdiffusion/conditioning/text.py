@@ -19,7 +19,7 @@ from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5.encoder import UMT5Encoder
 from maxdiffusion.request.session import Session
-from maxdiffusion.runtime import paths
+from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.paths import AnyPath
 
 log = logging.getLogger(__name__)
@@ -105,16 +105,25 @@ def tokenize(
     return token_ids, valid
 
 
-def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[Array, "k e"]]:
-    """Each prompt's text embedding, fp32 (`MAX_LENGTH`, e); the encoder is freed again."""
+def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[np.ndarray, "k e"]]:
+    """Each prompt's text embedding on the host, fp32, of its own tokens alone; the encoder is freed again."""
     with s.stages("text"):
         tokenizer = load_tokenizer(s.nets.checkpoint.folder / "tokenizer")
     encoder, embeddings = s.load("text_encoder"), {}
     with s.stages("text", len(prompts), "prompts") as advance:
         for prompt in prompts:
-            (embeddings[prompt],) = jax.block_until_ready(encode_prompts(encoder, tokenizer, [prompt]))
+            hidden, valid = _encode(encoder, tokenizer, [prompt], MAX_LENGTH)
+            embeddings[prompt] = distributed.fetch(hidden)[0, : valid.sum()].copy()
             advance(1)
     return embeddings
+
+
+def padded(embeddings: Sequence[Float[np.ndarray, "_ e"]]) -> Float[np.ndarray, "b k e"]:
+    """The embeddings of a batch as the transformer takes them: `MAX_LENGTH` tokens each, zeros after their own."""
+    rows = np.zeros((len(embeddings), MAX_LENGTH, embeddings[0].shape[1]), np.float32)
+    for row, embedding in zip(rows, embeddings, strict=True):
+        row[: len(embedding)] = embedding
+    return rows
 
 
 def _run(graphdef: Any, params: Any, token_ids: jax.Array, valid: jax.Array) -> jax.Array:
@@ -135,6 +144,13 @@ def encode_prompts(
     Positions are relative and padding is never attended, so encoding the bucket alone gives the numbers that encoding
     all `max_length` tokens would.
     """
-    token_ids, valid = tokenize(tokenizer, prompts, max_length)
-    hidden = program()(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid))
+    hidden, _ = _encode(encoder, tokenizer, prompts, max_length)
     return jnp.pad(hidden, ((0, 0), (0, max_length - hidden.shape[1]), (0, 0)))
+
+
+def _encode(
+    encoder: UMT5Encoder, tokenizer: Any, prompts: Sequence[str], max_length: int
+) -> tuple[jax.Array, np.ndarray]:
+    """The prompts' hidden states and which tokens are theirs, both padded to the longest prompt's bucket."""
+    token_ids, valid = tokenize(tokenizer, prompts, max_length)
+    return program()(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid)), valid

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Float
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
@@ -18,6 +18,7 @@ from maxdiffusion.conditioning.kind import NOTHING, START, Grid, Images, Kind, S
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
+from maxdiffusion.runtime import distributed
 
 
 def read(job: Job, images: Images) -> ControlVideo | None:
@@ -29,12 +30,12 @@ def read(job: Job, images: Images) -> ControlVideo | None:
     return control_video.read(job.cfg, "video", job.cfg.video, *control_video.one_size(job)) if job.cfg.video else None
 
 
-def encode(s: Session, given: ControlVideo) -> list[Float[Array, "f2 h2 w2 c"]]:
+def encode(s: Session, given: ControlVideo) -> list[Float[np.ndarray, "f2 h2 w2 c"]]:
     """Its latents, for each of the videos that are made of it."""
     vae = s.load("vae")
     with s.stages("video"):
         pixels = to_float(given.frames, *given.frames.shape[1:3])
-        latents = jax.block_until_ready(vae.encode(parallel.put(pixels[None]))[0])
+        latents = distributed.fetch(vae.encode(parallel.put(pixels[None])))[0]
     return [latents] * len(s.job.videos)
 
 

@@ -1,4 +1,4 @@
-"""argv -> values as written: one YAML file, then key=value arguments. Opens nothing but the YAML file.
+"""argv -> values as written: one page (a YAML file, or the name of a bundled one) and key=value arguments.
 
 Both sources are read as text, and the type of the key decides what the text means: a prompt that looks like a number
 stays a prompt. Within one source a key and its alias may not contradict each other; the command line wins.
@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from maxdiffusion.config import schema
+from maxdiffusion.config import dashes, dialects, pages, schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.runtime import paths
@@ -29,6 +29,10 @@ _WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 _SIZE = re.compile(r"\s*(\d+)\s*[*xX×]\s*(\d+)\s*")
 _NULL = ("", "~", "null", "Null", "NULL")
 _SIZES = {"size", "width", "height"}
+_LONGEST = 1_000_000  # letters of a config file, and values with their repetitions
+_KNOWN = (Config.model_fields, schema.ALIASES, schema.COMPOUND_ALIASES, dialects.SERVED_BY)
+_SOURCES = {"image": "src_ref.png", "pose_video": "src_pose.mp4", "face_video": "src_face.mp4"}
+_REPLACE_SOURCES = {"background_video": "src_bg.mp4", "mask_video": "src_mask.mp4"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +47,14 @@ Values = dict[str, Value]
 
 
 def parse(argv: Sequence[str]) -> Values:
-    """Reads `CONFIG.yml key=value ...`, in any order.
+    """Reads `PAGE key=value ...`, in any order; `--key value` is another spelling of key=value.
 
     Args:
       argv: the command line without the program's name.
 
     Returns:
-      Key -> value, aliases replaced, paths expanded; and `size` where it decides width and height.
+      Key -> value, aliases replaced, paths expanded; `size` where it decides width and height; and official flags that
+      no key takes.
 
     Raises:
       UserError: an unknown key, contradicting values, a YAML file that cannot be read, a path that cannot exist.
@@ -60,6 +65,7 @@ def parse(argv: Sequence[str]) -> Values:
         values.pop(key, None)
     values |= words
     _apply_ring_size(values)
+    _apply_source_folder(values)
     _expand_paths(values, paths.parse(file).parent)
     return values
 
@@ -83,10 +89,12 @@ def typed(values: Mapping[str, Value], base: Mapping[str, Any] | None = None) ->
       UserError: a value that its key cannot take.
     """
     try:
-        cfg = Config.model_validate({**(base or {}), **{key: entry.value for key, entry in values.items()}})
+        known = {key: entry.value for key, entry in values.items() if key not in dialects.SERVED_BY}
+        cfg = Config.model_validate({**(base or {}), **known})
     except ValidationError as error:
         raise UserError(_sentence(error, values)) from None
     cfg._origins = {key: values[key].origin for key in Config.model_fields if key in values}
+    cfg._unused = {flag: dialects.SERVED_BY[flag] for flag in values if flag in dialects.SERVED_BY}
     return cfg
 
 
@@ -102,21 +110,28 @@ def parse_size(value: Any) -> tuple[str, str] | None:
 def _split(argv: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
     """The YAML file and the key=value arguments."""
     files, words = [], []
-    for word in argv:
-        if word.startswith("-"):
-            raise UserError(f"unknown option {word!r}; write key=value without dashes, or --help for the keys.")
+    for word in dashes.plain(argv):
         match = _WORD.fullmatch(word)
-        if match:
+        if match and match[1] == "task":
+            files.append(dialects.page(match[2]))
+            words += [("num_frames", "1")] if match[2].startswith("t2i") else []
+        elif match:
             words.append((match[1], match[2]))
         else:
             files.append(word)
-    bare = [file for file in files if not file.endswith((".yml", ".yaml"))]
+    bare = [file for file in files if not file.endswith((".yml", ".yaml")) and pages.path(file) is None]
     if len(files) > 1 and bare:
-        raise UserError(f"the argument {bare[-1]!r} has no '='; write {bare[-1]}=VALUE.")
+        raise UserError(
+            f"the argument {bare[-1]!r} has no '='; write {bare[-1]}=VALUE, and a value of several words in quotes."
+        )
     if len(files) != 1:
         what = f"the arguments {', '.join(map(repr, files))} are" if files else "no argument is"
-        raise UserError(f"Exactly one YAML file is needed, but {what} given as one; write CONFIG.yml key=value ...")
-    return files[0], words
+        raise UserError(
+            f"Exactly one YAML file or page is needed, but {what} given as one; write PAGE key=value ... "
+            "(`generate_wan list` shows the pages)."
+        )
+    page = None if Path(files[0]).is_file() else pages.path(files[0])
+    return str(page or files[0]), words
 
 
 def _read_words(pairs: Sequence[tuple[str, str]]) -> Values:
@@ -166,7 +181,9 @@ def _is_list_of_texts(node: yaml.Node | None) -> bool:
 def _read_yaml(file: str) -> Values:
     """The keys of the file as text; a null leaves its key at the default."""
     try:
-        root = yaml.compose(paths.probe(file).read_text(encoding="utf-8"), yaml.BaseLoader)
+        with paths.probe(file).open(encoding="utf-8") as content:
+            text = content.read(_LONGEST)
+        root = yaml.compose(text, yaml.BaseLoader)
     except FileNotFoundError:
         raise UserError(_no_file(file)) from None
     except OSError as error:
@@ -183,6 +200,8 @@ def _read_yaml(file: str) -> Values:
         raise UserError(f"The config file {file} is not valid YAML: {' '.join(str(error).split())}.") from None
     if root is None:
         return {}
+    if len(text) == _LONGEST or _scalars(root, {}) > _LONGEST:
+        raise UserError(f"The config file {file} holds more than {_LONGEST:,} letters or values; a run needs fewer.")
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"The config file {file} holds no key: value lines; write for example `prompt: a cat`.")
     values: Values = {}
@@ -195,6 +214,17 @@ def _read_yaml(file: str) -> Values:
         mapping = key in Config.model_fields and schema.takes_mapping(key)
         values[key] = Value(_plain(value, f"{file}, line {line}: {key}", mapping=mapping), f"file {file}")
     return values
+
+
+def _scalars(node: yaml.Node, counted: dict[int, int]) -> int:
+    """The number of scalars below a node, each as often as aliases repeat it; `counted` holds those of nodes seen."""
+    if id(node) not in counted:
+        children = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = (child for pair in node.value for child in pair)
+        counted[id(node)] = 1  # of a node that holds itself, too
+        counted[id(node)] = 1 + sum(_scalars(child, counted) for child in children)
+    return counted[id(node)]
 
 
 def _plain(node: yaml.Node | None, where: str, depth: int = 0, mapping: bool = False) -> Any:
@@ -217,8 +247,9 @@ def _no_file(file: str) -> str:
         others = [other for other in paths.names(paths.parse(folder or ".")) if other.endswith((".yml", ".yaml"))]
     except OSError:
         others = []
-    near = difflib.get_close_matches(name, others, n=1)
-    hint = f"; did you mean {os.path.join(folder, near[0])}?" if near else "; give the path of a YAML file."
+    near = [os.path.join(folder, other) for other in difflib.get_close_matches(name, others, n=1)]
+    near += difflib.get_close_matches(name.removesuffix(".yml"), pages.names(), n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; give the path of a YAML file, or a page of `generate_wan list`."
     return f"The config file {file} does not exist{hint}"
 
 
@@ -226,10 +257,10 @@ def _no_file(file: str) -> str:
 
 
 def _canonical(source: Values) -> Values:
-    """Aliases under their keys, nulls dropped; `ring_size` and `size` stay until both sources are merged."""
+    """Aliases under their keys, nulls dropped; `size`, `ring_size`, `src_root_path` stay until sources are merged."""
     result: Values = {}
     for name, entry in source.items():
-        if name not in Config.model_fields and name not in schema.ALIASES and name not in schema.COMPOUND_ALIASES:
+        if not any(name in known for known in _KNOWN):
             raise UserError(_unknown(name, entry.origin))
         if entry.value is None:
             continue
@@ -250,6 +281,10 @@ def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield "guidance_scale", value[1]
     elif name == "sample_guide_scale":
         yield "guidance_scale", value
+    elif name == "replace_flag":
+        yield "mode", {"true": "replace", "false": "animate"}.get(str(value).lower(), value)
+    elif name == "src_ref_images" and isinstance(value, str):
+        yield "reference_images", value.split(",")
     elif name != "size":
         yield schema.ALIASES.get(name, name), value
     elif value == "auto":
@@ -263,7 +298,7 @@ def _unalias(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _unknown(name: str, origin: str) -> str:
-    names = [*Config.model_fields, *schema.ALIASES, *schema.COMPOUND_ALIASES]
+    names = [name for known in _KNOWN for name in known]
     near = difflib.get_close_matches(name.replace("-", "_").lower(), names, n=1, cutoff=0.0)
     return f"unknown key {name} ({origin}); did you mean {near[0]}? (--help lists all keys.)"
 
@@ -290,6 +325,17 @@ def _apply_ring_size(values: Values) -> None:
             f"ici_context_parallelism is given as {context.value} ({context.origin}), but ring_size={ring.value} x "
             f"ulysses_shards={ulysses.value} make {product}; leave one of them out."
         )
+
+
+def _apply_source_folder(values: Values) -> None:
+    """src_root_path (official repository): the folder of Animate's inputs under their official names."""
+    if "src_root_path" not in values:
+        return
+    folder = values.pop("src_root_path")
+    replace = "mode" in values and values["mode"].value == "replace"
+    files = _SOURCES | (_REPLACE_SOURCES if replace else {})
+    for key, file in files.items():
+        values.setdefault(key, Value(f"{folder.value}/{file}", f"{folder.origin}, src_root_path={folder.value}"))
 
 
 def _expand_paths(values: Values, yaml_folder: paths.AnyPath) -> None:

@@ -16,8 +16,12 @@ from maxdiffusion.attention.plan import names
 # Names of the official repository that stand for more than one key; those of one key are on its line below.
 COMPOUND_ALIASES: Mapping[str, str] = {
     "size": "width and height, as 1280*720 or 1280x720; by an image an area in its proportions; auto: the variant's",
-    "sample_guide_scale": "guidance_scale; a list of two is [guidance_scale_2, guidance_scale]",
+    "sample_guide_scale": "guidance_scale, or in a list [guidance_scale_2, guidance_scale]",
     "ring_size": "ici_context_parallelism = ring_size x ulysses_shards",
+    "src_ref_images": "reference_images, separated by commas",
+    "replace_flag": "mode=replace (Animate)",
+    "src_root_path": "image, pose_video, face_video, and with mode=replace background_video and mask_video; they are "
+    "src_ref.png, src_pose.mp4, src_face.mp4, src_bg.mp4 and src_mask.mp4 of that folder",
 }
 
 
@@ -164,6 +168,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
     _origins: Mapping[str, str] = PrivateAttr(default_factory=dict)
+    _unused: Mapping[str, str] = PrivateAttr(default_factory=dict)
 
     # ---- model
     pretrained_model_name_or_path: str = _key("model", VARIANT, path="input", alias="ckpt_dir", min_length=1)
@@ -213,9 +218,9 @@ class Config(BaseModel):
     """What to avoid; one for all prompts or one for each."""
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
     """Determines the noise; -1 draws one, which log and record tell; a list makes several videos."""
-    image: Images = _key("prompt", (), path="input")
+    image: Images = _key("prompt", (), path="input", alias="first_frame")
     """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
-    last_image: Images = _key("prompt", (), path="input")
+    last_image: Images = _key("prompt", (), path="input", alias="last_frame")
     """Path or URL of the last frame (FLF2V; I2V optionally)."""
 
     # ---- video
@@ -229,11 +234,11 @@ class Config(BaseModel):
     """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
     # ---- control
-    video: OptionalStr = _key("control", None, path="input", is_video=True)
+    video: OptionalStr = _key("control", None, path="input", is_video=True, alias="src_video")
     """Video file or folder of frames: the control of VACE, or T2V's input, changed by `strength`."""
     strength: float = _key("control", 0.8, needs="video=FILE", gt=0, le=1)
     """Part of the noise levels over which `video` is changed (T2V)."""
-    mask: OptionalStr = _key("control", None, needs="video=FILE", path="input", is_video=True)
+    mask: OptionalStr = _key("control", None, needs="video=FILE", path="input", is_video=True, alias="src_mask")
     """Mask of each frame, white where to generate anew (VACE)."""
     reference_images: Images = _key("control", (), path="input")
     """Images of subjects to show (VACE)."""
@@ -254,7 +259,7 @@ class Config(BaseModel):
     spread over the whole video (the default of VACE by the official conventions)."""
     segment_frame_length: int = _key("control", 77, ge=1, le=4093)
     """Frames per segment, 4n+1 (Animate)."""
-    prev_segment_conditioning_frames: int = _key("control", 1, ge=1, le=4093)
+    prev_segment_conditioning_frames: int = _key("control", 1, alias="refert_num", ge=1, le=4093)
     """Last frames of a segment that the next one starts from, 1 or 5 (Animate)."""
 
     # ---- sampling
@@ -288,6 +293,11 @@ class Config(BaseModel):
     """Both branches of guidance in one batch, or one after the other in less memory."""
     loop: Literal["steps", "scan"] = _key("sampling", "steps", of_the_video=False)
     """One call per step with progress, or one compiled scan of several."""
+    context_window: OptionalInt = _key("sampling", None, ge=1, le=MAX_FRAMES)
+    """Frames of a window, 4n+1 such as 81: each step is computed over windows of a video longer than what the model was
+    trained on, and blended (T2V, VACE, TI2V without an image); empty: the whole video at once."""
+    context_overlap: int = _key("sampling", 16, needs="context_window=81", ge=0, le=MAX_FRAMES)
+    """Frames that neighbouring windows share, 4n and fewer than a window has."""
     checkpoint_steps: OptionalInt = _key("sampling", None, of_the_video=False, ge=0, le=1000)
     """Steps between two saved states of a run, from which the same command goes on; 0: none; by default so many as
     take a minute. With loop=scan also the steps of one call, 10 by default."""
@@ -384,6 +394,10 @@ class Config(BaseModel):
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)
     """Whether the video's metadata and name hold the prompt."""
+    contact_sheet: int = _key("output", 6, ge=0, le=100)
+    """Frames of the contact sheet NAME.sheet.jpg, a row of small pictures beside each video; 0: none."""
+    gallery: bool = _key("output", False)
+    """Write index.html beside the videos, a page that shows them all without a network; true by default for prompts."""
 
     # ---- hosts
     jax_distributed: Literal["auto", "on", "off"] = _key("hosts", "auto", per_host=True)
@@ -403,7 +417,7 @@ class Config(BaseModel):
     jax_cache_dir: HomePath = _key("runtime", "~/.cache/maxdiffusion/xla", path="output", of_the_program=False)
     """Folder of compiled programs, kept between runs; empty: none."""
     progress: Literal["auto", "on", "off"] = _key("runtime", "auto", per_host=True, of_the_program=False)
-    """Progress bars; auto: where output is a terminal."""
+    """Progress bars; auto: where output is a terminal, elsewhere lines of the log."""
     log_level: Literal["debug", "info", "warning", "error"] = _key(
         "runtime", "info", per_host=True, of_the_program=False
     )
@@ -415,11 +429,15 @@ class Config(BaseModel):
         return self._origins
 
     def describe(self) -> str:
-        """Text of the log: the video's size, then conventions and each non-default value with their origins."""
+        """Text of the log: the video's size, then conventions and each non-default value with their origins.
+
+        Official flags that no key takes are the last lines, with what serves instead.
+        """
         origins = {"conventions": "default", **self._origins}
         lines = [
             f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
             *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in origins.items()),
+            *(f"{flag}: not used; {instead}" for flag, instead in self._unused.items()),
         ]
         return "\n".join(lines)
 
@@ -453,6 +471,48 @@ def takes_list(name: str) -> bool:
 def takes_mapping(name: str) -> bool:
     """Whether a value in braces is a mapping of this key's."""
     return get_origin(Config.model_fields[name].annotation) is dict
+
+
+def is_bool(name: str) -> bool:
+    """Whether the key of that name is true or false."""
+    return name in KEYS and Config.model_fields[name].annotation is bool
+
+
+def choices(name: str) -> list[str]:
+    """The values among which a key is chosen; of a number or `auto`, `auto`; none where any text or number is legal."""
+    return list(dict.fromkeys(_choices(Config.model_fields[name].annotation)))
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    if annotation is bool:
+        yield from ("true", "false")
+    elif get_origin(annotation) is Literal:
+        yield from map(str, get_args(annotation))
+    elif get_origin(annotation) not in (dict, tuple):
+        for each in get_args(annotation):
+            yield from _choices(each)
+
+
+def type_name(name: str) -> str:
+    """The type of a key in words: `integer | auto`, `path`, `list of numbers`, `mapping of paths to numbers`."""
+    of = {**_TYPES, str: "path"} if KEYS[name].path else _TYPES
+    kinds = [of[kind] for kind in _leaves(Config.model_fields[name].annotation) if kind in of]
+    if takes_mapping(name):
+        return f"mapping of {kinds[0] if len(kinds) > 1 else 'name'}s to {kinds[-1]}s"
+    if takes_list(name):
+        return f"list of {kinds[0]}s" if len(kinds) == 1 else "list of pairs"
+    return " | ".join([*kinds, *choices(name)])
+
+
+_TYPES: Mapping[Any, str] = {int: "integer", float: "number", str: "text", Fraction: "number"}
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    """The plain types of an annotation."""
+    if get_origin(annotation) in (None, Literal):
+        yield annotation
+    for each in get_args(annotation) if get_origin(annotation) is not Literal else ():
+        yield from _leaves(each)
 
 
 def group(name: str) -> list[str]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from maxdiffusion.denoise.blending import by_window, cut_call, turns
 from maxdiffusion.denoise.caches import Cache, NoCache
 from maxdiffusion.denoise.experts import ExpertSteps, calls, program_calls
 from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
@@ -25,6 +26,7 @@ from maxdiffusion.denoise.network import Network
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
+from maxdiffusion.denoise.windows import Windows
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.parallel import axes, jit, like, put, shard
 
@@ -34,7 +36,8 @@ class State(NamedTuple):
 
     Attributes:
       solver: the solver's state, which passes from expert to expert.
-      cache: the step cache's states, one for each of a step's calls of the network; None between experts.
+      cache: the step cache's states, one for each of a step's calls of the network, with windows of all their turns;
+        None between experts.
     """
 
     solver: Any
@@ -67,6 +70,7 @@ class Denoiser:
     `experts` cover the steps of the schedule in order, or those from one of them on; their params and contexts have one
     structure, shape and sharding. `guidance` is used by guided experts; the others evaluate the prompt's branch alone.
     `scan` is the largest number of steps of a scanned call; None: every step is a call, and nothing is scanned.
+    `windows` are those over which every call of the network is computed; None: the whole video at once.
     """
 
     network: Network
@@ -76,6 +80,7 @@ class Denoiser:
     guidance: TwoPassGuidance | BatchedGuidance = dataclasses.field(default_factory=TwoPassGuidance)
     cache: Cache = dataclasses.field(default_factory=NoCache)
     scan: int | None = None
+    windows: Windows | None = None
 
     def step_inputs(self) -> StepInputs:
         """The inputs of all steps, stacked."""
@@ -108,12 +113,12 @@ class Denoiser:
     def cache_state(self, guided: bool, params: Any, x: Any, context: Any) -> tuple[Any, ...]:
         """Shapes and shardings of the cache's state in guided or unguided steps; all arguments may be abstract."""
 
-        def tokens(params: Any, x: jax.Array, context: Any) -> list[jax.Array]:
+        def calls(x: jax.Array, context: Any) -> tuple[Call, ...]:
             x, timestep = x.astype(jnp.float32), jnp.zeros(x.shape[:1])
-            calls = self._guidance(guided).calls(x, timestep, _contexts(guided, context))
-            return [self.network.embed(params, *call)[0] for call in calls]
+            return self._guidance(guided).calls(x, timestep, _contexts(guided, context))
 
-        return jax.tree.map(_like, tuple(map(self.cache.init, jax.eval_shape(tokens, params, x, context))))
+        states = (self._cache_state(params, call) for call in jax.eval_shape(calls, x, context))
+        return jax.tree.map(_like, tuple(states))
 
     def lower(
         self, params: Any, x: Any, context: Any, keys: Any = None
@@ -157,10 +162,28 @@ class Denoiser:
 
     def _call(self, params: Any, call: Call, step: Numbers, cache: Any) -> tuple[jax.Array, Any]:
         """The velocity of one call of the network and the new state of its cache."""
-        x, timestep, context = call
-        tokens, signal = self.network.embed(params, x, timestep, context)
-        tokens, cache = self.cache(step, tokens, lambda x: self.network.trunk(params, x, signal, context), cache)
-        return self.network.head(params, tokens, signal), cache
+
+        def evaluate(call: Call, cache: Any) -> tuple[jax.Array, Any]:
+            x, timestep, context = call
+            tokens, signal = self.network.embed(params, x, timestep, context)
+            tokens, cache = self.cache(step, tokens, lambda x: self.network.trunk(params, x, signal, context), cache)
+            return self.network.head(params, tokens, signal), cache
+
+        if self.windows is None:
+            return evaluate(call, cache)
+        return by_window(self.windows, self.network.cut, evaluate, call, cache)
+
+    def _cache_state(self, params: Any, call: Any) -> Any:
+        """Shapes of the cache's state in an abstract call."""
+        if self.windows is None:
+            return self.cache.init(jax.eval_shape(lambda *each: self.network.embed(*each)[0], params, *call))
+        rounds = turns(self.windows, call[0].shape[0])
+
+        def tokens(params: Any, call: Any) -> jax.Array:
+            return self.network.embed(params, *cut_call(call, rounds[0], self.network.cut))[0]
+
+        state = self.cache.init(jax.eval_shape(tokens, params, call))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(rounds), *leaf.shape), leaf.dtype), state)
 
     def _rows(self, inputs: StepInputs, start: int, length: int) -> StepInputs:
         where = slice(start, start + length) if self.scan else start
@@ -224,7 +247,7 @@ class Program:
 
     def place(self, state: State) -> State:
         """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays."""
-        if isinstance(state.x, jax.Array):
+        if isinstance(state.solver.x, jax.Array):
             return state
         return jax.tree.map(_put, state, self.init.output_shardings)
 
@@ -244,8 +267,12 @@ def _contexts(guided: bool, context: Any) -> Contexts:
 
 
 # By the number of an array's dimensions: arrays shaped as latents (b f h w c) are sharded over the batch, tokens
-# (b s e) over batch and sequence, before and after a step alike; all others are whole.
-_AXES = {5: (axes.BATCH, None, None, None, None), 3: (axes.BATCH, axes.SEQUENCE, None)}
+# (b s e, of windows turns b s e) over batch and sequence, before and after a step alike; all others are whole.
+_AXES = {
+    5: (axes.BATCH, None, None, None, None),
+    4: (None, axes.BATCH, axes.SEQUENCE, None),
+    3: (axes.BATCH, axes.SEQUENCE, None),
+}
 
 
 def _place(state: State) -> State:

@@ -9,6 +9,14 @@ from typing import Any
 import jax
 from flax import nnx
 
+# (context, take) -> the context of some latent frames; `take` takes them of an array b f ...
+Cut = Callable[[Any, Callable[[jax.Array], jax.Array]], Any]
+
+
+def cut_nothing(context: Any, take: Callable[[jax.Array], jax.Array]) -> Any:
+    """The context itself: none of it is on the latents' frames."""
+    return context
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -19,11 +27,13 @@ class Network:
         (tokens: b s e, signal: a pytree for the other two).
       trunk: (params, tokens, signal, context) -> tokens.
       head: (params, tokens, signal) -> velocity, shaped as x.
+      cut: see `Cut`.
     """
 
     embed: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
     trunk: Callable[[Any, jax.Array, Any, Any], jax.Array]
     head: Callable[[Any, jax.Array, Any], jax.Array]
+    cut: Cut = cut_nothing
 
     @classmethod
     def of(cls, velocity: Callable[[Any, jax.Array, jax.Array, Any], jax.Array]) -> Network:
@@ -35,11 +45,11 @@ def split(module: Any) -> tuple[Network, Any]:
     """An nnx module with methods `embed`, `trunk` and `head` as a network and its parameters, loaded or abstract.
 
     The parameters are then arguments of the compiled program, not constants in it. Two experts of one architecture
-    share the functions.
+    share the functions. Its contexts have a method `cut(take)`, which windows call.
     """
     graph, params = nnx.split(module)
 
     def part(name: str) -> Callable[..., Any]:
         return lambda params, *args: getattr(nnx.merge(graph, params), name)(*args)
 
-    return Network(part("embed"), part("trunk"), part("head")), params
+    return Network(part("embed"), part("trunk"), part("head"), lambda context, take: context.cut(take)), params

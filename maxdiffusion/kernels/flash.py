@@ -48,7 +48,7 @@ def flash_attention(
     """softmax(q k^T) v with exponentials to base 2, and the base-2 logarithm of its sum.
 
     The output has q's dtype; logits, maxima, sums and the second result are fp32. A row without a valid key gives 0
-    and -inf. No gradient.
+    and -inf, a query with NaN makes its row NaN alone. No gradient.
 
     Args:
       q: queries, scaled by the caller: by log2(e) / sqrt(d) for the usual attention.
@@ -132,7 +132,7 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
         looseness = _bound(q_ref, center_ref, radius_ref[example, head], rows, top_ref)
         tight_ref[0] = (looseness < LOOSEST).astype(jnp.int32)
 
-        @pl.when(looseness >= LOOSEST)
+        @pl.when(~(looseness < LOOSEST))  # NaN in a query: its row alone is NaN with a running maximum
         def _() -> None:
             top_ref[...] = jnp.full_like(top_ref, LOWEST)
 
@@ -157,7 +157,7 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
     def _() -> None:
         dim = v_ref.shape[3]
         total = acc_ref[dim : dim + 1]
-        some = total > 0
+        some = total != 0  # of a row with NaN, too
         safe = jnp.where(some, total, 1.0)
         out_ref[0, 0] = (acc_ref[:dim] / safe).T.astype(out_ref.dtype)
         lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)

@@ -18,6 +18,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError, features
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import kinds
 from maxdiffusion.media.picture import Picture, Unusable, convert
+from maxdiffusion.runtime import paths
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +115,18 @@ def local(location: str, limit: int) -> Path:
     """The path of a local file: `location` itself, or of an http(s) URL the copy that is fetched once in a process.
 
     Raises:
-      UserError: it is another URL, cannot be fetched, has more than `limit` bytes or takes longer than DEADLINE.
+      UserError: it is a pipe or another URL, cannot be fetched, has more than `limit` bytes or takes longer than
+        DEADLINE.
     """
-    return Path(_download(location, limit).name) if "://" in location else Path(location)
+    if "://" in location:
+        return Path(_download(location, limit).name)
+    paths.check_file(Path(location), location)
+    return Path(location)
 
 
 @functools.lru_cache(maxsize=64)
 def _download(url: str, limit: int) -> IO[bytes]:
-    if not url.startswith(("http://", "https://")):
+    if not paths.is_url(url):
         raise UserError(f"{url} is not an http or https URL; give one, or download the file and give its path.")
     copy: Future[IO[bytes]] = Future()
     # In a thread, because no timeout of a socket ends a header that comes a byte a second.

@@ -78,13 +78,24 @@ def collect(
     chunks: Iterable[Float[Array, "b f h w c"]],
     advance: Callable[[int], object] = lambda frames: None,
     instead: str = "try vae_dtype=float32",
+    there: UInt8[np.ndarray, "b before h w c"] | None = None,
+    keep: Callable[[int, np.ndarray], object] = lambda first, frames: None,
 ) -> UInt8[np.ndarray, "b f h w c"]:
     """Gather the chunks of `WanVAE.decode_chunks` as one 8-bit video on the host.
 
-    `advance` is called with the number of frames of each chunk; `instead` is as in `to_uint8`.
+    Args:
+      chunks: float, after the frames that are `there`.
+      advance: called with the number of frames of each chunk.
+      instead: as in `to_uint8`.
+      there: the first frames, decoded before.
+      keep: called with each 8-bit chunk and the number of its first frame.
     """
-    parts = []
+    parts, at = ([], 0) if there is None else ([there], there.shape[1])
+    if at:
+        advance(at)
     for chunk in chunks:
         parts.append(to_uint8(chunk, instead))
+        keep(at, parts[-1])
+        at += chunk.shape[1]
         advance(chunk.shape[1])
     return np.concatenate(parts, axis=1)

@@ -55,14 +55,31 @@ def write(
     if fmt not in FORMATS:
         raise UserError(f"unknown output_format={fmt}; choose one of {', '.join(FORMATS)}")
     if overwrite and fmt == "png" and isinstance(path, Path) and path.is_dir():
-        _check_replaceable(path)
+        check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     with atomic_path(path, overwrite) as temporary:
         FORMATS[fmt](chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder of other files, which a mistyped save_file with overwrite=true may name."""
+def check_format(fmt: str) -> None:
+    """Checks that this machine can write the format.
+
+    Raises:
+      UserError: ffmpeg's libraries, which come with the package av, were built without the encoder of mp4.
+    """
+    if fmt == "mp4" and "libx264" not in av.codecs_available:
+        raise UserError(
+            f"output_format=mp4 needs the encoder libx264, which the ffmpeg of av {av.__version__} here lacks; install "
+            "av from its wheel (pip install --force-reinstall --only-binary av av), or choose output_format=webp or png"
+        )
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder of other files, which a mistyped save_file with overwrite=true may name.
+
+    Raises:
+      UserError: the folder holds other things than frames.
+    """
     others = [entry.name for entry in folder.iterdir() if not re.fullmatch(r"\d{4,}\.png", entry.name)]
     if others:
         raise UserError(
@@ -167,15 +184,20 @@ def _png(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Meta
     """One frame as a picture, several as a folder of them; the comment is in the first."""
     frames = (frame for chunk in chunks for frame in chunk)
     first, second = next(frames), next(frames, None)
-    notes = PngImagePlugin.PngInfo()
-    if metadata:
-        notes.add_text("Comment", json.dumps(dict(metadata)))
     if second is None:
-        _save(path, first, ".png", pnginfo=notes)
+        write_frame(first, path, metadata)
         return
     path.mkdir()
     for index, frame in enumerate(chain([first, second], frames)):
-        _save(path / f"{index:04d}.png", frame, ".png", pnginfo=None if index else notes)
+        write_frame(frame, path / f"{index:04d}.png", {} if index else metadata)
+
+
+def write_frame(frame: UInt8[np.ndarray, "h w c"], path: Path, metadata: Metadata) -> None:
+    """Write one frame as a PNG; the strings of `metadata`, if any, as one comment."""
+    notes = PngImagePlugin.PngInfo()
+    if metadata:
+        notes.add_text("Comment", json.dumps(dict(metadata)))
+    _save(path, frame, ".png", pnginfo=notes)
 
 
 def _save(path: Path, pixels: np.ndarray, extension: str, **options: Any) -> None:

@@ -1,7 +1,8 @@
-"""The files that a run writes: their names, draws, states, latents, videos and records."""
+"""The files that a run writes: their names, draws, states, latents, videos, records and gallery."""
 
 from maxdiffusion.output.draws import drawn
 from maxdiffusion.output.files import Output, Outputs
+from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.manifest import remaining
 
-__all__ = ["Output", "Outputs", "drawn", "remaining"]
+__all__ = ["Gallery", "Output", "Outputs", "drawn", "remaining"]

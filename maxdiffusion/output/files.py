@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import re
@@ -17,8 +18,11 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.write import write
+from maxdiffusion.media.contact_sheet import contact_sheet
+from maxdiffusion.media.write import check_format, write
 from maxdiffusion.output import manifest, names, states
+from maxdiffusion.output.frames import Frames
+from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
@@ -26,6 +30,7 @@ from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import write_json
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
+from maxdiffusion.runtime.stop import Stopped
 from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 
@@ -41,7 +46,10 @@ class Output:
         self._job = job
         self._stems = stems
         self._identities = identities
+        self._length = job.cfg.num_frames
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
+        self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
+        self._frames: list[Frames] = []
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -53,32 +61,81 @@ class Output:
         """
 
         def save_all() -> None:
-            rows = zip(self._stems, latents, self.videos, self._identities, strict=True)
-            for stem, one, video, identity in rows:
-                path, metadata = (
-                    names.sibling(stem, names.LATENTS),
-                    {"identity": identity, **_metadata(self._job, video)},
-                )
+            rows = zip(self._latents, latents, self.videos, self._identities, strict=True)
+            for row, (path, one, video, identity) in enumerate(rows):
+                metadata = {"identity": identity, **_metadata(self._job, video)}
                 if finished_latents(path, identity):
                     continue
                 try:
                     save_latents(path, one[None], metadata, overwrite=True)
                 except UserError as error:
-                    other = Path(tempfile.gettempdir()) / f"{stem.name}-{secrets.token_hex(4)}{names.LATENTS}"
+                    stem = path.name.removesuffix(names.LATENTS)
+                    other = Path(tempfile.gettempdir()) / f"{stem}-{secrets.token_hex(4)}{names.LATENTS}"
                     save_latents(other, one[None], metadata)
+                    self._latents[row] = other
                     log.warning("%s; the latents are in %s: decode_latents=%s makes the video", error, other, other)
 
         if not self._job.cfg.decode_latents:
             distributed.on_process_0(save_all)
 
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Adds to an error within the block, and to a stop, where the latents are and how the video is made of them."""
+        where = " and ".join(map(str, self._latents))
+        words = "the same command decodes" if self._job.cfg.prompts else "decode_latents=PATH decodes"
+        try:
+            yield
+        except UserError as error:
+            if not self._job.cfg.decode_latents:
+                error.args = (f"{str(error).rstrip('.')}; the latents are kept in {where}, and {words} them",)
+            raise
+        except Stopped as stopped:
+            if self._job.cfg.decode_latents:
+                raise
+            raise Stopped(stopped.signal, f"stopped, the latents are kept in {where}") from None
+
+    def begin(self, latents: Float[np.ndarray, "b fl hl wl z"]) -> UInt8[np.ndarray, "b f h w c"] | None:
+        """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
+
+        Several processes decode all frames and write them at the end.
+        """
+        if self._job.suffix or distributed.count() > 1:
+            return None
+        rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
+        self._frames = [
+            Frames(Path(stem), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
+        ]
+        count = min(len(each.there) for each in self._frames)
+        if not count:
+            return None
+        log.info("%d of %d frames are there already", count, self._job.segments.frames)
+        return np.stack([np.stack(each.there[:count]) for each in self._frames])
+
+    def keep(self, first: int, clips: UInt8[np.ndarray, "b f h w c"]) -> None:
+        """Write frames as they come, where results are folders of them."""
+        for each, frames in zip(self._frames, clips, strict=False):
+            each.add(first, frames)
+
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
-        """Encode the videos one after the other and return their paths; `advance` is called after each."""
+        """Encode the videos one after the other and return their paths; `advance` is called after each.
+
+        The contact sheet of each is written after it.
+        """
+
+        self._length = clips.shape[1]
 
         def write_all() -> None:
-            cfg = self._job.cfg
-            for path, clip, video in zip(self.paths, clips, self.videos, strict=True):
+            cfg, overwrite = self._job.cfg, _overwrites(self._job)
+            rows = itertools.zip_longest(self._stems, self.paths, clips, self.videos, self._frames)
+            for stem, path, clip, video, frames in rows:
                 metadata = _metadata(self._job, video)
-                write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))
+                if frames and frames.count == len(clip):
+                    frames.publish(Path(path), overwrite)
+                else:
+                    write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite)
+                if names.SHEET in manifest.besides(self._job):
+                    sheet = contact_sheet(clip, cfg.contact_sheet)
+                    write(sheet[None], names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)
                 advance(1)
                 log.info("wrote %s", path)
 
@@ -100,7 +157,10 @@ class Output:
             rows = zip(self._stems, self.paths, self.videos, self._identities, strict=True)
             for stem, path, video, identity in rows:
                 config = (single(cfg, video) if cfg.prompts else cfg).to_json()
-                record = {"output": path.name, "seed": video.seed, "identity": identity, "config": config}
+                record = {"output": path.name, "frames": self._length, "seed": video.seed}
+                record |= {"identity": identity, "config": config}
+                if names.SHEET in manifest.besides(self._job):
+                    record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
@@ -118,7 +178,9 @@ class Outputs:
         self._folder = contextlib.ExitStack()
         if distributed.index() == 0:
             self._folder.enter_context(names.removed_if_empty(states.folder(job)))
+        distributed.on_process_0(lambda: check_format(job.cfg.output_format))
         self.states = States(job, model)
+        self._gallery = Gallery(job)
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders
 
@@ -134,7 +196,8 @@ class Outputs:
     def denoised(self) -> Iterator[tuple[tuple[Video, ...], Float[np.ndarray, "1 f h w c"]]]:
         """The videos whose latents an earlier run has saved and not decoded, with these."""
         for row, path in distributed.on_process_0(lambda: self._left(_undecoded)).items():
-            log.info("%s holds the latents of an earlier run of this command; they are decoded", path)
+            how = f"anew, as {self._job.cfg.output_format} is written whole" if self._job.suffix else "on"
+            log.info("%s holds the latents of an earlier run of this command; they are decoded %s", path, how)
             yield (self._job.videos[int(row)],), load_latents(parse(path))[0]
 
     def unfinished(self, denoised: Sequence[Video]) -> list[int]:
@@ -178,8 +241,7 @@ class Outputs:
             named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    besides = (names.RECORD,) if job.cfg.decode_latents else (names.RECORD, names.LATENTS)
-                    suffixes = (_suffix_of(named[0], job), *besides)
+                    suffixes = (_suffix_of(named[0], job), *manifest.besides(job))
                     ways = [
                         names.reserve_file(path, suffixes, _overwrites(job), _ours(identity), identity)
                         for path, identity in zip(named, identities, strict=True)
@@ -200,10 +262,16 @@ class Outputs:
         self._held[videos] = files, reservations
         return files
 
+    def kept(self) -> str:
+        """What an interrupted denoise goes on from: the end of a sentence; empty where nothing is saved."""
+        at = self.states.saved
+        return "" if at is None else f"the state after step {at.step} is saved, and the same command goes on from it"
+
     def finish(self, files: Output) -> None:
-        """Free the names of a batch whose files are whole, and remove its states."""
+        """Free the names of a batch whose files are whole, remove its states, and show it in the gallery."""
         self.states.remove(files.videos)
         self._held.pop(files.videos)[1].close()
+        self._gallery.add(files.paths)
 
     def _identity(self, video: Video) -> str:
         return states.identity(self._job, video, self._model)

@@ -73,6 +73,13 @@ def video_path(job: Job, video: Video) -> AnyPath:
     return folder(job) / f"{video.output}{job.suffix}"
 
 
+def besides(job: Job) -> tuple[str, ...]:
+    """The suffixes of the files beside each video."""
+    latents = () if job.cfg.decode_latents else (names.LATENTS,)
+    sheet = (names.SHEET,) if job.cfg.contact_sheet and job.cfg.num_frames > 1 else ()
+    return (names.RECORD, *latents, *sheet)
+
+
 def digest(job: Job, video: Video) -> str:
     """SHA-256 of the line and the settings that decide the video; of input files their contents count, not names."""
     line = {key: _by_content(key, value) for key, value in dataclasses.asdict(video).items()}
@@ -119,7 +126,7 @@ def _done(job: Job, video: Video, row: Mapping[str, Any]) -> bool:
         return path.exists() and row.get("bytes") == _nbytes(path)
     if job.suffix and path.is_dir():
         raise UserError(f"{path} is a folder, which no video replaces; name another output, or move the folder.")
-    for other in (path, *(folder(job) / f"{video.output}{ending}" for ending in (names.RECORD, names.LATENTS))):
+    for other in (path, *(folder(job) / f"{video.output}{ending}" for ending in besides(job))):
         if other.exists() and not job.cfg.overwrite:
             what = "another line or other settings" if row else "another run"
             raise UserError(

@@ -1,8 +1,8 @@
 """Names of results that no two runs share.
 
-All files of one video share a stem: `<stem>.mp4`, `<stem>.json`, `<stem>.latents.safetensors`. The lock file
-`.<stem>.lock` reserves the stem from before the first of them is written until after the last, so that two runs at
-once, or the videos of a batch, never mix their files.
+All files of one video share a stem: `<stem>.mp4`, `<stem>.json`, `<stem>.latents.safetensors`, `<stem>.sheet.jpg`. The
+lock file `.<stem>.lock` reserves the stem from before the first of them is written until after the last, so that two
+runs at once, or the videos of a batch, never mix their files.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from maxdiffusion.runtime.atomic import explained
 from maxdiffusion.runtime.lock import lock_of_living
 from maxdiffusion.runtime.paths import AnyPath
 
-RECORD, LATENTS = ENDINGS
+RECORD, LATENTS, SHEET = ENDINGS
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class States:
         self._saving: Future[None] | None = None
         self._folders: dict[Video, _Folder] = {}
         self.progress: Mapping[Video, Progress] = self._find() if self._steps != 0 else {}
+        self.saved: Progress | None = next(iter(self.progress.values()), None)  # the last state, here or before
 
     def close(self) -> None:
         """Wait for the last state to be written and free the folders."""
@@ -132,7 +133,7 @@ class States:
         while the next steps are computed. A state that cannot be written is one line in the log.
         """
         leaves = [distributed.fetch(leaf) for leaf in jax.tree.leaves(solver)]
-        self._last = time.monotonic()
+        self._last, self.saved = time.monotonic(), at
         if distributed.index():
             return
         self._wait()
@@ -147,6 +148,7 @@ class States:
     def remove(self, videos: Sequence[Video]) -> None:
         """Remove the states of videos that are whole."""
         self._wait()
+        self.saved = None
         for video in videos:
             if (folder := self._folders.pop(video, None)) is not None:
                 folder.remove()

@@ -140,8 +140,10 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     )
     ranked = tuple(sorted(rows.values(), key=lambda row: row.rank))
     size = max(((video.width, video.height) for video in job.videos), key=math.prod)
+    windows = "" if job.windows is None else f" in {len(job.windows.starts)} windows of {cfg.context_window}"
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
-    words = f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {described(recipe.experts)}"
+    what = f"{several}{size[0]} x {size[1]}, {cfg.num_frames} frames{windows}"
+    words = f"{cfg.model_name}: {what}, {described(recipe.experts)}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))

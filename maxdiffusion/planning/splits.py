@@ -18,8 +18,8 @@ from maxdiffusion.request.cost import Layout, Run
 def splits(run: Run, devices: int) -> tuple[dict[Words, Layout], tuple[Refused, ...]]:
     """The legal splits of that many devices by their arguments, and the illegal ones.
 
-    Varies the keys that the config leaves open: the data degree (the guidance pair, or several videos), the Ulysses
-    degree, and whether weights are sharded over the context axis.
+    Varies the keys that the config leaves open: the data degree (the guidance pair, windows, or several videos), the
+    Ulysses degree, and whether weights are sharded over the context axis.
 
     Raises:
       UserError: nothing is legal.
@@ -56,7 +56,8 @@ def _data(run: Run, devices: int) -> Iterator[int | None]:
         yield None
         return
     pair = run.guided and cfg.guidance_mode != "two_pass"
-    rows = (1 + pair) * len(run.job.videos)
+    windows = 1 if run.job.windows is None else len(run.job.windows.starts)
+    rows = (1 + pair) * len(run.job.videos) * windows
     # One device has no choice; of several, every number that keeps all of them busy.
     yield from (n for n in range(1, devices + 1) if devices % n == 0 and rows % n == 0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from maxdiffusion.request import Job
 from maxdiffusion.request.cost import Figures, Seconds
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import Setup
-from maxdiffusion.runtime import compile_cache, distributed
+from maxdiffusion.runtime import compile_cache, distributed, memory
 
 GIB = 2**30
 # Programs by stage; `text` is conditioning as a whole.
@@ -56,9 +55,7 @@ def devices() -> Target:
     """The devices of this machine; the memory of a CPU device is its share of the machine's."""
     found = distributed.devices()
     device, count = found[0], len(found)
-    stats = device.memory_stats() or {}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / count
-    return Target(None, device.platform, device.device_kind, count, stats.get("bytes_limit", memory) / GIB)
+    return Target(None, device.platform, device.device_kind, count, memory.per_device() / GIB)
 
 
 def compile_stage(job: Job, stage: str, target: Target) -> Answer:
@@ -102,7 +99,7 @@ def _compile(program: Program, tpu: Slice | None, branch_probability: float) -> 
             return Compiled(gib=0, seconds=Seconds(), fault="", refused=said[:400])
         fault = f"the compiler says that {program.name} needs {needed:.2f} GiB"
         return Compiled(gib=needed, seconds=Seconds(), fault=fault, refused="")
-    memory: Any = compiled.memory_analysis()
+    used: Any = compiled.memory_analysis()
     seconds, fault = Seconds(), ""
     if tpu:
         seconds, uncounted = predict.predict(
@@ -110,7 +107,7 @@ def _compile(program: Program, tpu: Slice | None, branch_probability: float) -> 
         )
         if uncounted:
             fault = f"the time of the kernels {', '.join(uncounted)} in {program.name} is not known and not in it"
-    return Compiled(gib=memory.peak_memory_in_bytes / GIB, seconds=seconds, fault=fault, refused="")
+    return Compiled(gib=used.peak_memory_in_bytes / GIB, seconds=seconds, fault=fault, refused="")
 
 
 def _needed(message: str) -> float | None:

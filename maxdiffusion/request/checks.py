@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import shutil
@@ -52,6 +53,7 @@ def check_job(job: Job) -> None:
     for video in job.videos if cfg.prompts and not cfg.decode_latents else ():
         _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}, output {video.output}: ")
     _control(job)
+    _windows(job)
     if cfg.plan:
         _plan(cfg)
         return
@@ -177,6 +179,42 @@ def _control(job: Job) -> None:
         )
 
 
+def _windows(job: Job) -> None:
+    """Checks `context_window` and `context_overlap`."""
+    cfg, spec, step = job.cfg, job.spec, job.spec.vae_stride[0]
+    if (window := cfg.context_window) is None:
+        return
+    if not spec.task.windowed:
+        able = dict.fromkeys(other.model_type for other in variants.VARIANTS.values() if other.task.windowed)
+        raise UserError(
+            f"context_window is not used by {spec.name}, whose model_type is {spec.model_type}; leave it out, or "
+            f"choose a model of type {' or '.join(able)}."
+        )
+    if any(video.images for video in job.videos):
+        raise UserError(
+            f"context_window={window} and an image exclude each other: only the first window could start from the "
+            "image; leave one of them out."
+        )
+    if (window - 1) % step:
+        below = (window - 1) // step * step + 1
+        raise UserError(
+            f"context_window={window} is not of the form {step}n+1, as {spec.name} needs; the nearest are {below} and "
+            f"{below + step}."
+        )
+    if window > cfg.num_frames:
+        raise UserError(
+            f"context_window={window} is longer than the video of num_frames={cfg.num_frames}; leave it out, or write "
+            "less."
+        )
+    overlap, most = cfg.context_overlap, window - 1
+    if overlap % step or overlap > most:
+        near = sorted({min(overlap // step * step, most), min(-(-overlap // step) * step, most)})
+        raise UserError(
+            f"context_overlap={overlap} is not a multiple of {step} below context_window={window}; the nearest "
+            f"{'are' if len(near) > 1 else 'is'} {' and '.join(map(str, near))}."
+        )
+
+
 def required(cfg: Config, spec: WanSpec) -> tuple[str, ...]:
     """The required keys of images and videos of a run."""
     mode = [key for key, about in schema.KEYS.items() if about.needs == f"mode={cfg.mode}"]
@@ -278,6 +316,8 @@ def _hosts(cfg: Config) -> None:
         )
     if address is not None and not re.fullmatch(r"(\[[\da-fA-F:.]+\]|[^\s:/]+):\d{1,5}", address):
         raise UserError(f"coordinator_address={address} is not HOST:PORT; write for example 10.0.0.2:8476.")
+    if address is not None and not 0 < int(address.rpartition(":")[2]) <= 65535:
+        raise UserError(f"coordinator_address={address} has a port that is not one of 1 to 65535; choose such as 8476.")
     if count is not None and index is not None and index >= count:
         raise UserError(
             f"process_id={index} is none of num_processes={count} processes, which count from 0; the last is "
@@ -330,6 +370,15 @@ def check_output(job: Job) -> None:
         )
     _room(job, _writable(path.parent, "save_file"), "save_file")
     stem = path.name if frames else path.stem
+    longest = path.with_name(f"{stem}.latents.safetensors")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            longest.stat()
+    except OSError as error:
+        raise UserError(
+            f"save_file={cfg.save_file}: the name of a file beside it, {longest.name:.40}..., is refused "
+            f"({error.strerror}); write a shorter one."
+        ) from None
     for other in (path, path.with_name(f"{stem}.json")):  # latents may be this run's own: `Outputs` knows
         if other.exists() and not cfg.overwrite:
             raise UserError(f"{other} exists already; name another save_file, or write overwrite=true.")

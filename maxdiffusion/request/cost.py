@@ -221,15 +221,21 @@ class Run:
         return -(-len(self.job.videos) // self.batch(layout)) * len(self.job.segments)
 
     def passes(self, expert: Expert, layout: Layout) -> tuple[int, int]:
-        """Calls of the network in a step, and examples that a device has in one."""
+        """Passes of the network in a step, of windows one for each turn, and examples that a device has in one."""
         from maxdiffusion.denoise.guidance import BATCHED_TOKENS
 
-        mode = self.job.cfg.guidance_mode
-        single, double = (-(-rows // layout.batch) for rows in (self.batch(layout), 2 * self.batch(layout)))
-        if not expert.guided:
-            return 1, single
+        mode, batch = self.job.cfg.guidance_mode, self.batch(layout)
+        single, double = (-(-rows // layout.batch) for rows in (batch, 2 * batch))
         fits = self.tokens * double <= max(self.tokens * single, BATCHED_TOKENS)
-        return (1, double) if mode == "batched" or (mode == "auto" and fits) else (2, single)
+        calls, examples, rows = 1, single, batch
+        if expert.guided and (mode == "batched" or (mode == "auto" and fits)):
+            examples, rows = double, 2 * batch
+        elif expert.guided:
+            calls = 2
+        if self.job.windows is None:
+            return calls, examples
+        turns = self.job.windows.turns(rows, layout.batch)
+        return calls * len(turns), rows * len(turns[0]) // layout.batch
 
     def text(self, layout: Layout) -> Figures:
         """The text encoder on one prompt."""

@@ -10,6 +10,7 @@ from typing import Any
 from maxdiffusion.attention.options import KernelOptions
 from maxdiffusion.config.schema import Config
 from maxdiffusion.conventions import CONVENTIONS, Conventions
+from maxdiffusion.denoise.windows import Windows
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.request.videos import Video
@@ -83,18 +84,38 @@ class Job:
         f, h, w = self.latent_grid(video)
         return self.segments.reference_frames + f, h, w, channels
 
+    @property
+    def windows(self) -> Windows | None:
+        """The windows over which each step is computed; None: the whole video at once, or a segment of it."""
+        window, step = self.cfg.context_window, self.spec.vae_stride[0]
+        if window is None or window >= self.cfg.num_frames:
+            return None
+        frames, length = ((number - 1) // step + 1 for number in (self.cfg.num_frames, window))
+        return Windows(frames, length, self.cfg.context_overlap // step, self.segments.reference_frames)
+
     def latents_shape(self, channels: int) -> Shape:
         """Shape of one video's latents, all segments, in the config's size."""
         f, h, w = self.spec.latent_grid(self.segments.length, self.cfg.height, self.cfg.width)
         return f * len(self.segments), h, w, channels
 
-    def max_tokens(self, network: DiTConfig) -> int:
-        """Tokens that are denoised at once of the largest video.
+    def tokens(self, network: DiTConfig, video: Video) -> int:
+        """Tokens of a video in one pass of the network: those of a window, or of all that is denoised at once.
 
         Raises:
           UserError: a size does not suit the transformer.
         """
-        return max(math.prod(network.grid(*self.segment_shape(video, 0)[:3])) for video in self.videos)
+        frames, height, width, _ = self.segment_shape(video, 0)
+        if self.windows is not None:
+            frames = len(self.windows.frames_of(0))
+        return math.prod(network.grid(frames, height, width))
+
+    def max_tokens(self, network: DiTConfig) -> int:
+        """`tokens` of the largest video.
+
+        Raises:
+          UserError: a size does not suit the transformer.
+        """
+        return max(self.tokens(network, video) for video in self.videos)
 
     def prompts(self, guided: bool) -> tuple[str, ...]:
         """The different texts to encode: prompts, and if any step is guided, negative prompts."""

@@ -10,6 +10,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.media import fetch as urls
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.nets import open_checkpoint
+from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath, probe
 from maxdiffusion.weights import hub
 from maxdiffusion.weights.checkpoint import Checkpoint
@@ -19,7 +20,6 @@ from maxdiffusion.weights.lora.merge import Merge, merge
 logger = logging.getLogger(__name__)
 
 NETS = {"lora": "transformer", "lora_2": "transformer_2"}
-_URL = ("http://", "https://")
 _BYTES = 32 * 2**30  # of a file from a URL, at most
 
 
@@ -53,7 +53,7 @@ def check_local(job: Job) -> None:
         key: {
             location: strength
             for location, strength in getattr(cfg, key).items()
-            if not location.startswith(_URL) and (not hub.names_file(location) or probe(location).exists())
+            if not paths.is_url(location) and (not hub.names_file(location) or probe(location).exists())
         }
         for key in NETS
     }
@@ -68,7 +68,7 @@ def locate(location: str, key: str, fetch: bool = True) -> AnyPath:
     Raises:
       UserError: there is none, or it may not be fetched.
     """
-    if location.startswith(_URL):
+    if paths.is_url(location):
         if not fetch:
             raise UserError(f"{key}={location} is not fetched to be inspected; download it and give its path.")
         return urls.local(location, _BYTES)

@@ -10,7 +10,7 @@ from typing import Any
 
 from maxdiffusion.config.parse import parse_size
 from maxdiffusion.errors import UserError
-from maxdiffusion.runtime.paths import expanded, probe
+from maxdiffusion.runtime.paths import check_file, expanded, probe
 
 TYPES: dict[str, Any] = {
     "prompt": str,
@@ -37,6 +37,7 @@ def read(path: str) -> list[tuple[str, dict[str, Any]]]:
       UserError: the file cannot be read or has no line; a line is not a JSON object, has an unknown or repeated key, or
         a value of another type. It says the line's number.
     """
+    check_file(probe(path), f"prompts={path}")
     try:
         text = probe(path).read_text(encoding="utf-8-sig")
     except OSError as error:

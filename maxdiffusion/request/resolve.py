@@ -296,6 +296,8 @@ def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any,
         result["flow_shift"] = (1.0, "sigmas")  # they are levels already
     if "num_inference_steps_2" in values:
         result["flow_shift_2"] = values.get("flow_shift", Value(*result["flow_shift"])).value, "flow_shift"
+    if _text(values, "prompts"):
+        result["gallery"] = (True, "prompts")
     if "boundary_step" in values:
         result.pop("boundary_ratio", None)
     if "pretrained_model_name_or_path" not in values:

@@ -44,16 +44,19 @@ class Segments:
         period = max(2 * (self.frames - 1), 1)
         return [min(at % period, -at % period) for at in range(start, start + self.length)]
 
-    def decode(self, decode: Callable[[Any], Iterator[Any]], latents: Any) -> Iterator[Any]:
+    def decode(self, decode: Callable[[Any], Iterator[Any]], latents: Any, there: int = 0) -> Iterator[Any]:
         """The frames of the whole video in chunks, each frame once; latents and chunks have frames on axis 1.
 
         Args:
           decode: the latents of one segment -> its frames, in chunks.
           latents: of all segments, one after another, without the reference frames.
+          there: number of first frames that are not needed; a segment of such frames alone is not decoded.
         """
         per_segment = latents.shape[1] // len(self)
         for segment, start in enumerate(self.starts):
-            at, end = start, start + self.overlap if segment else 0
+            at, end = start, max(start + self.overlap if segment else 0, there)
+            if min(start + self.length, self.frames) <= there:
+                continue
             for chunk in decode(latents[:, segment * per_segment : (segment + 1) * per_segment]):
                 first, last = max(end - at, 0), min(self.frames - at, chunk.shape[1])
                 if first < last:

@@ -15,7 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, few_step, layout, loras, nets
+from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -104,8 +104,10 @@ class Session:
 
     def load(self, net: str) -> Any:
         """One network, streamed to its devices."""
-        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes") as advance:
-            return self.nets.load(net, advance)
+        with self.stages("load", self.nets.nbytes_on_disk(net), "bytes", net) as advance:
+            loaded = self.nets.load(net, advance)
+        distributed.wait_for_all()  # a disk may be slower than others
+        return loaded
 
     def check_agree(self, **digests: str) -> None:
         """Checks that all processes have the same run, checkpoint, versions and inputs (`digests`).
@@ -117,7 +119,8 @@ class Session:
         facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
         facts |= {f"version of {key}": value for key, value in versions().items()}
         shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
-        distributed.check_agree(facts | {"videos": repr(shown), "checkpoint": self.nets.checkpoint.digest()} | digests)
+        nets = {f"content of {name}": found[:12] for name, found in self.nets.checkpoint.digests.items()}
+        distributed.check_agree(facts | {"videos": repr(shown)} | nets | digests)
 
 
 def recipe_of(job: Job) -> Recipe:
@@ -152,6 +155,8 @@ def start(job: Job) -> None:
     if distributed.index() and cfg.log_level != "error":
         log.setup("warning")
     logger.info("%s", cfg.describe())
+    if job.windows is not None:
+        logger.info("context windows: %s", job.windows)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():
@@ -168,10 +173,12 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
       UserError: the checkpoint is not what the config says, or the devices do not fit its degrees; on any host.
     """
     stages = Stages(job.cfg.progress)
-    with distributed.fail_together(), stages("load"):
+    with distributed.fail_together(), stages("load", what="checkpoint"):
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
         loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
+        if distributed.index() == 0:
+            fitting.warn(setup)
     with parallel.use(setup.placement), stages.clock.compilation():
         yield session

@@ -16,7 +16,8 @@ from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions
 from maxdiffusion.request import prompt_file
 
-ENDINGS = (".json", ".latents.safetensors")  # of the files beside a video
+# Of the files beside a video. Not .jpg: an image that the video was made from often has its name.
+ENDINGS = (".json", ".latents.safetensors", ".sheet.jpg")
 LISTS = ("prompt", "negative_prompt", "seed", "image", "last_image")
 
 

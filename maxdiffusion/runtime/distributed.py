@@ -1,31 +1,44 @@
 """Runs of several processes, one on each host: all compute the same program, process 0 alone chooses names and writes.
 
-An exception inside `fail_together` or `on_process_0` ends all processes, each with an exit code. A process that dies
-elsewhere ends the others as soon as jax misses its heartbeat (100 s).
+A UserError inside `fail_together` or `on_process_0` is raised on all processes; `peers` ends them after any other
+failure. What they tell each other goes through jax's coordination service, which needs no device and waits for a
+process that is late: gloo, the collectives of CPUs, gives up after 30 s.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src.clusters import ClusterEnv
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.runtime import peers, rendezvous
 from maxdiffusion.runtime.hosts import Hosts
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_SHUTDOWN_TIMEOUT = 60  # seconds that a process which ends waits for the others to end as well
+_SHUTDOWN_TIMEOUT = 300  # seconds that a process which is done waits for the others to be done as well
+_LATE = 60  # seconds after which a line says who is waited for
+_TIMEOUT = 7200  # seconds that a process may be late
+_TURN = 1000  # milliseconds; between two turns Python hears signals
+_LONG = 1000  # characters; longer facts are compared by their digests
+
+_exchanges = itertools.count()
 
 
 def start(hosts: Hosts) -> None:
@@ -39,15 +52,17 @@ def start(hosts: Hosts) -> None:
     """
     if jax.distributed.is_initialized() or not hosts.join():
         return
-    if hosts.address is not None and hosts.count is not None and hosts.index is not None:
-        from maxdiffusion.runtime.rendezvous import meet
-
-        meet(hosts.address, hosts.count, hosts.index, hosts.timeout)
     try:
+        address, count_, index_, _ = ClusterEnv.auto_detect_unset_distributed_params(
+            hosts.address, hosts.count, hosts.index, None, None, hosts.timeout
+        )
+        if address is not None and count_ is not None and index_ is not None:
+            peers.watch(index_, rendezvous.meet(address, count_, index_, hosts.timeout))
+        jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which `stop` answers
         jax.distributed.initialize(
-            hosts.address,
-            hosts.count,
-            hosts.index,
+            address,
+            count_,
+            index_,
             initialization_timeout=hosts.timeout,
             shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
@@ -56,7 +71,8 @@ def start(hosts: Hosts) -> None:
             f"jax.distributed cannot start ({error}); give coordinator_address=HOST:PORT num_processes=N process_id=I "
             "on every host, or jax_distributed=off to run on this host alone."
         ) from error
-    log.info("process %d of %d, %d devices", index(), count(), jax.device_count())
+    found = devices()
+    log.info("process %d of %d, %d devices", index(), count(), len(found))
 
 
 def devices() -> Sequence[jax.Device]:
@@ -87,16 +103,53 @@ def index() -> int:
 
 
 def _exchange(value: Any) -> dict[int, Any]:
-    """The value (JSON types) of each process by its index, which need not be the order of its devices."""
-    data = np.frombuffer(json.dumps([index(), value]).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    rows = multihost_utils.process_allgather(np.pad(data, (0, int(sizes.max()) - len(data))))
-    return dict(json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True))
+    """The value (JSON types) of each process by its index.
+
+    Raises:
+      UserError: one has ended, or is hours late.
+    """
+    number, client = next(_exchanges), global_state.client
+    assert client is not None
+    client.key_value_set(_key(number, index()), json.dumps(value))
+    values = {other: json.loads(_wait(client, number, other)) for other in range(count())}
+    if number > 0:
+        client.key_value_delete(_key(number - 1, index()))  # whoever is here has read it
+    return values
+
+
+def _key(number: int, process: int) -> str:
+    return f"maxdiffusion/{number}/{process}"
+
+
+def _wait(client: Any, number: int, process: int) -> str:
+    """What a process has to say in an exchange."""
+    begun, next_line = time.monotonic(), _LATE
+    while True:
+        gone = peers.has_left(process)
+        try:
+            found: str = client.blocking_key_value_get(_key(number, process), _TURN)
+            return found
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+        waited = time.monotonic() - begun
+        if gone or waited > _TIMEOUT:
+            what = "has ended" if gone else f"has said nothing for {waited:.0f} s"
+            raise UserError(f"process {process} of this run {what}, and the others need it; start all again.")
+        if waited > next_line:
+            log.warning("process %d has not come for %.0f s; this one waits for it", process, waited)
+            next_line *= 2
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here: before a program that none has run, whose collectives begin within 30 s."""
+    if count() > 1:
+        _exchange(None)
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Run a block that uses no devices on each process; an exception on one of them ends the block on all.
+    """Run a block that uses no devices on each process; a UserError of one of them ends the block on all.
 
     Raises:
       UserError: another process failed; the message says which and why.
@@ -107,9 +160,11 @@ def fail_together() -> Iterator[None]:
     error = None
     try:
         yield
-    except Exception as caught:
+    except UserError as caught:
         error = caught
-    reports = _exchange(None if error is None else str(error) or repr(error))
+    reports = _exchange(None if error is None else str(error))
+    if any(reports.values()):
+        peers.agreed()
     if error is not None:
         raise error
     for number, report in reports.items():
@@ -158,7 +213,8 @@ def check_agree(facts: Mapping[str, Any]) -> None:
         )
     if count() == 1:
         return
-    by_process = _exchange(dict(facts))
+    names = _exchange(socket.gethostname())
+    by_process = _exchange({key: _compact(value) for key, value in facts.items()})
     differing = [
         f"{key} (process 0: {_short(by_process[0].get(key))}, process {number}: {_short(other.get(key))})"
         for key in sorted(set().union(*by_process.values()))
@@ -166,10 +222,19 @@ def check_agree(facts: Mapping[str, Any]) -> None:
         if other.get(key) != by_process[0].get(key)
     ]
     if differing:
+        peers.agreed()
+        others = [number for number, other in sorted(by_process.items()) if other != by_process[0]]
         raise UserError(
             f"the processes of this run do not agree on {'; '.join(differing[:3])}"
-            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; start all with the same arguments."
+            f"{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}; start all with the same arguments and "
+            f"the same files ({', '.join(f'process {number} runs on {names[number]}' for number in (0, *others[:3]))})."
         )
+
+
+def _compact(value: Any) -> Any:
+    """The value, or the beginning and digest of a long one."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if len(text) <= _LONG else f"{text[:60]}... {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def _short(value: Any) -> str:

@@ -39,6 +39,7 @@ def setup(level: str) -> None:
         handler.setFormatter(_Short("%(asctime)s %(prefix)s%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logging.getLogger("jax._src.xla_bridge").addFilter(_no_missing_tpu)
+        logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax' logger
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log

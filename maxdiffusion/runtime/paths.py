@@ -51,6 +51,21 @@ def parse(text: str) -> AnyPath:
     return UPath(text)
 
 
+def is_url(text: str) -> bool:
+    """Whether it is an http or https URL; the scheme may be in capitals."""
+    return text.lower().startswith(("http://", "https://"))
+
+
+def check_file(path: AnyPath, what: str) -> None:
+    """Checks that a path which exists is a file or a folder: reading a pipe or a device may never end.
+
+    Raises:
+      UserError: it is neither; the message begins with `what`.
+    """
+    if isinstance(path, Path) and path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{what} is neither a file nor a folder but a pipe or a device; write its content to a file.")
+
+
 def expanded(text: str, what: str) -> str:
     """A path with its ~ and $VARIABLES replaced; an http(s) URL, and the path of a file whose name has a $, as it is.
 
@@ -58,7 +73,7 @@ def expanded(text: str, what: str) -> str:
       UserError: it has a NUL character or a variable that is not set, or the operating system refuses it. The message
         begins with `what`.
     """
-    if text.startswith(("http://", "https://")):
+    if is_url(text):
         return text
     path = os.path.expanduser(text)
     if not os.path.lexists(path):

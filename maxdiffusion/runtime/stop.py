@@ -14,6 +14,9 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from maxdiffusion.runtime import peers
+
+PATIENCE = 5  # seconds that compiled code has to return to Python, before the first signal ends the process for it
 EXIT_CODES = {signal.SIGTERM: 75, signal.SIGINT: 130}
 
 
@@ -85,6 +88,23 @@ def deferred() -> Iterator[None]:
         raise Stopped(_heard)
 
 
+@contextlib.contextmanager
+def immediate() -> Iterator[None]:
+    """A block within `deferred` in which a signal ends the run at once: nothing is lost while weights are loaded.
+
+    Raises:
+      Stopped: a signal came before it.
+    """
+    global _deferred
+    outer, _deferred = _deferred, False
+    try:
+        if _heard:
+            raise Stopped(_heard)
+        yield
+    finally:
+        _deferred = outer
+
+
 def _hear(number: int, frame: FrameType | None) -> None:
     global _heard
     first, _heard = not _heard, _heard or number
@@ -93,11 +113,26 @@ def _hear(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(ours: socket.socket) -> None:
-    count = 0
-    while number := ours.recv(1):
-        if number[0] in EXIT_CODES:
-            count += 1
-            text = "stops after the step in work; once more: at once" if count == 1 else "stopped at once"
-            print(f"{signal.Signals(number[0]).name}: {text}", file=sys.stderr, flush=True)
-            if count > 1:
-                os._exit(EXIT_CODES[signal.Signals(number[0])])
+    first = 0
+    while number := _received(ours, first):
+        if number in EXIT_CODES:
+            last, first = bool(first), first or number
+            text = "stopped at once" if last else "stops after the step in work; once more: at once"
+            if last:
+                _end(number, text)
+            print(f"{signal.Signals(number).name}: {text}", file=sys.stderr, flush=True)
+
+
+def _received(ours: socket.socket, first: int) -> int:
+    """The number of the next signal; 0 at the end. Ends the process where nothing in Python answers the first one."""
+    while True:
+        ours.settimeout(PATIENCE if first and not _heard else None)
+        try:
+            return next(iter(ours.recv(1)), 0)
+        except TimeoutError:
+            if not _heard and not _deferred:
+                _end(first, "stopped at once")
+
+
+def _end(number: int, text: str) -> None:
+    os._exit(peers.end(EXIT_CODES[signal.Signals(number)], f"{signal.Signals(number).name}: {text}"))

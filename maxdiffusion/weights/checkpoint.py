@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,11 @@ from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
 from maxdiffusion.weights import dimensions, net_file
-from maxdiffusion.weights.headers import read_json
+from maxdiffusion.weights.headers import read_json, readable
 from maxdiffusion.weights.lora.merge import Merge
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
@@ -94,15 +96,58 @@ class Checkpoint:
         """The networks' configs, by folder."""
         return {name: net.config for name, net in self.nets.items()}
 
+    @functools.cached_property
+    def digests(self) -> Mapping[str, str]:
+        """SHA-256 of each network and of the tokenizer: equal for copies of one checkpoint in different places.
+
+        A network's is of its config, its headers, its LoRAs and the first bytes of `SAMPLED` of its tensors, evenly
+        chosen: other weights of the same shapes have another digest, and a bucket is asked few times.
+
+        Raises:
+          UserError: a file cannot be read.
+        """
+        return {name: _digest(net) for name, net in self.nets.items()} | {"tokenizer": _tokenizer(self.folder)}
+
     def digest(self) -> str:
-        """SHA-256 of the configs, the headers and the LoRAs: equal for copies of one checkpoint in different places."""
-        headers = sorted(
-            (name, key, tensor.stored_as, tensor.shape, tensor.file.name, tensor.start)
-            for name, net in self.nets.items()
-            for key, tensor in net.tensors.items()
-        )
-        loras = [(name, [(each.lora.digest, each.strength) for each in net.loras]) for name, net in self.nets.items()]
-        return hashlib.sha256(repr([self.configs, headers, loras]).encode()).hexdigest()
+        """SHA-256 of all `digests`."""
+        return hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
+
+
+SAMPLED = 256  # tensors of a network. A file of 2.8 GB on a loaded machine: 0.31 s from disk, 0.05 s from memory
+_STRIP = 4096  # bytes of each
+_TOKENIZER = (  # the files that `conditioning.text` reads
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+)
+
+
+def _digest(net: NetFiles) -> str:
+    tensors = sorted(net.tensors.items())
+    headers = [(key, each.stored_as, each.shape, each.file.name, each.start) for key, each in tensors]
+    loras = [(each.lora.digest, each.strength) for each in net.loras]
+    found = hashlib.sha256(repr([net.config, headers, loras]).encode())
+    count = min(len(tensors), SAMPLED)
+    chosen = [tensors[number * len(tensors) // count][1] for number in range(count)]
+    with readable(net.path):
+        for strip in paths.each(net.path, _strip, chosen):
+            found.update(strip)
+    return found.hexdigest()
+
+
+def _strip(tensor: TensorSource) -> bytes:
+    return paths.read(tensor.file, tensor.start, tensor.start + min(tensor.nbytes, _STRIP))
+
+
+def _tokenizer(folder: AnyPath) -> str:
+    found = hashlib.sha256()
+    with readable(folder / "tokenizer"):
+        for name in sorted({*paths.names(folder / "tokenizer")} & {*_TOKENIZER}):
+            content = (folder / "tokenizer" / name).read_bytes()
+            found.update(f"{name} {len(content)} ".encode() + content)
+    return found.hexdigest()
 
 
 def open_checkpoint(

@@ -12,6 +12,7 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from maxdiffusion.errors import UserError
@@ -29,7 +30,13 @@ _AGAIN = "download or copy it again"
 
 
 @contextlib.contextmanager
-def _readable(path: AnyPath) -> Iterator[None]:
+def readable(path: AnyPath) -> Iterator[None]:
+    """A block that reads `path`.
+
+    Raises:
+      UserError: the file is absent, no file, or cannot be read.
+    """
+    paths.check_file(path, str(path))
     try:
         yield
     except FileNotFoundError:
@@ -45,7 +52,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
       UserError: the file is absent, unreadable or not a JSON object.
     """
     try:
-        with _readable(path):
+        with readable(path):
             content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # covers bad UTF-8 as well
         raise UserError(f"{path} is not valid JSON ({error}); {_AGAIN}.") from None
@@ -61,7 +68,7 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
       UserError: the file is absent, of neither format (a git-lfs pointer, say), has a damaged header or an unknown
         dtype, or has another size than its header asks for.
     """
-    with _readable(path), path.open("rb") as file:
+    with readable(path), path.open("rb") as file:
         size = path.stat().st_size
         prefix = file.read(8)
         if prefix == b"version ":
@@ -94,7 +101,9 @@ def read_header(path: AnyPath) -> tuple[dict[str, TensorSource], dict[str, str]]
         raise UserError(f"{path} has a damaged safetensors header ({error!r}); {_AGAIN}.") from None
     if size != end:
         what = "truncated" if size < end else "followed by unknown bytes"
-        raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {_AGAIN}.")
+        linked = isinstance(path, Path) and path.is_symlink()  # into a hub's cache, which would serve it again
+        again = f"delete {path.resolve()} and {_AGAIN}" if linked else _AGAIN
+        raise UserError(f"{path} is {what}: it has {size} bytes and its header asks for {end}; {again}.")
     if comfy_quant.HEADER in metadata:
         comfy_quant.check_header(path, metadata[comfy_quant.HEADER])
     return tensors, metadata

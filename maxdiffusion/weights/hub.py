@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import logging
 import os
 import re
 import sys
@@ -16,8 +17,11 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.runtime.paths import AnyPath, probe
 from maxdiffusion.weights.headers import read_json
 
+log = logging.getLogger(__name__)
+
 _PATTERNS = ["*.json", "*.safetensors", "tokenizer/*"]  # the files of the diffusers layout; no pictures, no pickles
 
+TIMEOUT = 30  # seconds that a hub may be silent
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(rf"({_HUB_ID.pattern})/(.+\.safetensors)")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -107,6 +111,12 @@ def model_index(name_or_path: str, revision: str | None = None, fetch: bool = Tr
     return {}
 
 
+def _bounded(request: Any) -> None:
+    """Gives a request that may wait for ever, as huggingface_hub's do, TIMEOUT."""
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {name: given.get(name) or TIMEOUT for name in ("connect", "read", "write", "pool")}
+
+
 def _snapshot(
     repo: str, revision: str | None, ignore: Sequence[str], fetch: bool, patterns: Sequence[str] = _PATTERNS
 ) -> Path:
@@ -114,9 +124,14 @@ def _snapshot(
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import disable_progress_bars
 
+    hooks = huggingface_hub.get_session().event_hooks["request"]
+    if _bounded not in hooks:
+        hooks.append(_bounded)
     if not sys.stderr.isatty():
         disable_progress_bars()
     at = f"{repo} on {constants.ENDPOINT}"
+    if fetch and not constants.is_offline_mode():
+        log.info("fetching what %s does not hold of %s", constants.HF_HUB_CACHE, at)
     try:
         folder = huggingface_hub.snapshot_download(
             repo,
@@ -144,7 +159,7 @@ def _snapshot(
             f"{repo!r} is not a folder here, {why} and {part} in the cache {constants.HF_HUB_CACHE}; "
             "connect once to fetch it, or give a local folder."
         ) from None
-    except (OSError, errors.HTTPError, errors.XetDownloadError) as error:
+    except (OSError, ValueError, errors.HTTPError, errors.XetDownloadError) as error:  # ValueError: a name like ../x
         if getattr(error, "errno", None) in _FULL:
             raise UserError(
                 f"The download of {at} does not fit on the disk of {constants.HF_HUB_CACHE}; "

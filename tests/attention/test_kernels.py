@@ -116,6 +116,27 @@ def test_merging_nothing_with_nothing_is_nothing_also_in_the_gradient():
     )
 
 
+@pytest.mark.parametrize("kernel", reference.RUN_HERE, indirect=True)
+def test_nan_stays_in_its_row_and_out_of_what_is_masked(kernel):
+    q, k, v, mask = reference.inputs(9, 11)
+    q = q.at[:, :, 0].multiply(100)  # flash: beyond the bound, so that this head keeps a running maximum
+    clean, clean_lse = kernel(q, k, v, mask)
+    hidden = ~mask[:, :, None, None]
+    out, lse = kernel(q.at[:, 4].set(np.nan), jnp.where(hidden, np.nan, k), jnp.where(hidden, np.nan, v), mask)
+    assert jnp.isnan(out[:, 4]).all() and jnp.isnan(lse[:, 4]).all()
+    for got, want in ((out, clean), (lse, clean_lse)):
+        got, want = np.delete(got, 4, axis=1), np.delete(want, 4, axis=1)
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+def test_merging_a_row_of_nan_is_nan_in_that_row():
+    q, k, v, _ = reference.inputs(5, 8)
+    q = q.at[:, 2].set(np.nan)
+    out, lse = jax.jit(merge)(*dense(q, k[:, :4], v[:, :4]), *dense(q, k[:, 4:], v[:, 4:]))
+    assert jnp.isnan(out[:, 2]).all() and jnp.isnan(lse[:, 2]).all()
+    assert jnp.isfinite(jnp.delete(out, 2, axis=1)).all()
+
+
 calls = []
 
 

@@ -30,7 +30,11 @@ def generate_wan(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         ([CONFIG, "prompt=a", "save_file=there.mp4"], "there.mp4 exists already"),
         ([CONFIG, "prompt=a", "save_file=new/clip.avi"], "output_format=avi"),
         ([CONFIG, "prompt=a", "output_dir=there.mp4"], "cannot be written"),
-        ([CONFIG, "prompt=a", "--height=480"], "without dashes"),
+        ([CONFIG, "prompt=a", "-h=480"], "unknown option"),
+        ([CONFIG, "--prompt", "a", "--height", "100"], "the nearest are 96 or 112"),
+        (["wan2.1_t2v_1.3", "--prompt", "a"], "did you mean wan2.1_t2v_1.3b?"),
+        (["--help", "num_frame"], "did you mean num_frames?"),
+        (["completion", "fish"], "completion bash or zsh"),
         (["broken.yml", "prompt=a"], "is not valid YAML"),
         (["missing.yml", "prompt=a"], "does not exist"),
     ],
@@ -46,7 +50,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, words: list[str],
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("words", [["--help"], ["-h"], [CONFIG, "--help"], [CONFIG, "prompt=a", "heigth=480"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["-h"],
+        [CONFIG, "--help"],
+        ["--help", "video"],
+        ["completion", "bash"],
+        [CONFIG, "prompt=a", "heigth=480"],
+        ["wan_tiny", "--heigth", "480"],
+    ],
+)
 def test_help_and_a_misspelt_key_answer_at_once_without_jax(tmp_path: Path, words: list[str]) -> None:
     program = (
         "import atexit, sys\n"
@@ -67,7 +82,7 @@ def test_help_and_a_misspelt_key_answer_at_once_without_jax(tmp_path: Path, word
 def test_version_and_usage(tmp_path: Path) -> None:
     assert generate_wan(tmp_path, "--version").stdout == f"maxdiffusion {maxdiffusion.__version__}\n"
     nothing = generate_wan(tmp_path)
-    assert nothing.returncode == 2 and nothing.stderr.startswith("usage: generate_wan CONFIG.yml")
+    assert nothing.returncode == 2 and nothing.stderr.startswith("usage: generate_wan PAGE")
 
 
 @pytest.mark.parametrize(("raised", "code"), [(None, 0), (UserError("no."), 2), (KeyboardInterrupt(), 130)])

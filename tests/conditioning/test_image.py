@@ -110,3 +110,9 @@ def test_an_image_without_a_known_white_is_refused(tmp_path, dtype):
     Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tiff")
     with pytest.raises(UserError, match=r"a\.tiff cannot be read as an image \(its pixels are numbers of 32 bits"):
         fetch.open_image(str(tmp_path / "a.tiff"))
+
+
+def test_an_image_that_is_too_narrow_is_refused(tmp_path):
+    Image.new("RGB", (1, 60_000)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"1 wide x 60000 high, which covers 480 x 320 only at 480 x 28800000 pixels"):
+        read(video(tmp_path / "a.png", 480, 320))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,23 +131,118 @@ def test_a_full_disk_on_process_0_ends_both(tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_when_one_dies_the_other_ends(tmp_path, victim, number):
+def other_weights(folder: Path) -> None:
+    """The same headers with every number's last bits changed."""
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    content = np.frombuffer(file.read_bytes(), np.uint8).copy()
+    content[8 + int.from_bytes(content[:8].tobytes(), "little") :: 4] ^= 1
+    file.write_bytes(content.tobytes())
+
+
+def other_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace("red", "der"))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(other_weights, "transformer"), pytest.param(other_tokenizer, "tokenizer", marks=pytest.mark.slow)],
+)
+def test_other_files_on_one_host_are_refused_by_both(tmp_path, bundled, change, what):
+    changed = shutil.copytree(bundled, tmp_path / "changed")
+    change(changed)
+    words = [*COMMAND, *MESH, f"output_dir={tmp_path / 'out'}"]
+    with processes(words, [*words, f"pretrained_model_name_or_path={changed}"]) as started:
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    for text in said:
+        assert f"error: the processes of this run do not agree on content of {what} (process 0: " in text
+        assert "denoise" not in text and "Traceback" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def wait_for(process: subprocess.Popen, words: str) -> None:
+    for line in process.stderr:
+        if words in line:
+            return
+    raise AssertionError(f"it ended before it said {words!r}")
+
+
+@pytest.mark.parametrize(
+    ("victim", "number", "when", "code"),
+    [
+        (1, signal.SIGTERM, "denoise (", 75),
+        (0, signal.SIGKILL, "denoise (", 75),
+        pytest.param(0, signal.SIGTERM, "denoise (", 75, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGKILL, "denoise (", 75, marks=pytest.mark.slow),
+        pytest.param(0, signal.SIGINT, "denoise (", 130, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGINT, "denoise (", 130, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGTERM, "process 0 of 2", 75, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGKILL, "process 0 of 2", 75, marks=pytest.mark.slow),
+        pytest.param(1, signal.SIGTERM, "compile", 75, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_one_ends_both_within_seconds(tmp_path, victim, number, when, code):
     words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}", "num_inference_steps=1000"]
     words.remove("num_inference_steps=4")
     with processes(words, words) as started:
-        for line in started[0].stderr:
-            if "denoise (" in line:
-                break
-        time.sleep(3)
+        wait_for(started[0], when)
+        time.sleep(1)
         started[victim].send_signal(number)
         begun = time.monotonic()
-        codes, said = finish(started, timeout=250)
-        print(f"{time.monotonic() - begun:.0f} s after the signal: {codes}")
-    assert codes[0] and codes[1], said
+        codes, said = finish(started, timeout=100)
+        seconds = time.monotonic() - begun
+    print(f"{number.name} to process {victim} after {when!r}: {codes}, {seconds:.1f} s")
+    assert codes == [-9 if number == signal.SIGKILL and index == victim else code for index in (0, 1)], said
+    if number == signal.SIGKILL:
+        assert f"error: process {victim} of this run ended without a word" in said[1 - victim]
+    elif when == "denoise (":
+        sentences = [[line for line in text.splitlines() if "whose state is saved" in line] for text in said]
+        assert sentences[0][-1:] == sentences[1][-1:] and f"{number.name}: stopped after step" in sentences[0][-1]
+    assert seconds < 10
 
+
+@pytest.mark.slow
+def test_a_host_that_is_late_is_waited_for(tmp_path):
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}"]
+    with processes(words, words) as started:
+        wait_for(started[0], "process 0 of 2")
+        started[1].send_signal(signal.SIGSTOP)
+        time.sleep(45)
+        started[1].send_signal(signal.SIGCONT)
+        codes, said = finish(started)
+    assert codes == [0, 0], said
+
+
+@pytest.mark.slow
+def test_weights_that_vanish_on_one_host_end_both(tmp_path, bundled):
+    """A failure that no other process takes part in: the VAE is read by each alone, after the denoise."""
+    own = shutil.copytree(bundled, tmp_path / "own")
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}"]
+    with processes(words, [*words, f"pretrained_model_name_or_path={own}"]) as started:
+        wait_for(started[0], "denoise (")
+        for file in (own / "vae").glob("*.safetensors"):
+            file.unlink()
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    assert "error: process 1 of this run failed: " in said[0] and "Traceback" not in said[1]
+
+
+@pytest.mark.slow
+def test_a_platform_that_one_host_lacks_ends_both(tmp_path):
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}"]
+    with processes(words, ["-c", WITH_CUDA, *words]) as started:
+        codes, said = finish(started)
+    assert codes == [2, 2], said
+    assert all("jax cannot start its devices with JAX_PLATFORMS=cuda" in text for text in said)
+
+
+WITH_CUDA = """
+import os, runpy, sys
+os.environ["JAX_PLATFORMS"] = "cuda"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 BYTES_READ = """
 import sys
@@ -160,6 +256,7 @@ def read():
 job = request.load(sys.argv[1:])
 session.start(job)
 with session.opened(job) as s:
+    s.load("transformer")  # imports modules, whose files are reads as well
     before = read()
     s.load("transformer")
     print(read() - before, s.nets.nbytes_on_disk("transformer"))
@@ -193,4 +290,4 @@ def test_a_host_reads_only_what_its_devices_hold(tmp_path):
         out = [process.communicate(timeout=100) for process in started]
     for read, whole in (map(int, text.split()[-2:]) for text, _ in out):
         print(f"read {read} of {whole} bytes: {read / whole:.0%}")
-        assert whole / 2 < read < 0.85 * whole  # some 50 kB of it are modules imported meanwhile
+        assert whole / 2 < read < 0.8 * whole

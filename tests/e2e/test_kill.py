@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from maxdiffusion.media.read import read_video
 from maxdiffusion.weights.latents_io import load_latents
@@ -41,6 +42,9 @@ def check(out: Path) -> set[str]:
             assert read_video(path).shape == (17, 96, 96, 3)
         elif path.suffix == ".json":
             assert json.loads(path.read_text())["output"].endswith(".mp4")
+        elif path.suffix == ".jpg":
+            with Image.open(path) as sheet:
+                assert sheet.size == (6 * 96, 96)
         else:
             assert load_latents(path)[0].shape == (1, 5, 12, 12, 8)
         suffixes.add(path.suffix)
@@ -54,7 +58,7 @@ def test_sigkill_leaves_no_broken_result(bundled, tmp_path):
     subprocess.run(words, check=True, capture_output=True)  # fills the compile cache, so that all phases are near
     subprocess.run(words, check=True, capture_output=True)
     whole = (time.perf_counter() - begun) / 2
-    assert check(tmp_path / "out") == {".mp4", ".json", ".safetensors"}
+    assert check(tmp_path / "out") == {".mp4", ".json", ".safetensors", ".jpg"}
     rng, killed = random.Random(0), 0
     for _ in range(20):
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

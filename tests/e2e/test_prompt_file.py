@@ -14,6 +14,7 @@ import pytest
 from maxdiffusion import generate_wan, request
 from maxdiffusion.media.read import read_video
 from maxdiffusion.weights.latents_io import load_latents
+from tests.support.gallery import Parsed
 
 ROOT = Path(__file__).parents[2]
 PAGE = str(ROOT / "configs" / "wan_tiny.yml")
@@ -42,7 +43,10 @@ def test_lines_are_the_videos_that_the_command_line_would_make(tmp_path):
         for p in (tmp_path / "out/r/small too.latents.safetensors", tmp_path / "lone.latents.safetensors")
     )
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    page = tmp_path / "out" / "r" / "index.html"
+    page.unlink()  # as if killed before it was written
     assert generate_wan.run(request.load([*words, f"prompts={tmp_path}/p.jsonl"])) == []
+    assert [card["name"] for card in Parsed(page).cards] == ["first.mp4", "second.mp4", "small.mp4", "small too.mp4"]
 
 
 @pytest.mark.slow
@@ -72,4 +76,5 @@ def test_a_killed_run_goes_on(tmp_path):
     finished = json.loads((tmp_path / "out/r/p.manifest.json").read_text())
     assert all("bytes" in row for row in finished.values()) and len(finished) == 6
     kept = [path for path, changed in before.items() if path.stat().st_mtime_ns == changed]
+    assert len(Parsed(tmp_path / "out" / "r" / "index.html").cards) == 6
     assert len(kept) >= len(before) - 1  # the last may have had its record and not yet its row

@@ -25,13 +25,16 @@ ONE = ("ici_data_parallelism=-1", "ici_context_parallelism=1")
 EIGHT = ("attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
 FOUR = ("attention=ulysses_ring", "ulysses_shards=1", "ici_context_parallelism=4", "ici_fsdp_parallelism=2")
 
+TWO_BY_FOUR = ("attention=ulysses_ring", "ulysses_shards=2", "ici_data_parallelism=2", "ici_context_parallelism=4")
+WINDOWS = ("num_frames=21", "context_window=9", "context_overlap=4")  # three of 3 latent frames over 6
+
 
 def words(out, *more):
     return [
         str(ROOT / "configs" / "wan_tiny.yml"),
         f"pretrained_model_name_or_path={ROOT / 'models' / 'wan_tiny'}",
         "size=48*32",
-        "num_frames=5",
+        *(() if any(word.startswith("num_frames=") for word in more) else ("num_frames=5",)),
         f"num_inference_steps={STEPS}",
         f"output_dir={out}",
         "run_name=r",
@@ -83,21 +86,22 @@ def check_equal(got, want):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "number", "code"),
+    ("first", "second", "number", "code", "more"),
     [
-        (EIGHT, ONE, signal.SIGTERM, 75),
-        pytest.param(ONE, FOUR, signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(FOUR, EIGHT, signal.SIGTERM, 75, marks=pytest.mark.slow),
+        (EIGHT, ONE, signal.SIGTERM, 75, ()),
+        pytest.param(ONE, FOUR, signal.SIGINT, 130, (), marks=pytest.mark.slow),
+        pytest.param(FOUR, EIGHT, signal.SIGTERM, 75, (), marks=pytest.mark.slow),
+        (TWO_BY_FOUR, ONE, signal.SIGTERM, 75, WINDOWS),
     ],
 )
-def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys, first, second, number, code):
-    assert cli.command(words(tmp_path / "whole", *ONE)) == 0
+def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys, first, second, number, code, more):
+    assert cli.command(words(tmp_path / "whole", *ONE, *more)) == 0
     stop(3, number)
-    assert cli.command(words(tmp_path / "out", *first)) == code
+    assert cli.command(words(tmp_path / "out", *first, *more)) == code
     assert f"{number.name}: stopped after step 3 of {STEPS}, whose state is saved" in capsys.readouterr().err
     assert visible(tmp_path / "out" / "r") == []
     stop(100)
-    assert cli.command(words(tmp_path / "out", *second)) == 0
+    assert cli.command(words(tmp_path / "out", *second, *more)) == 0
     assert f"resuming at step 4 of {STEPS}" in capsys.readouterr().err
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
     assert visible(tmp_path / "out" / "r") == visible(tmp_path / "whole" / "r")

@@ -107,3 +107,15 @@ def test_ghostscript_is_never_run(url, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="it is PostScript"):
             read_video(location)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    for read in (fetch.open_image, read_video):
+        with pytest.raises(UserError, match=r"a\.png is neither a file nor a folder but a pipe"):
+            read(str(tmp_path / "a.png"))
+
+
+def test_a_scheme_may_be_in_capitals():
+    with pytest.raises(UserError, match="cannot be fetched"):
+        fetch.open_image("HTTP://127.0.0.1:9/a.png")

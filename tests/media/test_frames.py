@@ -33,6 +33,17 @@ def test_chunks_give_the_same_frames():
     np.testing.assert_array_equal(got, to_uint8(video))
 
 
+def test_frames_that_are_there_come_first_and_new_ones_are_kept():
+    video, told, kept = jnp.asarray(edges()), [], []
+    there = to_uint8(video[:, :2])
+    got = collect(
+        iter([video[:, 2:3], video[:, 3:]]), told.append, "", there, lambda first, new: kept.append((first, new))
+    )
+    assert told == [2, 1, 2] and [first for first, _ in kept] == [2, 3]
+    np.testing.assert_array_equal(got, to_uint8(video))
+    np.testing.assert_array_equal(kept[1][1], got[:, 3:])
+
+
 def test_bfloat16_is_widened_first():
     video = jnp.linspace(-1, 1, 192, dtype=jnp.bfloat16).reshape(1, 1, 8, 8, 3)
     np.testing.assert_array_equal(to_uint8(video), to_uint8(video.astype(jnp.float32)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.read import probe, read_clip, read_video, times
-from maxdiffusion.media.write import FORMATS, write
+from maxdiffusion.media.write import FORMATS, check_format, write
 from tests.support.media import CLIPS, read_metadata
 
 PROMPT = 'Ein "rötes" Bild = 圆; a \\ # b\nnext line \udcff'
@@ -294,3 +294,11 @@ def test_an_mp4_has_exactly_its_rate(tmp_path, rate):
     info = probe(tmp_path / "a.mp4")
     assert (info.fps, info.frames) == (Fraction(rate), 7)
     assert read_clip(tmp_path / "a.mp4", times(20, Fraction(rate))).indices == tuple(range(7))
+
+
+def test_a_format_without_its_encoder_is_refused_before_the_work(monkeypatch):
+    check_format("mp4")
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    check_format("webp")
+    with pytest.raises(UserError, match="needs the encoder libx264"):
+        check_format("mp4")

@@ -128,7 +128,8 @@ def test_a_named_file_is_written_to_the_letter(tmp_path, words, file, format, ov
         files.record({}, {})
     stem = file if format == "folder" else file.rpartition(".")[0]
     made = {path.name for path in tmp_path.iterdir()} - ({other.name} - {file})
-    assert made == {file, f"{stem}.json", f"{stem}.latents.safetensors"}
+    sheet = {f"{stem}.sheet.jpg"} if job.cfg.num_frames > 1 else set()
+    assert made == {file, f"{stem}.json", f"{stem}.latents.safetensors"} | sheet
     assert json.loads((tmp_path / f"{stem}.json").read_text())["output"] == file
     assert (tmp_path / file).is_dir() == (format == "folder")
     if format.isupper():

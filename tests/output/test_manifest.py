@@ -135,7 +135,7 @@ def test_a_foreign_file_is_not_overwritten(load):
         left(job)
 
 
-@pytest.mark.parametrize("ending", ["latents.safetensors", "json"])
+@pytest.mark.parametrize("ending", ["latents.safetensors", "json", "sheet.jpg"])
 def test_nor_is_what_lies_beside_another_video(load, ending):
     """A run that was killed while it decoded left its latents; a video in another format has its record."""
     job = load("output_format=gif")

@@ -36,7 +36,8 @@ def test_the_record_is_complete_and_readable(tmp_path, opened):
     record = json.loads(text)
     assert record.pop("config")["prompt"] == ["猫"]
     assert len(record.pop("identity")) == 16
-    assert record == {"output": "a.mp4", "seed": 7, "inputs": INPUTS, "versions": VERSIONS, "timings": TIMINGS}
+    named = {"output": "a.mp4", "frames": 17, "contact_sheet": "a.sheet.jpg"}
+    assert record == {**named, "seed": 7, "inputs": INPUTS, "versions": VERSIONS, "timings": TIMINGS}
     assert "猫" in text and text.endswith("}\n")
     with opened("seed=8", "overwrite=true") as files:
         files.record(VERSIONS, TIMINGS)

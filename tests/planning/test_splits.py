@@ -53,6 +53,10 @@ def test_all_that_is_open_is_tried():
         (["guidance_mode=two_pass", "ulysses_shards=8"], {(1, 1, 8, False), (1, 1, 8, True)}),
         (["ici_fsdp_parallelism=8", "ici_data_parallelism=1"], {(1, 1, 1, False)}),
         (["ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[embed, null]]"], {(1, 1, 8, False)}),
+        (  # four windows
+            ["num_frames=285", "context_window=81", "guidance_scale=1", "logical_axis_rules=[[embed, null]]"],
+            {(d, 8 // d // u, u, False) for d in (1, 2, 4) for u in (1, 2, 4, 8) if d * u <= 8},
+        ),
         (["ulysses_shards=8", "ici_data_parallelism=1", "logical_axis_rules=[[embed, context]]"], {(1, 1, 8, True)}),
     ],
 )

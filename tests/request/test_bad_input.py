@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,10 @@ WORDS: list[tuple[list[str], str]] = [
     (["num-frames=81"], "did you mean num_frames?"),
     (["Sample_Step=50"], "did you mean sample_steps?"),
     (["zzz=1"], "unknown key zzz (command line)"),
-    (["--height=480"], "write key=value without dashes"),
+    (["-height=480"], "write KEY=VALUE or --KEY VALUE"),
+    (["--height"], "--height has no value"),
     (["height=480", "height=480"], "height is given twice on the command line"),
-    (["more.yml"], "Exactly one YAML file is needed, but the arguments 'base.yml', 'more.yml' are"),
+    (["more.yml"], "Exactly one YAML file or page is needed, but the arguments 'base.yml', 'more.yml' are"),
     (["height"], "the argument 'height' has no '='; write height=VALUE"),
     (["inspect=true", "plan=v6e-8"], "inspect and plan exclude each other"),
     (["inspect=true", "verify=true"], "inspect and verify exclude each other"),
@@ -59,6 +61,7 @@ WORDS: list[tuple[list[str], str]] = [
     (["coordinator_address=a:1", "process_id=1"], "give all three, or none"),
     (["num_processes=2", "process_id=0"], "give all three, or none"),
     (["coordinator_address=a", "num_processes=2", "process_id=1"], "coordinator_address=a is not HOST:PORT"),
+    (["coordinator_address=a:99999", "num_processes=2", "process_id=0"], "a port that is not one of 1 to 65535"),
     (["coordinator_address=http://a:1"], "coordinator_address=http://a:1 is not HOST:PORT"),
     (["coordinator_address=a:1", "num_processes=2", "process_id=2"], "process_id=2 is none of num_processes=2"),
     (["coordinator_address=a:1", "num_processes=0", "process_id=0"], "should be greater than or equal to 1"),
@@ -176,6 +179,25 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
+    # windows
+    (["context_window=80"], "context_window=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 "),
+    (["context_window=85"], "context_window=85 is longer than the video of num_frames=81; leave it out, or write less"),
+    (["context_window=0"], "should be greater than or equal to 1"),
+    (
+        ["context_window=49", "context_overlap=18"],
+        "context_overlap=18 is not a multiple of 4 below context_window=49; the nearest are 16 and 20",
+    ),
+    (["context_window=49", "context_overlap=49"], "below context_window=49; the nearest is 48"),
+    (["context_window=9"], "context_overlap=16 is not a multiple of 4 below context_window=9; the nearest is 8"),
+    (["context_overlap=8"], "context_overlap is only used with context_window=81; add that, or leave context_overlap"),
+    (
+        ["plan=v6e-8", "model_name=wan2.2-i2v-a14b", "context_window=49"],
+        "context_window is not used by wan2.2-i2v-a14b, whose model_type is I2V; leave it out, or choose a model of ",
+    ),
+    (
+        ["plan=v6e-8", "model_name=wan2.2-ti2v-5b", "image=a.png", "width=1280", "context_window=49"],
+        "context_window=49 and an image exclude each other: only the first window could start from the image",
+    ),
     # plan
     (["plan_file=plan.json"], "plan_file is only used with plan=v6e-8"),
     (["price_per_chip_hour=2"], "price_per_chip_hour is only used with plan"),
@@ -235,6 +257,10 @@ FILES: list[tuple[bytes, str]] = [
     (b"just words\n", "holds no key: value lines"),
     (b"prompt:\n  text: a\n", "case.yml, line 1: prompt holds a mapping"),
     (b"prompt: &a [*a]\n", "nested too deeply"),
+    (
+        b"x: &a [%s]\ny: &b [%s]\nprompt: [%s]\n" % (b"1, " * 1500, b"*a, " * 1500, b"*b, " * 1500),
+        "more than 1,000,000",
+    ),
     (b"prompt: " + b"[" * 5000, "deeply"),
     (b"prompt: a\n---\nprompt: b\n", "is not valid YAML: expected a single document"),
     (b"prompt: \xff\xfe\n", "is not UTF-8 text"),
@@ -355,3 +381,15 @@ def test_the_right_variant_passes(checkpoint: Callable[..., Path]) -> None:
     content = json.loads((checkpoint("right", "wan2.1-t2v-14b") / "transformer" / "config.json").read_text())
     variants.check(variants.get("wan2.1-t2v-14b"), content)
     assert variants.matching(content)[0] is variants.get("wan2.1-t2v-14b")
+
+
+def test_what_is_read_without_end(place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    assert "prompts=pipe is neither a file nor a folder but a pipe" in sentence(["base.yml", "prompts=pipe"])
+    assert "is not valid YAML" in sentence(["/dev/zero"])
+
+
+@pytest.mark.parametrize("length", [236, 251])
+def test_a_name_too_long_for_the_files_beside_it(place: Path, length: int) -> None:
+    assert "a file beside it" in sentence(["base.yml", f"save_file={'a' * length}.mp4"])
+    assert request.load(["base.yml", f"save_file={'a' * 235}.mp4"])

@@ -199,6 +199,20 @@ def test_several_videos_share_batches():
     assert four.seconds.attention == pytest.approx(one.seconds.attention) and four.times == one.times
 
 
+@pytest.mark.parametrize(
+    ("mode", "data", "passes"),
+    [("two_pass", 1, 6), ("two_pass", 2, 4), ("batched", 2, 3), ("batched", 4, 2), ("two_pass", 4, 2)],
+)
+def test_windows_take_turns_in_the_memory_of_one(mode, data, passes):
+    """Three windows of 81 frames, in turns of as many as the data axis holds."""
+    words, split = (f"guidance_mode={mode}",), layout(data, 1, 8 // data)
+    short, long = (run_of("TPU v6 lite", *words, *more) for more in ((), ("num_frames=161", "context_window=81")))
+    assert long.tokens == short.tokens == 75600
+    assert long.passes(Expert(1, True), split) == (passes, 1)
+    assert long.step(split).gib == pytest.approx(short.step(split).gib)
+    assert long.step(split).times == short.step(split).times == 50
+
+
 # ---- its parts
 
 

@@ -1,6 +1,7 @@
 """The segments of a long video, and their padding, against diffusers' WanAnimatePipeline."""
 
 import diffusers
+import numpy as np
 import pytest
 
 from maxdiffusion.errors import UserError
@@ -25,3 +26,20 @@ def test_all_at_once_is_one_part():
 def test_parts_without_anything_new_are_refused():
     with pytest.raises(UserError, match="leaves nothing new"):
         Segments(77, 5, 5)
+
+
+@pytest.mark.parametrize("there", [0, 4, 9, 12, 17])
+def test_segments_whose_frames_are_there_are_not_decoded(there):
+    """Two segments of 9 frames, 3 latent ones each, that share a frame; the frames' values are their numbers."""
+    cut, decoded = Segments(17, 9, 1), []
+
+    def decode(latents):
+        (start,) = set(latents[0].tolist())
+        decoded.append(start)
+        frames = np.arange(start, start + 9)[None]
+        yield from (frames[:, :1], frames[:, 1:5], frames[:, 5:])
+
+    latents = np.array([[0, 0, 0, 8, 8, 8]])
+    parts = list(cut.decode(decode, latents, there))
+    assert [frame for part in parts for frame in part[0]] == list(range(there, 17))
+    assert decoded == [start for start in (0, 8) if start + 9 > there]

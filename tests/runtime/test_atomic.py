@@ -108,6 +108,16 @@ def test_overwriting_replaces_what_a_run_has_made(tmp_path, old, new):
     assert names(tmp_path) == ["a", "other"] and names(other) == ["kept"]
 
 
+def test_no_file_replaces_a_folder(tmp_path):
+    (tmp_path / "a" / "other").mkdir(parents=True)
+    with (
+        pytest.raises(UserError, match="it is a folder, which no file replaces"),
+        atomic_path(tmp_path / "a", True) as tmp,
+    ):
+        tmp.write_bytes(b"new")
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["other"]
+
+
 def test_without_hard_links_it_is_renamed(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EPERM, "no links here")

@@ -19,11 +19,11 @@ from tests.support.hosts import free_port
 
 def meet(*who: tuple[int, int], timeout: float = 2) -> list[str]:
     """What each (process_id, num_processes) is told; "" where all is well."""
-    address, told = f"localhost:{free_port()}", [""] * len(who)
+    address, told, met = f"localhost:{free_port()}", [""] * len(who), []
 
     def run(place: int, index: int, count: int) -> None:
         try:
-            rendezvous.meet(address, count, index, timeout)
+            met.append(rendezvous.meet(address, count, index, timeout))
         except UserError as error:
             told[place] = str(error)
 
@@ -32,6 +32,8 @@ def meet(*who: tuple[int, int], timeout: float = 2) -> list[str]:
         thread.start()
     for thread in threads:
         thread.join()
+    for link in (link for links in met for link in links.values()):
+        link.close()
     return told
 
 
@@ -94,6 +96,71 @@ def test_a_stranger_at_the_port_hinders_nobody():
     rendezvous.meet(f"localhost:{port}", 2, 1, 5)
     thread.join()
     assert told == ["ready"]
+
+
+def test_silent_strangers_do_not_hold_the_deadline():
+    port, told = free_port(), []
+
+    def first() -> None:
+        with pytest.raises(UserError, match="number 1 did not come within 1 s"):
+            rendezvous.meet(f"localhost:{port}", 2, 0, 1)
+        told.append(time.monotonic())
+
+    begun = time.monotonic()
+    thread = threading.Thread(target=first)
+    thread.start()
+    with connected(port), connected(port), connected(port):
+        thread.join()
+    assert 1 <= told[0] - begun < 4
+
+
+def test_a_process_that_its_launcher_starts_again_takes_its_place():
+    port = free_port()
+    address, met = f"localhost:{port}", []
+
+    def run(index: int) -> None:
+        met.append(rendezvous.meet(address, 3, index, 20))
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1, 2)]
+    threads[0].start()
+    with connected(port) as link:
+        link.sendall(b"1 3\n")
+        time.sleep(0.2)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(sorted, met)) == [[0], [0], [1, 2]]
+    for links in met:
+        for link in links.values():
+            link.close()
+
+
+def test_process_0_gone_before_it_answers():
+    with socket.create_server(("localhost", 0)) as server:
+
+        def leave() -> None:
+            link = server.accept()[0]
+            link.recv(64)
+            link.close()
+            server.close()
+
+        threading.Thread(target=leave).start()
+        with pytest.raises(UserError, match=r"coordinator_address=localhost:\d+ cannot be reached"):
+            rendezvous.meet(f"localhost:{server.getsockname()[1]}", 2, 1, 1)
+
+
+def test_a_host_of_slurm_that_does_not_come(monkeypatch):
+    for name, value in {
+        "JOB_ID": "1",
+        "STEP_NODELIST": "localhost",
+        "NTASKS": "2",
+        "PROCID": "0",
+        "LOCALID": "0",
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with pytest.raises(UserError, match="of 2 processes, number 1 did not come within 1 s"):
+        distributed.start(Hosts(timeout=1))
 
 
 LAUNCHERS = [

@@ -75,6 +75,18 @@ def test_copies_have_one_digest_and_other_weights_or_configs_another(folder, tmp
     assert len({digest, changed, open_checkpoint(copy).digest()}) == 3
 
 
+def test_other_weights_of_the_same_headers_and_another_tokenizer_are_told_apart(folder):
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    before = open_checkpoint(folder).digests
+    weights = next((folder / "transformer").glob("*.safetensors"))
+    content = weights.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    weights.write_bytes(content[:start] + bytes(byte ^ 1 for byte in content[start:]))
+    (folder / "tokenizer" / "tokenizer.json").write_text('{"another": 1}')
+    after = open_checkpoint(folder).digests
+    assert {name for name in after if after[name] != before[name]} == {"transformer", "tokenizer"}
+
+
 def test_it_imports_neither_jax_nor_numpy():
     code = (
         "import sys, maxdiffusion.weights.checkpoint; print([m for m in ('jax', 'numpy', 'flax') if m in sys.modules])"

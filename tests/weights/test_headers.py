@@ -1,6 +1,7 @@
 """Headers of safetensors files: what the format's own library wrote, and damaged ones."""
 
 import json
+import os
 import re
 import shlex
 import struct
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.weights.headers import read_header, read_tensors
+from maxdiffusion.weights.headers import read_header, read_json, read_tensors
 from tests.support import synthetic
 
 
@@ -95,3 +96,17 @@ def test_the_command_that_converts_a_pickle(tmp_path, suffix):
     subprocess.run([sys.executable, *words], check=True)
     tensors = read_tensors(tmp_path / "Wan2.1_VAE_converted.safetensors")
     np.testing.assert_array_equal(tensors["w"].rows(0, 3), [[0, 3], [1, 4], [2, 5]])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    for read in (read_header, read_json):
+        with pytest.raises(UserError, match="neither a file nor a folder but a pipe"):
+            read(tmp_path / "a.safetensors")
+
+
+def test_a_truncated_file_of_a_hubs_cache_is_named_where_it_lies(tmp_path):
+    write(tmp_path / "blob", entry(), bytes(7))
+    (tmp_path / "a.safetensors").symlink_to("blob")
+    with pytest.raises(UserError, match=f"is truncated.*; delete {re.escape(str(tmp_path / 'blob'))} and download"):
+        read_header(tmp_path / "a.safetensors")

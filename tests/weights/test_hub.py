@@ -23,9 +23,11 @@ WANTED = {name for name in FILES if not name.endswith((".md", ".bin"))}
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 
 CODE = """
-import resource, signal, sys
+import os, resource, signal, sys
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights import hub
 from maxdiffusion.weights.hub import resolve
+hub.TIMEOUT = float(os.environ.get("TIMEOUT", hub.TIMEOUT))
 name, revision, limit = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
 if limit:  # stands for a full disk
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -140,3 +142,17 @@ def test_what_is_neither_folder_nor_hub_id(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="organisation/name"):
         resolve(name)
+
+
+def test_a_hub_that_says_nothing_is_given_up(tmp_path):
+    with serve(Hub(FILES, silent=True)) as hub:
+        kind, message = run(hub, tmp_path, TIMEOUT="0.5")
+        assert kind == "error"
+        assert REPO in message and hub.url in message
+
+
+def test_a_file_outside_of_the_repository_is_one_sentence(tmp_path):
+    with serve(Hub(FILES | {"../../../x.json": b"{}"})) as hub:
+        kind, message = run(hub, tmp_path)
+        assert kind == "error" and "../" in message
+        assert not list(tmp_path.glob("**/x.json"))

@@ -5,8 +5,10 @@ Variants differ in the parts they have; loop and guidance treat all of them as o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -69,6 +71,11 @@ class PreparedContext(NamedTuple):
     sources: tuple[KeysValues, ...]
     frames: Frames = Frames()
     adapter: Any = ()
+
+    def cut(self, take: Callable[[jax.Array], jax.Array]) -> PreparedContext:
+        """The context of some latent frames, which `take` takes of an array b f ..."""
+        adapter = self.adapter.cut(take) if self.adapter else self.adapter
+        return self._replace(frames=jax.tree.map(take, self.frames), adapter=adapter)
 
 
 class Contexts(NamedTuple):

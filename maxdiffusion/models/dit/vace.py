@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,10 @@ class PreparedControl(NamedTuple):
     latents: Float[Array, "b f h w c"]
     scale: Float[Array, "b hints"]
     text: KeysValues
+
+    def cut(self, take: Callable[[jax.Array], jax.Array]) -> PreparedControl:
+        """See `PreparedContext.cut`."""
+        return self._replace(latents=take(self.latents))
 
 
 class ControlBlock(nnx.Module):

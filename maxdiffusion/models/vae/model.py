@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,9 @@ from maxdiffusion.models.vae import blocks
 from maxdiffusion.models.vae.blocks import Cache, Dtype, Video
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.parallel import axes, shard
+from maxdiffusion.runtime import memory
+
+log = logging.getLogger(__name__)
 
 Latents = Float[Array, "b fl hl wl z"]
 
@@ -79,12 +83,14 @@ class WanVAE(nnx.Module):
 
     Long videos run chunk by chunk with a cache of earlier frames; the result does not depend on the chunks' size. A
     video whose activations fit in one chunk is one program, any other is two, however long: one for the first latent
-    frame and one for all other chunks, which have one size.
+    frame and one for all other chunks, which have one size. Where the device's memory does not suffice, the chunks are
+    halved, for this video and those that follow.
     """
 
     def __init__(self, config: VAEConfig, dtypes: Dtypes = Dtypes()):  # noqa: B008 (immutable)
         self.config = config
         self.dtype = jnp.dtype(dtypes.activations)
+        self.chunk_bytes = _CHUNK_BYTES
         self.encoder = Encoder(config, dtypes.weights)
         self.quant_conv = blocks.Pointwise(2 * config.z_dim, 2 * config.z_dim, dtypes.weights)
         self.post_quant_conv = blocks.Pointwise(config.z_dim, config.z_dim, dtypes.weights)
@@ -139,30 +145,65 @@ class WanVAE(nnx.Module):
         return program().lower(*net, name, cache, chunk(lengths[index]))
 
     def _in_chunks(self, name: str, x: Video, chunk: int | None) -> Iterator[Video]:
+        """The frames of the result in order.
+
+        After a failure for lack of memory the video starts again, because the failed call has taken the cache; frames
+        that were given are computed, but not given again. Of several processes each decides alone: all run the same
+        programs in memories of one size.
+        """
+        given = 0
+        while True:
+            at = 0
+            try:
+                for out in self._run_chunks(name, x, chunk):
+                    at += out.shape[1]
+                    if at > given:
+                        new, given = out[:, given - at :], at
+                        yield new
+                return
+            except jax.errors.JaxRuntimeError as error:
+                latent_frames, frame_bytes = self._largest_chunk(name, x.shape)
+                if chunk is not None or latent_frames == 1 or not memory.exhausted(error):
+                    raise
+            out = new = None  # with the exception, which holds the arrays of the failed call
+            self.chunk_bytes = latent_frames // 2 * frame_bytes
+            log.warning(
+                "out of device memory in a call that %ss %d latent frames; tried again by %d",
+                *(name, latent_frames, latent_frames // 2),
+            )
+
+    def _run_chunks(self, name: str, x: Video, chunk: int | None) -> Iterator[Video]:
         cache, at = None, 0
         for length in self._lengths(name, x.shape, chunk):
             rest = min(length, x.shape[1] - at)
             part = jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
             if rest < length:  # causal: frames of padding after the video change none of its own
                 part = jnp.pad(part, [(0, length - rest) if axis == 1 else (0, 0) for axis in range(x.ndim)])
-            out, cache = program()(*nnx.split(self), name, cache, part)
+            out, cache = jax.block_until_ready(program()(*nnx.split(self), name, cache, part))
             at += length
             yield out if rest == length else out[:, : out.shape[1] * rest // length]
+
+    def _largest_chunk(self, name: str, shape: Sequence[int]) -> tuple[int, int]:
+        """Latent frames of the largest call, and the bytes that each counts for."""
+        config, (batch, frames, height, width, _) = self.config, shape
+        t, s = config.temporal_factor, config.spatial_factor
+        if name == "decode":
+            height, width = height * s, width * s
+        else:
+            frames = (frames - 1) // t + 1
+        pixels, dim = height * width // config.patch**2, max(config.base_dim, config.decoder_dim)
+        frame_bytes = batch * t * pixels * dim * self.dtype.itemsize
+        return min(frames, max(1, self.chunk_bytes // frame_bytes)), frame_bytes
 
     def _lengths(self, name: str, shape: Sequence[int], chunk: int | None) -> list[int]:
         """Frames of each call: all at once if they fit, else those of the first latent frame and then equal parts.
 
         The last part may be longer than the frames that are left.
         """
-        config, (batch, frames, height, width, _) = self.config, shape
-        t, s, step = config.temporal_factor, config.spatial_factor, 1
-        if name == "decode":
-            height, width = height * s, width * s
-        else:
+        t, frames, step = self.config.temporal_factor, shape[1], 1
+        if name == "encode":
             frames, step = (frames - 1) // t + 1, t
-        pixels, dim = height * width // config.patch**2, max(config.base_dim, config.decoder_dim)
-        frame_bytes = batch * t * pixels * dim * self.dtype.itemsize
-        fitting = max(1, _CHUNK_BYTES // frame_bytes) if chunk is None else chunk
+        fitting = self._largest_chunk(name, shape)[0] if chunk is None else chunk
         if frames <= fitting:
             return [1 + (frames - 1) * step]
         count = math.ceil((frames - 1) / fitting)
