@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from kill_and_resume import ROOT, TOLERANCE, Life, Mesh, resumed, states
 
-STEPS = 40
+STEPS = 20
 WORDS = [str(ROOT / "configs" / "wan_tiny.yml"), "size=48*32", "num_frames=5", f"num_inference_steps={STEPS}"]
 WORDS += ["checkpoint_steps=1", "run_name=r", "log_level=info"]
 
@@ -71,21 +71,21 @@ def end(life: Life, timeout: float = 300) -> list[int | None]:
 
 def kill(place: Place) -> Life:
     life = place.start()
-    place.at_step(life, 8)
+    place.at_step(life, 6)
     life.kill()
     return life
 
 
 def terminate(place: Place) -> Life:
     life = place.start()
-    place.at_step(life, 8)
+    place.at_step(life, 6)
     os.kill(life.processes[0].pid, signal.SIGTERM)
     return life
 
 
 def vanished(place: Place) -> Life:
     life = place.start()
-    place.at_step(life, 8)
+    place.at_step(life, 6)
     shutil.rmtree(place.out / "r", ignore_errors=True)
     return life
 
@@ -97,7 +97,7 @@ def small_files() -> None:
 def full(place: Place) -> Life:
     life = place.start(hook=None if os.path.ismount(place.out) else small_files)
     if os.path.ismount(place.out):
-        place.at_step(life, 8)
+        place.at_step(life, 6)
         with contextlib.suppress(OSError), (place.out / "filler").open("wb") as file:
             while True:
                 file.write(bytes(1024))
@@ -109,7 +109,7 @@ def full(place: Place) -> Life:
 
 def read_only(place: Place) -> Life | None:
     life = place.start()
-    place.at_step(life, 8)
+    place.at_step(life, 6)
     with mounted(place.out / "r", "ro") as there:  # over the folder: with files open none can be made read-only
         end(life)
     return life if there else None
@@ -138,8 +138,7 @@ def unavailable(place: Place) -> Life:
     place.words.remove(f"output_dir={place.out}")
     place.hook = functools.partial(refusing_bucket, place.out, sign)
     life = place.start()
-    while life.alive() and not list(place.out.rglob("*.state/8.tar")):
-        time.sleep(0.02)
+    place.at_step(life, 6)
     sign.touch()
     end(life)
     sign.unlink()
@@ -148,7 +147,7 @@ def unavailable(place: Place) -> Life:
 
 def host_dies(place: Place) -> Life:
     life = place.start(Mesh(devices=4, processes=2, context=4, ulysses=2))
-    place.at_step(life, 8)
+    place.at_step(life, 6)
     life.processes[1].kill()
     return life
 
@@ -161,7 +160,7 @@ def jumping_clock() -> None:
 
 def clock(place: Place) -> Life:
     life = place.start(hook=jumping_clock)
-    place.at_step(life, 30)
+    place.at_step(life, 14)
     life.kill()
     return life
 
