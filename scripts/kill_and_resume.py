@@ -190,10 +190,10 @@ class Life:
 def states(out: Path) -> dict[str, int]:
     """The newest whole state of each video: segment x 10,000 + step."""
     found = {}
-    for folder in out.rglob(".*.state"):
-        names = [entry.name.removesuffix(".tar") for entry in folder.iterdir()]
-        if numbers := [int(name) for name in names if name.isdecimal()]:
-            found[folder.name] = max(numbers)
+    for folder, folders, names in os.walk(out):  # which passes over what is removed meanwhile
+        numbers = [int(name) for name in (*folders, *(n.removesuffix(".tar") for n in names)) if name.isdecimal()]
+        if folder.endswith(".state") and numbers:
+            found[os.path.basename(folder)] = max(numbers)
     return found
 
 

@@ -74,7 +74,7 @@ def _upper(value: Any) -> Any:
 
 
 def _one_folder(value: str) -> str:
-    if value in ("", ".", "..") or "/" in value or "\\" in value:
+    if value in ("", ".", "..") or set("/\\\0") & set(value):
         raise ValueError("should be the name of one folder, without slashes")
     return value
 

@@ -406,6 +406,15 @@ def _room(job: Job, folder: paths.AnyPath, key: str) -> None:
         )
 
 
+def _is_there(path: Path) -> bool:
+    """Whether something has that name, be it a link that leads nowhere; raises OSError where nothing can have it."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def _writable(folder: paths.AnyPath, key: str) -> paths.AnyPath:
     """Checks, by a temporary file, that `folder` can be written; it need not exist yet. Returns what exists of it."""
     if not isinstance(folder, Path):
@@ -416,7 +425,7 @@ def _writable(folder: paths.AnyPath, key: str) -> paths.AnyPath:
         return folder
     existing = folder.absolute()
     try:
-        while not existing.exists():
+        while not _is_there(existing):
             existing = existing.parent
         paths.check_writable(existing)
     except OSError as error:

@@ -41,6 +41,7 @@ def explain(path: AnyPath, error: OSError) -> UserError:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOTDIR: "a part of its path is a file, not a folder; choose another folder",
         errno.EEXIST: "a part of its path is a file, not a folder; choose another folder",
+        errno.EISDIR: "it is a folder, which no file replaces; choose another name or move the folder",
         errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
         errno.EFBIG: "the file would be larger than the file system or the process limit allows",
     }.get(error.errno or 0, error.strerror or str(error))
@@ -95,8 +96,6 @@ def atomic_path(final: AnyPath, overwrite: bool = False) -> Iterator[Path]:
                 else:
                     paths.upload(temporary, final, overwrite)
             except FileExistsError as error:
-                if error.errno == errno.EISDIR:
-                    raise UserError(f"{final} is a folder of other files; choose another name or move it") from error
                 raise _exists(final) from error
 
 
@@ -130,8 +129,8 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
     for path in (temporary, *temporary.rglob("*")):
         _sync(path)
     if overwrite:
-        if final.is_dir() and not final.is_symlink() and not _replaceable(final, temporary):
-            raise FileExistsError(errno.EISDIR, "it is a folder of other files, which is not replaced")
+        if final.is_dir() and not final.is_symlink() and not temporary.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if final.is_dir() or (temporary.is_dir() and os.path.lexists(final)):  # a folder cannot be replaced in one step
             os.rename(final, temporary.with_name("replaced"))
         os.replace(temporary, final)
@@ -152,12 +151,6 @@ def _publish(temporary: Path, final: Path, overwrite: bool) -> None:
                 raise FileExistsError from error
             os.rename(temporary, final)
     _sync(final.parent)
-
-
-def _replaceable(folder: Path, new: Path) -> bool:
-    """Whether a folder holds nothing but files of the kinds that the new folder has: frames of an earlier run."""
-    kinds = {path.suffix for path in new.iterdir()} if new.is_dir() else set()
-    return new.is_dir() and all(path.is_file() and path.suffix in kinds for path in folder.iterdir())
 
 
 def _sync(path: Path) -> None:

@@ -165,3 +165,16 @@ def test_a_disk_without_room_for_the_latents_is_refused_before_the_work(tmp_path
     with pytest.raises(UserError, match=r"0\.0 MB are free on the disk of .*, and the latents of a video take 0\.0 MB"):
         request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new"])
     request.load([PAGE, "prompt=a red circle", f"output_dir={tmp_path}/new", "num_frames=1"])
+
+
+@pytest.mark.parametrize("kind", ["dangling link", "loop", "long name", "in a file"])
+def test_a_folder_that_nobody_can_make_is_refused_before_the_work(tmp_path, kind):
+    out = tmp_path / ("n" * 300 if kind == "long name" else "out")
+    if kind == "dangling link":
+        out.symlink_to(tmp_path / "nowhere" / "else")
+    elif kind == "loop":
+        out.symlink_to(out)
+    elif kind == "in a file":
+        out.write_bytes(b"a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        request.load([PAGE, "prompt=a red circle", f"output_dir={out}"])
