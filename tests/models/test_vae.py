@@ -50,7 +50,7 @@ def test_decode_does_not_depend_on_where_the_video_is_cut(pair, latents, chunk):
 
 
 def test_a_call_without_memory_is_tried_again_by_half_as_many_frames(pair, latents, monkeypatch, caplog):
-    """Memory for two latent frames: 5 fail, then 1 + 2 + 2 fit, also those of the next video; nothing is given twice."""
+    """Memory for two latent frames: 5 fail, then 1 + 2 + 2 fit, also of the next video; nothing is given twice."""
     ours, program = pair.load(), model.program
 
     def limited():
