@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.models.vae import blocks, conv
+from maxdiffusion.models.vae import blocks, conv, model
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.models.vae.model import WanVAE
 from tests.support.parity import drawn, paths, relative_error
@@ -47,6 +47,27 @@ def test_decode_does_not_depend_on_where_the_video_is_cut(pair, latents, chunk):
     lengths = [c.shape[1] for c in pair.ours.decode_chunks(jnp.asarray(latents), chunk=chunk)]
     assert lengths == ([17] if chunk is None else [1, 8, 8])
     assert relative_error(pair.ours.decode(jnp.asarray(latents), chunk=chunk), pair.decode(latents)) < 1e-5
+
+
+def test_a_call_without_memory_is_tried_again_by_half_as_many_frames(pair, latents, monkeypatch, caplog):
+    """Memory for two latent frames: 5 fail, then 1 + 2 + 2 fit, also of the next video; nothing is given twice."""
+    ours, program = pair.load(), model.program
+
+    def limited():
+        def run(graph, state, name, cache, x):
+            if x.shape[1] > 2:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+            return program()(graph, state, name, cache, x)
+
+        return run
+
+    monkeypatch.setattr(model, "program", limited)
+    for _ in range(2):
+        assert [chunk.shape[1] for chunk in ours.decode_chunks(jnp.asarray(latents))] == [1, 8, 8]
+    assert caplog.text.count("decodes 5 latent frames; tried again by 2") == 1
+    assert relative_error(ours.decode(jnp.asarray(latents)), pair.decode(latents)) < 1e-5
+    with pytest.raises(jax.errors.JaxRuntimeError):  # an explicit chunk is kept
+        ours.decode(jnp.asarray(latents), chunk=4)
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])
