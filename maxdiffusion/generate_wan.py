@@ -47,7 +47,7 @@ def run(job: Job) -> list[AnyPath]:
             s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states)
+            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states, on_segment=outputs.save_segment)
             for work in sampler.order():  # an expert's steps on a batch
                 videos = sampler.videos(work)
                 outputs.reserve(videos)
@@ -73,9 +73,10 @@ def save(
 ) -> list[AnyPath]:
     """Decodes and writes files: videos after their latents, records last."""
     files, decoder = outputs.reserve(videos), vae()
-    with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
+    with s.stages("decode", s.job.segments.frames, "frames") as advance:
         chunks = s.job.segments.decode(lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)), denoised)
-        clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
+        made_now = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"))
+        clips = inputs.joined(made_now, s.job.cfg.overlap_frames)  # after the video that it extends
     with s.stages("encode", len(videos), "videos") as advance:
         made = files.write(clips, advance)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())

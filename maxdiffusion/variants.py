@@ -76,6 +76,7 @@ class Task:
       extra_channels: whether the network's input has more channels than its output.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
+      chained: whether a clip can start from the last frames of another.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
@@ -93,6 +94,7 @@ class Task:
     extra_channels: bool = False
     two_images: bool = False
     segmented: bool = False
+    chained: bool = False
     reference_frames: int = 0
     pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
@@ -108,6 +110,7 @@ I2V = Task(
     official_size=sizes.floored,
     size_is_area=True,
     extra_channels=True,
+    chained=True,
     pipeline_classes=("WanImageToVideoPipeline",),
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
@@ -119,6 +122,7 @@ TI2V = Task(
     shaped_by="image",
     official_size=sizes.nearest,
     size_is_area=True,
+    chained=True,
     pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
@@ -128,6 +132,7 @@ VACE = Task(
     official_size=sizes.within,
     size_is_area=True,
     spread=True,
+    chained=True,
     pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )

@@ -7,7 +7,7 @@ Reference: `WanI2V` and `WanTI2V` of the official repository, `diffusers.WanImag
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,8 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
-from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.conditioning.kind import NOTHING, ClipStart, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.media.frames import to_float
 from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
@@ -67,15 +68,27 @@ def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
+    return _tokens(s, [[given[at] for at in video.images] for video in s.job.videos])
+
+
+def clip_tokens(s: Session, given: Originals, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Float[Array, "k e"]]:
+    """See `Kind.clip`: of the clip's first frame, followed in every clip by those of the video's last image."""
+    first = [given[str(each.video.image)] if each.frames is None else each.frames[0] for each in starts]
+    last = [[given[each.video.last_image]] if each.video.last_image else [] for each in starts]
+    return _tokens(s, [[image, *others] for image, others in zip(first, last, strict=True)])
+
+
+def _tokens(s: Session, shown: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> list[Float[Array, "k e"]]:
+    """Hidden states of the images of each video; an image that occurs again is encoded once."""
     from maxdiffusion.models.clip.vision import preprocess
 
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):
         side, view = encoder.config.image_size, s.job.conventions.clip_view
-        pixels = {at: preprocess([image], side, view) for at, image in given.items()}
-        tokens = {at: run(*net, parallel.put(image))[0] for at, image in pixels.items()}
-        return jax.block_until_ready([jnp.concatenate([tokens[at] for at in video.images]) for video in s.job.videos])
+        pixels = {id(image): preprocess([image], side, view) for images in shown for image in images}
+        tokens = {key: run(*net, parallel.put(image))[0] for key, image in pixels.items()}
+        return jax.block_until_ready([jnp.concatenate([tokens[id(image)] for image in images]) for images in shown])
 
 
 def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
@@ -90,8 +103,11 @@ def program() -> Any:
 def token_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """See `Kind.shapes`."""
     clip, images = configs["image_encoder"], {at for video in videos for at in video.images}
-    shape = (len(videos[0].images) * clip.tokens, clip.hidden_size)
-    return Shapes({"image": fp32(*shape)}, {}, len(images)) if images else NOTHING
+    each, count = len(videos[0].images), len(images)
+    if job.chained:
+        each = 1 + (videos[0].last_image is not None)
+        count = each * len(videos) * len(job.segments)
+    return Shapes({"image": fp32(each * clip.tokens, clip.hidden_size)}, {}, count) if count else NOTHING
 
 
 def encode_channels(s: Session, given: Fitted) -> list[Frames]:
@@ -99,8 +115,27 @@ def encode_channels(s: Session, given: Fitted) -> list[Frames]:
     vae = s.load("vae")
     with s.stages("image"):
         wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
-        made = {keys: channels(vae, [given[key] for key in keys], s.job.cfg.num_frames) for keys in wanted}
+        made = {keys: channels(vae, s.job.cfg.num_frames, *_ends(given, keys)) for keys in wanted}
         return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in s.job.videos])
+
+
+def clip_channels(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Frames]:
+    """See `Kind.clip`; the last image ends the last clip.
+
+    With clip_padding=reference and clip_mask=first they are those on which the LoRAs of Stable Video Infinity (SVI)
+    are trained: the image stands for every frame that is not given, and the mask marks the first frame alone.
+    """
+    cfg, made = s.job.cfg, []
+    with s.stages("image"):
+        for start in starts:
+            video, size = start.video, (start.video.height, start.video.width)
+            first, last = (at and given[at, size[1], size[0]] for at in (video.image, video.last_image))
+            begin = first[None] if start.frames is None else to_float(start.frames, *size)
+            padding = first if cfg.clip_padding == "reference" else None
+            marked = 1 if cfg.clip_mask == "first" else None
+            end = last if start.last else None
+            made.append(Frames(channels=channels(vae, cfg.num_frames, begin, end, padding, marked)))
+        return jax.block_until_ready(made)
 
 
 def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -108,7 +143,8 @@ def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any]
     wanted = {_fitted(video) for video in videos} - {()}
     frames = Frames(channels=fp32(*grid, configs["vae"].temporal_factor + configs["vae"].z_dim))
     video = (job.cfg.num_frames, videos[0].height, videos[0].width)
-    return Shapes({"frames": frames}, {video: len(wanted)}) if wanted else NOTHING
+    count = len(videos) * len(job.segments) if job.chained else len(wanted)
+    return Shapes({"frames": frames}, {video: count}) if count else NOTHING
 
 
 def encode_first(s: Session, given: Fitted) -> list[Frames]:
@@ -120,33 +156,73 @@ def encode_first(s: Session, given: Fitted) -> list[Frames]:
         return jax.block_until_ready(frames)
 
 
+def clip_first(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Frames]:
+    """See `Kind.clip`."""
+    made = []
+    with s.stages("image"):
+        for start in starts:
+            video, size = start.video, (start.video.height, start.video.width)
+            image = None if start.frames is not None else given[str(video.image), size[1], size[0]][None]
+            begin = image if start.frames is None else to_float(start.frames, *size)
+            made.append(Frames(first=vae.encode(parallel.put(begin[None]))[0]))
+        return jax.block_until_ready(made)
+
+
 def first_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """See `Kind.shapes`."""
     wanted = {key for video in videos for key in _fitted(video)}
-    frames = Frames(first=fp32(1, *grid[1:], configs["vae"].z_dim))
-    image = (1, videos[0].height, videos[0].width)
-    return Shapes({"frames": frames}, {image: len(wanted)}) if wanted else NOTHING
+    first, count = job.cfg.overlap_frames if job.cfg.extend else 1, len(wanted)
+    if job.chained:
+        count = len(videos) * len(job.segments)
+    latents, *_ = job.spec.latent_grid(first, videos[0].height, videos[0].width)
+    frames = Frames(first=fp32(latents, *grid[1:], configs["vae"].z_dim))
+    return Shapes({"frames": frames}, {(first, videos[0].height, videos[0].width): count}) if count else NOTHING
 
 
-TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes)
-CHANNELS = Kind(read_ends, encode_channels, "frames", channel_shapes)
-FIRST_FRAME = Kind(read_first, encode_first, "frames", first_shapes)
+TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes, clip_tokens)
+CHANNELS = Kind(read_ends, encode_channels, "frames", channel_shapes, clip_channels)
+FIRST_FRAME = Kind(read_first, encode_first, "frames", first_shapes, clip_first)
 
 
-def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
-    """The first and maybe the last image of a video of `frames` frames, for the network's further input channels.
+def channels(
+    vae: WanVAE,
+    frames: int,
+    begin: Float[np.ndarray, "f h w 3"],
+    end: Float[np.ndarray, "h w 3"] | None = None,
+    padding: Float[np.ndarray, "h w 3"] | None = None,
+    marked: int | None = None,
+) -> Float[Array, "fl hl wl c"]:
+    """The given frames of a video of `frames` frames, for the network's further input channels.
 
-    Mask channels, one for each frame of a latent frame, 1 where a frame is given (the first image fills all of its
-    latent frame), then the latents of the video with zeros in place of the other frames.
+    Mask channels, one for each frame of a latent frame, 1 where a frame is given (the first one fills all of its latent
+    frame), then the latents of the video.
+
+    Args:
+      vae: the encoder.
+      frames: length of the video.
+      begin: its first frames, [-1, 1].
+      end: its last frame; None: none is given.
+      padding: stands for each frame that is not given; None: zeros.
+      marked: number of frames of `begin` that the mask marks; None: all.
     """
-    video = np.zeros((1, frames, *ends[0].shape), np.float32)
+    video = np.zeros((1, frames, *begin.shape[1:]), np.float32)
+    if padding is not None:
+        video[:] = padding
     given = np.zeros(frames, np.float32)
-    for at, image in zip((0, -1), ends, strict=False):
-        video[0, at], given[at] = image, 1
+    video[0, : len(begin)], given[: len(begin) if marked is None else marked] = begin, 1
+    if end is not None:
+        video[0, -1], given[-1] = end, 1
     latents = vae.encode(parallel.put(video))[0]
     factor = vae.config.temporal_factor
     mask = np.concatenate([np.repeat(given[:1], factor), given[1:]]).reshape(-1, 1, 1, factor)
     return jnp.concatenate([jnp.broadcast_to(mask, (*latents.shape[:3], factor)), latents], axis=-1)
+
+
+def _ends(given: Fitted, keys: Sequence[tuple[str, int, int]]) -> Iterator[Float[np.ndarray, ...]]:
+    """The first image as a video of one frame, then the last one if there is one."""
+    first, *last = (given[key] for key in keys)
+    yield first[None]
+    yield from last
 
 
 def _fitted(video: Video) -> tuple[tuple[str, int, int], ...]:

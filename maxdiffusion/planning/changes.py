@@ -67,8 +67,9 @@ def _options(job: Job, target: Target) -> Iterator[Iterator[Option]]:
         yield key("guidance_mode", "two_pass")
     yield key("per_device_batch_size", *range(cfg.per_device_batch_size - 1, 0, -1))
     yield _larger(job, target)
+    shortest = max(1, job.segments.overlap)
     frames = "segment_frame_length" if spec.task.segmented else "num_frames"
-    yield key(frames, *range(getattr(cfg, frames) - spec.vae_stride[0], 1, -spec.vae_stride[0]))
+    yield key(frames, *range(getattr(cfg, frames) - spec.vae_stride[0], shortest, -spec.vae_stride[0]))
     yield (
         ((f"size={width}*{height}",), with_keys(job, width=width, height=height), target.devices)
         for width, height in spec.sizes

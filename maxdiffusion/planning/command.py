@@ -141,7 +141,9 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     ranked = tuple(sorted(rows.values(), key=lambda row: row.rank))
     size = max(((video.width, video.height) for video in job.videos), key=math.prod)
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
-    words = f"{cfg.model_name}: {several}{size[0]} x {size[1]}, {cfg.num_frames} frames, {described(recipe.experts)}"
+    clips = f"{cfg.clips} clips of " if cfg.clips > 1 else ""
+    shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames"
+    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts)}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))
