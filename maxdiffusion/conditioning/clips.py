@@ -1,7 +1,6 @@
 """The conditioning of clips: each starts from the last frames of the one before, the first maybe from a video.
 
-The frames handed on are rounded to 8 bits, as they are in the result: a clip is what a run of its own makes from the
-last frame of the clip before as its image.
+The frames handed on are not rounded to 8 bits, so that all meshes make the same clips.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from maxdiffusion.conditioning.kind import ClipStart, Kind
 from maxdiffusion.conditioning.overlap import last_frames
 from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.frames import covering, to_uint8
+from maxdiffusion.media.frames import covering, to_float
 from maxdiffusion.media.read import probe, read_clip, stored_times
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
@@ -98,9 +97,9 @@ class Chain:
     def _start(self, video: Video, before: Sequence[Float[np.ndarray, "f h w c"]]) -> ClipStart:
         job, frames = self._s.job, None
         if before:
-            frames = to_uint8(last_frames(self._vae, before[-1], job.cfg.overlap_frames))
+            frames = last_frames(self._vae, before[-1], job.cfg.overlap_frames)
         elif self._extended is not None:
-            frames = self._extended.frames[-job.cfg.overlap_frames :]
+            frames = to_float(self._extended.frames[-job.cfg.overlap_frames :], video.height, video.width)
         return ClipStart(video, len(before), len(before) == len(job.segments) - 1, frames)
 
 

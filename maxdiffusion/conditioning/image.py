@@ -19,7 +19,7 @@ from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning.kind import NOTHING, ClipStart, Grid, Images, Kind, Shapes, fp32
-from maxdiffusion.media.frames import to_float
+from maxdiffusion.media.frames import to_uint8
 from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
@@ -73,7 +73,7 @@ def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
 
 def clip_tokens(s: Session, given: Originals, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Float[Array, "k e"]]:
     """See `Kind.clip`: of the clip's first frame, followed in every clip by those of the video's last image."""
-    first = [given[str(each.video.image)] if each.frames is None else each.frames[0] for each in starts]
+    first = [given[str(each.video.image)] if each.frames is None else to_uint8(each.frames[0]) for each in starts]
     last = [[given[each.video.last_image]] if each.video.last_image else [] for each in starts]
     return _tokens(s, [[image, *others] for image, others in zip(first, last, strict=True)])
 
@@ -128,9 +128,9 @@ def clip_channels(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipS
     cfg, made = s.job.cfg, []
     with s.stages("image"):
         for start in starts:
-            video, size = start.video, (start.video.height, start.video.width)
-            first, last = (at and given[at, size[1], size[0]] for at in (video.image, video.last_image))
-            begin = first[None] if start.frames is None else to_float(start.frames, *size)
+            video = start.video
+            first, last = (at and given[at, video.width, video.height] for at in (video.image, video.last_image))
+            begin = first[None] if start.frames is None else start.frames
             padding = first if cfg.clip_padding == "reference" else None
             marked = 1 if cfg.clip_mask == "first" else None
             end = last if start.last else None
@@ -161,10 +161,10 @@ def clip_first(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipStar
     made = []
     with s.stages("image"):
         for start in starts:
-            video, size = start.video, (start.video.height, start.video.width)
-            image = None if start.frames is not None else given[str(video.image), size[1], size[0]][None]
-            begin = image if start.frames is None else to_float(start.frames, *size)
-            made.append(Frames(first=vae.encode(parallel.put(begin[None]))[0]))
+            video, frames = start.video, start.frames
+            if frames is None:
+                frames = given[str(video.image), video.width, video.height][None]
+            made.append(Frames(first=vae.encode(parallel.put(frames[None]))[0]))
         return jax.block_until_ready(made)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float
 from PIL import Image
 
 from maxdiffusion.models.vae.model import WanVAE
@@ -43,13 +43,14 @@ class ClipStart(NamedTuple):
       video: of which it is a clip.
       number: of the clip, from 0.
       last: whether it is the video's last clip.
-      frames: its first frames, those of the clip before or of `extend`; None where it starts from the video's image.
+      frames: its first frames, those of the clip before or of `extend`, [-1, 1]; None where it starts from the video's
+        own image.
     """
 
     video: Video
     number: int
     last: bool
-    frames: UInt8[np.ndarray, "f h w 3"] | None
+    frames: Float[np.ndarray, "f h w 3"] | None
 
 
 class Kind(NamedTuple):

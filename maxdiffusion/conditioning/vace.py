@@ -104,7 +104,7 @@ def clip_controls(s: Session, given: Inputs, vae: WanVAE, starts: Sequence[ClipS
         for start in starts:
             video, mask = _frames(s, given, cut.frames_of(cut.starts[start.number]))
             if start.frames is not None:
-                video[: len(start.frames)] = to_float(start.frames, *video.shape[1:3])
+                video[: len(start.frames)] = start.frames
                 mask[: len(start.frames)] = 0
             made.append(Control(control_latents(vae, video, mask, given.references), scale))
         return jax.block_until_ready(made)
