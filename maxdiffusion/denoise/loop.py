@@ -224,7 +224,7 @@ class Program:
 
     def place(self, state: State) -> State:
         """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays."""
-        if isinstance(state.x, jax.Array):
+        if isinstance(state.solver.x, jax.Array):
             return state
         return jax.tree.map(_put, state, self.init.output_shardings)
 

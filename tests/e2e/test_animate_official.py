@@ -45,9 +45,9 @@ def clips(folder: Path, frames: int) -> None:
     Image.fromarray(rng.integers(0, 256, (150, 119, 3), dtype=np.uint8)).save(folder / "src_ref.png")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "length", "carried", "frames", "scale"),
-    [("animate", 9, 1, 14, 1.0), pytest.param("replace", 9, 5, 12, 3.0, marks=pytest.mark.slow)],
+    ("mode", "length", "carried", "frames", "scale"), [("animate", 9, 1, 14, 1.0), ("replace", 9, 5, 12, 3.0)]
 )
 def test_animate_equals_the_official_code(checkpoint, tmp_path, mode, length, carried, frames, scale):
     """Two segments, the second filled up behind the video's end; without guidance, and with it."""

@@ -79,7 +79,10 @@ SMALL = ("height=32", "width=32", "num_frames=1", "num_inference_steps=9", "guid
     ("file", "tensor", "words", "named"),
     [
         (f"transformer/{WEIGHTS}", "proj_out.bias", [], "the weights of transformer have "),
-        (f"transformer/{WEIGHTS}", "proj_out.bias", ["loop=scan"], "the weights of transformer have "),
+        pytest.param(
+            *(f"transformer/{WEIGHTS}", "proj_out.bias", ["loop=scan"], "the weights of transformer have "),
+            marks=pytest.mark.slow,
+        ),
         (
             "text_encoder/model.safetensors",
             "final_layer_norm.weight",
@@ -100,7 +103,7 @@ def test_nan_is_noticed_before_anything_is_saved(bundled, tmp_path, capsys, file
     assert ("try text_encoder_dtype=float32" in said) == file.startswith("text")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_an_overflow_names_the_step_and_what_to_try(tmp_path, capsys, dtype):
     latents = np.full((1, 1, 4, 4, 8), 3e38, np.float32)  # finite; its square is not
     save_latents(tmp_path / "given.safetensors", latents, {})

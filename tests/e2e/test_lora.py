@@ -39,6 +39,7 @@ def write(path: Path, model: Path, layers: int, size: float = 0.1) -> Path:
     return lora.write(path, tensors)
 
 
+@pytest.mark.slow
 def test_the_same_video_on_a_mesh(tmp_path):
     """Fsdp 2 x ring 2 x Ulysses 2 on eight devices: each reads and merges the rows that it holds."""
     assert len(jax.devices()) == 8

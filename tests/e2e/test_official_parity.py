@@ -27,8 +27,8 @@ def checkpoint(tmp_path_factory):
     ("model", "boundary", "scales", "solver"),
     [
         ("wan2.2-t2v", 0.875, (3.0, 4.0), "unipc"),
-        ("wan2.2-t2v", 0.875, (3.0, 4.0), "dpm++"),
-        ("wan2.1-t2v", 0.0, (5.0, 5.0), "unipc"),
+        pytest.param("wan2.2-t2v", 0.875, (3.0, 4.0), "dpm++", marks=pytest.mark.slow),
+        pytest.param("wan2.1-t2v", 0.0, (5.0, 5.0), "unipc", marks=pytest.mark.slow),
     ],
 )
 def test_text_to_video(tmp_path, checkpoint, model, boundary, scales, solver):

@@ -36,7 +36,10 @@ def reference(checkpoint, noise, *, size, frames, steps, scale):
 
 @pytest.mark.parametrize(
     ("name", "model", "size", "frames", "channels"),
-    [("random_checkpoint", "wan2.1-t2v", 64, 9, 16), ("bundled", "wan-tiny-t2v", 96, 17, 8)],
+    [
+        ("random_checkpoint", "wan2.1-t2v", 64, 9, 16),
+        pytest.param("bundled", "wan-tiny-t2v", 96, 17, 8, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize(
     ("loop", "guidance", "data", "context"), [("steps", "batched", -1, 1), ("scan", "two_pass", 1, -1)]

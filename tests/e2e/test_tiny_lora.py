@@ -17,6 +17,7 @@ def right(video, prompt):
     return measured.correct(data.parse_prompt(prompt))
 
 
+@pytest.mark.slow
 def test_the_concept_lora_draws_words_that_the_checkpoint_does_not_know(tmp_path):
     words = (f"prompt={RECTANGLE}", "seed=10")
     known = right(made(tmp_path / "base", *words)[0], RECTANGLE)

@@ -54,6 +54,7 @@ def test_against_a_second_mesh_of_all_devices(capsys):
     assert capsys.readouterr().out.startswith("against attention=ring ulysses_shards=1;")
 
 
+@pytest.mark.slow
 def test_a_wrong_merge_is_seen(monkeypatch):
     monkeypatch.setattr(ring, "merge", lambda out, lse, other_out, other_lse: (out, lse))
     with pytest.raises(UserError, match="differ by more than 60 dB allow from step 1 on"):

@@ -166,7 +166,13 @@ def test_chunks_follow_memory_and_are_alike():
         assert vae.calls(name, shape) == calls
 
 
-@pytest.mark.parametrize(("chunk", "lengths"), [(4, [1, 16, 12]), (6, [1, 16, 12]), (3, [1, 12, 12, 4]), (7, [1, 28])])
+@pytest.mark.parametrize(
+    ("chunk", "lengths"),
+    [
+        (3, [1, 12, 12, 4]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, [1, 16, 12]), (6, [1, 16, 12]), (7, [1, 28]))),
+    ],
+)
 def test_a_prime_number_of_frames_after_the_first_takes_as_few_chunks_as_fit(pair, chunk, lengths):
     rng = np.random.default_rng(7)
     latents = jnp.asarray(rng.standard_normal((1, 8, 2, 3, 4), np.float32))  # 7 after the first

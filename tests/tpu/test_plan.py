@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from maxdiffusion import cli
 from tests.support.tpu_compiler import ROOT, needs_libtpu
 
@@ -10,6 +12,7 @@ pytestmark = needs_libtpu
 WORDS = ["size=16*16", "num_frames=1", "attention=dot_product", "ici_data_parallelism=1", "jax_cache_dir="]
 
 
+@pytest.mark.slow
 def test_the_miniature_on_a_slice(tmp_path):
     files = f"plan_file=[{tmp_path / 'plan.json'}, {tmp_path / 'plan.svg'}]"
     assert cli.command([str(ROOT / "configs" / "wan_tiny.yml"), "plan=v6e-4", *WORDS, files]) == 0
