@@ -28,6 +28,8 @@ def words(tmp_path_factory):
 
     def of(out, *more):
         common = [f"num_frames={FRAMES}", f"num_inference_steps={STEPS}", f"output_dir={out}", "run_name=r", "seed=4"]
+        given = [word.partition("=")[0] for word in more]
+        common = [word for word in common if word.partition("=")[0] not in given]
         mesh = [] if any("parallelism" in word for word in more) else ONE
         quiet = ["output_format=npy", f"jax_cache_dir={cache}"]
         return [str(CONFIGS / "wan_tiny_i2v.yml"), *common, *quiet, *mesh, *more]
