@@ -85,7 +85,9 @@ def nets_of(model):
 
 def loaded(folder, model):
     """A run of a folder that holds the files that its config names."""
-    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {"_class_name": get(model.split()[0]).task.transformer_class}
+    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {
+        "_class_name": get(model.split()[0]).task.transformer_class
+    }
     (folder / "transformer").mkdir()
     (folder / "transformer" / "config.json").write_text(json.dumps(raw))
     write(np.zeros((FRAMES, FACE, FACE, 3), np.uint8), folder / "VIDEO", 16, "png", {})

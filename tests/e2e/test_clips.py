@@ -93,7 +93,7 @@ def test_a_clip_is_made_anew_with_those_that_follow(three, make, words):
     assert len(video) == 3 * FRAMES - 2 and record["output"].endswith("-2.npy")
     more = make(folder, "clips=4", "redo_clip=4")[1]  # the first video, and a clip more
     np.testing.assert_array_equal(more[:3], latents)
-    with pytest.raises(UserError, match="would make .*-2.json again: no clip has another prompt or seed"):
+    with pytest.raises(UserError, match=r"would make .*-2\.json again: no clip has another prompt or seed"):
         make(folder, "clips=3", "redo_clip=2", "clip_seeds=[4,77,6]")
     with pytest.raises(UserError, match=r"needs the latents of clip 1 of this command, and no file \*.clip1"):
         make(folder, "clips=3", "redo_clip=2", "guidance_scale=3")
@@ -133,7 +133,7 @@ def test_eight_devices_make_the_same_clips(three, make, tmp_path):
 
 def test_a_video_is_extended(three, make, tmp_path):
     """The first two clips' end, extended with the third one's seed, is the third clip but for the rounding."""
-    folder, video, latents, _ = three
+    _, video, latents, _ = three
     np.save(tmp_path / "v.npy", video[: 2 * FRAMES - 1])
     longer, own, record = make(tmp_path, f"extend={tmp_path}/v.npy", "image=", "seed=6")
     assert longer.shape == video.shape

@@ -55,8 +55,16 @@ def test_a_video_that_is_extended_keeps_its_size(load):
         (I2V, ["image=a.png", "redo_clip=2"], "redo_clip is only used with clips=N"),
         (I2V, ["image=a.png", "clips=2", "overlap_frames=4"], "of the form 4n.1.*write 1 or 5"),
         (I2V, ["image=a.png", "clips=2", "overlap_frames=81"], "less than num_frames=81; write 77"),
-        (I2V, ["image=a.png", "clips=2", "num_frames=1"], "num_frames=1 is too short for clips; write at least num_frames=5"),
-        (TI2V, ["image=a.png", "clips=2", "overlap_frames=5"], "first clip starts from one image; write overlap_frames=1"),
+        (
+            I2V,
+            ["image=a.png", "clips=2", "num_frames=1"],
+            "too short for clips; write at least num_frames=5",
+        ),
+        (
+            TI2V,
+            ["image=a.png", "clips=2", "overlap_frames=5"],
+            "clip starts from one image; write overlap_frames=1",
+        ),
         (TI2V, ["clips=2"], "clips=2 of TI2V start from an image or a video; write image=FILE or extend=VIDEO"),
         (I2V, ["image=a.png", "clips=100"], "clips=100 of num_frames=81 are 8001 frames.*at most 4093"),
         (I2V, ["image=a.png", "clips=2", "clip_seeds=[1]"], "clip_seeds has 1 entries, but clips=2"),
