@@ -245,7 +245,8 @@ class _Run:
         resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
         for batch, reals in self.batches:
             counts = collections.Counter(real for real in reals for _ in job.segments.starts)
-            counts[1] += (len(job.segments) - 1) * len(reals) * batch.rows  # frames handed on
+            handing = sum(reals) if job.chained else len(reals) * batch.rows  # their last frames on, one by one
+            counts[1] += (len(job.segments) - 1) * handing
             for rows, times in (+counts).items():
                 x = parallel.like((rows, *job.latent_grid(batch.video), channels), jnp.float32, axes.BATCH)
                 yield from self.vae("decode", times, resident, x)

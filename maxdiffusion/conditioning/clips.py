@@ -89,8 +89,12 @@ class Chain:
         """Fields of `Context` beside the text, of the clip after those of `before` (latents)."""
         batch, number = tuple(videos), len(before)
         if batch not in self._made or self._made[batch][0] != number:
-            starts = [self._start(video, [latents[row] for latents in before]) for row, video in enumerate(videos)]
-            made = {kind.field: _stacked(kind.clip(self._s, given, self._vae, starts)) for kind, given in self._kinds}
+            rows = {video: row for row, video in enumerate(videos)}  # a batch may repeat its last video
+            starts = [self._start(video, [latents[row] for latents in before]) for video, row in rows.items()]
+            made = {}
+            for kind, given in self._kinds:
+                each = dict(zip(rows, kind.clip(self._s, given, self._vae, starts), strict=True))
+                made[kind.field] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[video] for video in videos))
             self._made[batch] = number, made
         return self._made[batch][1]
 
@@ -101,7 +105,3 @@ class Chain:
         elif self._extended is not None:
             frames = to_float(self._extended.frames[-job.cfg.overlap_frames :], video.height, video.width)
         return ClipStart(video, len(before), len(before) == len(job.segments) - 1, frames)
-
-
-def _stacked(values: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)

@@ -6,8 +6,9 @@ Reference: `WanI2V` and `WanTI2V` of the official repository, `diffusers.WanImag
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -68,27 +69,29 @@ def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[Array, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
-    return _tokens(s, [[given[at] for at in video.images] for video in s.job.videos])
+    tokens = dict(zip(given, _encode(s, given.values()), strict=True))
+    return [jnp.concatenate([tokens[at] for at in video.images]) for video in s.job.videos]
 
 
 def clip_tokens(s: Session, given: Originals, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Float[Array, "k e"]]:
     """See `Kind.clip`: of the clip's first frame, followed in every clip by those of the video's last image."""
-    first = [given[str(each.video.image)] if each.frames is None else to_uint8(each.frames[0]) for each in starts]
-    last = [[given[each.video.last_image]] if each.video.last_image else [] for each in starts]
-    return _tokens(s, [[image, *others] for image, others in zip(first, last, strict=True)])
+    first = [given[str(each.video.image)] if each.frames is None else to_uint8(each.frames[:1])[0] for each in starts]
+    last = [each.video.last_image for each in starts]
+    shown = [[image, given[at]] if at else [image] for image, at in zip(first, last, strict=True)]
+    tokens = iter(_encode(s, itertools.chain.from_iterable(shown)))
+    return [jnp.concatenate([next(tokens) for _ in images]) for images in shown]
 
 
-def _tokens(s: Session, shown: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]]) -> list[Float[Array, "k e"]]:
-    """Hidden states of the images of each video; an image that occurs again is encoded once."""
+def _encode(s: Session, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> list[Float[Array, "k e"]]:
+    """CLIP's hidden states of each image."""
     from maxdiffusion.models.clip.vision import preprocess
 
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):
         side, view = encoder.config.image_size, s.job.conventions.clip_view
-        pixels = {id(image): preprocess([image], side, view) for images in shown for image in images}
-        tokens = {key: run(*net, parallel.put(image))[0] for key, image in pixels.items()}
-        return jax.block_until_ready([jnp.concatenate([tokens[id(image)] for image in images]) for images in shown])
+        pixels = (preprocess([image], side, view) for image in images)
+        return jax.block_until_ready([run(*net, parallel.put(each))[0] for each in pixels])
 
 
 def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
