@@ -165,7 +165,7 @@ def from_ours(args, chosen):
 
 def measure_chains(args):
     """Prints for each chain what its clips show, and how many chains are right in all three clips."""
-    cases, words, good, clips = image_groups(args)["held out"][::3], args.words, 0, []
+    cases, words, good, kept_on, clips = image_groups(args)["held out"][::3], args.words, 0, 0, []
     for direction in dict.fromkeys(case.combination.direction for case in cases):
         chosen = [case for case in cases if case.combination.direction == direction]
         ways = (direction, OPPOSITE[direction], direction)
@@ -173,23 +173,23 @@ def measure_chains(args):
         for case, frames in from_ours(args, chosen):
             parts = [frames[first : first + data.FRAMES] for first in range(0, len(frames) - 1, data.FRAMES - 1)]
             found = [(data.measure(part), data.compare(part, case.still)) for part in parts]
-            right = [
-                (measured.shape, measured.direction) == (case.combination.shape, way)
-                and kept.colour_error < 20
-                and kept.background_error < 12
+            moved = all(
+                measured.direction == way and kept.colour_error < 20 and kept.background_error < 12
                 for way, (measured, kept) in zip(ways, found, strict=True)
-            ]
-            good += all(right)
+            )
+            shapes = [measured.shape for measured, _ in found]
+            good += moved and set(shapes) == {case.combination.shape}
+            kept_on += moved and len(set(shapes)) == 1
             clips.append(frames)
             shown = (
                 f"{m.shape} {m.direction}, colour {k.colour_error:.1f}, ground {k.background_error:.1f}"
                 for m, k in found
             )
-            print(f"{'right' if all(right) else 'wrong'}: {case.name}: {'; '.join(shown)}", flush=True)
+            print(f"{case.name}: {'; '.join(shown)}", flush=True)
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
         contact_sheet(clips, args.save / "chains.png", columns=7)
-    print(f"{good} of {len(cases)} chains of three clips keep colour, shape and direction")
+    print(f"{kept_on} of {len(cases)} chains keep colour, direction and the shape of clip 1, {good} that of the image")
 
 
 BACKENDS = dict(ours=from_ours, diffusers=from_diffusers, truth=from_truth)

@@ -58,7 +58,7 @@ def three(make, tmp_path_factory):
     return folder, *make(folder, "clips=3")
 
 
-def test_a_video_of_three_clips_has_each_frame_once(three, make, tmp_path):
+def test_a_video_of_three_clips_has_each_frame_once(three, words, tmp_path):
     folder, video, latents, record = three
     assert video.shape == (3 * FRAMES - 2, 96, 96, 3)
     alone = []
@@ -67,7 +67,9 @@ def test_a_video_of_three_clips_has_each_frame_once(three, make, tmp_path):
         stored, metadata = load_latents(file)
         np.testing.assert_array_equal(stored[0], latents[number - 1])
         assert metadata["seed"] == str(3 + number)
-        alone.append(make(tmp_path / str(number), f"decode_latents={file}")[0] if number < 3 else None)
+        if number < 3:
+            decode = words(tmp_path / str(number), f"decode_latents={file}", "log_level=error")
+            alone.append(np.load(generate_wan.run(request.load(decode))[0]))
     np.testing.assert_array_equal(video[:FRAMES], alone[0])
     np.testing.assert_array_equal(video[FRAMES : 2 * FRAMES - 1], alone[1][1:])
     print(f"clip 2 starts with clip 1's last frame: {psnr(alone[1][0], alone[0][-1]):.1f} dB")
