@@ -55,10 +55,10 @@ def make(job: Job) -> list[AnyPath]:
             s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states)
+            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states, on_segment=outputs.save_segment)
             order = list(sampler.order())
             steps, batches = sum(work.expert.stop - work.expert.start for work in order), {work.batch for work in order}
-            s.stages.expect(denoise=steps, decode=len(batches) * job.cfg.num_frames)
+            s.stages.expect(denoise=steps, decode=len(batches) * job.segments.frames)
             for work in order:  # an expert's steps on a batch
                 videos = sampler.videos(work)
                 outputs.reserve(videos)
@@ -86,13 +86,14 @@ def save(
     files = outputs.reserve(videos)
     with files.explained():  # that the latents are kept
         decoder, there = vae(), files.begin(denoised)
-        with s.stages("decode", s.job.cfg.num_frames, "frames") as advance:
+        with s.stages("decode", s.job.segments.frames, "frames") as advance:
             chunks = s.job.segments.decode(
                 lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)),
                 denoised,
                 0 if there is None else there.shape[1],
             )
-            clips = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
+            decoded = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
+        clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
             made = files.write(clips, advance)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())

@@ -203,7 +203,8 @@ class _Run:
 
     def vaes(self, copies: int) -> int:
         """Bytes per device of so many VAEs, and of the one that stays loaded for the overlap of segments."""
-        return (copies + self.setup.job.spec.task.segmented) * nbytes(nnx.state(self.setup.abstract("vae")))
+        job = self.setup.job
+        return (copies + (job.spec.task.segmented or job.chained)) * nbytes(nnx.state(self.setup.abstract("vae")))
 
     def vae(self, name: str, times: int, resident: int, x: jax.ShapeDtypeStruct) -> Iterator[_Parts]:
         vae: Any = self.setup.abstract("vae")
@@ -213,14 +214,15 @@ class _Run:
     def conditioning(self) -> Iterator[_Parts]:
         setup, job = self.setup, self.setup.job
         for batch, _ in self.batches:
+            # Of several segments, all but the first are encoded while the transformer waits.
+            resident = self.experts(0) if len(job.segments) > 1 else 0
             if batch.conditions.images:
                 from maxdiffusion.conditioning import image
 
                 side = setup.configs["image_encoder"].image_size
                 arguments = *nnx.split(setup.abstract("image_encoder")), parallel.like((1, side, side, 3), jnp.float32)
-                yield "image", batch.conditions.images, 0, functools.partial(image.program().lower, *arguments)
-            # Of several segments, all but the first are encoded while the transformer waits.
-            resident = self.experts(0) if len(job.segments) > 1 else 0
+                waiting = resident if job.chained else 0
+                yield "image", batch.conditions.images, waiting, functools.partial(image.program().lower, *arguments)
             for (frames, height, width), times in batch.conditions.encoded.items():
                 x = parallel.like((1, frames, height, width, 3), jnp.float32)
                 yield from self.vae("encode", times, resident, x)
@@ -230,7 +232,7 @@ class _Run:
 
     def denoising(self) -> Iterator[_Parts]:
         job, recipe = self.setup.job, self.setup.recipe
-        # In turn, the units of a group wait between two experts: each with its latents and a solver's velocities.
+        # In turn, the batches of a group wait between two experts: each with its latents and a solver's velocities.
         in_turn = len(recipe.experts) > 1 and job.cfg.expert_residency == "in_turn"
         for batch, reals in self.batches:
             units, context = len(reals) * len(job.segments), nbytes(batch.context)
@@ -240,7 +242,7 @@ class _Run:
             if in_turn:
                 state = jax.eval_shape(recipe.solver.init, batch.noise)
                 state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
-                resident += (min(self.units, IN_TURN) - 1) * nbytes(state)
+                resident += (min(sum(len(reals) for _, reals in self.batches), IN_TURN) - 1) * nbytes(state)
             for program, calls in program_calls(recipe.experts, scanned_steps(job.cfg) or 1).items():
                 yield "step", units * calls, resident + context, functools.partial(batch.step, program)
 
@@ -249,7 +251,8 @@ class _Run:
         resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
         for batch, reals in self.batches:
             counts = collections.Counter(real for real in reals for _ in job.segments.starts)
-            counts[1] += (len(job.segments) - 1) * len(reals) * batch.rows  # frames handed on
+            handing = sum(reals) if job.chained else len(reals) * batch.rows  # their last frames on, one by one
+            counts[1] += (len(job.segments) - 1) * handing
             for rows, times in (+counts).items():
                 x = parallel.like((rows, *job.latent_grid(batch.video), channels), jnp.float32, axes.BATCH)
                 yield from self.vae("decode", times, resident, x)

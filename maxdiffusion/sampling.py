@@ -14,7 +14,7 @@ from jaxtyping import Float
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
 from maxdiffusion.config import Config
-from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
+from maxdiffusion.denoise.experts import IN_TURN, ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
@@ -31,6 +31,8 @@ CHECKED = 8  # every so many steps, and after an expert's first and last, the la
 
 # Called with i and the latents (b f h w c, on the device) after step i, counted from 0; copy what you keep.
 OnLatents = Callable[[int, jax.Array], object]
+# Called with the videos, the number of a segment and its latents, when that segment is whole.
+OnSegment = Callable[[tuple[Video, ...], int, Float[np.ndarray, "b f h w c"]], object]
 
 
 class Work(NamedTuple):
@@ -62,13 +64,14 @@ class Sampler:
         given: Float[np.ndarray, "b f h w c"] | None = None,
         states: States | None = None,
         on_latents: OnLatents = lambda i, latents: None,
+        on_segment: OnSegment = lambda videos, segment, latents: None,
     ) -> None:
         """`given` is the noise of every video; None draws it from each video's seed. Call it under the placement.
 
         `states` are those of `s.job`'s videos; None saves none.
         """
         self._s, self._conditions, self._given, self._on_latents = s, conditions, given, on_latents
-        self._saved = states
+        self._saved, self._on_segment = states, on_segment
         self._batches = list(s.job.batches(parallel.data_degree(), self._progress))
         self._compiled: dict[tuple[int, ...], tuple[BatchPrograms, Any, Program]] = {}
         self._states: dict[tuple[int, int], State] = {}
@@ -76,15 +79,22 @@ class Sampler:
         self._done: dict[int, list[np.ndarray]] = collections.defaultdict(list)  # latents of segments, by batch
 
     def order(self) -> Iterator[Work]:
-        """Batch after batch; with the experts in turn, all batches' high-noise steps first."""
-        s = self._s
-        units = [(batch, segment) for batch in range(len(self._batches)) for segment in range(len(s.job.segments))]
+        """Batch after batch, or with the experts in turn group after group; a segment may need the one before it."""
+        s, count = self._s, len(self._batches)
+        size = IN_TURN if s.job.cfg.expert_residency == "in_turn" else 1
+        firsts, segments = range(0, count, size), range(len(s.job.segments))
+        groups = [
+            [(batch, segment) for batch in range(first, min(first + size, count))]
+            for first in firsts
+            for segment in segments
+        ]
         work = []
-        for (batch, segment), expert in execution_order(s.recipe.experts, units, s.job.cfg.expert_residency):
-            at = self._progress(self._batches[batch][0][0])
-            if segment >= at.segment:
-                left = from_step([expert], at.step if segment == at.segment else 0)
-                work += [(batch, segment, each) for each in left]
+        for units in groups:
+            for (batch, segment), expert in execution_order(s.recipe.experts, units, s.job.cfg.expert_residency):
+                at = self._progress(self._batches[batch][0][0])
+                if segment >= at.segment:
+                    left = from_step([expert], at.step if segment == at.segment else 0)
+                    work += [(batch, segment, each) for each in left]
         for number, one in enumerate(work, 1):
             yield Work(*one, number == len(work))
 
@@ -117,7 +127,7 @@ class Sampler:
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
         if state is None:
-            keys = parallel.put(step_keys([video.seed for video in batch], work.segment))
+            keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
             state = program.init(self._noise(rows, work.segment, programs), keys)
         else:
             state = program.place(state)
@@ -130,8 +140,9 @@ class Sampler:
             return None
         latents = distributed.fetch(raw.positive.frames.keep(state.x))
         self._done[work.batch].append(latents[:, s.job.segments.reference_frames :])
+        self._on_segment(self.videos(work), work.segment, self._done[work.batch][-1][:real])
         if work.segment < len(s.job.segments) - 1:
-            self._save_if_needed(work, Progress(work.segment + 1), None)
+            self._save_if_needed(work, Progress(work.segment + 1), None, due=s.job.chained)
             return None
         return np.concatenate(self._done.pop(work.batch), axis=1)[:real]
 
@@ -159,16 +170,16 @@ class Sampler:
             solver = None if state is None else state.solver
             self._saved.save(self.videos(work), at, solver, self._done[work.batch])
 
-    def _save_if_needed(self, work: Work, at: Progress, state: State | None) -> None:
-        """Saves the state where it is due; after a signal in any process, all of them stop here.
+    def _save_if_needed(self, work: Work, at: Progress, state: State | None, due: bool = False) -> None:
+        """Saves the state where it is due, or said to be; after a signal in any process, all of them stop here.
 
         Raises:
           Stopped: after a signal.
         """
         if self._saved is None:
             return
-        due, signal = distributed.largest([self._saved.due(at.step), stop.heard()])
-        if signal or due:
+        save, signal = distributed.largest([due or self._saved.due(at.step), stop.heard()])
+        if signal or save:
             self._save(work, at, state)
         if signal:
             part = f" of segment {at.segment + 1}" if len(self._s.job.segments) > 1 else ""
@@ -180,11 +191,14 @@ class Sampler:
         """Initial latents of a segment of these videos."""
         s, (frames, h, w, c) = self._s, programs.shape
         videos = [s.job.videos[row] for row in rows]
-        if self._given is None:
-            x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))
+        if self._given is None and s.job.chained:
+            x = noise([s.job.seed(video, segment) for video in videos], programs.shape)
         else:
-            x = parallel.put(self._given[rows], axes.BATCH)
-        x = x[:, segment * frames : (segment + 1) * frames]
+            if self._given is None:
+                x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))
+            else:
+                x = parallel.put(self._given[rows], axes.BATCH)
+            x = x[:, segment * frames : (segment + 1) * frames]
         x = self._conditions.start(videos, x, s.recipe)
         if found := finite.fault(x):
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")

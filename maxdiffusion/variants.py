@@ -77,6 +77,7 @@ class Task:
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
+      chained: whether a clip can start from the last frames of another.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
@@ -95,6 +96,7 @@ class Task:
     two_images: bool = False
     segmented: bool = False
     windowed: bool = False
+    chained: bool = False
     reference_frames: int = 0
     pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
@@ -110,6 +112,7 @@ I2V = Task(
     official_size=sizes.floored,
     size_is_area=True,
     extra_channels=True,
+    chained=True,
     pipeline_classes=("WanImageToVideoPipeline",),
 )
 I2V_WITHOUT_CLIP = dataclasses.replace(I2V, conditions=("image_channels",))
@@ -122,6 +125,7 @@ TI2V = Task(
     official_size=sizes.nearest,
     size_is_area=True,
     windowed=True,
+    chained=True,
     pipeline_classes=("WanPipeline", "WanImageToVideoPipeline"),
 )
 VACE = Task(
@@ -132,6 +136,7 @@ VACE = Task(
     size_is_area=True,
     spread=True,
     windowed=True,
+    chained=True,
     pipeline_classes=("WanVACEPipeline",),
     transformer_class="WanVACETransformer3DModel",
 )

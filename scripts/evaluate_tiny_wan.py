@@ -8,6 +8,9 @@ well the clips keep to their images is measured as well.
 `--taught` adds the held-out combinations of the colour and the shape that the concept LoRA teaches, each and both;
 `--lora` gives a LoRA, and further words of the command (`solver=euler sigmas=[...]`) follow after `--words`.
 
+`--chains` measures videos of three clips instead, each from the last frame of the one before: there, back and there
+again, from ten of the held-out images.
+
 The frames come from this project's pipeline (`--backend ours`), from the reference's (`--backend diffusers`), from a
 folder of .npy or .mp4 files named after the combination (`--frames`), or from ground-truth renders (`--backend truth`).
 """
@@ -135,12 +138,13 @@ def from_ours(args, chosen):
 
     with tempfile.TemporaryDirectory() as folder:
         images = [f"{folder}/{number}.png" for number, case in enumerate(chosen) if case.still]
+        prompts = [case.prompt for case in chosen]
         for path, case in zip(images, chosen, strict=False):
             Image.fromarray(data.render_uint8(case.still, frames=1)[0]).save(path)
         words = [
             *([f"image=[{', '.join(images)}]"] if images else []),
             f"pretrained_model_name_or_path={args.model}",
-            f"prompt=[{', '.join(c.prompt for c in chosen)}]",
+            f"prompt=[{', '.join(prompts)}]" if len(set(prompts)) > 1 else f"prompt={prompts[0]}",
             f"seed=[{', '.join(str(args.seed + i) for i in range(len(chosen)))}]",
             f"negative_prompt={args.negative_prompt}",
             f"num_inference_steps={args.steps}",
@@ -157,6 +161,35 @@ def from_ours(args, chosen):
         paths = generate_wan.run(request.load([str(page), *words]))
         for case, path in zip(chosen, paths, strict=True):
             yield case, np.load(path)
+
+
+def measure_chains(args):
+    """Prints for each chain what its clips show, and how many chains are right in all three clips."""
+    cases, words, good, kept_on, clips = image_groups(args)["held out"][::3], args.words, 0, 0, []
+    for direction in dict.fromkeys(case.combination.direction for case in cases):
+        chosen = [case for case in cases if case.combination.direction == direction]
+        ways = (direction, OPPOSITE[direction], direction)
+        args.words = [*words, "clips=3", f"clip_prompts=[{', '.join(f'moving {way}' for way in ways)}]"]
+        for case, frames in from_ours(args, chosen):
+            parts = [frames[first : first + data.FRAMES] for first in range(0, len(frames) - 1, data.FRAMES - 1)]
+            found = [(data.measure(part), data.compare(part, case.still)) for part in parts]
+            moved = all(
+                measured.direction == way and kept.colour_error < 20 and kept.background_error < 12
+                for way, (measured, kept) in zip(ways, found, strict=True)
+            )
+            shapes = [measured.shape for measured, _ in found]
+            good += moved and set(shapes) == {case.combination.shape}
+            kept_on += moved and len(set(shapes)) == 1
+            clips.append(frames)
+            shown = (
+                f"{m.shape} {m.direction}, colour {k.colour_error:.1f}, ground {k.background_error:.1f}"
+                for m, k in found
+            )
+            print(f"{case.name}: {'; '.join(shown)}", flush=True)
+    if args.save:
+        args.save.mkdir(parents=True, exist_ok=True)
+        contact_sheet(clips, args.save / "chains.png", columns=7)
+    print(f"{kept_on} of {len(cases)} chains keep colour, direction and the shape of clip 1, {good} that of the image")
 
 
 BACKENDS = dict(ours=from_ours, diffusers=from_diffusers, truth=from_truth)
@@ -181,6 +214,7 @@ def main():
     parser.add_argument("--trained", type=int, default=0, help="also measure so many combinations seen in training")
     parser.add_argument("--repeats", type=int, default=1, help="clips per combination, each from its own seed")
     parser.add_argument("--taught", action="store_true", help="also measure what the concept LoRA teaches")
+    parser.add_argument("--chains", action="store_true", help="measure videos of three clips instead")
     parser.add_argument("--lora", help="file of a LoRA")
     parser.add_argument("--words", nargs="*", default=[], metavar="key=value", help="further words of the command")
     parser.add_argument("--steps", type=int, default=16)
@@ -196,6 +230,8 @@ def main():
 
     kind = json.loads((pathlib.Path(args.model) / "model_index.json").read_text())["_class_name"]
     takes_images = kind == "WanImageToVideoPipeline"
+    if args.chains:
+        return measure_chains(args)
     groups = image_groups(args) if takes_images else {"held out": [Case(c) for c in data.held_out_combinations()]}
     if args.trained and not takes_images:
         order = np.random.default_rng(0).permutation(len(data.training_combinations()))[: args.trained]

@@ -39,7 +39,7 @@ TEXT = UMT5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num
 TOKENS = {"image_dim": 16, "added_kv_proj_dim": 24}
 FACES = AnimateConfig(4, (("4", 4), ("8", 4), ("16", 4)), FACE, 10, 5, 14, 16, 2, 1)
 
-# model -> what its transformer adds, and words that condition it
+# model (and what else tells it from another case) -> what its transformer adds, and words that condition it
 CASES = {
     "wan2.1-t2v": ({}, ["video=VIDEO", "prompt=[a,b,c]", "loop=scan"]),
     "wan2.1-i2v": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER"]),
@@ -48,6 +48,19 @@ CASES = {
     "wan2.1-vace": (
         {"adapter": VACEConfig((0, 1), 72)},
         ["video=VIDEO", "reference_images=[IMAGE,OTHER]", "context_window=5", "context_overlap=0"],
+    ),
+    "wan2.1-i2v clips": ({"in_channels": 12, **TOKENS}, ["image=[IMAGE,OTHER]", "last_image=OTHER", "clips=2"]),
+    "wan2.2-i2v clips": (
+        {"in_channels": 12},
+        ["image=IMAGE", "expert_residency=in_turn", "clips=3", "clip_padding=reference", "overlap_frames=5"],
+    ),
+    "wan2.2-ti2v clips": (
+        {"in_channels": 8, "out_channels": 8},
+        ["extend=VIDEO", "clips=2", "overlap_frames=5", "clip_prompts=[x,y]", "prompt=a", "seed=[1,2]"],
+    ),
+    "wan2.1-vace clips": (
+        {"adapter": VACEConfig((0, 1), 72)},
+        ["clips=2", "reference_images=[IMAGE,OTHER]", "prompt=a", "seed=[1,2]"],
     ),
     "wan2.2-animate": (
         {"in_channels": 12, "adapter": FACES, **TOKENS},
@@ -67,15 +80,17 @@ def nets_of(model):
     """Configs of tiny nets."""
     common = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "text_dim": 32}
     network = DiTConfig(**common | {"in_channels": 4, "out_channels": 4, "freq_dim": 16} | CASES[model][0])
-    z, patch = network.out_channels, 2 if model == "wan2.2-ti2v" else None
+    z, patch = network.out_channels, 2 if model.startswith("wan2.2-ti2v") else None
     vae = VAEConfig((0.0,) * z, (1.0,) * z, base_dim=4, z_dim=z, num_res_blocks=1, patch_size=patch)
     every = {"text_encoder": TEXT, "image_encoder": TOWER, "transformer": network, "transformer_2": network, "vae": vae}
-    return {name: every[name] for name in get(model).nets}
+    return {name: every[name] for name in get(model.split()[0]).nets}
 
 
 def loaded(folder, model):
     """A run of a folder that holds the files that its config names."""
-    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {"_class_name": get(model).task.transformer_class}
+    raw = dataclasses.asdict(nets_of(model)["transformer"]) | {
+        "_class_name": get(model.split()[0]).task.transformer_class
+    }
     (folder / "transformer").mkdir()
     (folder / "transformer" / "config.json").write_text(json.dumps(raw))
     write(np.zeros((FRAMES, FACE, FACE, 3), np.uint8), folder / "VIDEO", 16, "png", {})
@@ -87,7 +102,7 @@ def loaded(folder, model):
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [f"size={SIDE}*{SIDE}", f"num_frames={FRAMES}", "num_inference_steps=4", f"output_dir={folder}"]
     mesh = ["attention=ulysses", "ici_data_parallelism=2", "guidance_mode=batched"]
-    named = [f"model_name={model}", f"pretrained_model_name_or_path={folder}"]
+    named = [f"model_name={model.split()[0]}", f"pretrained_model_name_or_path={folder}"]
     return request.load([str(folder / "run.yml"), *named, *common, *mesh, *words])
 
 

@@ -23,6 +23,7 @@ from maxdiffusion.conditioning import control_video
 from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.image import Originals, encode_tokens, read_originals, token_shapes
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.conditioning.overlap import last_frames
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.frames import to_float
 from maxdiffusion.media.resize import bilinear
@@ -155,21 +156,12 @@ class Performer:
             channels = []
             for row, character in enumerate(characters):
                 if before:
-                    shown[:overlap] = _last_frames(vae, before[-1][row], overlap)
+                    shown[:overlap] = last_frames(vae, before[-1][row], overlap)
                 channels.append(given_channels(vae, character, shown, unknown, overlap if before else 0))
             pose, face = (jnp.broadcast_to(x, (len(characters), *x.shape[1:])) for x in self._acted(len(before)))
             both = {"frames": Frames(channels=jnp.stack(channels))}
             acting, blank = (Performance(pose, pixels) for pixels in (face, jnp.full_like(face, -1)))
             return {**both, "adapter": acting}, {**both, "adapter": blank}
-
-
-def _last_frames(vae: WanVAE, latents: Float[np.ndarray, "f h w c"], count: int) -> Float[np.ndarray, "count h1 w1 3"]:
-    """The last frames of these latents; decoded chunk by chunk, as a causal decoder cannot start in the middle."""
-    kept = np.zeros((0, 1, 1, 3), np.float32)
-    for chunk in vae.decode_chunks(parallel.put(latents[None])):
-        frames = distributed.fetch(chunk)[0]
-        kept = np.concatenate([kept.reshape(-1, *frames.shape[1:]), frames])[-count:]
-    return kept
 
 
 def to_grey(frames: UInt8[np.ndarray, "f h1 w1 3"], height: int, width: int) -> Float[np.ndarray, "f h w"]:

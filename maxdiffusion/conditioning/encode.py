@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import text
+from maxdiffusion.conditioning.clips import Chain, read_extended
 from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.denoise.recipe import Recipe
@@ -51,18 +52,27 @@ class Inputs:
     Attributes:
       by_kind: by kind of conditioning; only what is given.
       images: location -> what was converted of that image, see `open_image`; only where anything was.
+      extended: the video that the first clip goes on from.
     """
 
     by_kind: Mapping[str, Any]
     images: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
+    extended: ControlVideo | None = None
 
     def digest(self) -> str:
         """See `distributed.digest`."""
-        return distributed.digest(jax.tree.leaves(self.by_kind))
+        return distributed.digest(jax.tree.leaves((self.by_kind, self.extended)))
+
+    def joined(self, made: UInt8[np.ndarray, "b f h w 3"], overlap: int) -> UInt8[np.ndarray, "b f2 h w 3"]:
+        """The results: the video that they extend, then what was made, without its first `overlap` frames."""
+        if self.extended is None:
+            return made
+        before = self.extended.frames
+        return np.concatenate([np.broadcast_to(before, (len(made), *before.shape)), made[:, overlap:]], axis=1)
 
     def record(self) -> dict[str, Any]:
         """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
-        given = jax.tree.leaves(self.by_kind, is_leaf=lambda value: isinstance(value, ControlVideo))
+        given = jax.tree.leaves((self.by_kind, self.extended), is_leaf=lambda value: isinstance(value, ControlVideo))
         videos = {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
         return videos | {at: dict(changed) for at, changed in self.images.items()}
 
@@ -73,13 +83,14 @@ def read(job: Job) -> Inputs:
     Raises:
       UserError: a file is damaged, or does not suit the config, on any host.
     """
-    if job.cfg.decode_latents:
-        return Inputs({})
     with distributed.fail_together():
+        extended = read_extended(job)
+        if job.cfg.decode_latents:
+            return Inputs({}, extended=extended)
         images = {at: open_image(at) for video in job.videos for at in video.images}
         found = {name: kind(name).read(job, images) for name in job.spec.task.conditions}
     changed = {at: image.info for at, image in images.items() if image.info}
-    return Inputs({name: given for name, given in found.items() if given is not None}, changed)
+    return Inputs({name: given for name, given in found.items() if given is not None}, changed, extended)
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -100,14 +111,17 @@ class Conditioning:
         by_prompt: Mapping[str, Float[np.ndarray, "_ e"]],
         fields: Mapping[Video, Mapping[str, Any]],
         performer: Any = None,
+        chain: Chain | None = None,
     ) -> None:
         """`by_prompt` is the result of `text.encode`; `fields` are the other fields of each video's `Context`.
 
-        `performer` (see `animate.Performer`) makes those that differ from segment to segment of a long video.
+        `performer` (see `animate.Performer`) makes those that differ from segment to segment of a long video, `chain`
+        those of clips.
         """
         self._by_prompt = by_prompt
         self._fields = fields
         self._performer = performer
+        self._chain = chain
 
     def contexts(
         self, videos: Sequence[Video], guided: bool, before: Sequence[Float[np.ndarray, "b f h w c"]] = ()
@@ -116,7 +130,11 @@ class Conditioning:
 
         `before` holds the latents of the finished segments of these videos.
         """
-        fields = {name: self._put(videos, name) for name in self._fields[videos[0]] if name != START}
+        prompts = [video.prompt for video in videos]
+        if self._chain is None:
+            fields = {name: self._put(videos, name) for name in self._fields[videos[0]] if name != START}
+        else:
+            prompts, fields = self._chain.prompts(videos, len(before)), self._chain.fields(videos, before)
         positive = negative = fields
         if self._performer is not None:
             positive, negative = self._performer.fields(fields.pop(SEGMENT), before)
@@ -125,7 +143,7 @@ class Conditioning:
             words = parallel.put(text.padded([self._by_prompt[prompt] for prompt in prompts]))
             return Context(words, **{**fields, **more})
 
-        shown = context([video.prompt for video in videos], positive)
+        shown = context(prompts, positive)
         return Contexts(shown, context([video.negative_prompt for video in videos], negative) if guided else None)
 
     def start(
@@ -147,12 +165,15 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
     """Loads each encoder that the variant has, encodes each different input and frees the encoder again."""
     videos = s.job.videos
     fields: dict[Video, dict[str, Any]] = {video: {} for video in videos}
-    for name, given in inputs.by_kind.items():
+    for name, given in inputs.by_kind.items() if not s.job.chained else ():
         for video, value in zip(videos, kind(name).encode(s, given), strict=True):
             fields[video][kind(name).field] = value
     if not s.recipe.guided and any(video.negative_prompt != s.job.spec.negative_prompt for video in videos):
         log.info("negative_prompt is not used, as no step is guided (guidance_scale=1)")
     by_prompt = text.encode(s, s.job.prompts(s.recipe.guided))
+    if s.job.chained:
+        kinds = [(kind(name), inputs.by_kind.get(name, {})) for name in s.job.spec.task.conditions]
+        return Conditioning(by_prompt, fields, chain=Chain(s, kinds, inputs.extended))
     if "animate" not in inputs.by_kind:
         return Conditioning(by_prompt, fields)
     from maxdiffusion.conditioning.animate import Performer

@@ -6,8 +6,9 @@ Reference: `WanI2V` and `WanTI2V` of the official repository, `diffusers.WanImag
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +19,9 @@ from jaxtyping import Array, Float, UInt8
 from PIL import Image
 
 from maxdiffusion import parallel
-from maxdiffusion.conditioning.kind import NOTHING, Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.conditioning.kind import NOTHING, ClipStart, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.frames import to_uint8
 from maxdiffusion.media.resize import bicubic
 from maxdiffusion.models.dit.context import Frames
 from maxdiffusion.models.vae.model import WanVAE
@@ -71,16 +73,30 @@ def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[np.ndarray, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
+    tokens = dict(zip(given, map(fetch, _encode(s, given.values())), strict=True))
+    made = {images: np.concatenate([tokens[at] for at in images]) for images in {v.images for v in s.job.videos}}
+    return [made[video.images] for video in s.job.videos]
+
+
+def clip_tokens(s: Session, given: Originals, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Float[Array, "k e"]]:
+    """See `Kind.clip`: of the clip's first frame, followed in every clip by those of the video's last image."""
+    first = [given[str(each.video.image)] if each.frames is None else to_uint8(each.frames[:1])[0] for each in starts]
+    last = [each.video.last_image for each in starts]
+    shown = [[image, given[at]] if at else [image] for image, at in zip(first, last, strict=True)]
+    tokens = iter(_encode(s, itertools.chain.from_iterable(shown)))
+    return [jnp.concatenate([next(tokens) for _ in images]) for images in shown]
+
+
+def _encode(s: Session, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> list[Float[Array, "k e"]]:
+    """CLIP's hidden states of each image."""
     from maxdiffusion.models.clip.vision import preprocess
 
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):
         side, view = encoder.config.image_size, s.job.conventions.clip_view
-        pixels = {at: preprocess([image], side, view) for at, image in given.items()}
-        tokens = {at: fetch(run(*net, parallel.put(image)))[0] for at, image in pixels.items()}
-        made = {images: np.concatenate([tokens[at] for at in images]) for images in {v.images for v in s.job.videos}}
-        return [made[video.images] for video in s.job.videos]
+        pixels = (preprocess([image], side, view) for image in images)
+        return jax.block_until_ready([run(*net, parallel.put(each))[0] for each in pixels])
 
 
 def _run(graph: Any, params: Any, pixels: jax.Array) -> jax.Array:
@@ -95,8 +111,11 @@ def program() -> Any:
 def token_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """See `Kind.shapes`."""
     clip, images = configs["image_encoder"], {at for video in videos for at in video.images}
-    shape = (len(videos[0].images) * clip.tokens, clip.hidden_size)
-    return Shapes({"image": fp32(*shape)}, {}, len(images)) if images else NOTHING
+    each, count = len(videos[0].images), len(images)
+    if job.chained:
+        each = 1 + (videos[0].last_image is not None)
+        count = each * len(videos) * len(job.segments)
+    return Shapes({"image": fp32(each * clip.tokens, clip.hidden_size)}, {}, count) if count else NOTHING
 
 
 def encode_channels(s: Session, given: Fitted) -> list[Frames]:
@@ -104,8 +123,31 @@ def encode_channels(s: Session, given: Fitted) -> list[Frames]:
     vae = s.load("vae")
     with s.stages("image"):
         wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
-        made = {keys: fetch(channels(vae, [given[key] for key in keys], s.job.cfg.num_frames)) for keys in wanted}
-        return [Frames(channels=made[_fitted(video)]) for video in s.job.videos]
+        made = {
+            keys: jax.tree.map(fetch, Frames(channels(vae, s.job.cfg.num_frames, *_ends(given, keys))))
+            for keys in wanted
+        }
+        return [made[_fitted(video)] for video in s.job.videos]
+
+
+def clip_channels(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Frames]:
+    """See `Kind.clip`; the last image ends the last clip.
+
+    With clip_padding=reference and clip_mask=first they are those on which the LoRAs of Stable Video Infinity (SVI)
+    are trained: the image stands for every frame that is not given, and the mask marks the first frame alone.
+    """
+    cfg, made = s.job.cfg, []
+    with s.stages("image"):
+        for start in starts:
+            video = start.video
+            size = video.width, video.height
+            first, last = (given[at, *size] if at else None for at in (video.image, video.last_image))
+            begin: Any = first[None] if start.frames is None and first is not None else start.frames
+            padding = first if cfg.clip_padding == "reference" else None
+            marked = 1 if cfg.clip_mask == "first" else None
+            end = last if start.last else None
+            made.append(Frames(channels=channels(vae, cfg.num_frames, begin, end, padding, marked)))
+        return jax.block_until_ready(made)
 
 
 def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -113,7 +155,8 @@ def channel_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any]
     wanted = {_fitted(video) for video in videos} - {()}
     frames = Frames(channels=fp32(*grid, configs["vae"].temporal_factor + configs["vae"].z_dim))
     video = (job.cfg.num_frames, videos[0].height, videos[0].width)
-    return Shapes({"frames": frames}, {video: len(wanted)}) if wanted else NOTHING
+    count = len(videos) * len(job.segments) if job.chained else len(wanted)
+    return Shapes({"frames": frames}, {video: count}) if count else NOTHING
 
 
 def encode_first(s: Session, given: Fitted) -> list[Frames]:
@@ -124,33 +167,74 @@ def encode_first(s: Session, given: Fitted) -> list[Frames]:
         return [Frames(first=latents[_fitted(video)[0]]) if video.image else Frames() for video in s.job.videos]
 
 
+def clip_first(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Frames]:
+    """See `Kind.clip`."""
+    made = []
+    with s.stages("image"):
+        for start in starts:
+            video, frames = start.video, start.frames
+            if frames is None:
+                frames = given[str(video.image), video.width, video.height][None]
+            made.append(Frames(first=vae.encode(parallel.put(frames[None]))[0]))
+        return jax.block_until_ready(made)
+
+
 def first_shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
     """See `Kind.shapes`."""
     wanted = {key for video in videos for key in _fitted(video)}
-    frames = Frames(first=fp32(1, *grid[1:], configs["vae"].z_dim))
-    image = (1, videos[0].height, videos[0].width)
-    return Shapes({"frames": frames}, {image: len(wanted)}) if wanted else NOTHING
+    first, count = job.cfg.overlap_frames if job.cfg.extend else 1, len(wanted)
+    if job.chained:
+        count = len(videos) * len(job.segments)
+    latents, *_ = job.spec.latent_grid(first, videos[0].height, videos[0].width)
+    frames = Frames(first=fp32(latents, *grid[1:], configs["vae"].z_dim))
+    return Shapes({"frames": frames}, {(first, videos[0].height, videos[0].width): count}) if count else NOTHING
 
 
-TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes)
-CHANNELS = Kind(read_ends, encode_channels, "frames", channel_shapes)
-FIRST_FRAME = Kind(read_first, encode_first, "frames", first_shapes)
+TOKENS = Kind(read_originals, encode_tokens, "image", token_shapes, clip_tokens)
+CHANNELS = Kind(read_ends, encode_channels, "frames", channel_shapes, clip_channels)
+FIRST_FRAME = Kind(read_first, encode_first, "frames", first_shapes, clip_first)
 
 
-def channels(vae: WanVAE, ends: Sequence[Float[np.ndarray, "h w 3"]], frames: int) -> Float[Array, "f hl wl c"]:
-    """The first and maybe the last image of a video of `frames` frames, for the network's further input channels.
+def channels(
+    vae: WanVAE,
+    frames: int,
+    begin: Float[np.ndarray, "f h w 3"],
+    end: Float[np.ndarray, "h w 3"] | None = None,
+    padding: Float[np.ndarray, "h w 3"] | None = None,
+    marked: int | None = None,
+) -> Float[Array, "fl hl wl c"]:
+    """The given frames of a video of `frames` frames, for the network's further input channels.
 
-    Mask channels, one for each frame of a latent frame, 1 where a frame is given (the first image fills all of its
-    latent frame), then the latents of the video with zeros in place of the other frames.
+    Mask channels, one for each frame of a latent frame, 1 where a frame is given (the first one fills all of its latent
+    frame), then the latents of the video.
+
+    Args:
+      vae: the encoder.
+      frames: length of the video.
+      begin: its first frames, [-1, 1].
+      end: its last frame; None: none is given.
+      padding: stands for each frame that is not given; None: zeros.
+      marked: number of frames of `begin` that the mask marks; None: all.
     """
-    video = np.zeros((1, frames, *ends[0].shape), np.float32)
+    video = np.zeros((1, frames, *begin.shape[1:]), np.float32)
+    if padding is not None:
+        video[:] = padding
     given = np.zeros(frames, np.float32)
-    for at, image in zip((0, -1), ends, strict=False):
-        video[0, at], given[at] = image, 1
+    video[0, : len(begin)], given[: len(begin) if marked is None else marked] = begin, 1
+    if end is not None:
+        video[0, -1], given[-1] = end, 1
     latents = vae.encode(parallel.put(video))[0]
     factor = vae.config.temporal_factor
     mask = np.concatenate([np.repeat(given[:1], factor), given[1:]]).reshape(-1, 1, 1, factor)
     return jnp.concatenate([jnp.broadcast_to(mask, (*latents.shape[:3], factor)), latents], axis=-1)
+
+
+def _ends(
+    given: Fitted, keys: Sequence[tuple[str, int, int]]
+) -> tuple[Float[np.ndarray, "1 h w 3"], Float[np.ndarray, "h w 3"] | None]:
+    """The first image as a video of one frame, and the last one if there is one."""
+    first, *last = (given[key] for key in keys)
+    return first[None], last[0] if last else None
 
 
 def _fitted(video: Video) -> tuple[tuple[str, int, int], ...]:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
+from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
 
@@ -33,6 +36,23 @@ class Shapes(NamedTuple):
 NOTHING = Shapes({}, {})
 
 
+class ClipStart(NamedTuple):
+    """What a clip starts from.
+
+    Attributes:
+      video: of which it is a clip.
+      number: of the clip, from 0.
+      last: whether it is the video's last clip.
+      frames: its first frames, those of the clip before or of `extend`, [-1, 1]; None where it starts from the video's
+        own image.
+    """
+
+    video: Video
+    number: int
+    last: bool
+    frames: Float[np.ndarray, "f h w 3"] | None
+
+
 class Kind(NamedTuple):
     """A kind of conditioning; `Task.conditions` names those of a variant.
 
@@ -44,12 +64,15 @@ class Kind(NamedTuple):
       field: of `Context`, to which that part belongs; or START, or SEGMENT.
       shapes: (the run, videos of one shape, the networks' configs, latent grid of a segment) -> the shapes of
         `encode`'s result; none where `read` finds nothing.
+      clip: (session, what was read, the VAE, where clips start) -> what `encode` makes, of one clip of each of these
+        videos; of tasks that are `chained`.
     """
 
     read: Callable[[Job, Images], Any]
     encode: Callable[[Session, Any], Sequence[Any]]
     field: str
     shapes: Callable[[Job, Sequence[Video], Mapping[str, Any], Grid], Shapes]
+    clip: Callable[[Session, Any, WanVAE, Sequence[ClipStart]], Sequence[Any]] | None = None
 
 
 # Not fields of `Context`: the initial latents, and the input of `animate.Performer` for each segment.

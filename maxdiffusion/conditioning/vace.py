@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import control_video
 from maxdiffusion.conditioning.control_video import ControlVideo
-from maxdiffusion.conditioning.kind import Grid, Images, Kind, Shapes, fp32
+from maxdiffusion.conditioning.kind import ClipStart, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.frames import to_float
@@ -46,7 +46,7 @@ def read(job: Job, images: Images) -> Inputs:
     Raises:
       UserError: an image is too small or narrow; see also `control_video` and `open_image`.
     """
-    cfg = job.cfg
+    cfg = job.cfg.model_copy(update={"num_frames": job.segments.frames})  # of clips, all of them
     size = control_video.one_size(job)
     how: dict[str, Any] = {"fit": job.conventions.control_resize}
     if cfg.input_frames == "spread" and cfg.video:
@@ -87,21 +87,48 @@ def encode(s: Session, given: Inputs) -> list[Control]:
     Raises:
       UserError: `conditioning_scale` has neither one entry nor one for each layer with a hint.
     """
+    scale, vae = _scale(s), s.load("vae")
+    with s.stages("control"):
+        latents = control_latents(vae, *_frames(s, given, range(s.job.cfg.num_frames)), given.references)
+        control = jax.tree.map(distributed.fetch, Control(latents, scale))
+    return [control] * len(s.job.videos)
+
+
+def clip_controls(s: Session, given: Inputs, vae: WanVAE, starts: Sequence[ClipStart]) -> list[Control]:
+    """See `Kind.clip`: the clip's part of the video and its mask, with its first frames in their place and kept.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    scale, cut, made = _scale(s), s.job.segments, []
+    with s.stages("control"):
+        for start in starts:
+            video, mask = _frames(s, given, cut.frames_of(cut.starts[start.number]))
+            if start.frames is not None:
+                video[: len(start.frames)] = start.frames
+                mask[: len(start.frames)] = 0
+            made.append(Control(control_latents(vae, video, mask, given.references), scale))
+        return jax.block_until_ready(made)
+
+
+def _frames(s: Session, given: Inputs, frames: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Those frames of the video, in [-1, 1], and of its mask, 0..1, each f h w 3."""
+    size = s.job.cfg.height, s.job.cfg.width
+    video = np.zeros((len(frames), *size, 3), np.float32)
+    if given.video is not None:
+        video = to_float(given.video.frames[frames], *size)
+    mask = np.ones_like(video) if given.mask is None else (to_float(given.mask.frames[frames], *size) + 1) / 2
+    return video, mask
+
+
+def _scale(s: Session) -> Float[Array, " layers"]:
     layers, cfg = s.configs["transformer"].adapter.vace_layers, s.job.cfg
     if len(cfg.conditioning_scale) not in (1, len(layers)):
         raise UserError(
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer takes "
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
-    scale = np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),))
-    vae, size = s.load("vae"), (cfg.height, cfg.width)
-    video = (
-        np.zeros((cfg.num_frames, *size, 3), np.float32) if given.video is None else to_float(given.video.frames, *size)
-    )
-    mask = np.ones_like(video) if given.mask is None else (to_float(given.mask.frames, *size) + 1) / 2
-    with s.stages("control"):
-        control = Control(distributed.fetch(control_latents(vae, video, mask, given.references)), scale)
-    return [control] * len(s.job.videos)
+    return parallel.put(np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),)))
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
@@ -109,11 +136,12 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
     (f, h, w), vae, images = grid, configs["vae"], len(job.cfg.reference_images)
     latents = fp32(images + f, h, w, 2 * vae.z_dim + vae.spatial_factor**2)
     control = Control(latents, fp32(len(configs["transformer"].adapter.vace_layers)))
-    size = (job.cfg.height, job.cfg.width)
-    return Shapes({"adapter": control}, Counter({(1, *size): images}) + Counter({(job.cfg.num_frames, *size): 2}))
+    size, times = (job.cfg.height, job.cfg.width), len(videos) * len(job.segments) if job.chained else 1
+    encoded = Counter({(1, *size): images * times}) + Counter({(job.cfg.num_frames, *size): 2 * times})
+    return Shapes({"adapter": control}, encoded)
 
 
-KIND = Kind(read, encode, "adapter", shapes)
+KIND = Kind(read, encode, "adapter", shapes, clip_controls)
 
 
 def on_canvas(image: UInt8[np.ndarray, "h1 w1 3"], height: int, width: int, step: int) -> Float[Array, "h w 3"]:

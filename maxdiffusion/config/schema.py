@@ -37,6 +37,11 @@ def _empty_is_no_tuple(value: Any) -> Any:
 def _strengths(value: Any) -> Any:
     """Turns one file or a list of them into a mapping to strength 1."""
     if isinstance(value, Mapping):
+        if any(isinstance(strength, list) for strength in value.values()):
+            raise ValueError(
+                "should give each file one strength, as a LoRA is merged into the weights before the first clip; make "
+                "clips of another strength by a run with extend=VIDEO"
+            )
         return value
     files = _empty_is_no_tuple(value)
     if twice := {file for file in files if files.count(file) > 1}:
@@ -81,11 +86,13 @@ def _one_folder(value: str) -> str:
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Images = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
+ClipPrompts = Annotated[tuple[str, ...], BeforeValidator(_empty_is_no_tuple)]
 Strengths = Annotated[dict[str, float], BeforeValidator(_strengths)]
 Numbers = Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], BeforeValidator(_as_tuple)]
 Levels = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(_empty_is_no_tuple)]
 Seed = Annotated[int, Field(ge=-1, le=2**32 - 1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_tuple)]
+ClipSeeds = Annotated[tuple[Annotated[int, Field(ge=0, le=2**32 - 1)], ...], BeforeValidator(_empty_is_no_tuple)]
 Degree = Annotated[int, AfterValidator(_degree)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
 Rate = Annotated[
@@ -114,7 +121,7 @@ MAX_FRAMES = 4093
 VARIANT: Any = object()  # the default is the variant's own, or follows from other keys when a run is resolved
 
 # Groups whose keys decide, by default, the pixels of the video and the programs that a run compiles.
-_DECIDE_THE_VIDEO = {"model", "video", "control", "sampling", "dtypes"}
+_DECIDE_THE_VIDEO = {"model", "video", "control", "clips", "sampling", "dtypes"}
 _DECIDE_THE_PROGRAMS = {*_DECIDE_THE_VIDEO, PARALLELISM, "runtime"}
 
 
@@ -261,6 +268,25 @@ class Config(BaseModel):
     """Frames per segment, 4n+1 (Animate)."""
     prev_segment_conditioning_frames: int = _key("control", 1, alias="refert_num", ge=1, le=4093)
     """Last frames of a segment that the next one starts from, 1 or 5 (Animate)."""
+
+    # ---- clips
+    clips: int = _key("clips", 1, ge=1, le=1000)
+    """Clips of num_frames in one video, each but the first from the last frames of the one before (I2V, FLF2V, TI2V,
+    VACE); see docs/long_videos.md."""
+    extend: OptionalStr = _key("clips", None, path="input", is_video=True)
+    """Video file, folder of frames or URL whose last frames the first clip starts from; it begins the result."""
+    overlap_frames: int = _key("clips", 1, ge=1, le=MAX_FRAMES)
+    """Last frames of a clip (or of extend) that the next one starts from, 4n+1; the result has them once."""
+    clip_prompts: ClipPrompts = _key("clips", ())
+    """A prompt for each clip; prompt then only names the files."""
+    clip_seeds: ClipSeeds = _key("clips", ())
+    """A seed for each clip; by default seed, seed + 1, seed + 2, ..."""
+    clip_padding: Literal["zeros", "reference"] = _key("clips", "zeros")
+    """What the encoded frames of I2V show where none is given: nothing, or the image again, as LoRAs of SVI learnt."""
+    clip_mask: Literal["overlap", "first"] = _key("clips", "overlap")
+    """Frames that I2V's mask marks as given: all that overlap, or the first, as LoRAs of SVI learnt."""
+    redo_clip: OptionalInt = _key("clips", None, of_the_video=False, of_the_program=False, ge=2, le=1000)
+    """Make this clip and those after it anew, after the kept latents of the clips before it."""
 
     # ---- sampling
     num_inference_steps: int = _key("sampling", VARIANT, from_variant=True, alias="sample_steps", ge=1, le=1000)
@@ -434,8 +460,9 @@ class Config(BaseModel):
         Official flags that no key takes are the last lines, with what serves instead.
         """
         origins = {"conventions": "default", **self._origins}
+        clips = f"{self.clips} clips of " if self.clips > 1 else ""
         lines = [
-            f"video: {self.width} wide x {self.height} high, {self.num_frames} frames at {self.fps} per second",
+            f"video: {self.width} wide x {self.height} high, {clips}{self.num_frames} frames at {self.fps} per second",
             *(f"{key}: {_shown(getattr(self, key))}  ({origin})" for key, origin in origins.items()),
             *(f"{flag}: not used; {instead}" for flag, instead in self._unused.items()),
         ]

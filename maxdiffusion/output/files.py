@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.media import drift
 from maxdiffusion.media.contact_sheet import contact_sheet
 from maxdiffusion.media.write import check_format, write
-from maxdiffusion.output import manifest, names, states
+from maxdiffusion.output import clip_files, manifest, names, states
 from maxdiffusion.output.frames import Frames
 from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
@@ -31,7 +33,6 @@ from maxdiffusion.runtime.atomic import write_json
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stop import Stopped
-from maxdiffusion.weights.headers import read_header
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,22 @@ log = logging.getLogger(__name__)
 class Output:
     """The reserved files of a batch, made by `Outputs.reserve`. Of several processes, process 0 writes them."""
 
-    def __init__(self, job: Job, videos: Sequence[Video], stems: Sequence[AnyPath], identities: Sequence[str]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        videos: Sequence[Video],
+        stems: Sequence[AnyPath],
+        identities: Sequence[str],
+        clip_identities: Sequence[Sequence[str]],
+    ) -> None:
         """`stems` are the paths of the files beside the videos, without suffix."""
         self.videos = tuple(videos)
         self._job = job
         self._stems = stems
         self._identities = identities
         self._length = job.cfg.num_frames
+        self._clips = clip_identities
+        self._looks: dict[Video, list[drift.Look]] = {}
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
         self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
         self._frames: list[Frames] = []
@@ -99,11 +109,11 @@ class Output:
 
         Several processes decode all frames and write them at the end.
         """
-        if self._job.suffix or distributed.count() > 1:
+        if self._job.suffix or self._job.cfg.extend or distributed.count() > 1:
             return None
         rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
         self._frames = [
-            Frames(Path(stem), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
+            Frames(Path(str(stem)), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
         ]
         count = min(len(each.there) for each in self._frames)
         if not count:
@@ -116,10 +126,26 @@ class Output:
         for each, frames in zip(self._frames, clips, strict=False):
             each.add(first, frames)
 
+    def save_clip(self, number: int, latents: Float[np.ndarray, "b f h w c"]) -> None:
+        """Write the latents of clip `number`, from 0, of each video; one that cannot be written is a warning."""
+
+        def save_all() -> None:
+            rows = zip(self._stems, latents, self.videos, self._clips, strict=True)
+            for stem, one, video, identities in rows:
+                path, job = names.sibling(stem, clip_files.suffix(number)), self._job
+                alone = dataclasses.replace(video, prompt=job.prompt(video, number), seed=job.seed(video, number))
+                try:
+                    save_latents(path, one[None], {"identity": identities[number], **_metadata(job, alone)}, True)
+                except UserError as error:
+                    log.warning("the latents of clip %d are not kept: %s", number + 1, error)
+
+        distributed.on_process_0(save_all)
+
     def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each.
 
-        The contact sheet of each is written after it.
+        The contact sheet of each is written after it. Of a video of several clips, how the look changes from clip to
+        clip is logged, and recorded by `record`.
         """
 
         self._length = clips.shape[1]
@@ -128,9 +154,11 @@ class Output:
             cfg, overwrite = self._job.cfg, _overwrites(self._job)
             rows = itertools.zip_longest(self._stems, self.paths, clips, self.videos, self._frames)
             for stem, path, clip, video, frames in rows:
+                if self._job.chained:
+                    self._looks[video] = self._look(clip)
                 metadata = _metadata(self._job, video)
                 if frames and frames.count == len(clip):
-                    frames.publish(Path(path), overwrite)
+                    frames.publish(Path(str(path)), overwrite)
                 else:
                     write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite)
                 if names.SHEET in manifest.besides(self._job):
@@ -141,6 +169,14 @@ class Output:
 
         distributed.on_process_0(write_all)
         return self.paths
+
+    def _look(self, frames: UInt8[np.ndarray, "f h w c"]) -> list[drift.Look]:
+        """The look of each clip; frames before the first clip are those of `extend`."""
+        cut = self._job.segments
+        starts = [len(frames) - cut.frames + start for start in cut.starts]
+        looks = [drift.look(frames[start : start + cut.length]) for start in starts]
+        drift.report(looks)
+        return looks
 
     def record(
         self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
@@ -162,6 +198,12 @@ class Output:
                 if names.SHEET in manifest.besides(self._job):
                     record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
+                if video in self._looks:
+                    record["clips"] = [
+                        {"prompt": self._job.prompt(video, number), "seed": self._job.seed(video, number)}
+                        | look._asdict()
+                        for number, look in enumerate(self._looks[video])
+                    ]
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
             manifest.finish(self._job, self.videos)
 
@@ -181,6 +223,8 @@ class Outputs:
         distributed.on_process_0(lambda: check_format(job.cfg.output_format))
         self.states = States(job, model)
         self._gallery = Gallery(job)
+        if job.cfg.redo_clip is not None:
+            self.states.start_from(self._kept())
         if job.cfg.save_file and not job.cfg.decode_latents:
             self.reserve(job.videos)  # refused now rather than after the encoders
 
@@ -208,11 +252,24 @@ class Outputs:
         whole: dict[int, str] = {}
         if denoised or self.states.progress:
             whole = distributed.on_process_0(lambda: self._left(_finished))
+        if self._job.cfg.redo_clip and len(whole) == len(self._job.videos):
+            raise UserError(
+                f"redo_clip={self._job.cfg.redo_clip} would make {next(iter(whole.values()))} again: no clip has "
+                "another prompt or seed; give that clip another one, such as by clip_seeds."
+            )
         if whole:
             log.info("%d of %d videos exist already", len(whole), len(self._job.videos))
         kept = {int(row) for row in whole}
         self.states.remove([self._job.videos[row] for row in kept])  # of a run killed after its last record
         return [row for row, video in enumerate(self._job.videos) if row not in kept and video not in denoised]
+
+    def _kept(self) -> dict[Video, list[str]]:
+        """The files of the clips before `redo_clip` of each video that no state is left of."""
+        rows = [row for row, video in enumerate(self._job.videos) if video not in self.states.progress]
+        found = distributed.on_process_0(
+            lambda: [clip_files.kept(self._job, self._job.videos[row], self._model) for row in rows]
+        )
+        return {self._job.videos[row]: files for row, files in zip(rows, found, strict=True)}
 
     def _left(self, of: Callable[[AnyPath, str], AnyPath | None]) -> dict[int, str]:
         """Row -> the file of each video for which `of` (stem, identity) finds one."""
@@ -236,20 +293,23 @@ class Outputs:
         if videos in self._held:
             return self._held[videos][0]
         job, identities = self._job, [self._identity(video) for video in videos]
+        clips = [clip_files.identities(job, video, self._model) for video in videos]
+        ours = [_ours({identity, *parts}) for identity, parts in zip(identities, clips, strict=True)]
 
         def reserve_all() -> list[str]:
             named = _named(job, videos)
             with contextlib.ExitStack() as attempt:
                 if named:
-                    suffixes = (_suffix_of(named[0], job), *manifest.besides(job))
+                    parts = () if job.cfg.decode_latents else map(clip_files.suffix, range(len(clips[0])))
+                    suffixes = (_suffix_of(named[0], job), *manifest.besides(job), *parts)
                     ways = [
-                        names.reserve_file(path, suffixes, _overwrites(job), _ours(identity), identity)
-                        for path, identity in zip(named, identities, strict=True)
+                        names.reserve_file(path, suffixes, _overwrites(job), own, identity)
+                        for path, own, identity in zip(named, ours, identities, strict=True)
                     ]
                 else:
                     ways = [
-                        names.reserve(manifest.folder(job), stem_of(job.cfg, video), _ours(identity), identity)
-                        for video, identity in zip(videos, identities, strict=True)
+                        names.reserve(manifest.folder(job), stem_of(job.cfg, video), own, identity)
+                        for video, own, identity in zip(videos, ours, identities, strict=True)
                     ]
                 stems = [attempt.enter_context(way) for way in ways]
                 manifest.begin(job, videos)
@@ -258,7 +318,7 @@ class Outputs:
 
         reservations = contextlib.ExitStack()
         stems = distributed.on_process_0(reserve_all)
-        files = Output(job, videos, [parse(stem) for stem in stems], identities)
+        files = Output(job, videos, [parse(stem) for stem in stems], identities, clips)
         self._held[videos] = files, reservations
         return files
 
@@ -266,6 +326,11 @@ class Outputs:
         """What an interrupted denoise goes on from: the end of a sentence; empty where nothing is saved."""
         at = self.states.saved
         return "" if at is None else f"the state after step {at.step} is saved, and the same command goes on from it"
+
+    def save_segment(self, videos: tuple[Video, ...], number: int, latents: Float[np.ndarray, "b f h w c"]) -> None:
+        """Keep the latents of a clip; segments that are not clips are not kept."""
+        if self._job.chained:
+            self.reserve(videos).save_clip(number, latents)
 
     def finish(self, files: Output) -> None:
         """Free the names of a batch whose files are whole, remove its states, and show it in the gallery."""
@@ -279,15 +344,12 @@ class Outputs:
 
 def finished_latents(path: AnyPath, identity: str) -> bool:
     """Whether a file holds the latents of the video with that identity."""
-    try:
-        return path.exists() and read_header(path)[1].get("identity") == identity
-    except (UserError, OSError):
-        return False
+    return clip_files.identity_of(path) == identity
 
 
-def _ours(identity: str) -> Callable[[AnyPath], bool]:
-    """Whether a file that exists is the latents of that video, left by a run that was stopped while it decoded."""
-    return lambda path: path.name.endswith(names.LATENTS) and finished_latents(path, identity)
+def _ours(identities: Collection[str]) -> Callable[[AnyPath], bool]:
+    """Whether a file that exists is the latents of that video or a clip of it, left by a run that was stopped."""
+    return lambda path: path.name.endswith(names.LATENTS) and clip_files.identity_of(path) in identities
 
 
 def _undecoded(stem: AnyPath, identity: str) -> AnyPath | None:

@@ -31,6 +31,7 @@ from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import explained
 from maxdiffusion.runtime.lock import lock_of_living
 from maxdiffusion.runtime.paths import AnyPath, parse
+from maxdiffusion.weights.latents_io import load_latents
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class States:
         self._thread = ThreadPoolExecutor(1, "states")
         self._saving: Future[None] | None = None
         self._folders: dict[Video, _Folder] = {}
+        self._kept: dict[Video, Sequence[str]] = {}
         self.progress: Mapping[Video, Progress] = self._find() if self._steps != 0 else {}
         self.saved: Progress | None = next(iter(self.progress.values()), None)  # the last state, here or before
 
@@ -81,6 +83,11 @@ class States:
         self._thread.shutdown()
         for folder in self._folders.values():
             folder.held.close()
+
+    def start_from(self, kept: Mapping[Video, Sequence[str]]) -> None:
+        """Let videos without a state start from finished segments: their files of latents, one for each."""
+        self._kept = {video: files for video, files in kept.items() if video not in self.progress}
+        self.progress = {**self.progress, **{video: Progress(len(files)) for video, files in self._kept.items()}}
 
     def _find(self) -> dict[Video, Progress]:
         def find() -> list[tuple[int, Any]]:
@@ -113,7 +120,11 @@ class States:
           done: those of the latents of its finished segments.
         """
         zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in (*abstract, *done)]
-        arrays = self._folder(video).arrays() if distributed.index() == 0 else zeros
+        arrays = zeros
+        if distributed.index() == 0 and video in self._kept:
+            arrays = [load_latents(parse(file))[0][0] for file in self._kept[video]]
+        elif distributed.index() == 0:
+            arrays = self._folder(video).arrays()
         if distributed.count() > 1:
             from jax.experimental import multihost_utils
 

@@ -67,7 +67,7 @@ def _options(job: Job, target: Target) -> Iterator[Iterator[Option]]:
         yield key("guidance_mode", "two_pass")
     yield key("per_device_batch_size", *range(cfg.per_device_batch_size - 1, 0, -1))
     yield _larger(job, target)
-    frames, least = "segment_frame_length" if spec.task.segmented else "num_frames", 1
+    frames, least = "segment_frame_length" if spec.task.segmented else "num_frames", max(1, job.segments.overlap)
     if cfg.context_window is not None:
         frames, least = "context_window", cfg.context_overlap
     yield key(frames, *range(getattr(cfg, frames) - spec.vae_stride[0], least, -spec.vae_stride[0]))

@@ -142,8 +142,9 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     size = max(((video.width, video.height) for video in job.videos), key=math.prod)
     windows = "" if job.windows is None else f" in {len(job.windows.starts)} windows of {cfg.context_window}"
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
-    what = f"{several}{size[0]} x {size[1]}, {cfg.num_frames} frames{windows}"
-    words = f"{cfg.model_name}: {what}, {described(recipe.experts)}"
+    clips = f"{cfg.clips} clips of " if cfg.clips > 1 else ""
+    shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames{windows}"
+    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts)}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))

@@ -13,6 +13,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
+from maxdiffusion.request import clips
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
@@ -36,6 +37,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
         return
     _needs(cfg, spec)
     _frames(cfg, spec)
+    clips.check(cfg, spec)
     _size(cfg.width, cfg.height, spec)
     _prompts(cfg)
     _experts(cfg, spec)
@@ -109,7 +111,7 @@ def _prompts(cfg: Config) -> None:
     if cfg.decode_latents:
         return
     for key in ("prompt", "negative_prompt", "seed"):
-        if not getattr(cfg, key) and not (key == "prompt" and (cfg.prompts or cfg.plan)):
+        if not getattr(cfg, key) and not (key == "prompt" and (cfg.prompts or cfg.plan or cfg.clip_prompts)):
             raise UserError(
                 f"{key} is missing or an empty list; write {key}=... (for a prompt: prompt='a red circle')."
             )
@@ -169,7 +171,10 @@ def _control(job: Job) -> None:
             )
     if cfg.decode_latents or cfg.plan:
         return
+    clips.check_images(cfg, task, images["image"])
     for key in required(cfg, job.spec):
+        if key == "image" and cfg.extend:
+            continue  # its frames stand for the image
         if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if schema.KEYS[key].is_video else "the path or URL of an image"
             raise UserError(f"{job.spec.name} needs {key}; write {key}=FILE, {what}.")

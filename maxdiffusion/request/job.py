@@ -12,6 +12,7 @@ from maxdiffusion.config.schema import Config
 from maxdiffusion.conventions import CONVENTIONS, Conventions
 from maxdiffusion.denoise.windows import Windows
 from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.request import clips
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime.hosts import Hosts
@@ -75,6 +76,21 @@ class Job:
         fmt = self.cfg.output_format
         return "" if fmt == "png" and self.cfg.num_frames > 1 else f".{fmt}"
 
+    @property
+    def chained(self) -> bool:
+        """Whether the segments are clips that start from the frames of one another, see `clips`."""
+        return clips.chained(self.cfg)
+
+    def prompt(self, video: Video, segment: int) -> str:
+        """The prompt of a segment."""
+        return self.cfg.clip_prompts[segment] if self.cfg.clip_prompts else video.prompt
+
+    def seed(self, video: Video, segment: int) -> int:
+        """The seed of a segment: each clip has its own, the segments of Animate share one."""
+        if self.cfg.clip_seeds:
+            return self.cfg.clip_seeds[segment]
+        return (video.seed + segment) % 2**32 if self.chained else video.seed
+
     def latent_grid(self, video: Video) -> tuple[int, int, int]:
         """Latent frames, height and width of one segment, without reference frames."""
         return self.spec.latent_grid(self.segments.length, video.height, video.width)
@@ -120,7 +136,8 @@ class Job:
     def prompts(self, guided: bool) -> tuple[str, ...]:
         """The different texts to encode: prompts, and if any step is guided, negative prompts."""
         negative = [video.negative_prompt for video in self.videos] if guided else []
-        return tuple(dict.fromkeys([*(video.prompt for video in self.videos), *negative]))
+        shown = (self.prompt(video, segment) for video in self.videos for segment in range(len(self.segments)))
+        return tuple(dict.fromkeys([*shown, *negative]))
 
     def batches(self, data: int, progress: Callable[[int], Any] = lambda row: None) -> Iterator[tuple[list[int], int]]:
         """(rows of `videos`, number without padding) of each batch on a data axis of that degree.

@@ -17,8 +17,8 @@ from maxdiffusion.config.schema import Config
 from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
-from maxdiffusion.media.sizes import Proportions, rounded
-from maxdiffusion.request import checks, few_step, prompt_file, videos
+from maxdiffusion.media.sizes import Proportions, own, rounded
+from maxdiffusion.request import checks, clips, few_step, prompt_file, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
@@ -97,10 +97,10 @@ def job_of(cfg: Config, proportions: Proportions | None = None) -> Job:
 
 
 def _segments(cfg: Config, spec: variants.WanSpec) -> Segments:
-    length, overlap = cfg.num_frames, 0
+    before = spec.task.reference_frames + len(cfg.reference_images)
     if spec.task.segmented:
-        length, overlap = cfg.segment_frame_length, cfg.prev_segment_conditioning_frames
-    return Segments(cfg.num_frames, length, overlap, spec.task.reference_frames + len(cfg.reference_images))
+        return Segments(cfg.num_frames, cfg.segment_frame_length, cfg.prev_segment_conditioning_frames, before)
+    return clips.segments(cfg, before)
 
 
 def with_keys(job: Job, **keys: Any) -> Job:
@@ -134,32 +134,33 @@ def _apply_size(values: Values, spec: variants.WanSpec) -> Proportions | None:
     """Makes width and height in the proportions of the (first) image or video.
 
     `size=auto`, the default where one is given, has the variant's area; `size=W*H` is an area by the official
-    conventions, where the task says so.
+    conventions, where the task says so. A video that is extended keeps its own size instead.
 
     Returns:
       What decides the sizes of a prompt file's images; None where no image does.
     """
-    size, key = values.pop("size", None), spec.task.shaped_by
+    size, extends = values.pop("size", None), bool(_text(values, "extend"))
+    key = "extend" if extends else spec.task.shaped_by
     auto = size if size and size.value == "auto" else None
     sides = [values[side] for side in ("width", "height") if side in values]
     if auto and sides:
         raise UserError(f"size=auto and a width or height ({auto.origin}) contradict each other; keep one of them.")
     conventions = _conventions(values)
-    is_area = conventions.size == "area" and spec.task.size_is_area
+    is_area = conventions.size == "area" and spec.task.size_is_area and not extends
     area, why = None if sides else spec.width * spec.height, "size=auto"
     if size and is_area and not auto:
         area = math.prod(int(side.value) for side in sides)
         why = f"{size.origin}, size={size.value} is an area with conventions={conventions.name}"
-    rule = spec.task.official_size if conventions.size == "area" else rounded
+    rule = own if extends else spec.task.official_size if conventions.size == "area" else rounded
     proportions = Proportions(rule, spec.size_step, area)
     entry = values[key].value if key in values else []
     location = entry if isinstance(entry, str) else next(iter(entry), None)
     if auto and not location:
         raise UserError(f"size=auto ({auto.origin}) takes the proportions of {key}, which is not given.")
     if area and location:
-        own = _size_of(key, location)
-        for side, pixels in zip(("width", "height"), proportions.size(area, own), strict=True):
-            values[side] = Value(str(pixels), f"{why}, {key} {location} has {own[0]} x {own[1]} pixels")
+        found = _size_of(key, location)
+        for side, pixels in zip(("width", "height"), proportions.size(area, found), strict=True):
+            values[side] = Value(str(pixels), f"{why}, {key} {location} has {found[0]} x {found[1]} pixels")
     return proportions if is_area and key == "image" else None
 
 

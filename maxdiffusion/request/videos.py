@@ -14,7 +14,7 @@ from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions
-from maxdiffusion.request import prompt_file
+from maxdiffusion.request import clips, prompt_file
 
 # Of the files beside a video. Not .jpg: an image that the video was made from often has its name.
 ENDINGS = (".json", ".latents.safetensors", ".sheet.jpg")
@@ -59,7 +59,7 @@ def read(cfg: Config, proportions: Proportions | None = None) -> tuple[Video, ..
         used.
     """
     lists: dict[str, tuple[Any, ...]] = {
-        "prompt": cfg.prompt or ("",),
+        "prompt": cfg.prompt or cfg.clip_prompts[:1] or ("",),
         "negative_prompt": cfg.negative_prompt,
         "seed": cfg.seed,
         "image": cfg.image or (None,),
@@ -142,7 +142,7 @@ _SLUG_BYTES = 60
 def stem_of(cfg: Config, video: Video) -> str:
     """The default file name of a video, without suffix; without the prompt where metadata omit it."""
     words = video.prompt if cfg.save_prompt_in_metadata else ""
-    return default_stem(words, video.seed, video.width, video.height, cfg.num_frames)
+    return default_stem(words, video.seed, video.width, video.height, clips.total_frames(cfg))
 
 
 def default_stem(prompt: str, seed: int, width: int, height: int, num_frames: int) -> str:

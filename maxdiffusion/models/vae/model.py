@@ -165,7 +165,7 @@ class WanVAE(nnx.Module):
                 latent_frames, frame_bytes = self._largest_chunk(name, x.shape)
                 if chunk is not None or latent_frames == 1 or not memory.exhausted(error):
                     raise
-            out = new = None  # with the exception, which holds the arrays of the failed call
+            out = new = None  # type: ignore[assignment]  # with the exception, which holds the arrays of the failed call
             self.chunk_bytes = latent_frames // 2 * frame_bytes
             log.warning(
                 "out of device memory in a call that %ss %d latent frames; tried again by %d",
