@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -82,15 +83,10 @@ class Sampler:
         """Batch after batch, or with the experts in turn group after group; a segment may need the one before it."""
         s, count = self._s, len(self._batches)
         size = IN_TURN if s.job.cfg.expert_residency == "in_turn" else 1
-        firsts, segments = range(0, count, size), range(len(s.job.segments))
-        groups = [
-            [(batch, segment) for batch in range(first, min(first + size, count))]
-            for first in firsts
-            for segment in segments
-        ]
         work = []
-        for units in groups:
-            for (batch, segment), expert in execution_order(s.recipe.experts, units, s.job.cfg.expert_residency):
+        for first, segment in itertools.product(range(0, count, size), range(len(s.job.segments))):
+            group = range(first, min(first + size, count))
+            for batch, expert in execution_order(s.recipe.experts, group, s.job.cfg.expert_residency):
                 at = self._progress(self._batches[batch][0][0])
                 if segment >= at.segment:
                     left = from_step([expert], at.step if segment == at.segment else 0)
