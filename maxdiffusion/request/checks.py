@@ -195,10 +195,12 @@ def _windows(job: Job) -> None:
             f"context_window is not used by {spec.name}, whose model_type is {spec.model_type}; leave it out, or "
             f"choose a model of type {' or '.join(able)}."
         )
-    if any(video.images for video in job.videos):
+    started = any(video.images for video in job.videos)
+    if started or (job.chained and "image" in spec.task.takes):
+        what = "an image" if started else "extend"
         raise UserError(
-            f"context_window={window} and an image exclude each other: only the first window could start from the "
-            "image; leave one of them out."
+            f"context_window={window} and {what} exclude each other: only the first window could start from given "
+            "frames; leave one of them out."
         )
     if (window - 1) % step:
         below = (window - 1) // step * step + 1

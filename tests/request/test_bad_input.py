@@ -196,7 +196,11 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (
         ["plan=v6e-8", "model_name=wan2.2-ti2v-5b", "image=a.png", "width=1280", "context_window=49"],
-        "context_window=49 and an image exclude each other: only the first window could start from the image",
+        "context_window=49 and an image exclude each other: only the first window could start from given frames",
+    ),
+    (
+        ["plan=v6e-8", "model_name=wan2.2-ti2v-5b", "extend=folder", "width=1280", "context_window=49"],
+        "context_window=49 and extend exclude each other",
     ),
     # plan
     (["plan_file=plan.json"], "plan_file is only used with plan=v6e-8"),
