@@ -75,7 +75,8 @@ def _receive(port: int, count: int, deadline: float, timeout: int | float) -> di
     A connection that says nothing waits beside the others and hinders none.
     """
     links: dict[int, socket.socket] = {}
-    fault, refused = "", []
+    refused: list[socket.socket] = []
+    fault = ""
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(_listen(port))

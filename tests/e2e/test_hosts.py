@@ -123,7 +123,7 @@ def test_a_broken_checkpoint_on_one_host_ends_both(tmp_path, bundled):
 
 @pytest.mark.slow
 def test_a_full_disk_on_process_0_ends_both(tmp_path):
-    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}"]
+    words = [*COMMAND, *MESH, *SMALL, f"output_dir={tmp_path / 'out'}", "checkpoint_steps=0"]
     with processes(words, words, limit_first=100) as started:
         codes, said = finish(started)
     assert codes == [2, 2], said
@@ -199,7 +199,8 @@ def test_a_signal_to_one_ends_both_within_seconds(tmp_path, victim, number, when
     elif when == "denoise (":
         sentences = [[line for line in text.splitlines() if "whose state is saved" in line] for text in said]
         assert sentences[0][-1:] == sentences[1][-1:] and f"{number.name}: stopped after step" in sentences[0][-1]
-    assert seconds < 10
+    saved = number != signal.SIGKILL and when == "denoise ("  # a step and the state are written, whatever they take
+    assert seconds < (60 if saved else 10)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ try:
             peers.end(75, "SIGTERM: stopped after step 3")
         raise ValueError("a bug")
     elif how == "broken":  # what a collective does without its partner
-        time.sleep(1.2)
+        time.sleep(3.5)
         raise RuntimeError("connection closed by peer")
     time.sleep(60)
 except Exception:
