@@ -6,7 +6,6 @@ A clip's identity is that of the run that ends with it, so that a run which diff
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.output import manifest, names, states
@@ -28,16 +27,12 @@ def identities(job: Job, video: Video, model: str) -> tuple[str, ...]:
 
 def _identity(job: Job, video: Video, model: str, count: int) -> str:
     """The identity of the run that makes the first `count` clips alone."""
-    first: dict[str, Any] = {
-        "clips": count,
-        "clip_prompts": tuple(job.prompt(video, number) for number in range(count)),
-        "clip_seeds": tuple(job.seed(video, number) for number in range(count)),
-    }
+    prompts = tuple(job.prompt(video, number) for number in range(count))
+    seeds = tuple(job.seed(video, number) for number in range(count))
+    cfg = job.cfg.model_copy(update={"clips": count, "clip_prompts": prompts, "clip_seeds": seeds})
     last_image = video.last_image if count == job.cfg.clips else None  # it ends the last clip
-    alone = dataclasses.replace(
-        video, prompt="", seed=first["clip_seeds"][0], output=None, last_image=last_image, drawn=False
-    )
-    return states.identity(dataclasses.replace(job, cfg=job.cfg.model_copy(update=first)), alone, model)
+    alone = dataclasses.replace(video, prompt="", seed=seeds[0], output=None, last_image=last_image, drawn=False)
+    return states.identity(dataclasses.replace(job, cfg=cfg), alone, model)
 
 
 def identity_of(path: AnyPath) -> str | None:

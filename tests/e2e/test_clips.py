@@ -73,7 +73,7 @@ def test_a_video_of_three_clips_has_each_frame_once(three, words, tmp_path):
     np.testing.assert_array_equal(video[:FRAMES], alone[0])
     np.testing.assert_array_equal(video[FRAMES : 2 * FRAMES - 1], alone[1][1:])
     print(f"clip 2 starts with clip 1's last frame: {psnr(alone[1][0], alone[0][-1]):.1f} dB")
-    assert psnr(alone[1][0], alone[0][-1]) > 25
+    assert psnr(alone[1][0], alone[0][-1]) > 20
     assert [clip["seed"] for clip in record["clips"]] == [4, 5, 6]
     assert record["clips"][0]["red"] == pytest.approx(video[:FRAMES, ..., 0].mean(), rel=1e-4)
 
