@@ -104,7 +104,9 @@ def encode_channels(s: Session, given: Fitted) -> list[Frames]:
     vae = s.load("vae")
     with s.stages("image"):
         wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
-        made = {keys: fetch(channels(vae, [given[key] for key in keys], s.job.cfg.num_frames)) for keys in wanted}
+        made: dict[Any, Any] = {
+            keys: fetch(channels(vae, [given[key] for key in keys], s.job.cfg.num_frames)) for keys in wanted
+        }
         return [Frames(channels=made[_fitted(video)]) for video in s.job.videos]
 
 

@@ -93,14 +93,15 @@ def encode(s: Session, given: Inputs) -> list[Control]:
             f"conditioning_scale has {len(cfg.conditioning_scale)} entries, but this transformer takes "
             f"{len(layers)} hints; write one for all, or {len(layers)}."
         )
-    scale = np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),))
+    scale: Any = np.broadcast_to(np.asarray(cfg.conditioning_scale, np.float32), (len(layers),))
     vae, size = s.load("vae"), (cfg.height, cfg.width)
     video = (
         np.zeros((cfg.num_frames, *size, 3), np.float32) if given.video is None else to_float(given.video.frames, *size)
     )
     mask = np.ones_like(video) if given.mask is None else (to_float(given.mask.frames, *size) + 1) / 2
     with s.stages("control"):
-        control = Control(distributed.fetch(control_latents(vae, video, mask, given.references)), scale)
+        latents: Any = distributed.fetch(control_latents(vae, video, mask, given.references))
+        control = Control(latents, scale)
     return [control] * len(s.job.videos)
 
 

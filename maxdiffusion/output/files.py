@@ -100,7 +100,7 @@ class Output:
             return None
         rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
         self._frames = [
-            Frames(Path(stem), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
+            Frames(Path(str(stem)), one, identity, _metadata(self._job, video)) for stem, one, identity, video in rows
         ]
         count = min(len(each.there) for each in self._frames)
         if not count:
@@ -121,7 +121,7 @@ class Output:
             rows = itertools.zip_longest(self.paths, clips, self.videos, self._frames)
             for path, clip, video, frames in rows:
                 if frames and frames.count == len(clip):
-                    frames.publish(Path(path), _overwrites(self._job))
+                    frames.publish(Path(str(path)), _overwrites(self._job))
                 else:
                     metadata = _metadata(self._job, video)
                     write(clip, path, cfg.fps, cfg.output_format, metadata, _overwrites(self._job))

@@ -151,7 +151,8 @@ class WanVAE(nnx.Module):
         that were given are computed, but not given again. Of several processes each decides alone: all run the same
         programs in memories of one size.
         """
-        given, out = 0, None
+        given = 0
+        out: Video | None = None
         while True:
             at = 0
             try:
