@@ -20,13 +20,13 @@ ROOT = Path(__file__).parents[2]
 FULL = "RESOURCE_EXHAUSTED: Out of memory allocating 2583807080 bytes.\nmore lines"
 
 
-def words(out, *more):
+def words(out, *more, fmt="npy"):
     return [
         str(ROOT / "configs" / "wan_tiny.yml"),
         f"pretrained_model_name_or_path={ROOT / 'models' / 'wan_tiny'}",
         *("size=48*32", "num_frames=9", "num_inference_steps=2", "guidance_scale=1"),
         "attention=dot_product",
-        *(f"output_dir={out}", "run_name=r", "output_format=npy", f"jax_cache_dir={Path(out).parent}/xla", *more),
+        *(f"output_dir={out}", "run_name=r", f"output_format={fmt}", f"jax_cache_dir={Path(out).parent}/xla", *more),
     ]
 
 
@@ -129,14 +129,14 @@ def test_a_signal_in_decode_says_where_the_latents_are(tmp_path, capsys, memory_
 
 def test_a_folder_of_frames_goes_on_from_the_first_that_is_not_there(plain, tmp_path, capsys, memory_for):
     latents, out = plain[1], tmp_path / "b"
-    png = (f"decode_latents={latents}", "output_format=png")
+    command = words(out, f"decode_latents={latents}", fmt="png")
     memory_for(1, stopped_before=3)
-    assert cli.command(words(out, *png)) == 75
+    assert cli.command(command) == 75
     (partial,) = (out / "r").glob(".*.frames")
     before = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.png")}
     assert len(before) == 5
     memory_for(3)
-    assert cli.command(words(out, *png)) == 0
+    assert cli.command(command) == 0
     assert "5 of 9 frames are there already" in capsys.readouterr().err
     folder = next(path for path in (out / "r").iterdir() if path.is_dir())
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -152,20 +152,21 @@ class WanVAE(nnx.Module):
         programs in memories of one size.
         """
         given = 0
+        out: Video | None = None
         while True:
             at = 0
             try:
                 for out in self._run_chunks(name, x, chunk):
                     at += out.shape[1]
                     if at > given:
-                        new, given = out[:, given - at :], at
-                        yield new
+                        first, given = given - at, at
+                        yield out[:, first:]
                 return
             except jax.errors.JaxRuntimeError as error:
                 latent_frames, frame_bytes = self._largest_chunk(name, x.shape)
                 if chunk is not None or latent_frames == 1 or not memory.exhausted(error):
                     raise
-            out = new = None  # type: ignore[assignment]  # with the exception, which holds the arrays of the failed call
+            out = None  # with the exception, which holds the arrays of the failed call
             self.chunk_bytes = latent_frames // 2 * frame_bytes
             log.warning(
                 "out of device memory in a call that %ss %d latent frames; tried again by %d",
