@@ -91,7 +91,7 @@ def test_a_yaml_file_with_paths_beside_it(tmp_path):
         (["lora={a.safetensors: strong}"], "lora=strong .* should be a valid number"),
         (["lora={a.safetensors: nan}"], "finite"),
         (["lora={a.safetensors: }"], "valid number"),
-        (["lora={a.safetensors: [1]}"], "valid number"),
+        (["lora={a.safetensors: [1]}"], "should give each file one strength"),
         (["lora={a.safetensors: 1]}"], "cannot be read as one"),
         (["lora=$NOWHERE/a.safetensors"], "NOWHERE, which is not set"),
         (["lora_2=a.safetensors"], "lora_2 is not used by wan-tiny-t2v, which has one expert"),
