@@ -166,10 +166,10 @@ def from_ours(args, chosen):
 def measure_chains(args):
     """Prints for each chain what its clips show, and how many chains are right in all three clips."""
     cases, words, good, kept_on, clips = image_groups(args)["held out"][::3], args.words, 0, 0, []
-    for direction in dict.fromkeys(case.combination.direction for case in cases):
-        chosen = [case for case in cases if case.combination.direction == direction]
+    for shape, direction in dict.fromkeys((case.combination.shape, case.combination.direction) for case in cases):
+        chosen = [case for case in cases if (case.combination.shape, case.combination.direction) == (shape, direction)]
         ways = (direction, OPPOSITE[direction], direction)
-        args.words = [*words, "clips=3", f"clip_prompts=[{', '.join(f'moving {way}' for way in ways)}]"]
+        args.words = [*words, "clips=3", f"clip_prompts=[{', '.join(f'a {shape} moving {way}' for way in ways)}]"]
         for case, frames in from_ours(args, chosen):
             parts = [frames[first : first + data.FRAMES] for first in range(0, len(frames) - 1, data.FRAMES - 1)]
             found = [(data.measure(part), data.compare(part, case.still)) for part in parts]

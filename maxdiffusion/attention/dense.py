@@ -40,6 +40,6 @@ def exponentiate(
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
     weights = jnp.exp(logits - top[..., None])
     total = weights.sum(axis=-1)
-    some = total != 0  # of a row with NaN, too
-    safe = jnp.where(some, total, 1.0)
-    return weights, safe, jnp.where(some, top + jnp.log(safe), -jnp.inf)
+    empty = total == 0  # not of a row with NaN
+    safe = jnp.where(empty, 1.0, total)
+    return weights, safe, jnp.where(empty, -jnp.inf, top + jnp.log(safe))

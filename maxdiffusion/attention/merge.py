@@ -20,8 +20,8 @@ def merge(
     top = jax.lax.stop_gradient(jnp.where(top == -jnp.inf, 0.0, top))
     ours, theirs = jnp.exp(lse - top), jnp.exp(other_lse - top)
     total = ours + theirs
-    some = total != 0  # of a row with NaN, too
-    safe = jnp.where(some, total, 1.0)
+    empty = total == 0  # not of a row with NaN
+    safe = jnp.where(empty, 1.0, total)
     ours, theirs = ours / safe, theirs / safe
     merged = out.astype(jnp.float32) * ours[..., None] + other_out.astype(jnp.float32) * theirs[..., None]
-    return merged, jnp.where(some, top + jnp.log(safe), -jnp.inf)
+    return merged, jnp.where(empty, -jnp.inf, top + jnp.log(safe))

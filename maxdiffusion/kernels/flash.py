@@ -157,10 +157,10 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
     def _() -> None:
         dim = v_ref.shape[3]
         total = acc_ref[dim : dim + 1]
-        some = total != 0  # of a row with NaN, too
-        safe = jnp.where(some, total, 1.0)
+        empty = total == 0  # not of a row with NaN; Mosaic's != is false for NaN
+        safe = jnp.where(empty, 1.0, total)
         out_ref[0, 0] = (acc_ref[:dim] / safe).T.astype(out_ref.dtype)
-        lse_ref[0, 0] = jnp.where(some, top_ref[...] + jnp.log2(safe), -jnp.inf)
+        lse_ref[0, 0] = jnp.where(empty, -jnp.inf, top_ref[...] + jnp.log2(safe))
 
 
 def _bound(q_ref: Any, center_ref: Any, radius: jax.Array, rows: jax.Array, top_ref: Any) -> jax.Array:

@@ -30,6 +30,7 @@ from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
 from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import write_json
+from maxdiffusion.runtime.lock import owner_died
 from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.progress import Advance
 from maxdiffusion.runtime.stop import Stopped
@@ -181,7 +182,7 @@ class Output:
     def record(
         self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
-        """Write `<stem>.json`, which reproduces the video, beside each; list a prompt file's videos in its manifest.
+        """Write `<stem>.json`, which reproduces the video, beside each.
 
         `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
         `conditioning.Inputs.record`. The video is recorded by its name
@@ -205,7 +206,6 @@ class Output:
                         for number, look in enumerate(self._looks[video])
                     ]
                 write_json(names.sibling(stem, names.RECORD), record, _overwrites(self._job))
-            manifest.finish(self._job, self.videos)
 
         distributed.on_process_0(record_all)
 
@@ -249,9 +249,13 @@ class Outputs:
 
         Where an earlier run of this command ended within its videos, those that it finished are left out, too.
         """
-        whole: dict[int, str] = {}
-        if denoised or self.states.progress:
-            whole = distributed.on_process_0(lambda: self._left(_finished))
+
+        def finished() -> dict[int, str]:
+            if self._job.cfg.prompts is not None:
+                return self._left(_finished, manifest.begun(self._job))
+            return self._left(_finished) if denoised or self.states.progress or _killed(self._job) else {}
+
+        whole = distributed.on_process_0(finished)
         if self._job.cfg.redo_clip and len(whole) == len(self._job.videos):
             raise UserError(
                 f"redo_clip={self._job.cfg.redo_clip} would make {next(iter(whole.values()))} again: no clip has "
@@ -260,7 +264,7 @@ class Outputs:
         if whole:
             log.info("%d of %d videos exist already", len(whole), len(self._job.videos))
         kept = {int(row) for row in whole}
-        self.states.remove([self._job.videos[row] for row in kept])  # of a run killed after its last record
+        self._list([self._job.videos[row] for row in kept])  # of a run killed after their records
         return [row for row, video in enumerate(self._job.videos) if row not in kept and video not in denoised]
 
     def _kept(self) -> dict[Video, list[str]]:
@@ -271,13 +275,15 @@ class Outputs:
         )
         return {self._job.videos[row]: files for row, files in zip(rows, found, strict=True)}
 
-    def _left(self, of: Callable[[AnyPath, str], AnyPath | None]) -> dict[int, str]:
-        """Row -> the file of each video for which `of` (stem, identity) finds one."""
+    def _left(
+        self, of: Callable[[AnyPath, str], AnyPath | None], outputs: Collection[str] | None = None
+    ) -> dict[int, str]:
+        """Row -> the file of each video, or of these outputs, for which `of` (stem, identity) finds one."""
         if self._job.cfg.decode_latents:
             return {}
         found = {}
         for row, video in enumerate(self._job.videos):
-            for stem in _stems(self._job, video):
+            for stem in _stems(self._job, video) if outputs is None or video.output in outputs else ():
                 if (path := of(stem, self._identity(video))) is not None:
                     found[row] = str(path)
         return found
@@ -333,10 +339,15 @@ class Outputs:
             self.reserve(videos).save_clip(number, latents)
 
     def finish(self, files: Output) -> None:
-        """Free the names of a batch whose files are whole, remove its states, and show it in the gallery."""
-        self.states.remove(files.videos)
+        """Free the names of a batch whose files are whole, remove its states, and show it in manifest and gallery."""
+        self._list(files.videos)
         self._held.pop(files.videos)[1].close()
         self._gallery.add(files.paths)
+
+    def _list(self, videos: Sequence[Video]) -> None:
+        """Remove the states of whole videos, then list those of a prompt file as finished: later runs ask no more."""
+        self.states.remove(videos)
+        distributed.on_process_0(lambda: manifest.finish(self._job, videos))
 
     def _identity(self, video: Video) -> str:
         return states.identity(self._job, video, self._model)
@@ -366,6 +377,16 @@ def _finished(stem: AnyPath, identity: str) -> AnyPath | None:
         return path if path.exists() and json.loads(path.read_text()).get("identity") == identity else None
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _killed(job: Job) -> bool:
+    """Whether a run was killed while it made one of these videos, under a default name: its reservation is there."""
+    folder = manifest.folder(job)
+    if job.cfg.save_file or not isinstance(folder, Path):
+        return False
+    stems = "|".join({re.escape(stem_of(job.cfg, video)) for video in job.videos})
+    locks = [name for name in paths.names(folder) if re.fullmatch(rf"\.({stems})(-\d+)?\.lock", name)]
+    return any(owner_died(folder / name) for name in locks)
 
 
 def _stems(job: Job, video: Video) -> Iterator[AnyPath]:

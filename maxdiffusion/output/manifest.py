@@ -58,6 +58,12 @@ def begin(job: Job, videos: Sequence[Video]) -> None:
     _write(job, videos, lambda video: {})
 
 
+def begun(job: Job) -> set[str]:
+    """The outputs of these lines that a run has begun and not listed as finished."""
+    rows = _read(job)
+    return {str(video.output) for video in job.videos if rows.get(str(video.output)) == {"line": digest(job, video)}}
+
+
 def finish(job: Job, videos: Sequence[Video]) -> None:
     """List videos as finished."""
     _write(job, videos, lambda video: {"bytes": _nbytes(video_path(job, video))})
@@ -163,7 +169,7 @@ def _read(job: Job) -> dict[str, dict[str, Any]]:
 
 def _write(job: Job, videos: Sequence[Video], more: Callable[[Video], Mapping[str, Any]]) -> None:
     """Write the rows of these videos, each with `more` beside its digest."""
-    if job.cfg.prompts is None:
+    if job.cfg.prompts is None or not videos:
         return
     rows = {str(video.output): {"line": digest(job, video), **more(video)} for video in videos}
     path = _path(job)

@@ -178,3 +178,27 @@ def test_a_folder_that_nobody_can_make_is_refused_before_the_work(tmp_path, kind
         out.write_bytes(b"a file")
     with pytest.raises(UserError, match="cannot be written"):
         request.load([PAGE, "prompt=a red circle", f"output_dir={out}"])
+
+
+@pytest.mark.parametrize("when", ["after the record", "after the states"])
+@pytest.mark.parametrize("words", [("prompts={}/p.jsonl",), ("seed=[1, 2]", "prompt=a red circle")])
+def test_a_video_whose_run_was_killed_at_its_last_file_is_not_made_again(tmp_path, monkeypatch, words, when):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a red circle"}\n{"prompt": "a blue circle"}\n')
+    words = [PAGE, *(word.format(tmp_path) for word in words), f"output_dir={tmp_path}", "num_frames=1"]
+    words += ["output_format=png"]
+    job = request.load(words)
+    with output.Outputs(job, "model") as outputs:
+        files = outputs.reserve(job.videos[:1])
+        files.save_latents(LATENTS[:1])
+        files.write(np.zeros((1, 1, 96, 96, 3), np.uint8), lambda done: None)
+        files.record({}, {})
+        outputs.reserve(job.videos[1:])
+        if when == "after the states":
+            outputs.states.remove(job.videos[:1])
+        locks = {path: path.read_bytes() for path in tmp_path.rglob(".*.lock")}
+    for path, content in locks.items():  # as SIGKILL leaves them
+        path.write_bytes(content)
+    job = output.remaining(request.load(words))
+    with output.Outputs(job, "model") as outputs:
+        assert [job.videos[row] for row in outputs.unfinished([])] == list(job.videos[1:])
+    assert len(output.remaining(request.load(words)).videos) == (1 if job.cfg.prompts else 2)

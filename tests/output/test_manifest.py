@@ -1,5 +1,6 @@
 """Which videos of a prompt file are done, by files and manifest alone: no video is made."""
 
+import contextlib
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -33,12 +34,13 @@ def load(tmp_path):
 def make(job, number, kill=None):
     """Stands for a run of one line: its files in their order, up to where it is killed."""
     video = job.videos[number]
-    with reserved(job, [video], LATENTS) as files:
+    with contextlib.suppress(KeyboardInterrupt), reserved(job, [video], LATENTS) as files:
         assert files.paths == [manifest.video_path(job, video)]
         if kill != "denoise":
             files.paths[0].write_bytes(b"video" * (number + 1))
-        if kill is None:
-            files.record({}, {})
+        if kill is not None:
+            raise KeyboardInterrupt
+        files.record({}, {})
 
 
 def left(job):
