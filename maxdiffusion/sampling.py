@@ -174,8 +174,8 @@ class Sampler:
         """
         if self._saved is None:
             return
-        due, signal = distributed.largest([self._saved.due(at.step) or due, stop.heard()])
-        if signal or due:
+        needed, signal = distributed.largest([self._saved.due(at.step) or due, stop.heard()])
+        if signal or needed:
             self._save(work, at, state)
         if signal:
             part = f" of segment {at.segment + 1}" if len(self._s.job.segments) > 1 else ""

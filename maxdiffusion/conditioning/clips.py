@@ -93,6 +93,7 @@ class Chain:
             starts = [self._start(video, [latents[row] for latents in before]) for video, row in rows.items()]
             made = {}
             for kind, given in self._kinds:
+                assert kind.clip is not None  # those of tasks that are `chained` have it
                 each = dict(zip(rows, kind.clip(self._s, given, self._vae, starts), strict=True))
                 made[kind.field] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each[video] for video in videos))
             self._made[batch] = number, made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -118,7 +118,7 @@ def encode_channels(s: Session, given: Fitted) -> list[Frames]:
     vae = s.load("vae")
     with s.stages("image"):
         wanted = dict.fromkeys(_fitted(video) for video in s.job.videos)
-        made = {keys: channels(vae, s.job.cfg.num_frames, *_ends(given, keys)) for keys in wanted}
+        made = {keys: _of_ends(vae, s.job.cfg.num_frames, [given[key] for key in keys]) for keys in wanted}
         return jax.block_until_ready([Frames(channels=made[_fitted(video)]) for video in s.job.videos])
 
 
@@ -132,8 +132,12 @@ def clip_channels(s: Session, given: Fitted, vae: WanVAE, starts: Sequence[ClipS
     with s.stages("image"):
         for start in starts:
             video = start.video
-            first, last = (at and given[at, video.width, video.height] for at in (video.image, video.last_image))
-            begin = first[None] if start.frames is None else start.frames
+            size = (video.width, video.height)
+            first, last = (given[at, *size] if at else None for at in (video.image, video.last_image))
+            begin = start.frames
+            if begin is None and first is not None:
+                begin = first[None]
+            assert begin is not None  # checked with the config: a clip starts from an image or from frames
             padding = first if cfg.clip_padding == "reference" else None
             marked = 1 if cfg.clip_mask == "first" else None
             end = last if start.last else None
@@ -221,11 +225,9 @@ def channels(
     return jnp.concatenate([jnp.broadcast_to(mask, (*latents.shape[:3], factor)), latents], axis=-1)
 
 
-def _ends(given: Fitted, keys: Sequence[tuple[str, int, int]]) -> Iterator[Float[np.ndarray, ...]]:
-    """The first image as a video of one frame, then the last one if there is one."""
-    first, *last = (given[key] for key in keys)
-    yield first[None]
-    yield from last
+def _of_ends(vae: WanVAE, frames: int, ends: Sequence[Float[np.ndarray, "h w 3"]]) -> Float[Array, "fl hl wl c"]:
+    """`channels` of the first and maybe the last image."""
+    return channels(vae, frames, ends[0][None], ends[1] if len(ends) > 1 else None)
 
 
 def _fitted(video: Video) -> tuple[tuple[str, int, int], ...]:
