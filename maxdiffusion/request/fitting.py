@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes, resolve
 from maxdiffusion.request import cost, layout
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime import memory
-
-if TYPE_CHECKING:
-    from maxdiffusion.request.session import Setup
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,13 @@ _DTYPES = {
 }
 
 
-def warn(setup: Setup) -> None:
+def warn(job: Job, recipe: Recipe, configs: Mapping[str, Any], plan: AttentionPlan, mesh: Mesh) -> None:
     """Logs a warning for each stage that needs, by the cost model, more memory than a device of this host has."""
-    job, devices = setup.job, list(setup.placement.mesh.devices.flat)
+    devices = list(mesh.devices.flat)
     _, dcn = resolve(*layout.degrees(job.cfg), devices)
-    data = setup.placement.mesh.shape[axes.DATA] // dcn.data
-    run = cost.Run.of(job, setup.recipe, setup.configs, devices[0].device_kind, devices[0].platform)
+    run = cost.Run.of(job, recipe, configs, devices[0].device_kind, devices[0].platform)
     available = memory.per_device() / 2**30
-    for name, stage in run.stages(layout.layout(job.cfg, setup.plan, devices, data)).items():
+    for name, stage in run.stages(layout.layout(job.cfg, plan, devices, mesh.shape[axes.DATA] // dcn.data)).items():
         if stage.gib > available and (name == "decode" or not job.cfg.decode_latents):
             log.warning(
                 "%s needs about %.1f GiB of each device (modelled), which has %.1f; what needs less: %s",

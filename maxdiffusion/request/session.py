@@ -179,6 +179,6 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
         setup = Setup.of(job, checkpoint.configs, devices)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
         if distributed.index() == 0:
-            fitting.warn(setup)
+            fitting.warn(job, setup.recipe, setup.configs, setup.plan, setup.placement.mesh)
     with parallel.use(setup.placement), stages.clock.compilation():
         yield session

@@ -46,5 +46,5 @@ def test_a_run_that_cannot_fit_is_warned_of(caplog, monkeypatch):
         )
         setup = Setup.of(job, read_configs(job))
         with use(setup.placement):
-            fitting.warn(setup)
+            fitting.warn(job, setup.recipe, setup.configs, setup.plan, setup.placement.mesh)
         assert ("denoise needs about" in caplog.text and "decode needs about" in caplog.text) == warned
