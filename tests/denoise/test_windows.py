@@ -217,6 +217,7 @@ def test_each_window_has_a_cache_of_its_own():
 # ---- the transformer
 
 
+@pytest.mark.slow
 def test_a_vace_transformer_over_windows_on_one_device_and_on_eight():
     """Three windows over data 2 x ring 2 x ulysses 2, of 15 tokens each and a reference frame."""
     config = DiTConfig(2, 2, 12, 40, 4, 4, text_dim=20, freq_dim=32, adapter=VACEConfig((0, 1), 6))

@@ -78,6 +78,7 @@ def test_a_video_of_three_clips_has_each_frame_once(three, words, tmp_path):
     assert record["clips"][0]["red"] == pytest.approx(video[:FRAMES, ..., 0].mean(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_clip_is_what_a_run_from_the_last_frame_makes(three, make, tmp_path):
     _, video, latents, _ = three
     Image.fromarray(video[FRAMES - 1]).save(tmp_path / "last.png")
@@ -126,6 +127,7 @@ def test_a_stopped_run_makes_no_clip_again(three, words, tmp_path, monkeypatch, 
     assert not list(tmp_path.glob("r/.*"))
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_same_clips(three, make, tmp_path):
     latents = make(tmp_path, "clips=2", *EIGHT)[1]
     error = np.abs(latents - three[2][:2]).max() / np.abs(latents).max()
@@ -133,6 +135,7 @@ def test_eight_devices_make_the_same_clips(three, make, tmp_path):
     assert error < 1e-4
 
 
+@pytest.mark.slow
 def test_a_video_is_extended(three, make, tmp_path):
     """The first two clips' end, extended with the third one's seed, is the third clip but for the rounding."""
     _, video, latents, _ = three

@@ -101,6 +101,7 @@ def test_one_that_never_fits_says_where_the_latents_are_and_what_fits(plain, tmp
     assert (np.load(only(tmp_path / "b" / "r", "*.npy")) == plain[0]).all()
 
 
+@pytest.mark.slow
 def test_a_denoise_without_memory_is_one_sentence_with_its_last_state(tmp_path, capsys, monkeypatch):
     advance = Program.advance
 
@@ -145,6 +146,7 @@ def test_a_folder_of_frames_goes_on_from_the_first_that_is_not_there(plain, tmp_
     assert [path.name for path in (out / "r").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_a_video_that_the_disk_cannot_take_says_where_the_latents_are(tmp_path, capsys):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # latents 9 kB, frames 41 kB

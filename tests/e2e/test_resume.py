@@ -149,6 +149,7 @@ def test_a_scan_without_checkpoint_steps_stops_between_calls_too(tmp_path, stop,
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
 
 
+@pytest.mark.slow
 def test_a_drawn_seed_goes_on_and_the_next_run_draws_anew(tmp_path, stop, capsys):
     command = words(tmp_path / "out", *ONE, "seed=-1")
     folder = tmp_path / "out" / "r"
@@ -168,6 +169,7 @@ def test_a_drawn_seed_goes_on_and_the_next_run_draws_anew(tmp_path, stop, capsys
     assert len(latents(folder)) == 2
 
 
+@pytest.mark.slow
 def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(tmp_path, stop, capsys):
     assert cli.command(words(tmp_path / "whole", *ONE)) == 0
     stop(6)
@@ -214,7 +216,7 @@ def test_without_states_a_signal_still_ends_the_run(tmp_path, stop, capsys):
     assert not (tmp_path / "out" / "r").exists() or hidden(tmp_path / "out" / "r") == []
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("named", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_whole_latents_are_decoded_and_not_denoised_again(tmp_path, monkeypatch, capsys, named):
     from maxdiffusion.media import frames
 
@@ -231,6 +233,7 @@ def test_whole_latents_are_decoded_and_not_denoised_again(tmp_path, monkeypatch,
     assert len(visible(tmp_path / "out" / "r")) == 3 and hidden(tmp_path / "out" / "r") == []
 
 
+@pytest.mark.slow
 def test_a_prompt_file_goes_on_within_a_line(tmp_path, stop, capsys):
     lines = [{"seed": seed, "output": f"v{seed}"} for seed in range(3)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -262,6 +265,7 @@ def test_rows_of_one_batch_go_on_in_others(tmp_path, stop):
     assert hidden(tmp_path / "out" / "r") == []
 
 
+@pytest.mark.slow
 def test_a_bucket_keeps_states(tmp_path, stop, bucket: type[Bucket], capsys):
     assert cli.command(words(tmp_path / "whole", *ONE)) == 0
     stop(3)

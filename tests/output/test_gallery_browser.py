@@ -7,6 +7,8 @@ import pytest
 from tests.support.browser import browser  # noqa: F401
 from tests.support.gallery import make
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = '</p><script>window.broken = 1</script><img src=x onerror="window.broken = 1"> 🎬 עברית'
 SECONDS = 60_000  # a machine under load
 
