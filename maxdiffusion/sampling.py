@@ -174,7 +174,7 @@ class Sampler:
         """
         if self._saved is None:
             return
-        save, signal = distributed.largest([due or self._saved.due(at.step), stop.heard()])
+        save, signal = distributed.largest([self._saved.due(at.step) or due, stop.heard()])
         if signal or save:
             self._save(work, at, state)
         if signal:

@@ -126,7 +126,7 @@ def test_a_kept_state_goes_on_in_the_middle_of_an_experts_steps():
     np.testing.assert_array_equal(again.x, done.x)
 
 
-@pytest.mark.parametrize("scan", [None, 100])
+@pytest.mark.parametrize("scan", [pytest.param(None, marks=pytest.mark.slow), 100])
 def test_a_transformer_on_a_mesh_equals_one_device(scan):
     """Tokens that the cache keeps are sharded as those that the trunk takes: 18, padded to 20 on a context of 4."""
     config = DiTConfig(2, 2, 12, 40, 4, 4, text_dim=20, freq_dim=32)

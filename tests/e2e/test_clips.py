@@ -102,6 +102,7 @@ def test_a_clip_is_made_anew_with_those_that_follow(three, make, words):
         make(folder, "clips=3", "redo_clip=2", "guidance_scale=3")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_makes_no_clip_again(three, words, tmp_path, monkeypatch, capsys):
     count, due = 0, States.due
 

@@ -138,6 +138,7 @@ def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     assert figure > 60
 
 
+@pytest.mark.slow
 def test_vace_by_the_official_conventions(vace_checkpoint, tmp_path):
     """Diffusers with the official noise levels, references in the other order, and frames that the test has chosen."""
     f, h, w = np.meshgrid(np.arange(20), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")

@@ -128,6 +128,7 @@ def test_a_signal_in_decode_says_where_the_latents_are(tmp_path, capsys, memory_
     assert error == f"SIGTERM: stopped, the latents are kept in {latents}; the same command goes on from there"
 
 
+@pytest.mark.slow
 def test_a_folder_of_frames_goes_on_from_the_first_that_is_not_there(plain, tmp_path, capsys, memory_for):
     latents, out = plain[1], tmp_path / "b"
     command = words(out, f"decode_latents={latents}", fmt="png")

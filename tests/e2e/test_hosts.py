@@ -172,7 +172,7 @@ def wait_for(process: subprocess.Popen, words: str) -> None:
     ("victim", "number", "when", "code"),
     [
         (1, signal.SIGTERM, "denoise (", 75),
-        (0, signal.SIGKILL, "denoise (", 75),
+        pytest.param(0, signal.SIGKILL, "denoise (", 75, marks=pytest.mark.slow),
         pytest.param(0, signal.SIGTERM, "denoise (", 75, marks=pytest.mark.slow),
         pytest.param(1, signal.SIGKILL, "denoise (", 75, marks=pytest.mark.slow),
         pytest.param(0, signal.SIGINT, "denoise (", 130, marks=pytest.mark.slow),

@@ -37,6 +37,7 @@ def videos(tmp_path_factory, noise):
     return made(folder, *words, page="wan_tiny_i2v")
 
 
+@pytest.mark.slow
 def test_the_first_frame_is_the_image(videos):
     image = np.asarray(Image.open(MODEL / "example.png"))
     for video in videos:
