@@ -69,6 +69,7 @@ def listening() -> Iterator[None]:
         theirs.close()
         watcher.join()
         ours.close()
+        _heard = 0  # a later run of this process has not heard it
 
 
 @contextlib.contextmanager
