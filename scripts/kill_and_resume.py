@@ -218,10 +218,17 @@ def files(out: Path) -> list[str]:
 
 def broken(out: Path) -> list[str]:
     """The visible files that are not whole."""
+    from maxdiffusion.media.fetch import open_image
     from maxdiffusion.media.read import read_video
     from maxdiffusion.weights.latents_io import load_latents
 
-    read = {".mp4": read_video, ".json": lambda path: json.loads(path.read_text()), ".safetensors": load_latents}
+    read: dict[str, Callable[[Path], object]] = {
+        ".mp4": read_video,
+        ".jpg": lambda path: open_image(str(path)).convert("RGB"),
+        ".html": Path.read_text,
+        ".json": lambda path: json.loads(path.read_text()),
+        ".safetensors": load_latents,
+    }
     found = []
     for path in out.rglob("*"):
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(out).parts):
