@@ -56,10 +56,8 @@ def make(job: Job) -> list[AnyPath]:
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
             sampler = sampling.Sampler(s, conditions, given.noise, outputs.states, on_segment=outputs.save_segment)
-            order = list(sampler.order())
-            steps, batches = sum(work.expert.stop - work.expert.start for work in order), {work.batch for work in order}
-            s.stages.expect(denoise=steps, decode=len(batches) * job.segments.frames)
-            for work in order:  # an expert's steps on a batch
+            s.stages.expect(**sampler.expected())
+            for work in sampler.order():  # an expert's steps on a batch
                 videos = sampler.videos(work)
                 outputs.reserve(videos)
                 with stop.deferred():  # a signal ends the run after a step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
 from maxdiffusion.config import Config
-from maxdiffusion.denoise.experts import IN_TURN, ExpertSteps, LoadedExperts, execution_order, from_step
+from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
@@ -80,19 +79,22 @@ class Sampler:
         self._done: dict[int, list[np.ndarray]] = collections.defaultdict(list)  # latents of segments, by batch
 
     def order(self) -> Iterator[Work]:
-        """Batch after batch, or with the experts in turn group after group; a segment may need the one before it."""
-        s, count = self._s, len(self._batches)
-        size = IN_TURN if s.job.cfg.expert_residency == "in_turn" else 1
-        work = []
-        for first, segment in itertools.product(range(0, count, size), range(len(s.job.segments))):
-            group = range(first, min(first + size, count))
-            for batch, expert in execution_order(s.recipe.experts, group, s.job.cfg.expert_residency):
-                at = self._progress(self._batches[batch][0][0])
-                if segment >= at.segment:
-                    left = from_step([expert], at.step if segment == at.segment else 0)
-                    work += [(batch, segment, each) for each in left]
+        """All work in the order in which it runs, without what an earlier run has done."""
+        s, work = self._s, []
+        batches, residency = range(len(self._batches)), s.job.cfg.expert_residency
+        for batch, segment, expert in execution_order(s.recipe.experts, batches, residency, len(s.job.segments)):
+            at = self._progress(self._batches[batch][0][0])
+            if segment >= at.segment:
+                left = from_step([expert], at.step if segment == at.segment else 0)
+                work += [(batch, segment, each) for each in left]
         for number, one in enumerate(work, 1):
             yield Work(*one, number == len(work))
+
+    def expected(self) -> dict[str, int]:
+        """Steps to denoise and frames to decode, by the stage's name."""
+        work = list(self.order())
+        steps = sum(each.expert.stop - each.expert.start for each in work)
+        return {"denoise": steps, "decode": len({each.batch for each in work}) * self._s.job.segments.frames}
 
     def _progress(self, row: int) -> Progress:
         """How far an earlier run has denoised that row of the job's videos."""
@@ -187,14 +189,13 @@ class Sampler:
         """Initial latents of a segment of these videos."""
         s, (frames, h, w, c) = self._s, programs.shape
         videos = [s.job.videos[row] for row in rows]
-        if self._given is None and s.job.chained:
+        part = slice(segment * frames, (segment + 1) * frames)
+        if self._given is not None:
+            x = parallel.put(self._given[rows], axes.BATCH)[:, part]
+        elif s.job.chained:
             x = noise([s.job.seed(video, segment) for video in videos], programs.shape)
         else:
-            if self._given is None:
-                x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))
-            else:
-                x = parallel.put(self._given[rows], axes.BATCH)
-            x = x[:, segment * frames : (segment + 1) * frames]
+            x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))[:, part]
         x = self._conditions.start(videos, x, s.recipe)
         if found := finite.fault(x):
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -91,16 +92,16 @@ def described(experts: Sequence[ExpertSteps]) -> str:
 
 
 def execution_order(
-    experts: Sequence[ExpertSteps], batches: Sequence[T], residency: str
-) -> Iterator[tuple[T, ExpertSteps]]:
-    """(batch, expert) in the order in which they run.
+    experts: Sequence[ExpertSteps], batches: Sequence[T], residency: str, segments: int = 1
+) -> Iterator[tuple[T, int, ExpertSteps]]:
+    """(batch, segment, expert) in the order in which they run; a segment may need the one before it.
 
     `together` finishes batch after batch; `in_turn` runs IN_TURN batches through an expert before the next expert, so
     that each is loaded once for all of them.
     """
     size = IN_TURN if residency == "in_turn" else 1
-    groups = (batches[first : first + size] for first in range(0, len(batches), size))
-    return ((batch, expert) for group in groups for expert in experts for batch in group)
+    for first, segment, expert in itertools.product(range(0, len(batches), size), range(segments), experts):
+        yield from ((batch, segment, expert) for batch in batches[first : first + size])
 
 
 class LoadedExperts:

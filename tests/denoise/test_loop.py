@@ -157,7 +157,7 @@ def test_residency(residency, batches, loads, order):
 
     loaded = LoadedExperts(load, residency)
     both, seen, most = (ExpertSteps(0, 1, "a"), ExpertSteps(1, 2, "b")), [], 0
-    for batch, expert in execution_order(both, range(batches), residency):
+    for batch, _, expert in execution_order(both, range(batches), residency):
         assert loaded[expert.net] is loaded[expert.net]
         seen.append(f"{expert.net}{batch}")
         gc.collect()
