@@ -22,8 +22,7 @@ from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.weights.loader import placed
-from tests.support.parity import drawn
+from tests.support.parity import drawn_on_devices
 
 SOLVER = SOLVERS["unipc"]
 CONTEXTS = Contexts(*jnp.asarray(np.random.default_rng(1).standard_normal((2, 2, 4)), jnp.float32))
@@ -134,12 +133,7 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan):
     schedule = SOLVER.schedule(4, 3.0)
 
     def latents(plan):
-        built = WanTransformer(config, plan, Dtypes())
-        model = drawn(built)
-        if (placement := parallel.current()) is not None:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(built, placement)))
-            graph, params = nnx.split(model)
-            model = nnx.merge(graph, jax.device_put(params, shardings))
+        model = drawn_on_devices(WanTransformer(config, plan, Dtypes()))
         net, params = split(model)
         batch = parallel.like((2,), np.float32, parallel.axes.BATCH).sharding
         contexts = Contexts(*(nnx.jit(WanTransformer.prepare)(model, Context(jnp.asarray(each))) for each in text))

@@ -24,8 +24,7 @@ from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.dit.vace import Control
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.weights.loader import placed
-from tests.support.parity import drawn
+from tests.support.parity import drawn_on_devices
 
 SOLVER, STEPS = SOLVERS["unipc"], 4
 SCHEDULE = SOLVER.schedule(STEPS, 3.0)
@@ -229,13 +228,7 @@ def test_a_vace_transformer_over_windows_on_one_device_and_on_eight():
     experts = expert_steps(SCHEDULE.timesteps, None, 3.0, None)
 
     def model(plan):
-        built = WanTransformer(config, plan, Dtypes())
-        filled = drawn(built)
-        if (placement := parallel.current()) is not None:
-            shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(built, placement)))
-            graph, params = nnx.split(filled)
-            filled = nnx.merge(graph, jax.device_put(params, shardings))
-        return filled
+        return drawn_on_devices(WanTransformer(config, plan, Dtypes()))
 
     def latents(plan, guidance):
         transformer = model(plan)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maxdiffusion import parallel
+from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.rule import Rule
 
 
@@ -76,6 +78,16 @@ def drawn(module: nnx.Module, seed: int = 0) -> nnx.Module:
 
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(draw, state))
+
+
+def drawn_on_devices(module: nnx.Module, seed: int = 0) -> nnx.Module:
+    """`drawn`, with the parameters sharded as the current placement has them, if there is one."""
+    filled = drawn(module, seed)
+    if (placement := parallel.current()) is None:
+        return filled
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, nnx.state(placed(module, placement)))
+    graph, params = nnx.split(filled)
+    return nnx.merge(graph, jax.device_put(params, shardings))
 
 
 def relative_error(ours, reference) -> float:
