@@ -185,7 +185,7 @@ class Run:
         """
         from maxdiffusion.weights import nets
 
-        sizes = nets.sizes(builders(job.cfg, AttentionPlan()), configs)
+        sizes = nets.sizes(builders(job.cfg, AttentionPlan(), device_kind), configs)
         experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.experts)
         return cls(job, configs, device_kind, platform, sizes, job.max_tokens(configs["transformer"]), experts)
 

@@ -58,7 +58,12 @@ class Setup:
     @functools.cached_property
     def builders(self) -> Mapping[str, Build]:
         """How each network is built."""
-        return nets.builders(self.job.cfg, self.plan)
+        return nets.builders(self.job.cfg, self.plan, self.device_kind)
+
+    @property
+    def device_kind(self) -> str:
+        """Of the devices, as jax calls it."""
+        return self.placement.mesh.devices.flat[0].device_kind
 
     def abstract(self, net: str) -> nnx.Module:
         """One network with abstract parameters: shapes, shardings."""

@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
 from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.hardware.quantization import Quantization
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.umt5.encoder import UMT5Encoder
@@ -37,13 +38,14 @@ def builders(
     text_encoder_dtype: DTypeLike | None = None,
     vae_dtype: DTypeLike = "float32",
     scan_layers: bool = True,
+    quantization: Quantization | None = None,
 ) -> dict[str, Build]:
     """How each network is built, by its folder.
 
     `text_encoder_dtype` (None: the transformer's dtypes), which is also the image encoder's, and `vae_dtype` are the
-    dtype of both weights and activations.
+    dtype of both weights and activations. `quantization` is that of the linear layers in the transformer's blocks.
     """
-    dtypes = Dtypes(weights_dtype, dtype)
+    dtypes = Dtypes(weights_dtype, dtype, quantization)
     encoders = Dtypes(text_encoder_dtype or weights_dtype, text_encoder_dtype or dtype)
 
     def transformer(config: Any) -> WanTransformer:
