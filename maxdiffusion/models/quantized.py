@@ -36,10 +36,8 @@ def quantize(x: Float[Array, "... e"], dtype: DTypeLike) -> Quantized:
     return Quantized(*jax.lax.optimization_barrier((values.astype(dtype), scale)))
 
 
-def product(
-    x: Quantized, kernel: Num[Array, "in out"], kernel_scale: Float[Array, " out"]
-) -> Float[Array, "... out"]:
-    """x @ (kernel x kernel_scale) in 8 bits, fp32; int8 accumulates in int32, fp8 in fp32."""
+def product(x: Quantized, kernel: Num[Array, "in out"], kernel_scale: Float[Array, " out"]) -> Float[Array, "... out"]:
+    """The product of `x` and kernel x kernel_scale in 8 bits, fp32; int8 accumulates in int32, fp8 in fp32."""
     wide = jnp.int32 if jnp.issubdtype(kernel.dtype, jnp.integer) else jnp.float32
     contracted = ((x.values.ndim - 1,), (0,)), ((), ())
     y = jax.lax.dot_general(x.values, kernel, contracted, preferred_element_type=wide)

@@ -28,7 +28,7 @@ from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.hardware import links
+from maxdiffusion.hardware import links, quantization
 from maxdiffusion.hardware.chips import GENERATIONS, KINDS, DeviceSpeed
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.nets import builders
@@ -212,6 +212,11 @@ class Run:
     def speed(self) -> DeviceSpeed:
         return KINDS[self.device_kind].speed if self.device_kind in KINDS else SPEEDS[self.platform]
 
+    @property
+    def linear_factor(self) -> float:
+        """Seconds of the transformer's linear layers in units of those in bf16; few are outside of the blocks."""
+        return quantization.seconds(quantization.choose(self.job.cfg.quantization, self.device_kind), self.device_kind)
+
     def batch(self, layout: Layout) -> int:
         """Videos of one batch."""
         return min(len(self.job.videos), self.job.cfg.per_device_batch_size * layout.batch)
@@ -322,7 +327,7 @@ class Run:
         gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
         return _seconds(
             attention=layers * attention.compute,
-            linear=2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
+            linear=self.linear_factor * 2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
             other=layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )

@@ -15,6 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
+from maxdiffusion.hardware import quantization
 from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
@@ -182,6 +183,8 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
         loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
+        if (chosen := quantization.choose(job.cfg.quantization, setup.device_kind)) is not None:
+            logger.info("quantization=%s: %s (%s)", job.cfg.quantization, chosen, setup.device_kind)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
         if distributed.index() == 0:
             fitting.warn(job, setup.recipe, setup.configs, setup.plan, setup.placement.mesh)

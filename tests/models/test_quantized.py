@@ -30,7 +30,11 @@ def layer(dtype, kernel, bias, products=True):
     values, scale = rounded(kernel.astype(np.float64), dtype, 0)
     graph, state = nnx.split(linear)
     arrays = {"kernel": values.astype(dtype), "kernel_scale": scale[0].astype(np.float32), "bias": bias}
-    return nnx.merge(graph, jax.tree.map_with_path(lambda path, _: jnp.asarray(arrays[path[0].key]), state)), values, scale
+    return (
+        nnx.merge(graph, jax.tree.map_with_path(lambda path, _: jnp.asarray(arrays[path[0].key]), state)),
+        values,
+        scale,
+    )
 
 
 @pytest.fixture
@@ -61,7 +65,9 @@ def test_a_layer_is_the_product_of_rounded_numbers(dtype, numbers):
 def test_weights_alone_leave_the_activations(dtype, numbers):
     x, kernel, bias = numbers
     linear, values, scale = layer(dtype, kernel, bias, products=False)
-    np.testing.assert_allclose(linear(jnp.asarray(x)), x.astype(np.float64) @ (values * scale) + bias, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        linear(jnp.asarray(x)), x.astype(np.float64) @ (values * scale) + bias, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -87,10 +93,10 @@ def test_tokens_without_magnitude_and_the_largest_ones():
         np.testing.assert_allclose((values.astype(jnp.float32) * scale)[:, :3:2], x[:, :3:2], rtol=0.07, atol=1e29)
 
 
-@pytest.mark.parametrize(("dtype", "short", "wide"), [("int8", "s8", "s32"), ("float8_e4m3fn", "f8e4m3fn", "f32")])
-def test_the_dtypes_of_products_are_read_from_a_program(dtype, short, wide):
-    del short
+@pytest.mark.parametrize(("dtype", "wide"), [("int8", "s32"), ("float8_e4m3fn", "f32")])
+def test_the_dtypes_of_products_are_read_from_a_program(dtype, wide):
+    """XLA's CPU backend multiplies int8 as it is and widens fp8; which the text shows."""
     x, kernel = jnp.ones((4, 8), dtype), jnp.ones((8, 2), dtype)
     compiled = jax.jit(lambda x, k: product(Quantized(x, jnp.ones((4, 1))), k, jnp.ones(2))).lower(x, kernel).compile()
     (found,) = products(compiled.as_text())
-    assert found.endswith(f"-> {wide}") and ("s8 x s8" in found or dtype != "int8")
+    assert found.endswith(f"-> {wide}") and found.startswith("s8 x s8" if dtype == "int8" else "f32 x f32")
