@@ -74,10 +74,11 @@ class Linear(nnx.Module):
         kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
         x = x if isinstance(x, Quantized) else self.input(x)
         if isinstance(x, Quantized):
-            y = product(x, kernel, self.kernel_scale[...])
+            y = product(x, kernel)
         else:
             y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
-            y = y if self.kernel_scale is None else y * self.kernel_scale[...]
+        if self.kernel_scale is not None:
+            y = y * self.kernel_scale[...]
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(self.dtype)

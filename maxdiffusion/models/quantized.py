@@ -29,19 +29,19 @@ def quantize(x: Float[Array, "... e"], dtype: DTypeLike) -> Quantized:
     largest = LARGEST[jnp.dtype(dtype).name]
     x = x.astype(jnp.float32)
     scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / largest
-    scale = jnp.where(scale > 0, scale, 1.0)
+    scale = jnp.where(scale == 0, 1.0, scale)  # NaN and infinity stay in it, as integers have none
     values = jnp.clip(x / scale, -largest, largest)
     if jnp.issubdtype(dtype, jnp.integer):
         values = jnp.round(values)
     return Quantized(*jax.lax.optimization_barrier((values.astype(dtype), scale)))
 
 
-def product(x: Quantized, kernel: Num[Array, "in out"], kernel_scale: Float[Array, " out"]) -> Float[Array, "... out"]:
-    """The product of `x` and kernel x kernel_scale in 8 bits, fp32; int8 accumulates in int32, fp8 in fp32."""
+def product(x: Quantized, kernel: Num[Array, "in out"]) -> Float[Array, "... out"]:
+    """The product with a kernel in 8 bits, times the scales of `x`; int8 accumulates in int32, fp8 in fp32. fp32."""
     wide = jnp.int32 if jnp.issubdtype(kernel.dtype, jnp.integer) else jnp.float32
     contracted = ((x.values.ndim - 1,), (0,)), ((), ())
     y = jax.lax.dot_general(x.values, kernel, contracted, preferred_element_type=wide)
-    return y.astype(jnp.float32) * x.scale * kernel_scale
+    return y.astype(jnp.float32) * x.scale
 
 
 _DEFINED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\w+)\[.*?\]\S* ([\w-]+)\(([^)]*)\)", re.MULTILINE)

@@ -20,16 +20,12 @@ _NAMES = {"int8": "I8", "float8_e4m3fn": "F8_E4M3"}  # by jax' names
 _LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
 
-def stays(tensor: TensorSource, dtype: str) -> bool:
-    """Whether `by_row` takes the file's own bits: they have this dtype, and one scale for the tensor or each row."""
-    return tensor.quantized is not None and tensor.quantized[0].dtype == _NAMES[dtype]
-
-
 def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource]:
     """The values of a matrix in `dtype` (int8 or float8_e4m3fn) and the fp32 scale of each row.
 
-    A row's scale is its largest magnitude divided by the dtype's; values are rounded to nearest even. The scales are
-    found with the values and kept, so that reading them afterwards reads no file.
+    Those of a file that stores this dtype, with one scale for the tensor or each row, are its own. Otherwise a row's
+    scale is its largest magnitude divided by the dtype's, and values are rounded to nearest even; the scales are found
+    with the values and kept, so that reading them afterwards reads no file.
 
     Raises:
       UserError: when rows are read, a number is not finite.
@@ -42,7 +38,8 @@ def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource
         largest = np.abs(rows).max(axis=1, initial=0.0)
         if not np.isfinite(largest).all():
             raise UserError(f"{tensor.file} stores numbers in {tensor.name!r} that are not finite; download it again.")
-        scales[start:stop] = np.where(largest > 0, largest / np.float32(_LARGEST[dtype]), 1)
+        found = largest / np.float32(_LARGEST[dtype])
+        scales[start:stop] = np.where(found > 0, found, 1)
         return rows
 
     def values(start: int, stop: int) -> np.ndarray:
@@ -56,8 +53,7 @@ def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource
             numbers(start, stop)
         return scales[start:stop]
 
-    if stays(tensor, dtype):
-        assert tensor.quantized is not None
+    if tensor.quantized is not None and tensor.quantized[0].dtype == _NAMES[dtype]:
         stored, scale = tensor.quantized
         return stored, _scales(tensor, functools.partial(_own, scale))
     computed = dataclasses.replace(tensor, dtype=_NAMES[dtype], computed=True, rows=values, quantized=None)

@@ -81,7 +81,7 @@ def test_the_product_is_that_of_qwix(dtype, numbers):
     dimensions = (((1,), (0,)), ((), ()))
     want = qwix.dot_general(*theirs, dimensions)
     a, b = theirs
-    got = product(Quantized(a.qvalue, a.scale), b.qvalue, b.scale[0])
+    got = product(Quantized(a.qvalue, a.scale), b.qvalue) * b.scale[0]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
@@ -93,10 +93,18 @@ def test_tokens_without_magnitude_and_the_largest_ones():
         np.testing.assert_allclose((values.astype(jnp.float32) * scale)[:, :3:2], x[:, :3:2], rtol=0.07, atol=1e29)
 
 
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_what_is_not_finite_stays_so(fault, numbers):
+    x, kernel, bias = numbers
+    x[1, 2, 3] = fault
+    y = np.asarray(layer("int8", kernel, bias)[0](jnp.asarray(x)))
+    assert not np.isfinite(y[1, 2]).any() and np.isfinite(np.delete(y.reshape(21, -1), 9, 0)).all()
+
+
 @pytest.mark.parametrize(("dtype", "wide"), [("int8", "s32"), ("float8_e4m3fn", "f32")])
 def test_the_dtypes_of_products_are_read_from_a_program(dtype, wide):
     """XLA's CPU backend multiplies int8 as it is and widens fp8; which the text shows."""
     x, kernel = jnp.ones((4, 8), dtype), jnp.ones((8, 2), dtype)
-    compiled = jax.jit(lambda x, k: product(Quantized(x, jnp.ones((4, 1))), k, jnp.ones(2))).lower(x, kernel).compile()
+    compiled = jax.jit(lambda x, k: product(Quantized(x, jnp.ones((4, 1))), k)).lower(x, kernel).compile()
     (found,) = products(compiled.as_text())
     assert found.endswith(f"-> {wide}") and found.startswith("s8 x s8" if dtype == "int8" else "f32 x f32")
