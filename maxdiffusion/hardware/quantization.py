@@ -29,6 +29,8 @@ class Quantization:
 
 
 DTYPES: Mapping[str, str] = MappingProxyType({"int8": "int8", "fp8": "float8_e4m3fn"})  # by the names of `choose`
+# The largest magnitude that is used of each dtype.
+LARGEST: Mapping[str, float] = MappingProxyType({"int8": 127.0, "float8_e4m3fn": 448.0})
 
 # Seconds of the linear layers of a 14B block (six 5120^2, 5120 x 13824 and back) with dynamic quantisation, in units of
 # those in bf16. From the TPU compiler's estimated cycles at 9450 tokens, each layer with a quantise pass of its own; an

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
-LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}  # the largest magnitude that is used of each dtype
+from maxdiffusion.hardware.quantization import LARGEST
 
 
 class Quantized(NamedTuple):

@@ -181,10 +181,10 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
     stages = Stages(job.cfg.progress)
     with distributed.fail_together(), stages("load", what="checkpoint"):
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
-        loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
         if (chosen := quantization.choose(job.cfg.quantization, setup.device_kind)) is not None:
             logger.info("quantization=%s: %s (%s)", job.cfg.quantization, chosen, setup.device_kind)
+        loras.report(checkpoint, job.cfg.weights_dtype if chosen is None else chosen.dtype)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
         if distributed.index() == 0:
             fitting.warn(job, setup.recipe, setup.configs, setup.plan, setup.placement.mesh)

@@ -14,10 +14,10 @@ import ml_dtypes  # noqa: F401  registers float8
 import numpy as np
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.hardware.quantization import LARGEST
 from maxdiffusion.weights.sources import TensorSource
 
 _NAMES = {"int8": "I8", "float8_e4m3fn": "F8_E4M3"}  # by jax' names
-_LARGEST = {"int8": 127.0, "float8_e4m3fn": 448.0}
 
 
 def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource]:
@@ -38,14 +38,14 @@ def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource
         largest = np.abs(rows).max(axis=1, initial=0.0)
         if not np.isfinite(largest).all():
             raise UserError(f"{tensor.file} stores numbers in {tensor.name!r} that are not finite; download it again.")
-        found = largest / np.float32(_LARGEST[dtype])
+        found = largest / np.float32(LARGEST[dtype])
         scales[start:stop] = np.where(found > 0, found, 1)
         return rows
 
     def values(start: int, stop: int) -> np.ndarray:
         rows = numbers(start, stop)
         rows /= scales[start:stop, None]
-        np.clip(rows, -_LARGEST[dtype], _LARGEST[dtype], out=rows)
+        np.clip(rows, -LARGEST[dtype], LARGEST[dtype], out=rows)
         return (np.rint(rows, out=rows) if dtype == "int8" else rows).astype(dtype)
 
     def kept(start: int, stop: int) -> np.ndarray:
@@ -58,6 +58,13 @@ def by_row(tensor: TensorSource, dtype: str) -> tuple[TensorSource, TensorSource
         return stored, _scales(tensor, functools.partial(_own, scale))
     computed = dataclasses.replace(tensor, dtype=_NAMES[dtype], computed=True, rows=values, quantized=None)
     return computed, _scales(tensor, kept)
+
+
+def rounded(tensor: TensorSource, start: int, stop: int, dtype: str) -> np.ndarray:
+    """Some rows of `by_row`'s values times their scales, fp32."""
+    values, scale = by_row(tensor, dtype)
+    numbers = values.rows(start, stop).astype(np.float32)
+    return numbers * scale.rows(start, stop)[:, None]
 
 
 def _scales(tensor: TensorSource, rows: Callable[[int, int], np.ndarray]) -> TensorSource:
