@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -30,14 +29,12 @@ def exact(tmp_path_factory) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "least"), [("int8", 35), pytest.param("fp8", 30, marks=pytest.mark.slow), ("auto", 40)]
 )
-def test_the_video_is_near_the_exact_one(tmp_path, exact, caplog, name, least):
-    words = ("output_format=npy", "jax_cache_dir=")
-    with caplog.at_level(logging.INFO):
-        (got,) = made(tmp_path, STEPS, *ONE, f"quantization={name}", quiet=words)
-    figure = psnr(got, exact)
+def test_the_video_is_near_the_exact_one(tmp_path, exact, capsys, name, least):
+    capsys.readouterr()
+    (got,) = made(tmp_path, STEPS, *ONE, f"quantization={name}", quiet=("output_format=npy", "jax_cache_dir="))
+    said, figure = capsys.readouterr().err, psnr(got, exact)
     print(f"quantization={name}: {figure:.1f} dB")
     assert figure > least
-    said = "\n".join(record.getMessage() for record in caplog.records)
     dtype = "float8_e4m3fn" if name == "fp8" else "int8"
     assert re.search(rf"quantization={name}: {dtype} weights", said)
     assert f"transformer: 60 linear layers in {dtype}; " in said  # six layers of ten
