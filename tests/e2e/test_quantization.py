@@ -25,7 +25,6 @@ def exact(tmp_path_factory) -> np.ndarray:
     return video(tmp_path_factory.mktemp("exact"), *ONE)
 
 
-# Measured: see docs/quantization.md.
 @pytest.mark.parametrize(
     ("name", "least"), [("int8", 35), pytest.param("fp8", 30, marks=pytest.mark.slow), ("auto", 40)]
 )
