@@ -61,10 +61,9 @@ class Merge:
     def lost(self, dtype: str) -> float:
         """The share of the update that rounding the weights to `dtype` removes, from a sample of rows.
 
-        8-bit dtypes have a scale for each row, and of them matrices alone are looked at.
-
         0 where the rounded weights differ by the update, 1 where they do not differ. It is the projection on the
-        update, since each rounding alone is off by half a step either way.
+        update, since each rounding alone is off by half a step either way. In 8 bits, with a scale for each row, it is
+        that of matrices.
         """
         import ml_dtypes  # noqa: F401  registers bfloat16
         import numpy as np
