@@ -48,11 +48,13 @@ def run(job: Job) -> None:
     faults, memory = [], []
     for name in checkpoint.nets:
         try:
-            abstract, _ = nets.matched(checkpoint, name, build[name])
+            abstract, assignments = nets.matched(checkpoint, name, build[name])
         except UserError as error:
             faults.append(str(error))
         else:
             memory.append(f"{name} {_size(nets.size(abstract)[1])}")
+            if said := nets.quantized(abstract, assignments):
+                print(f"{name}: {said}")
     print(f"in memory, in the configured dtypes: {', '.join(memory)}")
     if faults:
         raise UserError("\nerror: ".join(faults))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,12 +21,15 @@ from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.quantized import products
 from maxdiffusion.output.states import Progress, States
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import BatchPrograms
 from maxdiffusion.request import Video
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed, finite, peers, stop
+
+log = logging.getLogger(__name__)
 
 CHECKED = 8  # every so many steps, and after an expert's first and last, the latents are searched for NaN
 
@@ -214,6 +218,8 @@ class Sampler:
             with self._s.stages("compile"):
                 prepare = programs.prepare.compile()
                 self._compiled[key] = programs, prepare, programs.denoiser.compile(*programs.arguments)
+            if self._s.job.cfg.quantization != "none":
+                _log_products(self._compiled[key][2])
             distributed.wait_for_all()
         return self._compiled[key]
 
@@ -278,3 +284,11 @@ def instead(cfg: Config, net: str) -> str:
     if getattr(cfg, key) != "float32":
         return f"try {key}=float32"
     return f"{key} is float32 already, so look at the weights of {net}: its file, or a LoRA and its strength"
+
+
+def _log_products(program: Program) -> None:
+    """Logs the dtypes of the products that the compiler made of each step's."""
+    for (guided, _), compiled in program.programs.items():
+        found = products(compiled.as_text() or "").items()
+        shown = ", ".join(f"{count} of {dtypes}" for dtypes, count in found) or "none that can be read"
+        log.info("matrix products of the compiled step%s: %s", " with guidance" if guided else "", shown)

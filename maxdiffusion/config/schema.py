@@ -406,6 +406,10 @@ class Config(BaseModel):
     vae_dtype: Dtype = _key("dtypes", "float32")
     """Dtype of the VAE's parameters and activations; on a TPU convolutions multiply in bfloat16 either way."""
 
+    quantization: Literal["none", "int8", "fp8", "auto"] = _key("dtypes", "none")
+    """Weights and activations of the linear layers in the transformer's blocks, which are most of it, in 8 bits (fp8 is
+    e4m3); auto: the product that this kind of device gains from, or int8 weights alone; see docs/quantization.md."""
+
     # ---- output
     output_dir: str = _key("output", "outputs", path="output", min_length=1)
     """Folder for results, relative to the current one."""

@@ -15,6 +15,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from maxdiffusion.hardware.quantization import Quantization
+from maxdiffusion.models.quantized import Quantized, product, quantize
 from maxdiffusion.parallel import axes, gathered
 
 Axes = tuple[str | None, ...]
@@ -35,24 +37,48 @@ class Dtypes(NamedTuple):
 
     weights: DTypeLike = jnp.float32  # as stored on the devices
     activations: DTypeLike = jnp.float32  # of inputs and output
+    quantization: Quantization | None = None  # of the kernels in transformer blocks; None: none
+
+    @property
+    def unquantized(self) -> Dtypes:
+        """Those of the layers outside of the blocks."""
+        return self._replace(quantization=None)
 
 
 class Linear(nnx.Module):
-    """x @ kernel + bias over the last axis; kernel (in, out)."""
+    """x @ kernel + bias over the last axis; kernel (in, out).
+
+    A quantised kernel has 8 bits and an fp32 scale for each output channel, `kernel_scale`.
+    """
 
     def __init__(self, in_features: int, out_features: int, logical: Axes, dtypes: Dtypes, use_bias: bool = True):
         self.dtype = dtypes.activations
         self.logical = logical
-        self.kernel = parameter((in_features, out_features), dtypes.weights, *logical)
+        self.quantization = dtypes.quantization
+        stored = dtypes.weights if self.quantization is None else self.quantization.dtype
+        self.kernel = parameter((in_features, out_features), stored, *logical)
         # Vectors over the model dim are replicated: gathering them would cost more latency than they take memory.
         bias_axis = None if logical[1] == axes.EMBED else logical[1]
+        self.kernel_scale = parameter((out_features,), jnp.float32, bias_axis) if self.quantization else None
         self.bias = parameter((out_features,), dtypes.weights, bias_axis) if use_bias else None
 
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
+    def input(self, x: Float[Array, "... in"]) -> Float[Array, "... in"] | Quantized:
+        """`x` as the product takes it, which several layers with one input can share."""
+        if self.quantization is not None and self.quantization.products:
+            return quantize(x, self.quantization.dtype)
+        return x.astype(self.dtype)
+
+    def __call__(self, x: Float[Array, "... in"] | Quantized) -> Float[Array, "... out"]:
         # Gathered in the narrower of both dtypes, so that no device receives more bytes than it computes with.
         narrower = min(self.kernel.dtype, jnp.dtype(self.dtype), key=lambda dtype: dtype.itemsize)
         kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
-        y = jnp.matmul(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        x = x if isinstance(x, Quantized) else self.input(x)
+        if isinstance(x, Quantized):
+            y = product(x, kernel)
+        else:
+            y = jnp.matmul(x, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if self.kernel_scale is not None:
+            y = y * self.kernel_scale[...]
         if self.bias is not None:
             y = y + self.bias[...].astype(jnp.float32)
         return y.astype(self.dtype)
@@ -74,7 +100,7 @@ class MLP(nnx.Module):
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        h = self.activation(self.linear_1(x).astype(jnp.float32)).astype(self.linear_2.dtype)
+        h = self.linear_2.input(self.activation(self.linear_1(x).astype(jnp.float32)))
         # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))
 

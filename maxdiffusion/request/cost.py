@@ -28,7 +28,7 @@ from maxdiffusion.attention.block_sizes import blocks, flash_blocks
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.hardware import links
+from maxdiffusion.hardware import links, quantization
 from maxdiffusion.hardware.chips import GENERATIONS, KINDS, DeviceSpeed
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.nets import builders
@@ -185,7 +185,7 @@ class Run:
         """
         from maxdiffusion.weights import nets
 
-        sizes = nets.sizes(builders(job.cfg, AttentionPlan()), configs)
+        sizes = nets.sizes(builders(job.cfg, AttentionPlan(), device_kind), configs)
         experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.experts)
         return cls(job, configs, device_kind, platform, sizes, job.max_tokens(configs["transformer"]), experts)
 
@@ -211,6 +211,11 @@ class Run:
     @property
     def speed(self) -> DeviceSpeed:
         return KINDS[self.device_kind].speed if self.device_kind in KINDS else SPEEDS[self.platform]
+
+    @property
+    def linear_factor(self) -> float:
+        """Seconds of the transformer's linear layers in units of those in bf16; few are outside of the blocks."""
+        return quantization.seconds(quantization.choose(self.job.cfg.quantization, self.device_kind), self.device_kind)
 
     def batch(self, layout: Layout) -> int:
         """Videos of one batch."""
@@ -322,7 +327,7 @@ class Run:
         gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
         return _seconds(
             attention=layers * attention.compute,
-            linear=2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
+            linear=self.linear_factor * 2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
             other=layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )

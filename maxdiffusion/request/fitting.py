@@ -72,6 +72,9 @@ def words(job: Job, phase: str) -> str:
         found.append("guidance_mode=two_pass")
     if cfg.per_device_batch_size > 1:
         found.append("per_device_batch_size=1")
+    holds_transformer = name in ("compile", "denoise") or phase.startswith("load transformer")
+    if holds_transformer and cfg.quantization == "none":
+        found.append("quantization=auto")
     found += [f"{key}=bfloat16" for key in _DTYPES.get(name, ()) if getattr(cfg, key) == "float32"]
     found.append("more devices" if cfg.decode_latents else "more devices, a smaller size or num_frames")
     return f"{', '.join(found)} (plan=here counts what fits)"

@@ -7,6 +7,7 @@ import logging
 import os
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.hardware.quantization import LARGEST
 from maxdiffusion.media import fetch as urls
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.nets import open_checkpoint
@@ -83,25 +84,25 @@ def locate(location: str, key: str, fetch: bool = True) -> AnyPath:
     )
 
 
-def report(checkpoint: Checkpoint, weights_dtype: str) -> None:
-    """Logs what matched of each LoRA, after reading every file once.
+def report(checkpoint: Checkpoint, dtype: str) -> None:
+    """Logs what matched of each LoRA, after reading every file once; the weights are rounded to `dtype`.
 
     Raises:
       UserError: a number is NaN or infinite.
     """
     for name, net in checkpoint.nets.items():
         for each in net.loras:
-            _report(name, each, weights_dtype)
+            _report(name, each, dtype)
 
 
-def _report(name: str, each: Merge, weights_dtype: str) -> None:
+def _report(name: str, each: Merge, dtype: str) -> None:
     logger.info("LoRA of the %s: %s (sha256 %.12s)", name, each, each.lora.digest)
-    if (lost := each.lost(weights_dtype)) > 0.5:
+    if (lost := each.lost(dtype)) > 0.5:
         logger.warning(
-            "rounding the %s to %s removes %.0f %% of the update of %s; a larger strength or weights_dtype=float32 "
-            "keeps more",
+            "rounding the %s to %s removes %.0f %% of the update of %s; a larger strength or %s keeps more",
             name,
-            weights_dtype,
+            dtype,
             100 * min(lost, 1),
             each.lora.name,
+            "quantization=none" if dtype in LARGEST else "weights_dtype=float32",
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from maxdiffusion.config.schema import Config
+from maxdiffusion.hardware import quantization
 from maxdiffusion.request.job import Job
 from maxdiffusion.runtime.paths import parse, probe
 from maxdiffusion.weights import checkpoint, hub, official
@@ -47,8 +48,8 @@ def read_configs(job: Job) -> Mapping[str, Any]:
     return official.configs(job.spec)
 
 
-def builders(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
-    """How each network is built, with the config's dtypes."""
+def builders(cfg: Config, plan: AttentionPlan, device_kind: str = "") -> dict[str, Build]:
+    """How each network is built, with the config's dtypes; quantization=auto is by the kind of device."""
     from maxdiffusion.weights import nets
 
     return nets.builders(
@@ -58,4 +59,5 @@ def builders(cfg: Config, plan: AttentionPlan) -> dict[str, Build]:
         text_encoder_dtype=cfg.text_encoder_dtype,
         vae_dtype=cfg.vae_dtype,
         scan_layers=cfg.scan_layers,
+        quantization=quantization.choose(cfg.quantization, device_kind),
     )

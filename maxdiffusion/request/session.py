@@ -15,6 +15,7 @@ from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
 from maxdiffusion.denoise.recipe import Recipe
+from maxdiffusion.hardware import quantization
 from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
@@ -58,7 +59,12 @@ class Setup:
     @functools.cached_property
     def builders(self) -> Mapping[str, Build]:
         """How each network is built."""
-        return nets.builders(self.job.cfg, self.plan)
+        return nets.builders(self.job.cfg, self.plan, self.device_kind)
+
+    @property
+    def device_kind(self) -> str:
+        """Of the devices, as jax calls it."""
+        return self.placement.mesh.devices.flat[0].device_kind
 
     def abstract(self, net: str) -> nnx.Module:
         """One network with abstract parameters: shapes, shardings."""
@@ -175,8 +181,10 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
     stages = Stages(job.cfg.progress)
     with distributed.fail_together(), stages("load", what="checkpoint"):
         checkpoint = loras.merged(job, nets.open_checkpoint(job))
-        loras.report(checkpoint, job.cfg.weights_dtype)
         setup = Setup.of(job, checkpoint.configs, devices)
+        if (chosen := quantization.choose(job.cfg.quantization, setup.device_kind)) is not None:
+            logger.info("quantization=%s: %s (%s)", job.cfg.quantization, chosen, setup.device_kind)
+        loras.report(checkpoint, job.cfg.weights_dtype if chosen is None else chosen.dtype)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
         if distributed.index() == 0:
             fitting.warn(job, setup.recipe, setup.configs, setup.plan, setup.placement.mesh)

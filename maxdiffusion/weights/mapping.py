@@ -13,6 +13,7 @@ from typing import Any
 from flax import nnx
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.weights import quantize
 from maxdiffusion.weights.naming import grouped
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import FLOATS, TensorSource
@@ -34,6 +35,7 @@ class Assignment:
     copies: tuple[TensorSource, ...] = ()
 
 
+_KERNEL, _SCALE = "kernel", "_scale"  # a quantised kernel's own name, and what its scale's adds to it
 _SHOWN = 6  # names, or groups of them, in each list of a message
 
 Assignments = Mapping[str, Sequence[Assignment]]  # by the parameter's path, in the order of layers
@@ -57,7 +59,8 @@ def match(
     Args:
       tensors: of the checkpoint, by name.
       rules: the network's name table.
-      module: the abstract network; it gives the shapes and the number of stacked layers.
+      module: the abstract network; it gives the shapes and the number of stacked layers. A quantised kernel is filled
+        from the tensor of the kernel, and so is its scale.
       what: the checkpoint's folder, for the message.
       ignored: regular expressions of the names that the network knowingly does not use.
 
@@ -65,7 +68,8 @@ def match(
       UserError: counting and naming tensors without a parameter, parameters without a tensor, wrong shapes and dtypes.
       ValueError: the table itself is wrong: two of its rules fill one slot or read one name.
     """
-    params = parameters(module)
+    every = parameters(module)
+    params = {name: param for name, param in every.items() if not name.endswith(f".{_KERNEL}{_SCALE}")}
     found: dict[str, list[Assignment]] = {target: [] for target in params}
     wrong: dict[str, list[str]] = defaultdict(list)
     missing: list[str] = []
@@ -106,7 +110,22 @@ def match(
             f"The weights in {what} do not fit the model that its config.json describes: "
             f"{'; '.join(filter(None, problems))}; use the config.json and the weights of one supported checkpoint."
         )
-    return found
+    return _quantized(found, every)
+
+
+def _quantized(found: Mapping[str, list[Assignment]], params: Mapping[str, nnx.Variable[Any]]) -> Assignments:
+    """The assignments, of quantised kernels computed from their tensors, and those of their scales."""
+    result: dict[str, list[Assignment]] = dict(found)
+    for target in [target for target in found if target + _SCALE in params]:
+        kernels, scales = [], []
+        for each in found[target]:
+            dtype = params[target].dtype.name
+            (values, scale), *copies = (quantize.by_row(tensor, dtype) for tensor in (each.tensor, *each.copies))
+            kernels.append(dataclasses.replace(each, tensor=values, copies=tuple(copy for copy, _ in copies)))
+            rule = Rule(each.rule.source, target + _SCALE)
+            scales.append(Assignment(scale, rule, params[target + _SCALE].shape[-1:], each.layer))
+        result |= {target: kernels, target + _SCALE: scales}
+    return result
 
 
 def _slots(

@@ -8,6 +8,7 @@ transformer = nets.load("transformer")
 from __future__ import annotations
 
 import gc
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from jax.typing import DTypeLike
 from threadpoolctl import threadpool_limits
 
 from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.hardware.quantization import Quantization
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.umt5.encoder import UMT5Encoder
@@ -25,6 +27,10 @@ from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import Placement
 from maxdiffusion.weights import loader, mapping
 from maxdiffusion.weights.checkpoint import NETS, Checkpoint
+
+log = logging.getLogger(__name__)
+
+GIB = 2**30
 
 Build = Callable[[Any], nnx.Module]  # a network's config -> the abstract network: shapes in place of arrays
 
@@ -37,13 +43,14 @@ def builders(
     text_encoder_dtype: DTypeLike | None = None,
     vae_dtype: DTypeLike = "float32",
     scan_layers: bool = True,
+    quantization: Quantization | None = None,
 ) -> dict[str, Build]:
     """How each network is built, by its folder.
 
     `text_encoder_dtype` (None: the transformer's dtypes), which is also the image encoder's, and `vae_dtype` are the
-    dtype of both weights and activations.
+    dtype of both weights and activations. `quantization` is that of the linear layers in the transformer's blocks.
     """
-    dtypes = Dtypes(weights_dtype, dtype)
+    dtypes = Dtypes(weights_dtype, dtype, quantization)
     encoders = Dtypes(text_encoder_dtype or weights_dtype, text_encoder_dtype or dtype)
 
     def transformer(config: Any) -> WanTransformer:
@@ -87,6 +94,27 @@ def matched(checkpoint: Checkpoint, name: str, build: Build) -> tuple[nnx.Module
     return abstract, mapping.match(net.tensors, spec.rules, abstract, what=what, ignored=spec.ignored)
 
 
+def quantized(abstract: nnx.Module, assignments: mapping.Assignments) -> str:
+    """What is in 8 bits of a matched network, for log and `inspect`; empty where nothing is.
+
+    `400 linear layers in int8, 12 of them as the file stores them; 12.2 GiB in place of 24.4`.
+    """
+    params = mapping.parameters(abstract)
+    kernels = {name: param for name, param in params.items() if f"{name}_scale" in params}
+    if not kernels:
+        return ""
+    dtype = next(iter(kernels.values())).dtype.name
+    sources = [each.tensor for name in kernels for each in assignments[name]]
+    kept = sum(not source.computed for source in sources)
+    before = after = 0
+    for name, kernel in kernels.items():
+        numbers, bias = math.prod(kernel.shape), params[name.removesuffix("kernel") + "bias"]
+        before += numbers * bias.dtype.itemsize
+        after += numbers + 4 * math.prod(params[f"{name}_scale"].shape)
+    as_stored = f", {kept} of them as the file stores them" if kept else ""
+    return f"{len(sources)} linear layers in {dtype}{as_stored}; {after / GIB:.3g} GiB in place of {before / GIB:.3g}"
+
+
 class Nets:
     """Loads networks and keeps none: one that `load` returned and that was dropped is freed by the next `load`."""
 
@@ -114,6 +142,8 @@ class Nets:
         # flax's flattened states are cyclic (0.12.8): a network that was dropped holds its arrays until a collection.
         gc.collect()
         abstract, assignments = self._nets[name]
+        if said := quantized(abstract, assignments):
+            log.info("%s: %s", name, said)
         # Tensors that are merged with a LoRA are computed side by side; BLAS' own threads would wait for each other,
         # spinning: 20 in place of 5 ns per weight on two busy cores.
         with threadpool_limits(1, "blas"):

@@ -48,6 +48,7 @@ class TensorSource:
       nbytes: bytes read from disk, without scales.
       stored_as: its dtype in the file, with " scaled" where it has scales; for GGUF the quantisation, such as "Q4_K".
       computed: whether reading takes arithmetic enough for a thread.
+      quantized: values and scale (None: 1) of fp8 and int8, of which `rows` returns the product; None for others.
       rows: (start, stop) -> an array of shape (stop - start, *shape[1:]); for a scalar the shape is (1,). Raises
         UserError where the file cannot be read or is shorter than its header says.
     """
@@ -61,6 +62,9 @@ class TensorSource:
     stored_as: str
     rows: Callable[[int, int], Rows] = dataclasses.field(compare=False, repr=False)
     computed: bool = False
+    quantized: tuple[TensorSource, TensorSource | None] | None = dataclasses.field(
+        default=None, compare=False, repr=False
+    )
 
 
 def strips(source: TensorSource, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
@@ -155,7 +159,8 @@ def scaled(tensor: TensorSource, scale: TensorSource | None = None) -> TensorSou
         return numbers
 
     stored_as = tensor.stored_as + (" scaled" if scale else "")
-    return dataclasses.replace(tensor, dtype="F32", stored_as=stored_as, rows=rows)
+    parts = (tensor, scale) if BYTES[tensor.dtype] == 1 else None
+    return dataclasses.replace(tensor, dtype="F32", stored_as=stored_as, rows=rows, quantized=parts)
 
 
 @functools.cache
@@ -169,12 +174,18 @@ def _values(dtype: str) -> Rows:
 def row_slice(tensor: TensorSource, first: int, count: int) -> TensorSource:
     """`count` rows of a fused tensor, from row `first` on."""
     row = tensor.nbytes // max(tensor.shape[0], 1)
+    parts = None
+    if tensor.quantized:
+        values, scale = tensor.quantized
+        by_row = scale is not None and math.prod(scale.shape) > 1
+        parts = row_slice(values, first, count), row_slice(scale, first, count) if scale and by_row else scale
     return dataclasses.replace(
         tensor,
         shape=(count, *tensor.shape[1:]),
         start=tensor.start + first * row,
         nbytes=count * row,
         rows=lambda start, stop: tensor.rows(first + start, first + stop),
+        quantized=parts,
     )
 
 
@@ -192,4 +203,5 @@ def plus(tensor: TensorSource, delta: TensorSource) -> TensorSource:
         total += delta.rows(start, stop).astype("float32", copy=False)
         return total
 
-    return dataclasses.replace(tensor, dtype="F32", nbytes=tensor.nbytes + delta.nbytes, computed=True, rows=rows)
+    nbytes = tensor.nbytes + delta.nbytes
+    return dataclasses.replace(tensor, dtype="F32", nbytes=nbytes, computed=True, rows=rows, quantized=None)

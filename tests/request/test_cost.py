@@ -144,6 +144,15 @@ def test_memory_follows_the_dtypes():
         assert found.seconds.linear == before.seconds.linear
 
 
+@pytest.mark.parametrize(("kind", "factor"), [("TPU v5 lite", 0.79), ("TPU v6 lite", 1)])
+def test_8_bits_halve_the_blocks_and_change_the_time_of_linear_layers(kind, factor):
+    usual, other = run_of(kind), run_of(kind, "quantization=auto")
+    assert 0.5 < other.nets["transformer"][1] / usual.nets["transformer"][1] < 0.54
+    found, before = (run.step(layout(1, 1, 8)) for run in (other, usual))
+    assert found.seconds.linear == pytest.approx(factor * before.seconds.linear, rel=0.002)
+    assert before.gib - found.gib > 12 and found.seconds.attention == before.seconds.attention
+
+
 # The VAE of the same: (data, ring, ulysses), words -> seconds of all chunks, GiB at the peak of the largest program, by
 # `--programs decode`.
 DECODED = [

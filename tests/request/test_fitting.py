@@ -22,7 +22,9 @@ def job_of(page, *words):
     ("phase", "page", "given", "said"),
     [
         ("denoise", "wan2.2_t2v_a14b", (), ["expert_residency=in_turn", "guidance_mode=two_pass", "[[embed,"]),
-        ("denoise", "wan2.1_t2v_14b", ("guidance_scale=1", "ici_fsdp_parallelism=8"), []),
+        ("denoise", "wan2.1_t2v_14b", ("guidance_scale=1", "ici_fsdp_parallelism=8"), ["quantization=auto"]),
+        ("denoise", "wan2.1_t2v_14b", ("guidance_scale=1", "ici_fsdp_parallelism=8", "quantization=int8"), []),
+        ("load transformer", "wan_tiny", (), ["quantization=auto"]),
         ("denoise", "wan2.1_t2v_14b", ("activations_dtype=float32",), ["activations_dtype=bfloat16"]),
         ("load text_encoder", "wan_tiny", (), ["text_encoder_dtype=bfloat16"]),
         ("decode", "wan2.1_t2v_14b", ("per_device_batch_size=2",), ["per_device_batch_size=1", "vae_dtype=bfloat16"]),

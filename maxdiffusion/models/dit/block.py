@@ -18,6 +18,7 @@ from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.rope import rotate
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
+from maxdiffusion.models.quantized import Quantized
 from maxdiffusion.parallel import axes, shard
 
 
@@ -62,11 +63,11 @@ class KeyValue(nnx.Module):
         split = heads.split(x, self.heads).astype(jnp.float32)
         return split * norm.factor(x)[..., None] * norm.scale[...].reshape(split.shape[2:])
 
-    def key(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
+    def key(self, x: Float[Array, "b k e"] | Quantized) -> Float[Array, "b k n d"]:
         """fp32, normed."""
         return self.normed(self.norm_k, self.to_k(x))
 
-    def value(self, x: Float[Array, "b k e"]) -> Float[Array, "b k n d"]:
+    def value(self, x: Float[Array, "b k e"] | Quantized) -> Float[Array, "b k n d"]:
         return heads.split(self.to_v(x), self.heads)
 
 
@@ -79,7 +80,7 @@ class Attention(KeyValue):
         self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.dim, config.eps)
 
-    def query(self, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
+    def query(self, x: Float[Array, "b s e"] | Quantized) -> Float[Array, "b s n d"]:
         """fp32, normed."""
         return self.normed(self.norm_q, self.to_q(x))
 
@@ -119,7 +120,7 @@ class Block(nnx.Module):
         modulation = self.scale_shift_table[...] + signal.time
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (signal.by_token(modulation[:, :, i]) for i in range(6))
 
-        h = layer_norm(x, self.eps) * (1 + scale_1) + shift_1
+        h = self.attn1.to_q.input(layer_norm(x, self.eps) * (1 + scale_1) + shift_1)  # once for q, k and v
         q = rotate(self.attn1.query(h), signal.cos, signal.sin).astype(self.dtype)
         k = rotate(self.attn1.key(h), signal.cos, signal.sin).astype(self.dtype)
         h = self_attention(self.plan, q, k, self.attn1.value(h), signal.valid)

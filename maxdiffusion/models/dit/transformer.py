@@ -47,7 +47,7 @@ def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
         case AnimateConfig() as animate:
             from maxdiffusion.models.dit.animate import Animate
 
-            return Animate(config, animate, dtypes)
+            return Animate(config, animate, dtypes.unquantized)
     return NoAdapter()
 
 
@@ -101,7 +101,7 @@ class WanTransformer(nnx.Module):
         self.unroll = not scan_layers
         patch = math.prod(config.patch_size)
         self.adapter = make_adapter(config, plan, dtypes)
-        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), dtypes)
+        self.patch_embedding = Linear(config.in_channels * patch, config.dim, (None, axes.EMBED), dtypes.unquantized)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks = stack(lambda: Block(config, plan, dtypes), config.num_layers)
         # The head computes in fp32: its output is the velocity, and it is small beside a block.

@@ -48,7 +48,7 @@ class ControlBlock(nnx.Module):
 
     def __init__(self, config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes):
         self.block = Block(config, plan, dtypes)
-        self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes)
+        self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes.unquantized)
 
 
 class VACE(nnx.Module):
@@ -64,8 +64,8 @@ class VACE(nnx.Module):
         self.layers = config.adapter_layers
         self.patch = config.patch_size
         channels = vace.vace_in_channels * math.prod(config.patch_size)
-        self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), dtypes)
-        self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes)
+        self.patch_embedding = Linear(channels, config.dim, (None, axes.EMBED), dtypes.unquantized)
+        self.proj_in = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes.unquantized)
         self.blocks = stack(lambda: ControlBlock(config, plan, dtypes), len(vace.vace_layers))
 
     def prepare(self, text: Float[Array, "b k e"], control: Control) -> PreparedControl:

@@ -150,7 +150,7 @@ def scaled(update: Matrix, scale: float, like: TensorSource) -> TensorSource:
         numbers *= scale
         return numbers.reshape(stop - start, *like.shape[1:])
 
-    return dataclasses.replace(like, dtype="F32", nbytes=update.nbytes, rows=rows)
+    return dataclasses.replace(like, dtype="F32", nbytes=update.nbytes, rows=rows, quantized=None)
 
 
 def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSource, strength: float) -> TensorSource:
@@ -196,7 +196,7 @@ def decomposed(weight: TensorSource, delta: TensorSource, magnitude: TensorSourc
         return base + strength * (scale * total - base)
 
     nbytes = weight.nbytes + delta.nbytes + magnitude.nbytes
-    return dataclasses.replace(weight, dtype="F32", nbytes=nbytes, computed=True, rows=rows)
+    return dataclasses.replace(weight, dtype="F32", nbytes=nbytes, computed=True, rows=rows, quantized=None)
 
 
 def _quotient(numbers: Rows, norms: Rows) -> Rows:
