@@ -42,13 +42,16 @@ class Reused(NamedTuple):
 class EveryOther:
     """Every second step adds the trunk's residual of the step before."""
 
-    def init(self, tokens):
+    def table(self, schedule):
+        return ()
+
+    def init(self, x, tokens):
         return Reused(jax.ShapeDtypeStruct((), jnp.int32), tokens)
 
-    def __call__(self, step, tokens, trunk, state):
+    def __call__(self, row, call, state):
         compute = state.count % 2 == 0
-        residual = jax.lax.cond(compute, lambda x: trunk(x) - x, lambda x: state.residual, tokens)
-        return tokens + residual, Reused(state.count + 1, residual)
+        residual = jax.lax.cond(compute, lambda x: call.trunk(x) - x, lambda x: state.residual, call.tokens)
+        return call.head(call.tokens + residual), Reused(state.count + 1, residual)
 
 
 def network(seen):
