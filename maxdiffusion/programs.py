@@ -140,7 +140,8 @@ class BatchPrograms:
         network, _ = split(self.transformer)
         experts = from_step(recipe.experts, self.start)
         strategies = network, experts, recipe.schedule, recipe.solver, guidance
-        return Denoiser(*strategies, scan=scanned_steps(cfg), windows=self.setup.job.windows)
+        scan, windows = scanned_steps(cfg), self.setup.job.windows
+        return Denoiser(*strategies, self.setup.cache, scan, windows)
 
     def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
         """The denoiser's program of (guided, steps of one call)."""

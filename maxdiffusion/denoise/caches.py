@@ -310,11 +310,10 @@ def filter_signal(x: Float[Array, "b f h w c"], sigma: Numbers) -> Float[Array, 
     return jnp.fft.ifftn(spectrum * (gain / gain.mean())[..., None], axes=(1, 2, 3)).real
 
 
-def logs(states: Sequence[Any], rows: int, guided: bool) -> Float[np.ndarray, "rows branches steps"]:
-    """What the states of a step's calls have logged of each row's branches, the largest value of its windows."""
-    branches = 1 + (guided and len(states) == 1)
-    found = (np.asarray(state.log) for state in states)
-    each = [log.reshape(-1, rows, branches, log.shape[-1] // (rows * branches * STEPS), STEPS) for log in found]
+def logs(calls: Sequence[np.ndarray], rows: int, guided: bool) -> Float[np.ndarray, "rows branches steps"]:
+    """The logs of a step's calls by row and branch; of several windows the largest value."""
+    branches = 1 + (guided and len(calls) == 1)
+    each = [log.reshape(-1, rows, branches, log.shape[-1] // (rows * branches * STEPS), STEPS) for log in calls]
     return np.concatenate([log.max(axis=(0, 3)) for log in each], axis=1)
 
 

@@ -14,8 +14,9 @@ from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
+from maxdiffusion.denoise.caches import Cache
 from maxdiffusion.denoise.recipe import Recipe
-from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
+from maxdiffusion.request import caching, checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -59,6 +60,11 @@ class Setup:
     def builders(self) -> Mapping[str, Build]:
         """How each network is built."""
         return nets.builders(self.job.cfg, self.plan)
+
+    @functools.cached_property
+    def cache(self) -> Cache:
+        """The step cache."""
+        return caching.strategy(self.job, self.recipe)
 
     def abstract(self, net: str) -> nnx.Module:
         """One network with abstract parameters: shapes, shardings."""
@@ -157,6 +163,8 @@ def start(job: Job) -> None:
     logger.info("%s", cfg.describe())
     if job.windows is not None:
         logger.info("context windows: %s", job.windows)
+    if words := caching.described(job, recipe_of(job)):
+        logger.info("%s", words)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():
