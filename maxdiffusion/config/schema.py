@@ -399,7 +399,7 @@ class Config(BaseModel):
     """Required PSNR in dB; by default 60 in float32, 30 in bfloat16."""
 
     # ---- compare
-    compare: Texts = _key("compare", ())
+    compare: ClipPrompts = _key("compare", ())
     """Make the first video exactly and once more with each of these keys, from the same noise, and show what is lost:
     [cache=sea, cache=mag cache_threshold=0.2]; keys of one variant are separated by blanks."""
 
