@@ -259,9 +259,7 @@ class Sampler:
     def _log_cache(self, work: Work, state: State) -> None:
         """Keeps what the cache of an expert has logged, before its state is dropped."""
         expert, (rows, _) = work.expert, self._batches[work.batch]
-        states = jax.tree.map(
-            distributed.fetch, [each._replace(**dict.fromkeys(each._fields[1:])) for each in state.cache]
-        )
+        states = [distributed.fetch(each.log) for each in state.cache]
         for row, logged in zip(rows, caches.logs(states, len(rows), expert.guided), strict=True):
             steps = np.zeros((1 + self._s.recipe.guided, len(self._s.recipe.schedule)), np.float32)
             kept = self.logged[self._s.job.videos[row]].setdefault(work.segment, steps)

@@ -35,15 +35,16 @@ _FIRST = {"sea": 1, "first_block": 1, "taylor": 3}
 
 
 def check(job: Job) -> None:
-    """Checks the keys of the cache.
+    """Checks the keys of a run with a cache or its calibration.
 
     Raises:
       UserError: they make no sense beside one another or for this model.
     """
     cfg = job.cfg
     if cfg.cache == "none":
-        if cfg.calibrate_cache:
-            _check_steps(cfg, "calibrate_cache")
+        _check_steps(cfg, "calibrate_cache")
+        if paths.probe(cfg.calibrate_cache or "").is_file() and not cfg.overwrite:
+            raise UserError(f"{cfg.calibrate_cache} exists already; name another file, or write overwrite=true.")
         return
     if cfg.calibrate_cache:
         raise UserError(f"calibrate_cache computes every step, and cache={cfg.cache} does not; leave one of them out.")
@@ -129,6 +130,14 @@ def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
     must = list(schedules.first_steps(experts, [first] * len(experts)))
     must[-1] |= cfg.cache == "sea"
     return tuple(must)
+
+
+def counted(job: Job, recipe: Recipe) -> list[int]:
+    """How many steps of each expert are computed; of caches that decide in the run, all."""
+    if not is_static(job.cfg):
+        return [each.stop - each.start for each in recipe.experts]
+    compute = computed(job, recipe)
+    return [sum(compute[each.start : each.stop]) for each in recipe.experts]
 
 
 def strategy(job: Job, recipe: Recipe) -> Cache:

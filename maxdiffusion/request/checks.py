@@ -13,7 +13,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import caching, clips
+from maxdiffusion.request import clips
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
@@ -56,7 +56,10 @@ def check_job(job: Job) -> None:
         _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}, output {video.output}: ")
     _control(job)
     _windows(job)
-    caching.check(job)
+    if cfg.cache != "none" or cfg.calibrate_cache:
+        from maxdiffusion.request import caching  # numpy, which no other check needs
+
+        caching.check(job)
     if cfg.plan:
         _plan(cfg)
         return

@@ -124,6 +124,7 @@ class Session:
         settings = self.job.cfg.to_json()
         facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
         facts |= {f"version of {key}": value for key, value in versions().items()}
+        facts["cache"] = repr(self.setup.cache)
         shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
         nets = {f"content of {name}": found[:12] for name, found in self.nets.checkpoint.digests.items()}
         distributed.check_agree(facts | {"videos": repr(shown)} | nets | digests)
