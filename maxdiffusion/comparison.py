@@ -53,7 +53,9 @@ def run(job: Job) -> list[Row]:
         (path,) = generate_wan.make(each)
         if distributed.index():
             continue
-        frames, record = np.load(str(path)), json.loads(path.with_suffix(".json").read_text())
+        with path.open("rb") as stored:
+            frames = np.load(stored)
+        record = json.loads(path.with_suffix(".json").read_text())
         write(frames, path.with_suffix(".mp4"), job.cfg.fps, "mp4", {"variant": name}, overwrite=True)
         videos.append(frames)
         seconds = record["timings"]["seconds"].get("denoise", 0.0)

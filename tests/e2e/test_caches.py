@@ -115,17 +115,9 @@ def cases():
     yield "sea", hooks.SeaCacheConfig(0.6), ("cache=sea", "cache_threshold=0.6")
 
 
-@pytest.mark.parametrize(
-    ("name", "config", "words", "mesh"),
-    [
-        (
-            *case,
-            ("guidance_mode=batched", "ici_context_parallelism=1", "ici_data_parallelism=2", "dcn_data_parallelism=1"),
-        )
-        for case in cases()
-    ],
-)
-def test_steps_and_latents_are_those_of_the_reference(tmp_path, random_checkpoint, noise, name, config, words, mesh):
+@pytest.mark.parametrize(("name", "config", "words"), cases())
+def test_steps_and_latents_are_those_of_the_reference(tmp_path, random_checkpoint, noise, name, config, words):
+    """Over all devices there are, so that some tokens are padding."""
     drawn, path = noise
     shift, wanted, steps = theirs(random_checkpoint, drawn, config)
     if name == "mag":
