@@ -57,6 +57,8 @@ def resolve(values: Values) -> Job:
         cfg = _with_line_keys(values, typed(values))
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
+    if cfg.compare and (other := "plan" if cfg.plan else "verify" if cfg.verify else ""):
+        raise UserError(f"compare and {other} exclude each other; keep one of them.")
     for words in cfg.compare:
         with_words(job, words)
     return job
