@@ -88,6 +88,11 @@ def _run(words: Sequence[str]) -> None:
         from maxdiffusion import verify
 
         verify.run(job)
+    elif job.cfg.compare:
+        _import_jax()
+        from maxdiffusion import comparison
+
+        comparison.run(job)
     else:
         _import_jax()
         from maxdiffusion import generate_wan

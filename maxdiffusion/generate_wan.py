@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -15,9 +16,10 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, fitting, session
-from maxdiffusion.runtime import stop
-from maxdiffusion.runtime.paths import AnyPath
+from maxdiffusion.request import Job, Video, caching, fitting, session
+from maxdiffusion.runtime import distributed, stop
+from maxdiffusion.runtime.atomic import write_json
+from maxdiffusion.runtime.paths import AnyPath, parse
 from maxdiffusion.runtime.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ def make(job: Job) -> list[AnyPath]:
                 if work.last:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
-                    made += save(s, vae, inputs, outputs, videos, denoised)
+                    made += save(s, vae, inputs, outputs, videos, denoised, sampler.logged)
     logger.info("%s", s.stages.clock.table())
     return made
 
@@ -79,8 +81,9 @@ def save(
     outputs: output.Outputs,
     videos: tuple[Video, ...],
     denoised: Float[np.ndarray, "b f h w c"],
+    logged: Mapping[Video, Mapping[int, np.ndarray]] = MappingProxyType({}),
 ) -> list[AnyPath]:
-    """Decodes and writes files: videos after their latents, records last."""
+    """Decodes and writes files: videos after their latents, records last; `logged` is the sampler's."""
     files = outputs.reserve(videos)
     with files.explained():  # that the latents are kept
         decoder, there = vae(), files.begin(denoised)
@@ -94,6 +97,11 @@ def save(
         clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
             made = files.write(clips, advance)
-    files.record(versions(), s.stages.clock.as_dict(), inputs.record())
+    cache = {video: caching.record(s.job, logged[video]) for video in videos if logged.get(video)}
+    if s.job.cfg.calibrate_cache and cache:
+        ratios = caching.calibration(s.job, s.recipe, logged[videos[0]])
+        distributed.on_process_0(lambda: write_json(parse(s.job.cfg.calibrate_cache), ratios, s.job.cfg.overwrite))
+        cache = {}
+    files.record(versions(), s.stages.clock.as_dict(), inputs.record(), cache)
     outputs.finish(files)
     return made

@@ -27,7 +27,7 @@ from maxdiffusion.denoise.network import split
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Video
+from maxdiffusion.request import Video, caching
 from maxdiffusion.request.session import Setup
 
 
@@ -140,7 +140,8 @@ class BatchPrograms:
         network, _ = split(self.transformer)
         experts = from_step(recipe.experts, self.start)
         strategies = network, experts, recipe.schedule, recipe.solver, guidance
-        return Denoiser(*strategies, scan=scanned_steps(cfg), windows=self.setup.job.windows)
+        scan, windows = scanned_steps(cfg), self.setup.job.windows
+        return Denoiser(*strategies, self.setup.cache, scan, windows)
 
     def step(self, program: tuple[bool, int]) -> jax.stages.Lowered:
         """The denoiser's program of (guided, steps of one call)."""
@@ -243,8 +244,18 @@ class _Run:
                 state = jax.eval_shape(recipe.solver.init, batch.noise)
                 state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
                 resident += (min(sum(len(reals) for _, reals in self.batches), IN_TURN) - 1) * nbytes(state)
-            for program, calls in program_calls(recipe.experts, scanned_steps(job.cfg) or 1).items():
-                yield "step", units * calls, resident + context, functools.partial(batch.step, program)
+            if not caching.is_static(job.cfg):
+                for program, calls in program_calls(recipe.experts, scanned_steps(job.cfg) or 1).items():
+                    yield "step", units * calls, resident + context, functools.partial(batch.step, program)
+                continue
+            # Of a cache whose steps are known, those that are computed, one by one and beside the cache's state.
+            cfg = job.cfg.model_copy(update={"cache": "none", "loop": "steps"})
+            plain = dataclasses.replace(self.setup, job=dataclasses.replace(job, cfg=cfg))
+            computed = BatchPrograms(plain, batch.video, batch.rows)
+            for expert, count in zip(recipe.experts, caching.counted(job, recipe), strict=True):
+                kept = nbytes(batch.denoiser.cache_state(expert.guided, *batch.arguments[:3]))
+                lower = functools.partial(computed.step, (expert.guided, 1))
+                yield "step", units * count, resident + context + kept, lower
 
     def decoding(self) -> Iterator[_Parts]:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
 from maxdiffusion.config import Config
+from maxdiffusion.denoise import caches
 from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
@@ -81,6 +82,8 @@ class Sampler:
         self._states: dict[tuple[int, int], State] = {}
         self._resumed: set[tuple[int, int]] = set()
         self._done: dict[int, list[np.ndarray]] = collections.defaultdict(list)  # latents of segments, by batch
+        # What the step cache has logged, by video and segment: branches x steps.
+        self.logged: dict[Video, dict[int, np.ndarray]] = collections.defaultdict(dict)
 
     def order(self) -> Iterator[Work]:
         """All work in the order in which it runs, without what an earlier run has done."""
@@ -128,6 +131,8 @@ class Sampler:
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
+        if state is not None and s.job.cfg.cache != "none" and work.expert.start not in starts(s.recipe.experts):
+            log.info("cache=%s starts anew: step %d is computed", s.job.cfg.cache, work.expert.start + 1)
         if state is None:
             keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
             state = program.init(self._noise(rows, work.segment, programs), keys)
@@ -210,8 +215,7 @@ class Sampler:
 
         A scan that a resumed batch enters at another `step` has calls of other lengths.
         """
-        starts = [expert.start for expert in self._s.recipe.experts]
-        resumed = step if self._s.job.cfg.loop == "scan" and step not in starts else 0
+        resumed = step if self._s.job.cfg.loop == "scan" and step not in starts(self._s.recipe.experts) else 0
         key = (resumed, len(batch), *batch[0].shape)
         if key not in self._compiled:
             programs = BatchPrograms(self._s.setup, batch[0], len(batch), resumed)
@@ -234,8 +238,8 @@ class Sampler:
         raw: Contexts,
     ) -> State:
         """One expert's steps, with progress and clock of every call of a program: a step, or those of a scan."""
-        expert = work.expert
-        clock, done = self._s.stages.clock, expert.start
+        s, expert = self._s, work.expert
+        clock, done = s.stages.clock, expert.start
         with contextlib.ExitStack() as step:
             step.enter_context(clock.step())
 
@@ -247,12 +251,23 @@ class Sampler:
                 done = i + 1
                 if i - expert.start == 0 or done % CHECKED == 0 or done == expert.stop:
                     self._check(state.x, f"step {done} of {n}", expert.net, params, raw)
+                if done == expert.stop and (s.job.cfg.cache != "none" or s.job.cfg.calibrate_cache):
+                    self._log_cache(work, state)
                 if done < n:
                     self._save_if_needed(work, Progress(work.segment, done), state)
                 if done < expert.stop:
                     step.enter_context(clock.step())
 
             return jax.block_until_ready(program.advance(params, contexts, state, expert, on_step))
+
+    def _log_cache(self, work: Work, state: State) -> None:
+        """Keeps what the cache of an expert has logged, before its state is dropped."""
+        expert, (rows, _) = work.expert, self._batches[work.batch]
+        states = [distributed.fetch(each.log) for each in state.cache]
+        for row, logged in zip(rows, caches.logs(states, len(rows), expert.guided), strict=True):
+            steps = np.zeros((1 + self._s.recipe.guided, len(self._s.recipe.schedule)), np.float32)
+            kept = self.logged[self._s.job.videos[row]].setdefault(work.segment, steps)
+            kept[: len(logged), expert.start : expert.stop] = logged[:, expert.start : expert.stop]
 
     def _check(self, latents: jax.Array, step: str, net: str, params: Any, raw: Contexts) -> None:
         """Refuses latents that are not finite; names what was so first: the conditioning, the weights or a step."""
@@ -266,6 +281,11 @@ class Sampler:
         if stored := finite.fault(params):
             raise UserError(f"the weights of {net} have {stored} values: their file is damaged; give another.")
         raise UserError(f"{step} ({net}) left {found} values in the latents, which are not saved; {instead(cfg, net)}.")
+
+
+def starts(experts: Sequence[ExpertSteps]) -> set[int]:
+    """The first step of each expert."""
+    return {expert.start for expert in experts}
 
 
 # The part of `Context` -> (its name, the network that made it).

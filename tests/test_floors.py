@@ -36,6 +36,7 @@ APPLICATION = (
     "planning",
     "generate_wan",
     "verify",
+    "comparison",
     "inspection",
     "cli",
 )

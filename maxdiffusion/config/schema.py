@@ -324,6 +324,19 @@ class Config(BaseModel):
     trained on, and blended (T2V, VACE, TI2V without an image); empty: the whole video at once."""
     context_overlap: int = _key("sampling", 16, needs="context_window=81", ge=0, le=MAX_FRAMES)
     """Frames that neighbouring windows share, 4n and fewer than a window has."""
+    cache: Literal["none", "mag", "sea", "first_block", "taylor"] = _key("sampling", "none")
+    """Leave calls of the network out where it repeats itself, which changes the video: MagCache, SeaCache, FirstBlock
+    or TaylorSeer; see docs/caches.md. compare shows what is lost."""
+    cache_threshold: float | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
+    """How much may change before a step is computed (mag, sea, first_block); more is faster and less exact."""
+    cache_max_skips: int | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
+    """The most steps in a row that are left out (mag, sea, taylor)."""
+    cache_first_steps: int | None = _key("sampling", None, needs="cache=sea", ge=1, le=1000)
+    """First steps of each expert that are computed."""
+    cache_ratios: OptionalStr = _key("sampling", None, needs="cache=mag", path="input", of_the_program=False)
+    """JSON file of MagCache's ratios that calibrate_cache wrote, in place of the published ones."""
+    calibrate_cache: OptionalStr = _key("sampling", None, path="output", per_host=True, of_the_video=False)
+    """JSON file to write: the run computes every step and measures MagCache's ratios for its model and schedule."""
     checkpoint_steps: OptionalInt = _key("sampling", None, of_the_video=False, ge=0, le=1000)
     """Steps between two saved states of a run, from which the same command goes on; 0: none; by default so many as
     take a minute. With loop=scan also the steps of one call, 10 by default."""
@@ -384,6 +397,11 @@ class Config(BaseModel):
     """The other mesh as key=value arguments, [attention=ring, ulysses_shards=1]; empty: one device."""
     verify_psnr: float | None = _key("verify", None, needs="verify=true")
     """Required PSNR in dB; by default 60 in float32, 30 in bfloat16."""
+
+    # ---- compare
+    compare: ClipPrompts = _key("compare", ())
+    """Make the first video exactly and once more with each of these keys, from the same noise, and show what is lost:
+    [cache=sea, cache=mag cache_threshold=0.2]; keys of one variant are separated by blanks."""
 
     # ---- plan
     plan: OptionalStr = _key("plan", None)

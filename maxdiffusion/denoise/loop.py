@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 
 from maxdiffusion.denoise.blending import by_window, cut_call, turns
-from maxdiffusion.denoise.caches import Cache, NoCache
+from maxdiffusion.denoise.caches import Cache, Evaluation, NoCache
 from maxdiffusion.denoise.experts import ExpertSteps, calls, program_calls
 from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
 from maxdiffusion.denoise.network import Network
@@ -56,6 +56,7 @@ class StepInputs(NamedTuple):
     timestep: Numbers  # float32, 0..1000
     scale: Numbers  # float32, guidance
     solver: Any  # float32 coefficients
+    cache: Any  # `Cache.table`
 
 
 # Called with (i, n, state) after step i of n, counted from 0, when its state is ready on the device. The next step
@@ -89,7 +90,8 @@ class Denoiser:
         scales = np.ones(len(timesteps), np.float32)
         for expert in self.experts:
             scales[expert.start : expert.stop] = expert.guidance_scale
-        return StepInputs(np.arange(len(timesteps), dtype=np.int32), timesteps, scales, coefficients)
+        steps = np.arange(len(timesteps), dtype=np.int32)
+        return StepInputs(steps, timesteps, scales, coefficients, self.cache.table(self.schedule))
 
     def init(self, x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"] | None = None) -> State:
         """The state at the first noise level, a copy: `x` stays valid when the state is donated.
@@ -102,7 +104,7 @@ class Denoiser:
     def step(self, guided: bool, params: Any, contexts: Contexts, state: State, inputs: StepInputs) -> State:
         guidance = self._guidance(guided)
         calls = guidance.calls(state.x, jnp.full(state.x.shape[:1], inputs.timestep), contexts)
-        results = [self._call(params, call, inputs.step, cache) for call, cache in zip(calls, state.cache, strict=True)]
+        results = [self._call(params, *each, inputs.cache) for each in zip(calls, state.cache, strict=True)]
         velocities, caches = zip(*results, strict=True)
         v = guidance.combine(velocities, inputs.scale).astype(jnp.float32)
         return _place(State(self.solver.step(state.solver, inputs.solver, v), caches))
@@ -160,29 +162,45 @@ class Denoiser:
     def _guidance(self, guided: bool) -> Guidance:
         return self.guidance if guided else NoGuidance()
 
-    def _call(self, params: Any, call: Call, step: Numbers, cache: Any) -> tuple[jax.Array, Any]:
+    def _call(self, params: Any, call: Call, cache: Any, row: Any) -> tuple[jax.Array, Any]:
         """The velocity of one call of the network and the new state of its cache."""
 
         def evaluate(call: Call, cache: Any) -> tuple[jax.Array, Any]:
-            x, timestep, context = call
-            tokens, signal = self.network.embed(params, x, timestep, context)
-            tokens, cache = self.cache(step, tokens, lambda x: self.network.trunk(params, x, signal, context), cache)
-            return self.network.head(params, tokens, signal), cache
+            return self.cache(row, self._evaluation(params, call), cache)
 
         if self.windows is None:
             return evaluate(call, cache)
         return by_window(self.windows, self.network.cut, evaluate, call, cache)
 
+    def _evaluation(self, params: Any, call: Call) -> Evaluation:
+        net, (x, timestep, context) = self.network, call
+        tokens, signal = net.embed(params, x, timestep, context)
+
+        def first() -> tuple[jax.Array, jax.Array, Callable[[], jax.Array]]:
+            before, after, state = net.first(params, tokens, signal, context)
+            return before, after, lambda: net.rest(params, tokens, (after, state), signal, context)
+
+        return Evaluation(
+            x,
+            tokens,
+            net.valid(signal),
+            lambda tokens: net.trunk(params, tokens, signal, context),
+            first,
+            lambda tokens: net.head(params, tokens, signal),
+        )
+
     def _cache_state(self, params: Any, call: Any) -> Any:
         """Shapes of the cache's state in an abstract call."""
+
+        def inputs(params: Any, call: Any) -> tuple[jax.Array, jax.Array]:
+            if self.windows is not None:
+                call = cut_call(call, turns(self.windows, call[0].shape[0])[0], self.network.cut)
+            return call[0], self.network.embed(params, *call)[0]
+
+        state = self.cache.init(*jax.eval_shape(inputs, params, call))
         if self.windows is None:
-            return self.cache.init(jax.eval_shape(lambda *each: self.network.embed(*each)[0], params, *call))
+            return state
         rounds = turns(self.windows, call[0].shape[0])
-
-        def tokens(params: Any, call: Any) -> jax.Array:
-            return self.network.embed(params, *cut_call(call, rounds[0], self.network.cut))[0]
-
-        state = self.cache.init(jax.eval_shape(tokens, params, call))
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(rounds), *leaf.shape), leaf.dtype), state)
 
     def _rows(self, inputs: StepInputs, start: int, length: int) -> StepInputs:
@@ -266,9 +284,11 @@ def _contexts(guided: bool, context: Any) -> Contexts:
     return Contexts(context, context if guided else None)
 
 
-# By the number of an array's dimensions: arrays shaped as latents (b f h w c) are sharded over the batch, tokens
-# (b s e, of windows turns b s e) over batch and sequence, before and after a step alike; all others are whole.
+# By the number of an array's dimensions: arrays shaped as latents (b f h w c, of windows turns b f h w c) are sharded
+# over the batch, tokens (b s e, of windows turns b s e) over batch and sequence, before and after a step alike; all
+# others are whole.
 _AXES = {
+    6: (None, axes.BATCH, None, None, None, None),
     5: (axes.BATCH, None, None, None, None),
     4: (None, axes.BATCH, axes.SEQUENCE, None),
     3: (axes.BATCH, axes.SEQUENCE, None),

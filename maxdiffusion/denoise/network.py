@@ -18,6 +18,15 @@ def cut_nothing(context: Any, take: Callable[[jax.Array], jax.Array]) -> Any:
     return context
 
 
+def no_padding(signal: Any) -> jax.Array | None:
+    """None: every token is valid."""
+    return None
+
+
+def _undivided(*arguments: Any) -> Any:
+    raise ValueError("this network's trunk has no first block")
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A velocity computed in three parts, so that a step cache can reuse the trunk's output.
@@ -28,12 +37,18 @@ class Network:
       trunk: (params, tokens, signal, context) -> tokens.
       head: (params, tokens, signal) -> velocity, shaped as x.
       cut: see `Cut`.
+      valid: signal -> which tokens are not padding, b s; None: all.
+      first: (params, tokens, signal, context) -> (tokens before the trunk's first block, tokens after it, a pytree).
+      rest: (params, tokens, the last two results of `first`, signal, context) -> tokens after all blocks.
     """
 
     embed: Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
     trunk: Callable[[Any, jax.Array, Any, Any], jax.Array]
     head: Callable[[Any, jax.Array, Any], jax.Array]
     cut: Cut = cut_nothing
+    valid: Callable[[Any], jax.Array | None] = no_padding
+    first: Callable[..., tuple[jax.Array, jax.Array, Any]] = _undivided
+    rest: Callable[..., jax.Array] = _undivided
 
     @classmethod
     def of(cls, velocity: Callable[[Any, jax.Array, jax.Array, Any], jax.Array]) -> Network:
@@ -42,7 +57,7 @@ class Network:
 
 
 def split(module: Any) -> tuple[Network, Any]:
-    """An nnx module with methods `embed`, `trunk` and `head` as a network and its parameters, loaded or abstract.
+    """An nnx module with the methods of `WanTransformer` as a network and its parameters, loaded or abstract.
 
     The parameters are then arguments of the compiled program, not constants in it. Two experts of one architecture
     share the functions. Its contexts have a method `cut(take)`, which windows call.
@@ -52,4 +67,9 @@ def split(module: Any) -> tuple[Network, Any]:
     def part(name: str) -> Callable[..., Any]:
         return lambda params, *args: getattr(nnx.merge(graph, params), name)(*args)
 
-    return Network(part("embed"), part("trunk"), part("head"), lambda context, take: context.cut(take)), params
+    def cut(context: Any, take: Callable[[jax.Array], jax.Array]) -> Any:
+        return context.cut(take)
+
+    parts = (part(name) for name in ("embed", "trunk", "head"))
+    first, rest = part("first_block"), part("other_blocks")
+    return Network(*parts, cut, lambda signal: signal.valid, first, rest), params

@@ -180,13 +180,17 @@ class Output:
         return looks
 
     def record(
-        self, versions: Mapping[str, Any], timings: Mapping[str, Any], inputs: Mapping[str, Any] = MappingProxyType({})
+        self,
+        versions: Mapping[str, Any],
+        timings: Mapping[str, Any],
+        inputs: Mapping[str, Any] = MappingProxyType({}),
+        cache: Mapping[Video, Any] = MappingProxyType({}),
     ) -> None:
         """Write `<stem>.json`, which reproduces the video, beside each.
 
         `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
-        `conditioning.Inputs.record`. The video is recorded by its name
-        alone, since both lie in one folder, which may be moved.
+        `conditioning.Inputs.record`, `cache` what `caching.record` tells of each video. The video is recorded by its
+        name alone, since both lie in one folder, which may be moved.
         """
 
         def record_all() -> None:
@@ -199,6 +203,8 @@ class Output:
                 if names.SHEET in manifest.besides(self._job):
                     record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
+                if video in cache:
+                    record["cache"] = cache[video]
                 if video in self._looks:
                     record["clips"] = [
                         {"prompt": self._job.prompt(video, number), "seed": self._job.seed(video, number)}

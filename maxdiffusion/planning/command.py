@@ -18,7 +18,7 @@ from maxdiffusion.planning import cache, picture, report
 from maxdiffusion.planning.cache import Cache
 from maxdiffusion.planning.pool import Pool, libtpu
 from maxdiffusion.planning.results import Plan, Target
-from maxdiffusion.request import Job, cost, few_step, loras
+from maxdiffusion.request import Job, caching, cost, few_step, loras
 from maxdiffusion.request.checks import required
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.runtime import log, paths
@@ -127,6 +127,8 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
         compilation.compile()
         refused += tuple(compilation.refused)
         notes += compilation.notes()
+    if words := caching.described(job, recipe):
+        notes.append(words if caching.is_static(cfg) else f"{words}; the plan counts all, as the run decides")
     if tpu is None:
         notes.append("seconds are modelled, by rough figures of such devices: their compiler counts no cycles")
     if not rows:

@@ -56,6 +56,10 @@ def check_job(job: Job) -> None:
         _size(video.width, video.height, job.spec, f"prompts={cfg.prompts}, output {video.output}: ")
     _control(job)
     _windows(job)
+    if cfg.cache != "none" or cfg.calibrate_cache:
+        from maxdiffusion.request import caching  # numpy, which no other check needs
+
+        caching.check(job)
     if cfg.plan:
         _plan(cfg)
         return

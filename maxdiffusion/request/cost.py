@@ -149,7 +149,7 @@ class Layout:
 
 
 class Expert(NamedTuple):
-    """Denoise steps of one transformer, and whether guidance makes them take two branches."""
+    """Denoise steps that one transformer computes, and whether guidance makes them take two branches."""
 
     steps: int
     guided: bool
@@ -183,10 +183,12 @@ class Run:
         Raises:
           UserError: a size does not suit the transformer.
         """
+        from maxdiffusion.request import caching
         from maxdiffusion.weights import nets
 
         sizes = nets.sizes(builders(job.cfg, AttentionPlan(), device_kind), configs)
-        experts = tuple(Expert(each.stop - each.start, each.guided) for each in recipe.experts)
+        counts = caching.counted(job, recipe)
+        experts = tuple(Expert(n, each.guided) for n, each in zip(counts, recipe.experts, strict=True))
         return cls(job, configs, device_kind, platform, sizes, job.max_tokens(configs["transformer"]), experts)
 
     @property

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def resolve(values: Values) -> Job:
         cfg = _with_line_keys(values, typed(values))
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
     on_mesh(job, cfg.verify_against)  # refused now rather than after the first mesh has run
+    if cfg.compare and (other := "plan" if cfg.plan else "verify" if cfg.verify else ""):
+        raise UserError(f"compare and {other} exclude each other; keep one of them.")
+    for words in cfg.compare:
+        with_words(job, words)
     return job
 
 
@@ -113,6 +118,31 @@ def with_keys(job: Job, **keys: Any) -> Job:
     size = {side: keys[side] for side in ("width", "height") if side in keys}
     videos = tuple(dataclasses.replace(video, **size) for video in job.videos)
     return dataclasses.replace(job, cfg=cfg, videos=videos, segments=_segments(cfg, job.spec))
+
+
+# Groups whose keys a variant of `compare` may change: how the video is made, not what it shows.
+_OF_A_VARIANT = ("model", "sampling", "dtypes", schema.PARALLELISM, "runtime")
+
+
+def with_words(job: Job, words: str) -> Job:
+    """The same video made in another way: key=value arguments, separated by blanks, override the run's own.
+
+    Raises:
+      UserError: a key decides what the video shows or where it is written, or a value that `load` would refuse.
+    """
+    if len(job.videos) != 1 or job.cfg.prompts or job.cfg.decode_latents:
+        raise UserError("compare is of one video; give one prompt and one seed, and no prompts or decode_latents.")
+    values = parse_words(shlex.split(words))
+    for key in values:
+        if key in schema.KEYS and schema.KEYS[key].group not in _OF_A_VARIANT:
+            raise UserError(
+                f"compare cannot change {key}, as it compares ways to make one video; give keys such as cache=sea."
+            )
+    cfg = typed(values, job.cfg.model_dump())
+    checks.check_keys(cfg, job.spec)
+    varied = dataclasses.replace(job, cfg=cfg)
+    checks.check_job(varied)
+    return varied
 
 
 def on_mesh(job: Job, words: Sequence[str]) -> Job:

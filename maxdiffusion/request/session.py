@@ -14,9 +14,10 @@ from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.config import schema
+from maxdiffusion.denoise.caches import Cache
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.hardware import quantization
-from maxdiffusion.request import checks, few_step, fitting, layout, loras, nets
+from maxdiffusion.request import caching, checks, few_step, fitting, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -65,6 +66,11 @@ class Setup:
     def device_kind(self) -> str:
         """Of the devices, as jax calls it."""
         return self.placement.mesh.devices.flat[0].device_kind
+
+    @functools.cached_property
+    def cache(self) -> Cache:
+        """The step cache."""
+        return caching.strategy(self.job, self.recipe)
 
     def abstract(self, net: str) -> nnx.Module:
         """One network with abstract parameters: shapes, shardings."""
@@ -124,6 +130,7 @@ class Session:
         settings = self.job.cfg.to_json()
         facts = {key: settings[key] for key, about in schema.KEYS.items() if not about.per_host}
         facts |= {f"version of {key}": value for key, value in versions().items()}
+        facts["cache"] = repr(self.setup.cache)
         shown = [(video.prompt, video.negative_prompt, video.seed, video.shape) for video in self.job.videos]
         nets = {f"content of {name}": found[:12] for name, found in self.nets.checkpoint.digests.items()}
         distributed.check_agree(facts | {"videos": repr(shown)} | nets | digests)
@@ -163,6 +170,8 @@ def start(job: Job) -> None:
     logger.info("%s", cfg.describe())
     if job.windows is not None:
         logger.info("context windows: %s", job.windows)
+    if words := caching.described(job, recipe_of(job)):
+        logger.info("%s", words)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():

@@ -12,6 +12,7 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, TaylorSeer
 from maxdiffusion.denoise.experts import ExpertSteps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
@@ -41,13 +42,16 @@ class Reused(NamedTuple):
 class EveryOther:
     """Every second step adds the trunk's residual of the step before."""
 
-    def init(self, tokens):
+    def table(self, schedule):
+        return ()
+
+    def init(self, x, tokens):
         return Reused(jax.ShapeDtypeStruct((), jnp.int32), tokens)
 
-    def __call__(self, step, tokens, trunk, state):
+    def __call__(self, row, call, state):
         compute = state.count % 2 == 0
-        residual = jax.lax.cond(compute, lambda x: trunk(x) - x, lambda x: state.residual, tokens)
-        return tokens + residual, Reused(state.count + 1, residual)
+        residual = jax.lax.cond(compute, lambda x: call.trunk(x) - x, lambda x: state.residual, call.tokens)
+        return call.head(call.tokens + residual), Reused(state.count + 1, residual)
 
 
 def network(seen):
@@ -125,8 +129,32 @@ def test_a_kept_state_goes_on_in_the_middle_of_an_experts_steps():
     np.testing.assert_array_equal(again.x, done.x)
 
 
-@pytest.mark.parametrize("scan", [pytest.param(None, marks=pytest.mark.slow), 100])
-def test_a_transformer_on_a_mesh_equals_one_device(scan):
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_a_row_of_a_batch_decides_for_itself(guidance):
+    """Latents whose filtered change differs: each video is what it is alone."""
+    x = noise([1, 2], (2, 4, 4, 4)) * jnp.array([1.0, 20.0])[:, None, None, None, None]
+    cache = SeaCache((True,) + (False,) * (EXPERTS[-1].stop - 1), 0.4, 3)
+
+    def latents(rows):
+        contexts = Contexts(*(each[rows] for each in CONTEXTS))
+        net = denoiser(collections.defaultdict(list), guidance, cache=cache)
+        return net.run(PARAMS[0], x[rows], contexts)
+
+    alone = np.concatenate([latents(slice(row, row + 1)) for row in (0, 1)])
+    np.testing.assert_allclose(latents(slice(0, 2)), alone, rtol=1e-5, atol=1e-5)
+
+
+CACHES = [
+    EveryOther(),
+    MagCache((True, True, False, True)),
+    TaylorSeer((True, True, False, True)),
+    FirstBlock((True, False, False, False), 0.3),
+    SeaCache((True, True, False, False), 100.0, 2),
+]
+
+
+@pytest.mark.parametrize(("scan", "cache"), [(100, CACHES[0]), *((None, cache) for cache in CACHES)])
+def test_a_transformer_on_a_mesh_equals_one_device(scan, cache):
     """Tokens that the cache keeps are sharded as those that the trunk takes: 18, padded to 20 on a context of 4."""
     config = DiTConfig(2, 2, 12, 40, 4, 4, text_dim=20, freq_dim=32)
     x, text = noise([1, 2], (3, 6, 4, 4)), np.random.default_rng(0).standard_normal((2, 2, 7, 20)).astype(np.float32)
@@ -139,7 +167,7 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan):
         contexts = Contexts(*(nnx.jit(WanTransformer.prepare)(model, Context(jnp.asarray(each))) for each in text))
         contexts, start = (contexts, x) if batch is None else jax.device_put((contexts, x), batch)
         experts = (ExpertSteps(0, 4, guidance_scale=3.0),)
-        run = Denoiser(net, experts, schedule, SOLVER, BatchedGuidance(), EveryOther(), scan)
+        run = Denoiser(net, experts, schedule, SOLVER, BatchedGuidance(), cache, scan)
         return run.run(params, start, contexts)
 
     expected = latents(AttentionPlan())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,18 @@ from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
-from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, gelu_tanh, layer_norm, parameter, scan, stack
+from maxdiffusion.models.layers import (
+    MLP,
+    Dtypes,
+    LayerNorm,
+    Linear,
+    gelu_tanh,
+    layer_norm,
+    parameter,
+    pick,
+    scan,
+    stack,
+)
 from maxdiffusion.parallel import axes, current, shard
 
 
@@ -161,6 +173,39 @@ class WanTransformer(nnx.Module):
 
     def trunk(self, tokens: Float[Array, "b s e"], signal: Signal, context: PreparedContext) -> Float[Array, "b s e"]:
         """Runs all blocks, and the adapter between them."""
+        x, state, step = self._steps(tokens, signal, context)
+        (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
+        return x
+
+    def first_block(
+        self, tokens: Float[Array, "b s e"], signal: Signal, context: PreparedContext
+    ) -> tuple[Float[Array, "b s e"], Float[Array, "b s e"], Any]:
+        """Runs the first block of `trunk`: the tokens before it, those after it and the adapter's state."""
+        x, state, step = self._steps(tokens, signal, context)
+        first = jnp.int32(0)
+        (out, state), _ = step(pick(self.blocks, first), (x, state), first)
+        return x, out, state
+
+    def other_blocks(
+        self,
+        tokens: Float[Array, "b s e"],
+        carry: tuple[Float[Array, "b s e"], Any],
+        signal: Signal,
+        context: PreparedContext,
+    ) -> Float[Array, "b s e"]:
+        """Runs the blocks after `first_block`, from its last two results.
+
+        Blocks are picked from the stack in the loop: a slice of the stack would be a copy of its weights.
+        """
+        _, _, step = self._steps(tokens, signal, context)
+        layers = jnp.arange(1, self.config.num_layers)
+        (x, _), _ = jax.lax.scan(lambda c, i: step(pick(self.blocks, i), c, i), carry, layers, unroll=self.unroll)
+        return x
+
+    def _steps(
+        self, tokens: jax.Array, signal: Signal, context: PreparedContext
+    ) -> tuple[jax.Array, Any, Callable[..., tuple[tuple[jax.Array, Any], None]]]:
+        """Tokens and the adapter's state before the first block, and the step from one block to the next."""
         x, state, after = self.adapter.start(tokens, signal, context.adapter)
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
@@ -170,8 +215,7 @@ class WanTransformer(nnx.Module):
             )
             return after(layer, block(x, signal, own), state), None
 
-        (x, _), _ = scan(self.blocks, step, (x, state), jnp.arange(self.config.num_layers), self.unroll)
-        return x
+        return x, state, step
 
     def head(self, tokens: Float[Array, "b s e"], signal: Signal) -> Float[Array, "b f h w c_out"]:
         """The velocity, fp32."""

@@ -1,0 +1,210 @@
+"""The step cache of a run: its keys, checked, as a strategy of the denoise loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from maxdiffusion.config import schema
+from maxdiffusion.config.schema import Config
+from maxdiffusion.denoise import cache_schedules as schedules
+from maxdiffusion.errors import UserError
+from maxdiffusion.request.job import Job
+from maxdiffusion.runtime import paths
+
+if TYPE_CHECKING:
+    from maxdiffusion.denoise.caches import Cache
+    from maxdiffusion.denoise.recipe import Recipe
+
+FEWEST = 10  # steps of a run that repeats itself; few-step models have 3 to 9
+
+# Keys that each cache uses beside cache_first_steps.
+_KEYS = {
+    "mag": ("cache_threshold", "cache_max_skips", "cache_ratios"),
+    "sea": ("cache_threshold", "cache_max_skips"),
+    "first_block": ("cache_threshold",),
+    "taylor": ("cache_max_skips",),
+}
+_THRESHOLDS = {"sea": 0.25, "first_block": 0.05}  # of diffusers, as are max_skips and first steps
+_MAX_SKIPS = {"sea": 2, "taylor": 4}
+_FIRST = {"sea": 1, "first_block": 1, "taylor": 3}
+
+
+def check(job: Job) -> None:
+    """Checks the keys of a run with a cache or its calibration.
+
+    Raises:
+      UserError: they make no sense beside one another or for this model.
+    """
+    cfg = job.cfg
+    if cfg.cache == "none":
+        _check_steps(cfg, "calibrate_cache")
+        if paths.probe(cfg.calibrate_cache or "").is_file() and not cfg.overwrite:
+            raise UserError(f"{cfg.calibrate_cache} exists already; name another file, or write overwrite=true.")
+        return
+    if cfg.calibrate_cache:
+        raise UserError(f"calibrate_cache computes every step, and cache={cfg.cache} does not; leave one of them out.")
+    for key in ("cache_threshold", "cache_max_skips", "cache_ratios"):
+        if key not in _KEYS[cfg.cache] and not schema.is_default(cfg, key):
+            able = " or ".join(name for name, keys in _KEYS.items() if key in keys)
+            raise UserError(f"{key} is not used by cache={cfg.cache}, but by {able}; leave it out.")
+    _check_steps(cfg, f"cache={cfg.cache}")
+    if cfg.cache == "mag":
+        published(job)
+
+
+def _check_steps(cfg: Config, key: str) -> None:
+    steps = cfg.num_inference_steps + (cfg.num_inference_steps_2 or 0)
+    if steps < FEWEST or cfg.solver == "renoise":
+        what = f"{steps} steps" if steps < FEWEST else "solver=renoise"
+        raise UserError(
+            f"{key} is for schedules whose steps resemble one another, but {what} is a few-step schedule, of which "
+            f"none can be left out; leave it out, or use at least {FEWEST} steps of a model that is not distilled."
+        )
+
+
+def published(job: Job) -> schedules.Published:
+    """MagCache's ratios and settings: of `cache_ratios`, or those published of the variant.
+
+    Raises:
+      UserError: there are none, or the file cannot be read.
+    """
+    cfg = job.cfg
+    if cfg.cache_ratios:
+        return schedules.Published(_read(cfg.cache_ratios), *schedules.CALIBRATED)
+    kind = job.spec.name, any(video.image for video in job.videos)
+    if kind not in schedules.PUBLISHED:
+        raise UserError(
+            f"cache=mag has no published ratios of {job.spec.name}{' with an image' if kind[1] else ''}; measure them "
+            "once with calibrate_cache=FILE and give cache_ratios=FILE, or choose cache=sea, which needs none."
+        )
+    return schedules.PUBLISHED[kind]
+
+
+def _read(path: str) -> tuple[float, ...]:
+    try:
+        ratios = json.loads(paths.parse(path).read_text())["ratios"]
+        if not ratios or not all(isinstance(each, int | float) and each > 0 for each in ratios):
+            raise ValueError("ratios must be positive numbers")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cache_ratios={path} cannot be read as a file of calibrate_cache ({error}); write one by a run with "
+            "calibrate_cache=FILE."
+        ) from None
+    return tuple(map(float, ratios))
+
+
+def is_static(cfg: Config) -> bool:
+    """Whether the computed steps are known before the run."""
+    return cfg.cache in ("mag", "taylor")
+
+
+def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
+    """Whether each step is computed; of caches that decide in the run, whether it is computed in any case."""
+    cfg, experts = job.cfg, recipe.experts
+    lengths = [each.stop - each.start for each in experts]
+    max_skips, given = cfg.cache_max_skips, cfg.cache_first_steps
+    match cfg.cache:
+        case "none":
+            return (True,) * len(recipe.schedule)
+        case "taylor":
+            first = _FIRST["taylor"] if given is None else given
+            return schedules.taylor(experts, first, _MAX_SKIPS["taylor"] if max_skips is None else max_skips)
+        case "mag":
+            table = published(job)
+            counts = [int(table.first * length + 0.5) if given is None else given for length in lengths]
+            if table.whole_first and len(experts) > 1 and given is None:
+                counts[0] = lengths[0]
+            return schedules.mag(
+                schedules.first_steps(experts, counts),
+                experts,
+                schedules.nearest(table.ratios, len(recipe.schedule)),
+                table.threshold if cfg.cache_threshold is None else cfg.cache_threshold,
+                table.max_skips if max_skips is None else max_skips,
+            )
+    first = _FIRST[cfg.cache] if given is None else given
+    must = list(schedules.first_steps(experts, [first] * len(experts)))
+    must[-1] |= cfg.cache == "sea"
+    return tuple(must)
+
+
+def counted(job: Job, recipe: Recipe) -> list[int]:
+    """How many steps of each expert are computed; of caches that decide in the run, all."""
+    if not is_static(job.cfg):
+        return [each.stop - each.start for each in recipe.experts]
+    compute = computed(job, recipe)
+    return [sum(compute[each.start : each.stop]) for each in recipe.experts]
+
+
+def strategy(job: Job, recipe: Recipe) -> Cache:
+    """The cache as the denoise loop calls it."""
+    from maxdiffusion.denoise import caches
+
+    cfg, compute = job.cfg, computed(job, recipe)
+    if cfg.calibrate_cache:
+        return caches.Calibration()
+    threshold = cfg.cache_threshold
+    if threshold is None:
+        threshold = _THRESHOLDS.get(cfg.cache, 0.0)
+    match cfg.cache:
+        case "mag":
+            return caches.MagCache(compute)
+        case "taylor":
+            return caches.TaylorSeer(compute)
+        case "first_block":
+            return caches.FirstBlock(compute, threshold)
+        case "sea":
+            return caches.SeaCache(
+                compute, threshold, _MAX_SKIPS["sea"] if cfg.cache_max_skips is None else cfg.cache_max_skips
+            )
+    return caches.NoCache()
+
+
+def described(job: Job, recipe: Recipe) -> str:
+    """The cache in words, for the log; empty without one."""
+    cfg, compute = job.cfg, computed(job, recipe)
+    if cfg.cache == "none":
+        return ""
+    if not is_static(cfg):
+        return f"cache={cfg.cache}: each video computes at least {sum(compute)} of {len(compute)} steps"
+    steps = " ".join(str(step) for step, each in enumerate(compute, 1) if each)
+    if all(compute):
+        return f"cache={cfg.cache} leaves no step out here; a larger cache_threshold or more steps would"
+    return f"cache={cfg.cache}: {sum(compute)} of {len(compute)} steps are computed: {steps}"
+
+
+def record(job: Job, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
+    """The steps of each segment, from 1, that a video has computed, of the prompt and of the negative prompt.
+
+    Of a run that went on from a saved state, steps of the expert before that are not known and not listed.
+    """
+    branches = ("prompt", "negative_prompt")
+    return {
+        "name": job.cfg.cache,
+        "computed": [
+            {name: [int(step) + 1 for step in np.flatnonzero(row)] for name, row in zip(branches, log, strict=False)}
+            for _, log in sorted(logged.items())
+        ],
+    }
+
+
+def calibration(job: Job, recipe: Recipe, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
+    """The content of `calibrate_cache`: the mean ratios over segments of the prompt's branch, and what they are of.
+
+    Raises:
+      UserError: some steps were made by an earlier run.
+    """
+    ratios = np.mean([log[0] for log in logged.values()], axis=0)
+    if not logged or not ratios.all():
+        raise UserError(
+            "calibrate_cache needs all steps of one run, and this one went on from a saved state; run it again with "
+            "checkpoint_steps=0."
+        )
+    cfg = job.cfg
+    about = {"model_name": job.spec.name, "solver": cfg.solver, "flow_shift": cfg.flow_shift}
+    about |= {"experts": [list(each) for each in recipe.experts]}
+    return about | {"ratios": [round(float(each), 5) for each in ratios]}
