@@ -95,7 +95,7 @@ def save(
             decoded = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
         clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
-            made = files.write(clips, advance)
+            made = files.write(clips, advance, inputs.sound)
     files.record(versions(), s.stages.clock.as_dict(), inputs.record())
     outputs.finish(files)
     return made

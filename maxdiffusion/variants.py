@@ -73,7 +73,7 @@ class Task:
       size_is_area: whether size=W*H is an area beside it, by the official conventions.
       spread: whether the frames of its control video are spread over all of it, by the official conventions.
       as_long_as: the key of the video that `num_frames` follows by default.
-      extra_channels: whether the network's input has more channels than its output.
+      extra_channels: whether the network's input has, beside the noisy latents, those of given frames and their mask.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
@@ -542,12 +542,13 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
     """Whether class, channels and image tokens are those of the model type."""
     task, channels = spec.task, transformer_config.get("in_channels")
-    latents_only = (transformer_config.get("out_channels") or channels) == channels
+    latents = transformer_config.get("out_channels") or channels
     image = transformer_config.get("image_dim") is not None
     positions = transformer_config.get("pos_embed_seq_len") is not None  # of two images
     return (
         transformer_config.get("_class_name", task.transformer_class) == task.transformer_class
-        and latents_only != task.extra_channels
+        and isinstance(latents, int)
+        and channels == (2 * latents + spec.vae_stride[0] if task.extra_channels else latents)  # Fun-Control has more
         and image == ("image_encoder" in spec.nets)
         and (positions == task.two_images or (task.two_images and spec.dims is None))
     )
