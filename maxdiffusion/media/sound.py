@@ -92,7 +92,7 @@ def _encode(
     graph, damaged = Graph(), 0
     graph.link_nodes(
         graph.add_abuffer(template=stream),
-        graph.add("asetpts", f"PTS-{float(start)}/TB"),
+        graph.add("asetpts", f"PTS-({float(start)})/TB"),
         graph.add("atrim", f"start=0:end={float(seconds)}"),
         graph.add("aformat", f"sample_fmts=fltp:sample_rates={rate}:channel_layouts={layout}"),
         graph.add("abuffersink"),
