@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Frames = UInt8[np.ndarray, "f h w c"]
 Metadata = Mapping[str, str]
+Encode = Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]
 
 
 def write(
@@ -64,7 +65,7 @@ def write(
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     if sound is not None and fmt != "mp4":
         raise ValueError(f"{fmt} holds no sound")
-    encode = FORMATS[fmt] if sound is None else functools.partial(_mp4, sound=sound)
+    encode: Encode = FORMATS[fmt] if sound is None else functools.partial(_mp4, sound=sound)
     with atomic_path(path, overwrite) as temporary:
         encode(chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
@@ -234,7 +235,7 @@ _CONTAINER = {"movflags": "faststart", "max_interleave_delta": "0"}  # the sound
 _CODEC = {"preset": "medium", "crf": "17", "color_range": "tv", **_BT709}
 
 # Format -> encode(chunks, path, fps, metadata).
-FORMATS: Mapping[str, Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]] = {
+FORMATS: Mapping[str, Encode] = {
     "mp4": _mp4,
     "gif": _gif,
     "webp": _webp,
