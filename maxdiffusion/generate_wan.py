@@ -17,9 +17,8 @@ from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, caching, fitting, session
-from maxdiffusion.runtime import distributed, stop
-from maxdiffusion.runtime.atomic import write_json
-from maxdiffusion.runtime.paths import AnyPath, parse
+from maxdiffusion.runtime import stop
+from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -96,12 +95,8 @@ def save(
             decoded = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
         clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
-            made = files.write(clips, advance)
-    cache = {video: caching.record(s.job, logged[video]) for video in videos if logged.get(video)}
-    if s.job.cfg.calibrate_cache and cache:
-        ratios = caching.calibration(s.job, s.recipe, logged[videos[0]])
-        distributed.on_process_0(lambda: write_json(parse(s.job.cfg.calibrate_cache), ratios, s.job.cfg.overwrite))
-        cache = {}
+            made = files.write(clips, advance, inputs.sound)
+    cache = caching.records(s.job, s.recipe, {video: logged[video] for video in videos if video in logged})
     files.record(versions(), s.stages.clock.as_dict(), inputs.record(), cache)
     outputs.finish(files)
     return made

@@ -73,7 +73,7 @@ class Task:
       size_is_area: whether size=W*H is an area beside it, by the official conventions.
       spread: whether the frames of its control video are spread over all of it, by the official conventions.
       as_long_as: the key of the video that `num_frames` follows by default.
-      extra_channels: whether the network's input has more channels than its output.
+      extra_channels: whether the network's input has, beside the noisy latents, those of given frames and their mask.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in overlapping segments.
       windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
@@ -303,6 +303,16 @@ _WAN22_I2V = dataclasses.replace(
     boundary_ratio=0.9,
 )
 
+_WAN22_VACE = dataclasses.replace(  # recipe: examples/wan2.2_vace_fun of github.com/aigc-apps/VideoX-Fun, with UniPC
+    _WAN22_T2V,
+    name="wan2.2-vace",
+    task=VACE,
+    sizes=_480P + _720P,
+    num_inference_steps=50,
+    guidance_scale=5.0,
+    guidance_scale_2=5.0,
+)
+
 _WAN22_TI2V = dataclasses.replace(
     _WAN21_T2V,
     name="wan2.2-ti2v",
@@ -342,6 +352,7 @@ _14B: dict[str, Any] = {"num_layers": 40, "num_attention_heads": 40, "attention_
 _14B |= {"in_channels": 16, "out_channels": 16, "text_dim": 4096}
 _1_3B = {**_14B, "num_layers": 30, "num_attention_heads": 12, "ffn_dim": 8960}
 _5B = {**_14B, "num_layers": 30, "num_attention_heads": 24, "ffn_dim": 14336, "in_channels": 48, "out_channels": 48}
+_14B_VACE = {**_14B, "vace_in_channels": 96, "vace_layers": [*range(0, 40, 5)]}
 _14B_IMAGE = {**_14B, "in_channels": 36}
 _14B_TOKENS = {**_14B_IMAGE, "image_dim": 1280, "added_kv_proj_dim": 5120}  # of the image encoder
 _MINIATURE = {"num_layers": 6, "num_attention_heads": 8, "attention_head_dim": 16}
@@ -375,7 +386,7 @@ _ROWS = (
         name="wan2.1-vace-14b",
         hub_id="Wan-AI/Wan2.1-VACE-14B-diffusers",
         billions=23.15,
-        network={**_14B, "vace_in_channels": 96, "vace_layers": [*range(0, 40, 5)]},
+        network=_14B_VACE,
         sizes=_720P + _480P,
     ),
     _WAN21_VACE,
@@ -415,6 +426,14 @@ _ROWS = (
         billions=34.39,
     ),
     _WAN22_I2V,
+    dataclasses.replace(
+        _WAN22_VACE,
+        name="wan2.2-vace-fun-a14b",
+        hub_id="linoyts/Wan2.2-VACE-Fun-14B-diffusers",
+        billions=40.49,
+        network=_14B_VACE,
+    ),
+    _WAN22_VACE,
     dataclasses.replace(
         _WAN22_TI2V,
         name="wan2.2-ti2v-5b",
@@ -523,12 +542,13 @@ def check(spec: WanSpec, transformer_config: Mapping[str, Any]) -> None:
 def _same_kind(spec: WanSpec, transformer_config: Mapping[str, Any]) -> bool:
     """Whether class, channels and image tokens are those of the model type."""
     task, channels = spec.task, transformer_config.get("in_channels")
-    latents_only = (transformer_config.get("out_channels") or channels) == channels
+    latents = transformer_config.get("out_channels") or channels
     image = transformer_config.get("image_dim") is not None
     positions = transformer_config.get("pos_embed_seq_len") is not None  # of two images
     return (
         transformer_config.get("_class_name", task.transformer_class) == task.transformer_class
-        and latents_only != task.extra_channels
+        and isinstance(latents, int)
+        and channels == (2 * latents + spec.vae_stride[0] if task.extra_channels else latents)  # Fun-Control has more
         and image == ("image_encoder" in spec.nets)
         and (positions == task.two_images or (task.two_images and spec.dims is None))
     )

@@ -55,12 +55,13 @@ def read_extended(job: Job) -> ControlVideo | None:
             f"extend={cfg.extend} has {found} frames at fps={cfg.fps}, but overlap_frames={cfg.overlap_frames}; give a "
             "longer video, or write fewer."
         )
-    sound = "; its sound is not kept" if clip.sound else ""
+    sound = "; its sound is not kept" if clip.sound and not cfg.keep_audio else ""
     log.info(
         "extend: %d frames at %s per second, of which the last %d start the first clip; %d x %d pixels, made %d x %d%s",
         *(found, cfg.fps, cfg.overlap_frames, info.width, info.height, width, height, sound),
     )
-    used = Used("extend", cfg.extend, info, clip.indices[0], clip.indices[-1], len(set(clip.indices)), clip.colour)
+    first, last, count = clip.indices[0], clip.indices[-1], len(set(clip.indices))
+    used = Used("extend", cfg.extend, info, first, last, count, clip.colour, clip.sound)
     return ControlVideo(clip.frames, used)
 
 

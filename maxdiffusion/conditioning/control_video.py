@@ -38,6 +38,7 @@ class Used:
       last: number of the last.
       count: number of stored frames used.
       colour: how its colours are stored, and what was made of them.
+      sound: whether it has sound.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Used:
     last: int
     count: int
     colour: str
+    sound: bool = False
 
     def record(self) -> dict[str, Any]:
         """As JSON types."""
@@ -131,11 +133,12 @@ def read(
     made = f"{info.width} x {info.height} pixels, made {width} x {height}"
     cropped = "cropped" if fit == "covered" and info.width * height != info.height * width else ""
     parts = (_part(cfg, clip), made, cropped, clip.colour)
-    sound = "its sound is not kept" if clip.sound else ""
+    sound = "its sound is not kept" if clip.sound and not cfg.keep_audio else ""
     alpha = "its alpha is the mask" if is_mask and clip.frames[..., 3].min() < 255 else ""
     log.info("%s: %s", key, "; ".join(filter(None, (*parts, alpha, clip.damage, sound))))
     shown = as_mask(clip.frames) if is_mask else clip.frames
-    used = Used(key, path, info, clip.indices[0], clip.indices[-1], len(set(clip.indices)), clip.colour)
+    first, last, count = clip.indices[0], clip.indices[-1], len(set(clip.indices))
+    used = Used(key, path, info, first, last, count, clip.colour, clip.sound)
     return ControlVideo(np.broadcast_to(shown, (frames, *shown.shape[1:])), used)
 
 

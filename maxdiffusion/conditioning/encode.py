@@ -19,9 +19,11 @@ from maxdiffusion.conditioning.clips import Chain, read_extended
 from maxdiffusion.conditioning.control_video import ControlVideo
 from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.denoise.recipe import Recipe
+from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.sound import Sound
 from maxdiffusion.models.dit.context import Context, Contexts
-from maxdiffusion.request import Job, Video
+from maxdiffusion.request import Job, Video, audio
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed
 
@@ -53,11 +55,13 @@ class Inputs:
       by_kind: by kind of conditioning; only what is given.
       images: location -> what was converted of that image, see `open_image`; only where anything was.
       extended: the video that the first clip goes on from.
+      sound: of one of them, that the results keep.
     """
 
     by_kind: Mapping[str, Any]
     images: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
     extended: ControlVideo | None = None
+    sound: Sound | None = None
 
     def digest(self) -> str:
         """See `distributed.digest`."""
@@ -72,8 +76,7 @@ class Inputs:
 
     def record(self) -> dict[str, Any]:
         """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
-        given = jax.tree.leaves((self.by_kind, self.extended), is_leaf=lambda value: isinstance(value, ControlVideo))
-        videos = {each.used.key: each.used.record() for each in given if isinstance(each, ControlVideo)}
+        videos = {key: each.used.record() for key, each in _videos(self.by_kind, self.extended).items()}
         return videos | {at: dict(changed) for at, changed in self.images.items()}
 
 
@@ -86,11 +89,45 @@ def read(job: Job) -> Inputs:
     with distributed.fail_together():
         extended = read_extended(job)
         if job.cfg.decode_latents:
-            return Inputs({}, extended=extended)
+            return Inputs({}, extended=extended, sound=_sound(job, _videos({}, extended)))
         images = {at: open_image(at) for video in job.videos for at in video.images}
         found = {name: kind(name).read(job, images) for name in job.spec.task.conditions}
+        by_kind = {name: given for name, given in found.items() if given is not None}
+        sound = _sound(job, _videos(by_kind, extended))
     changed = {at: image.info for at, image in images.items() if image.info}
-    return Inputs({name: given for name, given in found.items() if given is not None}, changed, extended)
+    return Inputs(by_kind, changed, extended, sound)
+
+
+def _videos(by_kind: Mapping[str, Any], extended: ControlVideo | None) -> dict[str, ControlVideo]:
+    """The input videos, by their keys."""
+    given = jax.tree.leaves((by_kind, extended), is_leaf=lambda value: isinstance(value, ControlVideo))
+    return {each.used.key: each for each in given if isinstance(each, ControlVideo)}
+
+
+def _sound(job: Job, videos: Mapping[str, ControlVideo]) -> Sound | None:
+    """The sound that `keep_audio` keeps: of the first input that has any.
+
+    Raises:
+      UserError: its stored frames are shown at another rate than their own.
+    """
+    cfg = job.cfg
+    if not cfg.keep_audio:
+        return None
+    found = [(key, videos[key]) for key in audio.keys(cfg) if key in videos and videos[key].used.sound]
+    if not found:
+        log.info("no input video has sound, and the result has none")
+        return None
+    key, video = found[0]
+    rate = video.used.info.fps
+    if cfg.input_frames == "every" and key != "extend" and rate != cfg.fps:
+        raise UserError(
+            f"keep_audio and input_frames=every exclude each other here: {key}={video.used.file} has "
+            f"{'no stated rate' if rate is None else f'{float(rate):.4g} frames per second'}, and the result shows "
+            f"them at fps={cfg.fps}; write input_frames=timed."
+        )
+    log.info("the sound of %s is kept", key)
+    frames = len(video.frames) if key == "extend" else job.segments.frames
+    return Sound(video.used.file, frames / cfg.fps)
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:

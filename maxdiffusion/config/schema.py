@@ -438,6 +438,9 @@ class Config(BaseModel):
     output_format: Format = _key("output", "mp4", of_the_video=True, values={"jpeg": "jpg"})
     """Save_file's extension if it has one; of one frame png, jpg and webp are a picture, of several png is a folder of
     frames; npy is uint8 f h w c."""
+    keep_audio: bool = _key("output", False, of_the_video=True)
+    """Keep the sound of the input video that the result shows at the same time: of extend, or of the first that has any
+    of video, pose_video, face_video and background_video; mp4 only."""
     overwrite: bool = _key("output", False)
     """Whether save_file may replace an existing file."""
     save_prompt_in_metadata: bool = _key("output", True)

@@ -70,6 +70,8 @@ def split(module: Any) -> tuple[Network, Any]:
     def cut(context: Any, take: Callable[[jax.Array], jax.Array]) -> Any:
         return context.cut(take)
 
-    parts = (part(name) for name in ("embed", "trunk", "head"))
-    first, rest = part("first_block"), part("other_blocks")
-    return Network(*parts, cut, lambda signal: signal.valid, first, rest), params
+    def valid(signal: Any) -> jax.Array | None:
+        return signal.valid
+
+    embed, trunk, head, first, rest = map(part, ("embed", "trunk", "head", "first_block", "other_blocks"))
+    return Network(embed, trunk, head, cut, valid, first, rest), params

@@ -21,7 +21,8 @@ def psnr(a: UInt8[np.ndarray, "f h w c"], b: UInt8[np.ndarray, "f h w c"]) -> fl
 def ssim(a: UInt8[np.ndarray, "f h w 3"], b: UInt8[np.ndarray, "f h w 3"]) -> float:
     """The mean structural similarity of frames and colours (Wang et al., 2004), 1 where they are equal."""
     graph, (height, width) = Graph(), a.shape[1:3]
-    inputs = [graph.add_buffer(width=width, height=height, format="rgb24", time_base=_TICK) for _ in range(2)]
+    rgb = av.VideoFormat("rgb24", width, height)
+    inputs = [graph.add_buffer(width=width, height=height, format=rgb, time_base=_TICK) for _ in range(2)]
     compared, sink = graph.add("ssim"), graph.add("buffersink")
     for number, source in enumerate(inputs):
         source.link_to(compared, 0, number)

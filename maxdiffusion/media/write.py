@@ -1,6 +1,7 @@
 """Write 8-bit frames to a file or a folder of frames, which is whole or absent."""
 
 import errno
+import functools
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.colour import ACCURATE
+from maxdiffusion.media.sound import Sound, add
 from maxdiffusion.runtime.atomic import atomic_path
 from maxdiffusion.runtime.paths import AnyPath
 
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Frames = UInt8[np.ndarray, "f h w c"]
 Metadata = Mapping[str, str]
+Encode = Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]
 
 
 def write(
@@ -36,6 +39,7 @@ def write(
     fmt: str,
     metadata: Metadata,
     overwrite: bool = False,
+    sound: Sound | None = None,
 ) -> None:
     """Write a video to `path` in format `fmt`, a key of FORMATS; nothing is left behind when that fails.
 
@@ -48,8 +52,10 @@ def write(
             description, PNG text; npy has no place for them, and jpg for 64 KiB); `prompt`, where given, is also the
             mp4's title.
         overwrite: replace `path` where it exists.
+        sound: to put beside the pictures; mp4 alone can hold it.
 
     Raises:
+        ValueError: `sound` with another format.
         UserError: the target exists or cannot be written, the disk is full, or the format cannot hold such a video.
     """
     if fmt not in FORMATS:
@@ -57,8 +63,11 @@ def write(
     if overwrite and fmt == "png" and isinstance(path, Path) and path.is_dir():
         check_replaceable(path)
     chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
+    if sound is not None and fmt != "mp4":
+        raise ValueError(f"{fmt} holds no sound")
+    encode: Encode = FORMATS[fmt] if sound is None else functools.partial(_mp4, sound=sound)
     with atomic_path(path, overwrite) as temporary:
-        FORMATS[fmt](chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
+        encode(chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
 def check_format(fmt: str) -> None:
@@ -87,7 +96,9 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata) -> None:
+def _mp4(
+    chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Metadata, sound: Sound | None = None
+) -> None:
     """H.264 in yuv420p with the index first, so that it plays while it loads.
 
     The colours are converted to BT.709 and marked so, chroma at the left, where unmarked H.264 has it. By PyAV,
@@ -103,11 +114,13 @@ def _mp4(chunks: Iterator[np.ndarray], path: Path, fps: Fraction, metadata: Meta
     to_yuv = _to_bt709(width, height, fps)
     title = " ".join(metadata.get("prompt", "").split()).encode(errors="replace").decode()
     try:
-        with av.open(f"file:{path}", "w", "mp4", options={"movflags": "faststart"}) as container:
+        with av.open(f"file:{path}", "w", "mp4", options=_CONTAINER) as container:
             notes = {"title": title, "comment": _comment(metadata)}
             container.metadata.update({key: value for key, value in notes.items() if value})
             stream = container.add_stream("libx264", fps, options=_CODEC)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if sound is not None:
+                add(container, sound)
             for index, pixels in enumerate(frame for chunk in chain([first], chunks) for frame in chunk):
                 frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
                 frame.pts, frame.time_base = index, 1 / fps
@@ -218,10 +231,11 @@ def _comment(metadata: Metadata) -> str:
 
 
 _BT709 = dict.fromkeys(("colorspace", "color_primaries", "color_trc"), "bt709")
+_CONTAINER = {"movflags": "faststart", "max_interleave_delta": "0"}  # the sound, given first, waits for its pictures
 _CODEC = {"preset": "medium", "crf": "17", "color_range": "tv", **_BT709}
 
 # Format -> encode(chunks, path, fps, metadata).
-FORMATS: Mapping[str, Callable[[Iterator[np.ndarray], Path, Fraction, Metadata], None]] = {
+FORMATS: Mapping[str, Encode] = {
     "mp4": _mp4,
     "gif": _gif,
     "webp": _webp,

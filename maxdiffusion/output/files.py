@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import drift
 from maxdiffusion.media.contact_sheet import contact_sheet
+from maxdiffusion.media.sound import Sound
 from maxdiffusion.media.write import check_format, write
 from maxdiffusion.output import clip_files, manifest, names, states
 from maxdiffusion.output.frames import Frames
@@ -142,7 +143,9 @@ class Output:
 
         distributed.on_process_0(save_all)
 
-    def write(self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance) -> list[AnyPath]:
+    def write(
+        self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance, sound: Sound | None = None
+    ) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each.
 
         The contact sheet of each is written after it. Of a video of several clips, how the look changes from clip to
@@ -161,7 +164,7 @@ class Output:
                 if frames and frames.count == len(clip):
                     frames.publish(Path(str(path)), overwrite)
                 else:
-                    write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite)
+                    write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite, sound)
                 if names.SHEET in manifest.besides(self._job):
                     sheet = contact_sheet(clip, cfg.contact_sheet)
                     write(sheet[None], names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)

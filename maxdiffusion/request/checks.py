@@ -13,7 +13,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import clips
+from maxdiffusion.request import audio, clips
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
@@ -38,6 +38,7 @@ def check_keys(cfg: Config, spec: WanSpec) -> None:
     _needs(cfg, spec)
     _frames(cfg, spec)
     clips.check(cfg, spec)
+    audio.check(cfg)
     _size(cfg.width, cfg.height, spec)
     _prompts(cfg)
     _experts(cfg, spec)

@@ -213,7 +213,7 @@ def _check_folder(folder: AnyPath, variant: WanSpec, files: Mapping[str, AnyPath
     if "transformer_2" not in variant.nets and (folder / "transformer_2").is_dir():
         raise UserError(
             f"{folder} holds two experts (transformer and transformer_2), but {variant.name} has one; write "
-            "model_name: wan2.2-t2v-a14b or wan2.2-i2v-a14b, or give another checkpoint."
+            "model_name: wan2.2-t2v-a14b, wan2.2-i2v-a14b or wan2.2-vace-fun-a14b, or give another checkpoint."
         )
     index = folder / "model_index.json"
     if not index.exists():

@@ -13,6 +13,12 @@ from maxdiffusion.weights import net_file
 
 HEAD_DIM = 128  # of every official WAN transformer
 
+# Modules of VideoX-Fun's models that are not computed here -> what they are.
+_FUN = {
+    "control_adapter": "Fun-Camera, whose camera adapter",
+    "ref_conv": "Fun-Control, whose embedding of a reference image",
+}
+
 
 def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
     """`transformer_config` of a `transformer_file`: a file, an index of shards or a folder, from its headers.
@@ -34,7 +40,8 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
       what: the file, for the message.
 
     Raises:
-      UserError: a tensor that every WAN transformer has is absent, or has another number of axes.
+      UserError: a tensor that every WAN transformer has is absent, or has another number of axes; or the file has
+        modules that are not computed here.
     """
     embedder = "condition_embedder"
 
@@ -51,6 +58,12 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
             )
         return shapes[name]
 
+    for module, kind in _FUN.items():
+        if any(name.startswith(f"{module}.") for name in shapes):
+            raise UserError(
+                f"{what} is a transformer of {kind} ({module}) is not computed here; give one of VACE-Fun, which "
+                "follows a video too (model_name=wan2.2-vace-fun-a14b), or of Fun-InP."
+            )
     dim, channels, *patch = shape("patch_embedding.weight", 5)
     head = base.get("attention_head_dim", HEAD_DIM)
     norm, positions = f"{embedder}.image_embedder.norm1.weight", f"{embedder}.image_embedder.pos_embed"

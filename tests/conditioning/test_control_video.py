@@ -12,6 +12,7 @@ from PIL import Image
 from maxdiffusion import conditioning, request
 from maxdiffusion.conditioning import control_video
 from maxdiffusion.errors import UserError
+from maxdiffusion.media.sound import Sound
 from maxdiffusion.media.write import write
 from tests.support.ffmpeg import ffmpeg
 
@@ -146,6 +147,22 @@ def test_dropped_sound_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "maxdiffusion"):
         read(64, 64, video=tmp_path / "clip.mp4")
     assert "; its sound is not kept" in caplog.text
+
+
+@pytest.mark.parametrize(("sound", "said"), [(True, "the sound of video is kept"), (False, "no input video has sound")])
+def test_kept_sound_is_that_of_the_input(tmp_path, caplog, sound, said):
+    picture = ("-f", "lavfi", "-i", "color=gray:size=64x64:rate=24:duration=1")
+    words = ("-f", "lavfi", "-i", "sine=d=1") if sound else ()
+    path = str(tmp_path / "clip.mp4")
+    ffmpeg(*picture, *words, "-pix_fmt", "yuv420p", path)
+    keys = ["model_name=wan2.1-vace-1.3b", "size=64*64", "num_frames=9", "fps=12", "prompt=a", f"video={path}"]
+    with caplog.at_level(logging.INFO, "maxdiffusion"):
+        given = conditioning.read(request.load(["run.yml", *keys, "input_frames=timed", "keep_audio=true"]))
+    assert given.sound == (Sound(path, Fraction(9, 12)) if sound else None)
+    assert said in caplog.text and "not kept" not in caplog.text
+    if sound:
+        with pytest.raises(UserError, match=r"has 24 frames per second, and .* fps=12; write input_frames=timed"):
+            conditioning.read(request.load(["run.yml", *keys, "input_frames=every", "keep_audio=true"]))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (70, 96), (48, 72), (1080, 1920)])

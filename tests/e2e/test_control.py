@@ -25,6 +25,7 @@ from tests.support.videos import psnr
 PROMPT = "a green square moving left on a black background"
 HEIGHT, WIDTH, FRAMES = 64, 96, 9
 STEPS, SCALE = 4, 4.0
+BOUNDARY = 0.875
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +40,20 @@ def vace_checkpoint(random_checkpoint, tmp_path_factory) -> Path:
     transformer.save_pretrained(folder / "transformer")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "WanVACEPipeline", "transformer": ["diffusers", "WanVACETransformer3DModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vace_experts(vace_checkpoint, tmp_path_factory) -> Path:
+    """The VACE checkpoint with a second expert, as VACE-Fun A14B has it."""
+    folder = tmp_path_factory.mktemp("vace_experts") / "checkpoint"
+    shutil.copytree(vace_checkpoint, folder)
+    torch.manual_seed(1)
+    config = diffusers.WanVACETransformer3DModel.load_config(folder / "transformer")
+    diffusers.WanVACETransformer3DModel.from_config(config).save_pretrained(folder / "transformer_2")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"transformer_2": index["transformer"], "boundary_ratio": BOUNDARY}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -136,6 +151,37 @@ def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     figure = psnr(ours, theirs)
     print(f"VACE, {given}: {figure:.1f} dB")
     assert figure > 60
+
+
+@pytest.mark.slow
+def test_two_vace_experts_equal_the_reference(vace_experts, files, tmp_path):
+    """A guidance scale for each, and one scale for all hints."""
+    noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1)
+    shift, theirs = reference(
+        diffusers.WanVACEPipeline,
+        vace_experts,
+        latents=torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy()),
+        num_frames=FRAMES,
+        video=frames_of(files / "video"),
+        mask=frames_of(files / "mask"),
+        conditioning_scale=0.7,
+        guidance_scale_2=3.0,
+    )
+    words = [
+        f"pretrained_model_name_or_path={vace_experts}",
+        f"flow_shift={shift}",
+        f"initial_latents={path}",
+        f"video={files / 'video'}",
+        f"mask={files / 'mask'}",
+        "conditioning_scale=0.7",
+        "guidance_scale_2=3",
+    ]
+    ours = run(tmp_path, "model_name=wan2.2-vace", *words)
+    figure = psnr(ours, theirs)
+    print(f"two VACE experts: {figure:.1f} dB")
+    assert figure > 60
+    one = run(tmp_path, "model_name=wan2.2-vace", *words, "boundary_ratio=0")
+    assert psnr(one, theirs) < 60, "the experts are too alike to be told apart"
 
 
 @pytest.mark.slow

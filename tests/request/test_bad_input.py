@@ -179,6 +179,15 @@ WORDS: list[tuple[list[str], str]] = [
     ),
     (["model_name=wan2.1-vace-1.3b", "mask=folder"], "mask is only used with video=FILE"),
     (["model_name=wan2.1-vace-1.3b", "conditioning_scale=[1, x]"], "conditioning_scale=x"),
+    (["keep_audio=true"], "keep_audio is only used with an input video (video, pose_video, face_video, background_vi"),
+    (
+        ["keep_audio=true", "output_format=webp", "video=folder", "width=832", "height=480"],
+        "keep_audio is not used with output_format=webp, which holds no sound; write output_format=mp4",
+    ),
+    (
+        ["model_name=wan2.1-vace-1.3b", "video=folder", "width=832", "height=480", "keep_audio=true"],
+        "keep_audio and input_frames=spread exclude each other",
+    ),
     # windows
     (["context_window=80"], "context_window=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 "),
     (["context_window=85"], "context_window=85 is longer than the video of num_frames=81; leave it out, or write less"),
@@ -347,6 +356,10 @@ def test_a_checkpoint_of_another_variant(place: Path, checkpoint: Callable[..., 
     assert "model_name is wan2.1-t2v-1.3b" in text and "write model_name: wan2.1-t2v-14b" in text
     image = checkpoint("image", "wan2.1-t2v-14b", in_channels=36, out_channels=16)
     assert "36 input channels, which is wan2.2-i2v-a14b" in sentence(["base.yml", f"ckpt_dir={image}"])
+    control = checkpoint("control", "wan2.1-t2v-14b", in_channels=52, out_channels=16)  # Wan2.2-Fun-A14B-Control
+    for name in ("wan2.2-i2v", "wan2.2-i2v-a14b"):
+        text = sentence(["base.yml", f"model_name={name}", f"ckpt_dir={control}"])
+        assert "with 52 input channels, which is not a variant known here" in text
     vace = checkpoint("vace", "wan2.1-t2v-1.3b", _class_name="WanVACETransformer3DModel")
     assert "holds a WanVACETransformer3DModel" in sentence(["base.yml", f"ckpt_dir={vace}"])
     assert request.load(["base.yml", "model_name=wan2.1", f"ckpt_dir={vace}"]).cfg.model_name == "wan2.1-vace-1.3b"

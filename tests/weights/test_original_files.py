@@ -192,6 +192,15 @@ def test_a_file_of_another_net(checkpoint, tmp_path):
         dimensions.read_config(tmp_path / "vae.safetensors", {})
 
 
+@pytest.mark.parametrize(("module", "kind"), [("control_adapter.conv", "Fun-Camera"), ("ref_conv", "Fun-Control")])
+def test_modules_of_videox_fun_that_are_not_computed_are_named(checkpoint, module, kind):
+    shapes = {key: array.shape for key, array in stored_in(checkpoint / "transformer").items()}
+    with pytest.raises(
+        UserError, match=rf"x is a transformer of {kind}, .* is not computed here; give one of VACE-Fun"
+    ):
+        dimensions.transformer_config(shapes | {f"{module}.weight": (24, 16, 2, 2)}, {}, "x")
+
+
 @pytest.mark.parametrize("name", ["patch_embedding.weight", "proj_out.weight", "blocks.0.ffn.net.0.proj.weight"])
 def test_a_tensor_of_another_rank_is_one_sentence(checkpoint, name):
     shapes = {key: array.shape for key, array in stored_in(checkpoint / "transformer").items()}

@@ -75,7 +75,8 @@ class FeedForward(nnx.Module):
     """
 
     def __init__(self, config: UMT5Config, dtypes: Dtypes):
-        wide = Dtypes(*(jnp.float32 if jnp.dtype(dtype) == jnp.float16 else dtype for dtype in dtypes))
+        weights, activations = (jnp.float32 if jnp.dtype(each) == jnp.float16 else each for each in dtypes[:2])
+        wide = Dtypes(weights, activations)
         self.wi_0 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), dtypes, use_bias=False)
         self.wi_1 = Linear(config.d_model, config.d_ff, (axes.EMBED, axes.MLP), dtypes, use_bias=False)
         self.wo = Linear(config.d_ff, config.d_model, (axes.MLP, axes.EMBED), wide, use_bias=False)
