@@ -1,10 +1,13 @@
 """The S2V transformer against `WanModel_S2V` of the official repository on the same random weights."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flax import nnx
 
@@ -15,9 +18,8 @@ from maxdiffusion.models.dit.context import Context
 from maxdiffusion.models.dit.s2v import Speech
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.weights import dimensions, naming
+from maxdiffusion.weights import dimensions, net_file
 from maxdiffusion.weights.tables import dit as table
-from maxdiffusion.weights.tables.original import DIT
 from tests.support import official_s2v
 from tests.support.official import channels_last
 from tests.support.parity import load_state_dict, relative_error
@@ -30,8 +32,15 @@ def reference_model():
     return official_s2v.transformer()
 
 
+@functools.cache
 def tensors():
-    return dict(naming.renamed(reference_model().state_dict(), DIT))
+    """The tensors of the official file by the names of the table."""
+    stored = reference_model().state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        safetensors.torch.save_file(stored, path)
+        found, _ = net_file.read(path, "transformer")
+    return {name: stored[source.name] for name, source in found.items()}
 
 
 def config(**changes):

@@ -77,7 +77,7 @@ class AudioEncoder(nnx.Module):
     def __call__(
         self, audio: Float[Array, "b layers t c"]
     ) -> tuple[Float[Array, "b f e"], Float[Array, "b f tokens e"]]:
-        """For every fourth frame from the first on, fp32: one token of the whole, and one of each head, then padding."""
+        """Tokens of every fourth frame, from the first on, fp32: one of the whole; one of each head, then padding."""
         weights = jax.nn.silu(self.weights[...])
         x = jnp.einsum("bltc,l->btc", audio, weights / weights.sum(), precision="highest")
         b, t, _ = x.shape
@@ -118,7 +118,7 @@ class FramePacker(nnx.Module):
         return jnp.concatenate(tokens, axis=1)
 
     def tables(self, height: int, width: int, head_dim: int) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
-        """Tables of `rope.rotate` for a frame of that grid: frames count back from -1; larger patches skip positions."""
+        """Tables of `rope.rotate` for frames of that grid, which count back from -1; large patches skip positions."""
         found, distance = [], 0
         for i, count in enumerate(self.buckets):
             distance += count

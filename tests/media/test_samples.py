@@ -1,10 +1,10 @@
-"""Sounds read by `media.sound`: any container, and one sentence where there is none."""
+"""Sounds read by `media.samples`: any container, and one sentence where there is none."""
 
 import numpy as np
 import pytest
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.sound import read_sound
+from maxdiffusion.media.samples import read_samples
 from tests.support.ffmpeg import encode, ffmpeg
 
 RATE = 16000
@@ -22,33 +22,33 @@ def pitch(samples):
 
 @pytest.mark.parametrize("name", ["a.wav", "a.mp3", "a.m4a", "a.ogg", "a.flac"])
 def test_a_stereo_sound_becomes_mono_at_the_rate_asked_for(tmp_path, name):
-    found = read_sound(tone(tmp_path / name, 1.5, "sine=frequency=440:sample_rate=44100", "-ac", 2), RATE)
-    assert found.rate == RATE and found.samples.dtype == np.float32 and not found.silent
+    found = read_samples(tone(tmp_path / name, 1.5, "sine=frequency=440:sample_rate=44100", "-ac", 2), RATE)
+    assert found.rate == RATE and found.values.dtype == np.float32 and not found.silent
     assert abs(found.seconds - 1.5) < 0.1  # mp3 and ogg add to the ends
-    assert abs(pitch(found.samples[: RATE]) - 440) < 2
+    assert abs(pitch(found.values[:RATE]) - 440) < 2
     assert "44100 Hz, 2 channels" in found.stored
 
 
 def test_channels_are_averaged_and_no_sample_is_lost(tmp_path):
     path = tone(tmp_path / "a.wav", 1, "aevalsrc=0.5|-0.25:s=16000", "-c:a", "pcm_f32le")
-    found = read_sound(path, RATE)
-    np.testing.assert_allclose(found.samples, np.full(RATE, 0.125, np.float32), atol=1e-6)
+    found = read_samples(path, RATE)
+    np.testing.assert_allclose(found.values, np.full(RATE, 0.125, np.float32), atol=1e-6)
 
 
 def test_silence_is_read_and_said(tmp_path, caplog):
-    found = read_sound(tone(tmp_path / "a.wav", 1, "anullsrc=r=44100:cl=stereo"), RATE)
-    assert found.silent and len(found.samples) == RATE and "silent" in caplog.text
+    found = read_samples(tone(tmp_path / "a.wav", 1, "anullsrc=r=44100:cl=stereo"), RATE)
+    assert found.silent and len(found.values) == RATE and "silent" in caplog.text
 
 
 def test_ten_minutes_are_read(tmp_path):
-    found = read_sound(tone(tmp_path / "a.mp3", 600), RATE)
+    found = read_samples(tone(tmp_path / "a.mp3", 600), RATE)
     assert abs(found.seconds - 600) < 0.1
 
 
 def test_a_video_s_sound_is_read(tmp_path):
     path, frames = tmp_path / "a.mp4", np.zeros((8, 16, 16, 3), np.uint8)
     encode(path, frames, 8, "-f", "lavfi", "-i", "sine=frequency=440:duration=1", "-c:a", "aac")
-    assert abs(pitch(read_sound(str(path), RATE).samples) - 440) < 2
+    assert abs(pitch(read_samples(str(path), RATE).values) - 440) < 2
 
 
 def test_what_has_no_sound_gets_one_sentence(tmp_path):
@@ -68,5 +68,5 @@ def test_what_has_no_sound_gets_one_sentence(tmp_path):
         (tmp_path, "is a folder"),
     ):
         with pytest.raises(UserError, match=words) as error:
-            read_sound(str(path), RATE)
+            read_samples(str(path), RATE)
         assert str(error.value).count(". ") == 0 and str(path) in str(error.value)

@@ -1,4 +1,4 @@
-"""Read the sound of any file that ffmpeg's libraries read, a video's too."""
+"""The samples of the sound of any file that ffmpeg's libraries read, a video's too."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ LONGEST = 3600  # seconds that are read; more is a mistake
 
 
 @dataclass(frozen=True)
-class Sound:
+class Samples:
     """A sound as one channel.
 
     Attributes:
-      samples: in -1..1, fp32; channels are averaged.
+      values: in -1..1, fp32; channels are averaged.
       rate: samples per second.
       stored: codec, rate and channels in the file, in words.
     """
 
-    samples: Float[np.ndarray, " samples"]
+    values: Float[np.ndarray, " samples"]
     rate: int
     stored: str
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / self.rate
+        return len(self.values) / self.rate
 
     @property
     def silent(self) -> bool:
         """Whether all samples are equal."""
-        return bool(np.ptp(self.samples) == 0)
+        return bool(np.ptp(self.values) == 0)
 
 
-def read_sound(location: str, rate: int) -> Sound:
+def read_samples(location: str, rate: int) -> Samples:
     """Read the main sound of a file or an http(s) URL, resampled to `rate` and averaged over its channels.
 
     Raises:
@@ -57,7 +57,7 @@ def read_sound(location: str, rate: int) -> Sound:
     try:
         options = {"protocol_whitelist": "none"}  # a playlist may not open other files
         with open(file, "rb") as data, av.open(data, "r", options=options, metadata_errors="replace") as container:
-            sound = _decoded(container, location, rate)
+            found = _decoded(container, location, rate)
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give a sound file, or a video with sound.") from None
     except av.FFmpegError as error:
@@ -68,13 +68,13 @@ def read_sound(location: str, rate: int) -> Sound:
         ) from None
     except OSError as error:
         raise UserError(f"{location} cannot be read ({error.strerror}); give another file.") from None
-    log.info("%s: %.2f s of sound (%s), made %d Hz mono", location, sound.seconds, sound.stored, rate)
-    if sound.silent:
+    log.info("%s: %.2f s of sound (%s), made %d Hz mono", location, found.seconds, found.stored, rate)
+    if found.silent:
         log.warning("%s is silent from beginning to end", location)
-    return sound
+    return found
 
 
-def _decoded(container: InputContainer, location: str, rate: int) -> Sound:
+def _decoded(container: InputContainer, location: str, rate: int) -> Samples:
     stream = next(iter(container.streams.audio), None)
     if stream is None:
         raise UserError(f"{location} has no sound; give a sound file, or a video with sound.")
@@ -98,4 +98,4 @@ def _decoded(container: InputContainer, location: str, rate: int) -> Sound:
     if faults or not length:
         what = f"{faults} of its packets cannot be decoded" if faults else "no sound can be decoded"
         raise UserError(f"{location} is damaged or not whole ({what}); save or download it again.")
-    return Sound(np.concatenate(parts), rate, stored)
+    return Samples(np.concatenate(parts), rate, stored)
