@@ -6,12 +6,43 @@ Reference: wan/modules/s2v/audio_encoder.py of the official repository.
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
 
+from maxdiffusion import parallel
+from maxdiffusion.errors import UserError
+from maxdiffusion.media.samples import Samples
+from maxdiffusion.models.wav2vec2.config import Wav2Vec2Config
+from maxdiffusion.models.wav2vec2.encoder import Wav2Vec2, normalised
+from maxdiffusion.runtime.distributed import fetch
+
 RATE = 30  # hidden states per second after a first resampling, of which each frame then takes the nearest
+
+
+def check_length(location: str, samples: Samples, config: Wav2Vec2Config) -> None:
+    """Checks that a sound gives the encoder two hidden states at least, between which frames are interpolated.
+
+    Raises:
+      UserError: it is shorter.
+    """
+    if config.length(len(samples.values)) < 2:
+        raise UserError(f"{location} has {samples.seconds:.3g} s of sound, of which nothing can be made; give 0.1 s.")
+
+
+def encode(encoder: Wav2Vec2, samples: Samples, fps: Fraction, frames: int) -> Float[np.ndarray, "layers frames c"]:
+    """`at_frames` of the encoder's hidden states of the whole sound."""
+    run = parallel.jit(_run, static_argnums=(0, 3, 4))
+    return fetch(run(*nnx.split(encoder), parallel.put(normalised(samples.values)[None]), fps, frames))
+
+
+def _run(graph: Any, params: Any, samples: jax.Array, fps: Fraction, frames: int) -> jax.Array:
+    encoder = nnx.merge(graph, params)
+    return at_frames(encoder(samples)[0], encoder.config.rate, fps, frames)
 
 
 def _resampled(states: int, rate: float) -> int:

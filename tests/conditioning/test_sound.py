@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from maxdiffusion.conditioning import sound
+from maxdiffusion.errors import UserError
+from maxdiffusion.media.samples import Samples
+from maxdiffusion.models.wav2vec2.config import XLSR_53
 from tests.support import official
 from tests.support.parity import relative_error
 
@@ -23,3 +26,13 @@ def test_the_states_of_each_frame_match_the_reference(states):
     assert sound.clips(states, 50, Fraction(16), 80) == clips
     ours = sound.at_frames(jnp.asarray(hidden), 50, Fraction(16), 80 * clips)
     assert relative_error(ours, theirs.transpose(0, 1)) < 1e-4
+
+
+@pytest.mark.parametrize(("samples", "enough"), [(0, False), (719, False), (720, True)])
+def test_too_short_a_sound_is_refused(samples, enough):
+    given = Samples(np.zeros(samples, np.float32), 16000, "pcm")
+    if enough:
+        sound.check_length("a.wav", given, XLSR_53)
+    else:
+        with pytest.raises(UserError, match=r"a\.wav has .* s of sound"):
+            sound.check_length("a.wav", given, XLSR_53)
