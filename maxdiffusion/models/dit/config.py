@@ -115,12 +115,8 @@ class DiTConfig:
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
             )
-        name, layers = "vace_layers", (0,)
-        match self.adapter:
-            case VACEConfig(vace_layers=layers):
-                pass
-            case S2VConfig(audio_inject_layers=layers):
-                name = "audio_inject_layers"
+        name = "audio_inject_layers" if isinstance(self.adapter, S2VConfig) else "vace_layers"
+        layers = getattr(self.adapter, name, (0,))
         if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
             raise UserError(
                 f"The transformer's {name} are {list(layers)}; they must rise from 0 to less than "

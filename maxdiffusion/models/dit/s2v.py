@@ -111,7 +111,8 @@ class FramePacker(nnx.Module):
 
     def __call__(self, latents: Float[Array, "b m h w c"]) -> Float[Array, "b k e"]:
         """The nearest frame first; the latents are as many frames as all buckets, oldest first."""
-        tokens, end = [], latents.shape[1]
+        tokens: list[jax.Array] = []
+        end = latents.shape[1]
         for count, patch, proj in zip(self.buckets, self.patches, (self.proj, self.proj_2x, self.proj_4x), strict=True):
             tokens.append(proj(fold(latents[:, end - count : end], patch)))
             end -= count
@@ -119,7 +120,8 @@ class FramePacker(nnx.Module):
 
     def tables(self, height: int, width: int, head_dim: int) -> tuple[Float[Array, "k d"], Float[Array, "k d"]]:
         """Tables of `rope.rotate` for frames of that grid, which count back from -1; large patches skip positions."""
-        found, distance = [], 0
+        found: list[tuple[jax.Array, jax.Array]] = []
+        distance = 0
         for i, count in enumerate(self.buckets):
             distance += count
             frames = -_spread(distance, distance - count + 1, count // 2**i)

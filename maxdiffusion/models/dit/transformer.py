@@ -162,7 +162,8 @@ class WanTransformer(nnx.Module):
             timestep = jnp.concatenate([timestep, jnp.zeros_like(timestep)], axis=1)
             first = 0 if frames.first is None else frames.first.shape[1] // self.config.patch_size[0]
             index = jnp.arange(length + padding)
-            clean = shard((index < first * math.prod(grid[1:])) | (index >= math.prod(grid)), axes.SEQUENCE)
+            appended = (index >= math.prod(grid)) & (index < length)
+            clean = shard((index < first * math.prod(grid[1:])) | appended, axes.SEQUENCE)
         cos, sin = (shard(table, axes.SEQUENCE, None) for table in (cos, sin))
         return x, Signal(*self.condition_embedder.time(timestep), cos, sin, valid, clean, grid)
 
