@@ -62,6 +62,26 @@ def own(area: int, video: Size, step: int) -> Size:
     return video[0] // step * step, video[1] // step * step
 
 
+def covered(area: int, image: Size, step: int) -> Size:
+    """Both sides of the image rounded up, after it is made smaller until they fit in the area; never made larger.
+
+    Reference: `WanS2V.get_size_less_than_area` of the official repository, which tries a hundred scales.
+    """
+    width, height = image
+    most, least, pixels = 1.0, 0.1, width * height
+    if pixels > area:
+        most = math.sqrt(area / pixels)
+        b, c = (step - 1) * (height + width), (step - 1) ** 2 - area
+        least = (-b + math.sqrt(b**2 - 2 * pixels * c)) / (2 * pixels)
+    for i in range(100):
+        scale = most - (most - least) * i / 100
+        w, h = (-(-int(side * scale) // step) * step for side in image)
+        if w * h <= area:
+            return w, h
+    w, h = (int((area * ratio) ** 0.5 // step * step) for ratio in (width / height, height / width))
+    return (width // step * step, height // step * step) if w >= width or h >= height else (w, h)
+
+
 @dataclasses.dataclass(frozen=True)
 class Proportions:
     """How an image decides the size of its video.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -123,7 +122,7 @@ class Job:
         frames, height, width, _ = self.segment_shape(video, 0)
         if self.windows is not None:
             frames = len(self.windows.frames_of(0))
-        return math.prod(network.grid(frames, height, width))
+        return network.tokens(frames, height, width)
 
     def max_tokens(self, network: DiTConfig) -> int:
         """`tokens` of the largest video.

@@ -94,6 +94,15 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
             "_class_name": "WanAnimateTransformer3DModel",
             "latent_channels": shape("pose_patch_embedding.weight", 5)[1],
         }
+    if "casual_audio_encoder.weights" in shapes:
+        tokens, audio_dim, _ = shape("casual_audio_encoder.encoder.conv1_local.conv.weight", 3)
+        config |= {
+            "_class_name": "WanS2VTransformer3DModel",
+            "audio_dim": audio_dim,
+            "audio_layers": shape("casual_audio_encoder.weights", 4)[1],
+            "num_audio_token": tokens // (dim // 4),
+            "cond_dim": shape("cond_encoder.weight", 5)[1],
+        }
     return {**base, **config}
 
 

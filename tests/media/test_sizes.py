@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.sizes import Proportions, floored, nearest, own, rounded, within
+from maxdiffusion.media.sizes import Proportions, covered, floored, nearest, own, rounded, within
 from tests.support import official
 from tests.support.start_image import encoded
 
@@ -32,6 +32,14 @@ def test_from_text_and_images_as_the_official_code():
     for area in AREAS:
         for width, height in IMAGES:
             assert nearest(area, (width, height), 32) == theirs(width, height, 32, 32, area), (width, height, area)
+
+
+def test_from_speech_as_the_official_code():
+    module = official.load("speech2video")
+    for area in AREAS:
+        for width, height in IMAGES:
+            theirs = module.WanS2V.get_size_less_than_area(None, height, width, area, 64)
+            assert covered(area, (width, height), 64) == theirs[::-1], (width, height, area)
 
 
 def test_diffusers_rounds_first():

@@ -132,7 +132,7 @@ def _absent_dependencies() -> Iterator[None]:
         "torchvision": vision,
         "torchvision.transforms": transforms,
         "torchvision.transforms.functional": functional,
-        **{name: mock.MagicMock() for name in ("decord", "peft") if importlib.util.find_spec(name) is None},
+        **{name: mock.MagicMock() for name in ("decord", "peft", "librosa") if importlib.util.find_spec(name) is None},
     }
     own = {name: sys.modules[name] for name in stubs if name in sys.modules}
     sys.modules.update(stubs)

@@ -1,21 +1,44 @@
-"""The interface of adapters (VACE's hints, Animate's face attention), which act after some layers of the trunk."""
+"""The interface of adapters (VACE, Animate, S2V), which add tokens to the video's or act after layers of the trunk."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # (layer, x: b s e, state) -> (x, state): called after every block.
 After = Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
 
 
-class NoAdapter(nnx.Module):
+class Tokens(NamedTuple):
+    """The input of the trunk before it is split over devices.
+
+    Attributes:
+      x: those of the video in (f, h, w) order, then others, which are clean: at timestep 0.
+      cos, sin: tables of `rope.rotate`.
+      valid: False on tokens that no other attends to; None: there are none.
+    """
+
+    x: Float[Array, "b s e"]
+    cos: Float[Array, "s d"]
+    sin: Float[Array, "s d"]
+    valid: Bool[Array, "b s"] | None = None
+
+
+class Adapter(nnx.Module):
+    """What adapters share: they have no tokens of their own, unless they say so."""
+
+    def extend(self, tokens: Tokens, patch_embedding: Callable[[jax.Array], jax.Array], prepared: Any) -> Tokens:
+        """The video's tokens, followed by the adapter's."""
+        return tokens
+
+
+class NoAdapter(Adapter):
     """The adapter of the plain transformer: adds nothing."""
 
     def prepare(self, text: Float[Array, "b k e"], control: tuple[()]) -> tuple[()]:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from maxdiffusion.models.dit.adapter import After, after_layers
+from maxdiffusion.models.dit.adapter import Adapter, After, after_layers
 from maxdiffusion.models.dit.block import Signal
 from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig
 from maxdiffusion.models.dit.context import KeysValues
+from maxdiffusion.models.dit.frame_attention import frame_attention
 from maxdiffusion.models.dit.motion import FaceEncoder, MotionEncoder
 from maxdiffusion.models.dit.patches import fold
 from maxdiffusion.models.layers import Dtypes, Linear, RMSNorm, layer_norm, pick, scan, stack
@@ -37,9 +38,7 @@ class PreparedPerformance(NamedTuple):
 class FaceAdapter(nnx.Module):
     """Attention of every token to the face's tokens of its own latent frame.
 
-    Reference: `WanAnimateFaceBlockCrossAttention` in diffusers' transformer_wan_animate.py. It folds the frames into
-    the batch; here devices split the tokens without regard to frames, so the face's tokens of all frames (105 at 77
-    frames; the text has 512) are keys, and those of other frames are masked.
+    Reference: `WanAnimateFaceBlockCrossAttention` in diffusers' transformer_wan_animate.py.
     """
 
     def __init__(self, config: DiTConfig, dtypes: Dtypes):
@@ -67,16 +66,11 @@ class FaceAdapter(nnx.Module):
         keys_per_frame: int,
     ) -> Float[Array, "b s e"]:
         q = self.norm_q(self._heads(self.to_q(layer_norm(x, self.eps)))).astype(self.dtype)
-        logits = jnp.einsum("bsnd,bknd->bsnk", q, keys, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-        frames = jnp.arange(keys.shape[1]) // keys_per_frame
-        # Padding tokens follow the last frame and attend to its keys, so that every row has a key.
-        own = jnp.minimum(jnp.arange(x.shape[1]) // tokens_per_frame, frames[-1])[:, None] == frames
-        weights = jax.nn.softmax(jnp.where(own[:, None], logits, -jnp.inf), axis=-1).astype(self.dtype)
-        out = jnp.einsum("bsnk,bknd->bsnd", weights, values, preferred_element_type=jnp.float32)
+        out = frame_attention(q, keys, values, tokens_per_frame, keys_per_frame)
         return self.to_out(out.reshape(*x.shape[:2], -1))
 
 
-class Animate(nnx.Module):
+class Animate(Adapter):
     """Pose embedding, motion encoder, face encoder and the face adapters (`blocks`).
 
     Reference: `diffusers.WanAnimateTransformer3DModel`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -52,9 +53,32 @@ class AnimateConfig:
         return tuple(table[str(size)] for size in sizes)
 
 
-_ADAPTERS: Mapping[str, type[VACEConfig] | type[AnimateConfig]] = {
+@dataclasses.dataclass(frozen=True)
+class S2VConfig:
+    """The fields that `WanModel_S2V` of the official repository adds; `audio_layers` is the length of its `weights`."""
+
+    audio_dim: int
+    audio_layers: int = 25
+    num_audio_token: int = 4
+    audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
+    cond_dim: int = 16
+
+    BUCKETS: ClassVar[tuple[int, ...]] = (1, 2, 16)  # latent frames that FramePack reads, nearest first
+    MOTION: ClassVar[int] = sum(BUCKETS)
+
+    def tokens(self, height: int, width: int) -> int:
+        """Tokens beside those of the video: of the reference, and of the frames before the clip.
+
+        The sizes are those of one frame's grid.
+        """
+        packed = (frames // 2**i * (height // 2**i) * (width // 2**i) for i, frames in enumerate(self.BUCKETS))
+        return height * width + sum(packed)
+
+
+_ADAPTERS: Mapping[str, type[VACEConfig] | type[AnimateConfig] | type[S2VConfig]] = {
     "WanVACETransformer3DModel": VACEConfig,
     "WanAnimateTransformer3DModel": AnimateConfig,
+    "WanS2VTransformer3DModel": S2VConfig,
 }
 
 
@@ -76,7 +100,7 @@ class DiTConfig:
     image_dim: int | None = None  # of the image encoder's hidden states; None: no cross-attention to an image
     added_kv_proj_dim: int | None = None
     pos_embed_seq_len: int | None = None  # image tokens that have a position embedding: those of two images
-    adapter: VACEConfig | AnimateConfig | None = None
+    adapter: VACEConfig | AnimateConfig | S2VConfig | None = None
 
     def __post_init__(self) -> None:
         if self.added_kv_proj_dim not in (None, self.dim) or (self.added_kv_proj_dim is None) != (
@@ -91,10 +115,11 @@ class DiTConfig:
                 f"The transformer's attention_head_dim is {self.attention_head_dim}; rotary positions on three axes "
                 "need an even number from 12 on."
             )
-        layers = self.adapter.vace_layers if isinstance(self.adapter, VACEConfig) else (0,)
+        name = "audio_inject_layers" if isinstance(self.adapter, S2VConfig) else "vace_layers"
+        layers = getattr(self.adapter, name, (0,))
         if layers[:1] != (0,) or list(layers) != sorted({*layers} & {*range(self.num_layers)}):
             raise UserError(
-                f"The transformer's vace_layers are {list(layers)}; they must rise from 0 to less than "
+                f"The transformer's {name} are {list(layers)}; they must rise from 0 to less than "
                 f"num_layers={self.num_layers}."
             )
 
@@ -106,6 +131,8 @@ class DiTConfig:
                 return layers
             case AnimateConfig(inject_face_latents_blocks=every):
                 return tuple(range(0, self.num_layers, every))
+            case S2VConfig(audio_inject_layers=layers):
+                return layers
             case None:
                 return ()
 
@@ -135,6 +162,16 @@ class DiTConfig:
                 )
         f, h, w = (extent // patch for extent, patch in zip(size, self.patch_size, strict=True))
         return f, h, w
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens of a latent of the given size, with those that the adapter appends.
+
+        Raises:
+          UserError: as `grid`.
+        """
+        grid = self.grid(frames, height, width)
+        appended = self.adapter.tokens(*grid[1:]) if isinstance(self.adapter, S2VConfig) else 0
+        return math.prod(grid) + appended
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> DiTConfig:

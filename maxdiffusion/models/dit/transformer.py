@@ -14,9 +14,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit.adapter import NoAdapter
+from maxdiffusion.models.dit.adapter import NoAdapter, Tokens
 from maxdiffusion.models.dit.block import Block, Signal
-from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, S2VConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
@@ -50,7 +50,7 @@ def _context_shards() -> int:
 
 
 def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
-    """The adapter of the transformer: `NoAdapter`, `VACE` or `Animate`; those that it lacks are not imported."""
+    """The adapter of the transformer: `NoAdapter`, `VACE`, `Animate` or `S2V`; those that it lacks are not imported."""
     match config.adapter:
         case VACEConfig() as vace:
             from maxdiffusion.models.dit.vace import VACE
@@ -60,6 +60,10 @@ def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
             from maxdiffusion.models.dit.animate import Animate
 
             return Animate(config, animate, dtypes.unquantized)
+        case S2VConfig() as s2v:
+            from maxdiffusion.models.dit.s2v import S2V
+
+            return S2V(config, s2v, dtypes.unquantized)
     return NoAdapter()
 
 
@@ -154,20 +158,24 @@ class WanTransformer(nnx.Module):
         grid = self.config.grid(*latents.shape[1:4])
         cos, sin = rotary_tables(grid, self.config.attention_head_dim)
         x = self.patch_embedding(fold(frames.input(latents), self.config.patch_size))
+        tokens = self.adapter.extend(Tokens(x, cos, sin), self.patch_embedding, context.adapter)
+        x, cos, sin, valid = tokens
 
-        length = math.prod(grid)
+        length = x.shape[1]
         padding = -length % _context_shards()
-        valid = None
         if padding:
+            valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
             cos, sin = (jnp.pad(table, ((0, padding), (0, 0))) for table in (cos, sin))
-            valid = jnp.broadcast_to(jnp.arange(length + padding) < length, x.shape[:2])
+            valid = jnp.pad(valid, ((0, 0), (0, padding)))
         x = shard(x, axes.BATCH, axes.SEQUENCE, None)
         timestep, clean = timestep[:, None], None
-        if frames.first is not None:
+        if frames.first is not None or length > math.prod(grid):
             timestep = jnp.concatenate([timestep, jnp.zeros_like(timestep)], axis=1)
-            count = frames.first.shape[1] // self.config.patch_size[0] * math.prod(grid[1:])
-            clean = shard(jnp.arange(length + padding) < count, axes.SEQUENCE)
+            first = 0 if frames.first is None else frames.first.shape[1] // self.config.patch_size[0]
+            index = jnp.arange(length + padding)
+            appended = (index >= math.prod(grid)) & (index < length)
+            clean = shard((index < first * math.prod(grid[1:])) | appended, axes.SEQUENCE)
         cos, sin = (shard(table, axes.SEQUENCE, None) for table in (cos, sin))
         return x, Signal(*self.condition_embedder.time(timestep), cos, sin, valid, clean, grid)
 

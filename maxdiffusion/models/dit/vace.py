@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit.adapter import After, after_layers
+from maxdiffusion.models.dit.adapter import Adapter, After, after_layers
 from maxdiffusion.models.dit.block import Block, Signal
 from maxdiffusion.models.dit.config import DiTConfig, VACEConfig
 from maxdiffusion.models.dit.context import KeysValues
@@ -51,7 +51,7 @@ class ControlBlock(nnx.Module):
         self.proj_out = Linear(config.dim, config.dim, (axes.EMBED, None), dtypes.unquantized)
 
 
-class VACE(nnx.Module):
+class VACE(Adapter):
     """The control stream, which runs along with the main one, so that one hint is in memory at a time.
 
     The reference computes all hints first. They depend on the main stream by its embedded latents only, so each can be

@@ -1,4 +1,7 @@
-"""Names of `diffusers.WanTransformer3DModel` and of its relatives for VACE and Animate."""
+"""Names of `diffusers.WanTransformer3DModel` and of its relatives for VACE and Animate.
+
+Those of S2V, which diffusers lacks, are the official ones.
+"""
 
 from maxdiffusion.weights.rule import Rule, Rules, Transform, norm, weight_bias
 
@@ -86,6 +89,30 @@ _ANIMATE = (
     Rule("face_adapter.{layer}.norm_k.weight", "adapter.blocks.norm_k.scale"),
 )
 
+_SOUND, _INJECTOR = "casual_audio_encoder", "audio_injector.injector.{layer}"
+_S2V = (
+    *_patch("cond_encoder", "adapter.pose_embedding"),
+    Rule("trainable_cond_mask.weight", "adapter.kinds"),
+    *(
+        rule
+        for name in ("proj", "proj_2x", "proj_4x")
+        for rule in _patch(f"frame_packer.{name}", f"adapter.frame_packer.{name}")
+    ),
+    Rule(f"{_SOUND}.weights", "adapter.audio_encoder.weights", reshape=True),
+    *(
+        rule
+        for name in ("conv1_local", "conv1_global", "conv2", "conv3")
+        for rule in weight_bias(f"{_SOUND}.encoder.{name}.conv", f"adapter.audio_encoder.{name}", Transform.CONV1D)
+    ),
+    *_linears(f"{_SOUND}.encoder", "adapter.audio_encoder", "final_linear"),
+    Rule(f"{_SOUND}.encoder.padding_tokens", "adapter.audio_encoder.padding_tokens", reshape=True),
+    *(rule for name in "qkv" for rule in weight_bias(f"{_INJECTOR}.{name}", f"adapter.blocks.attention.to_{name}")),
+    *weight_bias(f"{_INJECTOR}.o", "adapter.blocks.attention.to_out"),
+    Rule(f"{_INJECTOR}.norm_q.weight", "adapter.blocks.attention.norm_q.scale"),
+    Rule(f"{_INJECTOR}.norm_k.weight", "adapter.blocks.attention.norm_k.scale"),
+    *weight_bias("audio_injector.injector_adain_layers.{layer}.linear", "adapter.blocks.modulation"),
+)
+
 RULES: Rules = (
     *_patch("patch_embedding", "patch_embedding"),
     *_CONDITION_EMBEDDER,
@@ -94,4 +121,5 @@ RULES: Rules = (
     Rule("scale_shift_table", "scale_shift_table", reshape=True),
     *_VACE,
     *_ANIMATE,
+    *_S2V,
 )
