@@ -6,12 +6,15 @@ Each panel is the array of 16 token blocks x 8 heads, coloured by the device tha
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.parallel import Degrees, axes, make_mesh
 

@@ -231,7 +231,9 @@ def row(name: str, folder: Path, whole: Path) -> bool:
             decoded = "holds the latents of an earlier run" in again.text()
             lost = "0 steps" if decoded else f"{done - took[0]} steps" if took else "all steps"
         survived = fault(place.out, whole)
-        left = [path.name for path in place.out.rglob(".*") if path.suffix in (".state", ".part", ".lock", ".draw")]
+        hidden = [path for path in place.out.rglob(".*") if path.suffix in (".state", ".part", ".lock", ".draw")]
+        # The folder that stands for a bucket keeps folders that are empty, which a bucket does not have.
+        left = [path.name for path in hidden if path.is_file() or any(path.iterdir())]
         survived = survived or (f"left {' '.join(left)}" if left else "")
         print(
             f"{name:16} {codes!s:10} {f'NO: {survived}' if survived else 'yes':8} {lost:10} {message[:200]}", flush=True

@@ -288,14 +288,14 @@ def torture(name: str, folder: Path, kills: int, seed: int) -> list[str]:
         if "cannot be saved" in text or "is damaged" in text:
             here += [line for line in text.splitlines() if "cannot be saved" in line or "is damaged" in line]
         last = text.splitlines()[-1][9:60] if text else "start"
-        if cut:
-            end = f"killed at {last!r}, states {sorted(now.values()) or 'none'}"
-        elif any(process.exitcode for process in life.processes):
+        ended = not cut or files(out) == expected  # a run that dies after all its files is over
+        end = f"killed at {last!r}, states {sorted(now.values()) or 'none'}" if cut else "ended"
+        if not cut and any(process.exitcode for process in life.processes):
             end = f"exit codes {[process.exitcode for process in life.processes]}"
             here.append(f"a run ended by itself: {text[-1500:]}")
-        else:
+        elif ended:
             left, error = files(out), difference(out, whole)
-            end = f"whole after {lives} lives, latents within {error:.1e}"
+            end += f", whole after {lives} lives, latents within {error:.1e}"
             here += [f"left {sorted(set(left) ^ set(expected))}"] if left != expected else []
             here += [f"latents differ by {error:.1e}"] if error > TOLERANCE else []
         at = f", resumed {took}" if took else ""
@@ -304,7 +304,7 @@ def torture(name: str, folder: Path, kills: int, seed: int) -> list[str]:
             print(f"  FAULT {fault}", flush=True)
         faults += [f"{name}, kill {killed}: {fault}" for fault in here]
         before = now
-        if not cut:
+        if ended:
             shutil.rmtree(out, ignore_errors=True)
             lives, before = 0, {}
     print(f"{name}: {killed} kills in {time.monotonic() - begun:.0f} s, {len(faults)} faults", flush=True)

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ import numpy as np
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.models.umt5.config import XXL
 from maxdiffusion.variants import VARIANTS

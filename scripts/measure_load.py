@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import json
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.weights import mapping

@@ -5,8 +5,11 @@ python scripts/write_docs.py
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from maxdiffusion.config import dialects, help, schema
 

@@ -37,7 +37,10 @@ NEW = {
 }
 
 
-@pytest.mark.parametrize("kind", NEW)
+first, *others = NEW
+
+
+@pytest.mark.parametrize("kind", [first, *(pytest.param(each, marks=pytest.mark.slow) for each in others)])
 def test_a_new_variant_is_a_row_and_a_page(tmp_path, monkeypatch, kind):
     row, words = NEW[kind]
     monkeypatch.setitem(variants.VARIANTS, row.name, row)

@@ -113,6 +113,8 @@ def _receive(port: int, count: int, deadline: float, timeout: int | float) -> di
                     refused.append(link)
                     break
                 links[index] = link  # in the place of one that its launcher has started again
+                if len(links) == count - 1:  # one that has gone may come again
+                    links = {index: link for index, link in links.items() if not _closed(link)}
         for key in list(waiting.get_map().values()):
             if key.fileobj is not server and isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()

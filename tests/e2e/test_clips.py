@@ -88,6 +88,7 @@ def test_a_clip_is_what_a_run_from_the_last_frame_makes(three, make, tmp_path):
     assert error < 0.05
 
 
+@pytest.mark.slow
 def test_a_clip_is_made_anew_with_those_that_follow(three, make, words):
     folder, _, latents, _ = three
     video, redone, record = make(folder, "clips=3", "redo_clip=2", "clip_seeds=[4,77,6]")

@@ -233,7 +233,8 @@ def test_vace_by_the_official_conventions(vace_checkpoint, tmp_path):
     assert figure > 60
 
 
-@pytest.mark.parametrize("strength", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_a_changed_video_equals_the_reference(random_checkpoint, files, tmp_path, monkeypatch, strength):
     noise, path = noise_file(tmp_path, (FRAMES - 1) // 4 + 1)
     drawn = torch.from_numpy(noise.transpose(0, 4, 1, 2, 3).copy())

@@ -41,6 +41,7 @@ def files(bundled, tmp_path_factory):
     return words
 
 
+@pytest.mark.slow
 def test_a_run_from_gguf_files(files, tmp_path):
     videos = {}
     for name, words in {**files, "bundled": []}.items():

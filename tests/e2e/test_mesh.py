@@ -36,9 +36,8 @@ def one_device(tmp_path_factory) -> np.ndarray:
     return video(tmp_path_factory.mktemp("one"), *words)
 
 
-@pytest.mark.parametrize(
-    "split", [name if name == "tensor 2" else pytest.param(name, marks=pytest.mark.slow) for name in SPLITS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SPLITS)
 def test_the_same_video(one_device, tmp_path, split):
     assert len(jax.devices()) == 8
     figure = psnr(video(tmp_path, *SPLITS[split]), one_device)

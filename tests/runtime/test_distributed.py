@@ -114,7 +114,8 @@ def test_silent_strangers_do_not_hold_the_deadline():
     assert 1 <= told[0] - begun < 4
 
 
-def test_a_process_that_its_launcher_starts_again_takes_its_place():
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_process_that_its_launcher_starts_again_takes_its_place(order):
     port = free_port()
     address, met = f"localhost:{port}", []
 
@@ -126,8 +127,9 @@ def test_a_process_that_its_launcher_starts_again_takes_its_place():
     with connected(port) as link:
         link.sendall(b"1 3\n")
         time.sleep(0.2)
-    for thread in threads[1:]:
-        thread.start()
+    for index in order:
+        threads[index].start()
+        time.sleep(0.2)
     for thread in threads:
         thread.join()
     assert sorted(map(sorted, met)) == [[0], [0], [1, 2]]
