@@ -40,7 +40,7 @@ def test_no_threshold_computes_every_step_and_each_expert_its_first():
 
 
 def test_the_nearest_ratios_of_another_number_of_steps_keep_both_ends():
-    ratios = np.linspace(1, 0.5, 50)
+    ratios = np.linspace(1, 0.5, 50).tolist()
     found = schedules.nearest(ratios, 20)
     assert len(found) == 20 and found[0] == 1 and found[-1] == 0.5 and np.all(np.diff(found) < 0)
     np.testing.assert_allclose(schedules.nearest(ratios, 50), ratios, rtol=1e-6)

@@ -111,7 +111,7 @@ def cases():
     taylor = hooks.TaylorSeerCacheConfig(3, 3, None, 1, torch.float32, use_lite_mode=True)
     yield "mag", mag, ("cache=mag", "cache_threshold=0.06", "cache_max_skips=2")
     yield "taylor", taylor, ("cache=taylor", "cache_max_skips=2")
-    yield "first_block", hooks.FirstBlockCacheConfig(0.1), ("cache=first_block", "cache_threshold=0.1")
+    yield "first_block", hooks.FirstBlockCacheConfig(0.6), ("cache=first_block", "cache_threshold=0.6")
     yield "sea", hooks.SeaCacheConfig(0.6), ("cache=sea", "cache_threshold=0.6")
 
 
