@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import multiprocessing.util
 import os
 import resource
 import shutil
@@ -252,6 +253,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tmp").mkdir(exist_ok=True)
+    multiprocessing.util.get_temp_dir()  # of sockets, whose paths are short, chosen before the next line
     os.environ["TMPDIR"] = str(folder / "tmp")  # where latents go that cannot be saved
     undisturbed = Place(folder, "undisturbed")
     if end(life := undisturbed.start()) != [0]:
