@@ -16,7 +16,7 @@ from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.parallel import axes
-from maxdiffusion.request import Job, Video, caching, fitting, session
+from maxdiffusion.request import Job, Video, fitting, session
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
@@ -96,7 +96,7 @@ def save(
         clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
             made = files.write(clips, advance, inputs.sound)
-    cache = caching.records(s.job, s.recipe, {video: logged[video] for video in videos if video in logged})
+    cache = output.cache_records(s.job, s.recipe, {video: logged[video] for video in videos if video in logged})
     files.record(versions(), s.stages.clock.as_dict(), inputs.record(), cache)
     outputs.finish(files)
     return made

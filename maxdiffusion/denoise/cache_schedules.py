@@ -1,12 +1,9 @@
-"""Which steps a step cache computes, as far as it is known before the run. Imports no jax."""
+"""Which steps a step cache computes, as far as it is known before the run. Imports no jax, and numpy where needed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
-from jaxtyping import Float
 
 from maxdiffusion.denoise.experts import ExpertSteps
 
@@ -29,7 +26,7 @@ def taylor(experts: Sequence[ExpertSteps], first: int, max_skips: int) -> tuple[
 def mag(
     first: Sequence[bool],
     experts: Sequence[ExpertSteps],
-    ratios: Float[np.ndarray, " steps"],
+    ratios: Sequence[float],
     threshold: float,
     max_skips: int,
 ) -> tuple[bool, ...]:
@@ -58,12 +55,14 @@ def mag(
     return tuple(compute)
 
 
-def nearest(ratios: Sequence[float], steps: int) -> Float[np.ndarray, " steps"]:
-    """The ratios of a run of so many steps: the nearest ones, the ends being kept."""
+def nearest(ratios: Sequence[float], steps: int) -> list[float]:
+    """The ratios of a run of so many steps: the nearest ones, the ends being kept, in the reference's fp32."""
+    import numpy as np
+
     if steps == 1:
-        return np.array(ratios[-1:], np.float32)
+        return list(ratios[-1:])
     at = np.arange(steps, dtype=np.float32) * np.float32((len(ratios) - 1) / (steps - 1))
-    return np.array(ratios, np.float32)[np.round(at).astype(int)]
+    return [ratios[int(i)] for i in np.round(at)]
 
 
 class Published(NamedTuple):

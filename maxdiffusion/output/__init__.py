@@ -1,8 +1,9 @@
 """The files that a run writes: their names, draws, states, latents, videos, records and gallery."""
 
+from maxdiffusion.output.cache_log import cache_records
 from maxdiffusion.output.draws import drawn
 from maxdiffusion.output.files import Output, Outputs
 from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.manifest import remaining
 
-__all__ = ["Gallery", "Output", "Outputs", "drawn", "remaining"]
+__all__ = ["Gallery", "Output", "Outputs", "cache_records", "drawn", "remaining"]

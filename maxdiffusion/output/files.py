@@ -192,7 +192,7 @@ class Output:
         """Write `<stem>.json`, which reproduces the video, beside each.
 
         `versions` is that of `runtime.versions`, `timings` that of `Clock.as_dict`, `inputs` that of
-        `conditioning.Inputs.record`, `cache` what `caching.record` tells of each video. The video is recorded by its
+        `conditioning.Inputs.record`, `cache` what `cache_records` tells of each video. The video is recorded by its
         name alone, since both lie in one folder, which may be moved.
         """
 

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Float
+from typing import TYPE_CHECKING
 
 from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.denoise import cache_schedules as schedules
 from maxdiffusion.errors import UserError
 from maxdiffusion.request.job import Job
-from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import paths
-from maxdiffusion.runtime.atomic import write_json
 
 if TYPE_CHECKING:
     from maxdiffusion.denoise.caches import Cache
     from maxdiffusion.denoise.recipe import Recipe
-
-# What a cache has logged, by video and segment.
-Logged = Mapping[Video, Mapping[int, Float[np.ndarray, "branches steps"]]]
 
 FEWEST = 10  # steps of a run that repeats itself; few-step models have 3 to 9
 
@@ -180,51 +171,3 @@ def described(job: Job, recipe: Recipe) -> str:
     if all(compute):
         return f"cache={cfg.cache} leaves no step out here; a larger cache_threshold or more steps would"
     return f"cache={cfg.cache}: {sum(compute)} of {len(compute)} steps are computed: {steps}"
-
-
-def records(job: Job, recipe: Recipe, logged: Logged) -> dict[Video, dict[str, Any]]:
-    """What the record of each video tells of the step cache; with `calibrate_cache`, writes that file instead.
-
-    Raises:
-      UserError: a calibration went on from a saved state.
-    """
-    from maxdiffusion.runtime import distributed
-
-    if not job.cfg.calibrate_cache:
-        return {video: record(job, logs) for video, logs in logged.items() if logs}
-    path = paths.parse(job.cfg.calibrate_cache)
-    if ratios := [calibration(job, recipe, logs) for logs in logged.values()]:
-        distributed.on_process_0(lambda: write_json(path, ratios[0], job.cfg.overwrite))
-    return {}
-
-
-def record(job: Job, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
-    """The steps of each segment, from 1, that a video has computed, of the prompt and of the negative prompt.
-
-    Of a run that went on from a saved state, steps of the expert before that are not known and not listed.
-    """
-    branches = ("prompt", "negative_prompt")
-    return {
-        "name": job.cfg.cache,
-        "computed": [
-            {name: [int(step) + 1 for step in np.flatnonzero(row)] for name, row in zip(branches, log, strict=False)}
-            for _, log in sorted(logged.items())
-        ],
-    }
-
-
-def calibration(job: Job, recipe: Recipe, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
-    """The content of `calibrate_cache`: the mean ratios over segments of the prompt's branch, and what they are of.
-
-    Raises:
-      UserError: some steps were made by an earlier run.
-    """
-    ratios = np.mean([log[0] for log in logged.values()], axis=0)
-    if not logged or not ratios.all():
-        raise UserError(
-            "calibrate_cache needs all steps of one run, and this one went on from a saved state; run it again with "
-            "checkpoint_steps=0."
-        )
-    about = {"model_name": job.spec.name, "solver": job.cfg.solver, "flow_shift": job.cfg.flow_shift}
-    about |= {"experts": [list(each) for each in recipe.experts]}
-    return about | {"ratios": [round(float(each), 5) for each in ratios]}

@@ -25,7 +25,7 @@ def test_published_ratios_leave_steps_out_after_the_first(kind):
     count = len(found.ratios)
     assert count in (40, 50) and found.ratios[0] == 1
     first = schedules.first_steps((ExpertSteps(0, count),), [10])
-    compute = schedules.mag(first, (ExpertSteps(0, count),), np.array(found.ratios), found.threshold, found.max_skips)
+    compute = schedules.mag(first, (ExpertSteps(0, count),), found.ratios, found.threshold, found.max_skips)
     assert all(compute[:10]) and 10 < sum(compute) < count
     gaps = np.diff(steps(compute))
     assert gaps.max() <= found.max_skips + 1
@@ -33,9 +33,9 @@ def test_published_ratios_leave_steps_out_after_the_first(kind):
 
 def test_no_threshold_computes_every_step_and_each_expert_its_first():
     first = schedules.first_steps(TWO, [0, 0])
-    ratios = np.full(40, 0.99)
+    ratios = [0.99] * 40
     assert all(schedules.mag(first, TWO, ratios, 0.0, 9))
-    compute = schedules.mag(first, TWO, np.ones(40), 1.0, 100)
+    compute = schedules.mag(first, TWO, [1.0] * 40, 1.0, 100)
     assert steps(compute) == [0, 26]
 
 
