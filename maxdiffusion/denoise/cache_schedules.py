@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from maxdiffusion.denoise.experts import ExpertSteps
+if TYPE_CHECKING:
+    from maxdiffusion.denoise.experts import ExpertSteps
 
 
 def first_steps(experts: Sequence[ExpertSteps], counts: Sequence[int]) -> tuple[bool, ...]:
