@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from maxdiffusion import parallel
+from maxdiffusion.conditioning.text_cache import TextCache
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.umt5.encoder import UMT5Encoder
 from maxdiffusion.request.session import Session
@@ -106,14 +107,27 @@ def tokenize(
 
 
 def encode(s: Session, prompts: Sequence[str]) -> dict[str, Float[np.ndarray, "k e"]]:
-    """Each prompt's text embedding on the host, fp32, of its own tokens alone; the encoder is freed again."""
+    """Each prompt's text embedding on the host, fp32, of its own tokens alone; the encoder is freed again.
+
+    Where earlier runs have kept all of them, the encoder is not loaded.
+    """
+    cache = TextCache(s)
+    embeddings = cache.read(prompts)
+    new = [prompt for prompt in prompts if prompt not in embeddings]
+    if embeddings:
+        unloaded = "" if new else "; the text encoder is not loaded"
+        log.info("text: %d of %d embeddings are those of earlier runs%s", len(embeddings), len(prompts), unloaded)
+    if not new:
+        return embeddings
     with s.stages("text"):
         tokenizer = load_tokenizer(s.nets.checkpoint.folder / "tokenizer")
-    encoder, embeddings = s.load("text_encoder"), {}
-    with s.stages("text", len(prompts), "prompts") as advance:
-        for prompt in prompts:
+    encoder = s.load("text_encoder")
+    with s.stages("text", len(new), "prompts") as advance:
+        for prompt in new:
             hidden, valid = _encode(encoder, tokenizer, [prompt], MAX_LENGTH)
             embeddings[prompt] = distributed.fetch(hidden)[0, : valid.sum()].copy()
+            if len(embeddings[prompt]) < MAX_LENGTH:  # a prompt that was cut is to be said in each run
+                cache.write(prompt, embeddings[prompt])
             advance(1)
     return embeddings
 

@@ -466,7 +466,7 @@ class Config(BaseModel):
     scan_layers: bool = _key("runtime", True)
     """Compile one block and scan over it; false compiles every block."""
     jax_cache_dir: HomePath = _key("runtime", "~/.cache/maxdiffusion/xla", path="output", of_the_program=False)
-    """Folder of compiled programs, kept between runs; empty: none."""
+    """Folder of compiled programs, kept between runs, with plans and text embeddings beside it; empty: none."""
     progress: Literal["auto", "on", "off"] = _key("runtime", "auto", per_host=True, of_the_program=False)
     """Progress bars; auto: where output is a terminal, elsewhere lines of the log."""
     log_level: Literal["debug", "info", "warning", "error"] = _key(

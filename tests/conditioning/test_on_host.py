@@ -14,7 +14,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def encoded(prompts):
-    words = [f"prompt=[{', '.join(prompts)}]", "guidance_scale=1", "attention=dot_product", "progress=off"]
+    words = [
+        f"prompt=[{', '.join(prompts)}]",
+        "guidance_scale=1",
+        "attention=dot_product",
+        "progress=off",
+        "jax_cache_dir=",
+    ]
     words += ["size=32*32", "num_frames=1", f"ckpt_dir={ROOT / 'models' / 'wan_tiny'}"]
     job = request.load([str(ROOT / "configs" / "wan_tiny.yml"), *words])
     with opened(job, jax.devices()[:1]) as s:
