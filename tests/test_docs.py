@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maxdiffusion import request
+from maxdiffusion import cli, request
 from maxdiffusion.media.write import write
 from tests.support.bucket import bucket
 
@@ -65,6 +65,22 @@ def test_a_command_is_one_that_the_program_takes(place, command):
     if given[1:] and not any(word.startswith(("prompt=", "prompts=", "image=", "decode_latents=")) for word in given):
         assert any(word.startswith(("inspect=", "plan=", "verify=")) for word in given)
     request.load(given)
+
+
+MINIATURES = {
+    page: tiny
+    for page in PAGES
+    if (tiny := [each for each in commands(page) if "wan_tiny" in each and "coordinator_address" not in each])
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", MINIATURES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_that_need_no_download_run(place, page):
+    for command in MINIATURES[page]:
+        for word in words(command)[1:]:
+            provide(place, word)
+        assert cli.command([*words(command), "progress=off"]) == 0, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
