@@ -34,6 +34,17 @@ def fresh_log() -> Iterator[None]:
     logger.propagate = True
 
 
+QUICK = tuple(Path(__file__).parent / name for name in ("attention", "denoise", "kernels", "models"))
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Modules alone are compiled without XLA's costly passes, as jax tests itself: half of the time in test_vae."""
+    jax.config.update("jax_disable_most_optimizations", any(folder in request.path.parents for folder in QUICK))
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Asserts that a text equals the file of the given name below tests/golden/."""

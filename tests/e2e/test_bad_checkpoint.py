@@ -136,6 +136,7 @@ def test_devices_that_do_not_fit(tmp_path, capsys, words, named):
     assert named in run(tmp_path, capsys, *words)
 
 
+@pytest.mark.slow
 def test_decode_latents_makes_the_same_video(bundled, tmp_path):
     config = str(ROOT / "configs" / "wan_tiny.yml")
     # One mesh for both: a video that is only decoded would leave the data axis of the guidance pair to the width.
