@@ -31,9 +31,12 @@ class TextCache:
     """
 
     def __init__(self, s: Session):
-        cfg, digests = s.job.cfg, s.nets.checkpoint.digests
-        on = cfg.jax_cache_dir not in ("", "none")
-        self._folder = paths.parse(os.path.expanduser(cfg.jax_cache_dir)).parent / "text" if on else None
+        cfg = s.job.cfg
+        self._folder: AnyPath | None = None
+        if cfg.jax_cache_dir in ("", "none"):
+            return
+        self._folder = paths.parse(os.path.expanduser(cfg.jax_cache_dir)).parent / "text"
+        digests = s.nets.checkpoint.digests
         self._key = (
             *(digests[name] for name in ("text_encoder", "tokenizer")),
             *(str(dtype) for dtype in (cfg.text_encoder_dtype, cfg.weights_dtype, cfg.activations_dtype)),

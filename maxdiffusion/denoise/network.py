@@ -71,7 +71,7 @@ def split(module: Any) -> tuple[Network, Any]:
         return context.cut(take)
 
     def valid(signal: Any) -> jax.Array | None:
-        return signal.valid
+        return getattr(signal, "valid", None)
 
     embed, trunk, head, first, rest = map(part, ("embed", "trunk", "head", "first_block", "other_blocks"))
     return Network(embed, trunk, head, cut, valid, first, rest), params

@@ -191,13 +191,16 @@ def test_one_window_is_the_plain_run_bit_for_bit(guidance, scan):
 class OnlyOnce:
     """Adds the residual of an expert's first step in all its steps."""
 
-    def init(self, tokens):
+    def table(self, schedule):
+        return ()
+
+    def init(self, x, tokens):
         return jax.ShapeDtypeStruct((), jnp.int32), tokens
 
-    def __call__(self, step, tokens, trunk, state):
+    def __call__(self, row, call, state):
         count, kept = state
-        kept = jnp.where(count == 0, trunk(tokens) - tokens, kept)
-        return tokens + kept, (count + 1, kept)
+        kept = jnp.where(count == 0, call.trunk(call.tokens) - call.tokens, kept)
+        return call.head(call.tokens + kept), (count + 1, kept)
 
 
 def test_each_window_has_a_cache_of_its_own():
