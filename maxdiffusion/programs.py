@@ -38,7 +38,7 @@ class Program:
     """A program of a run.
 
     Attributes:
-      name: `image`, `encode`, `audio`, `text`, `prepare`, `step` or `decode`; programs of one name differ in their shapes.
+      name: `image`, `encode`, `audio`, `text`, `prepare`, `step` or `decode`; programs of one name differ in shapes.
       times: how often the run calls it; with loop=scan a call is several steps (`scanned_steps`).
       resident: bytes per device of what is in memory beside its arguments.
       lower: makes `lowered`.

@@ -495,7 +495,7 @@ _ROWS = (
         _WAN22_S2V,
         name="wan2.2-s2v-14b",
         hub_id="FastVideo/Wan2.2-S2V-14B-Diffusers",
-        billions=23.0,
+        billions=22.42,
         network={**_14B, "audio_dim": 1024},
     ),
     _WAN22_S2V,

@@ -164,7 +164,7 @@ class Conditioning:
     ) -> None:
         """`by_prompt` is the result of `text.encode`; `fields` are the other fields of each video's `Context`.
 
-        `performer` (see `animate.Performer` and `s2v.Performer`) makes those that differ from segment to segment of a long video, `chain`
+        `performer` (see `Kind.performer`) makes those that differ from segment to segment of a long video, `chain`
         those of clips.
         """
         self._by_prompt = by_prompt

@@ -163,12 +163,12 @@ def frames_of(
         drop = max(drop - chunk.shape[1], 0)
 
 
-def latents_before(vae: WanVAE, frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "m h w c"]:
+def latents_before(vae: WanVAE, frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "m h2 w2 c"]:
     """The latents after which the next clip is made, of the last frames so far."""
     return fetch(vae.encode(parallel.put(frames[None, -BEFORE:])))[0]
 
 
-def pose_latents(vae: WanVAE, frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "m h w c"]:
+def pose_latents(vae: WanVAE, frames: Float[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "m h2 w2 c"]:
     """The latents of a clip's pose: of all its frames after the first, which is repeated before it.
 
     Without a pose video the transformer is given zeros. Frames after the end of a pose video are black, -1.

@@ -206,9 +206,9 @@ class Config(BaseModel):
     """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
     model_name: str = _key("model", "wan2.1")
     """A variant, or a family of which the checkpoint's own dimensions choose the variant."""
-    model_type: Annotated[
-        Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE", "S2V"], BeforeValidator(_upper)
-    ] = _key("model", VARIANT, from_variant=True)
+    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE", "S2V"], BeforeValidator(_upper)] = (
+        _key("model", VARIANT, from_variant=True)
+    )
     """The task, one that the variant can do: T2V is text to video."""
 
     conventions: Literal["official", "diffusers"] = _key("model", "official")

@@ -47,8 +47,9 @@ def builders(
 ) -> dict[str, Build]:
     """How each network is built, by its folder.
 
-    `text_encoder_dtype` (None: the transformer's dtypes), which is also that of image and audio encoders, and `vae_dtype` are the
-    dtype of both weights and activations. `quantization` is that of the linear layers in the transformer's blocks.
+    `text_encoder_dtype` (None: the transformer's dtypes), which is also that of image and audio encoders, and
+    `vae_dtype` are the dtype of both weights and activations. `quantization` is that of the linear layers in the
+    transformer's blocks.
     """
     dtypes = Dtypes(weights_dtype, dtype, quantization)
     encoders = Dtypes(text_encoder_dtype or weights_dtype, text_encoder_dtype or dtype)
