@@ -64,6 +64,7 @@ WAV2VEC2: Mapping[str, Any] = dict(
     feat_extract_norm="layer",
     do_stable_layer_norm=True,
     vocab_size=4,
+    tie_last_hidden_states=True,  # the last one is normed, as in transformers 4.51, with which the model was published
 )
 SOUND = "wav2vec2-large-xlsr-53-english"  # its folder
 
