@@ -21,7 +21,7 @@ from tests.support.sounds import tone
 
 CLIP, CLIPS, STEPS, BEFORE = 12, 2, 2, 19
 FRAMES = CLIP * CLIPS - 3
-WIDTH, HEIGHT = 128, 64
+WIDTH, HEIGHT = 64, 64
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def files(tmp_path_factory) -> Path:
         few = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
         return few.resize((width, height), Image.Resampling.BICUBIC)
 
-    smooth(123, 60).save(folder / "image.png")
+    smooth(61, 57).save(folder / "image.png")
     tone(folder / "sound.wav", seconds=1.6)
     pose = np.stack([np.asarray(smooth(WIDTH, HEIGHT)) for _ in range(15)])
     write(pose, folder / "pose.mp4", 16, "mp4", {})
