@@ -69,6 +69,7 @@ def words(checkpoint: Path, files: Path, save: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pose", "scale"), [(False, 3.0), (True, 1.0)])
 def test_s2v_equals_the_official_code(checkpoint, files, tmp_path, pose, scale):
     """Two clips of a longer sound, with guidance, and with a pose."""
