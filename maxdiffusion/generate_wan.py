@@ -10,13 +10,17 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, output, parallel, sampling
+from maxdiffusion import conditioning, output, sampling
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
+<<<<<<< HEAD
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, fitting, session
+=======
+from maxdiffusion.request import Job, Video, caching, fitting, session
+>>>>>>> s2ve
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions
@@ -88,7 +92,7 @@ def save(
         decoder, there = vae(), files.begin(denoised)
         with s.stages("decode", s.job.segments.frames, "frames") as advance:
             chunks = s.job.segments.decode(
-                lambda part: decoder.decode_chunks(parallel.put(part, axes.BATCH)),
+                conditioning.decoding(s, decoder, inputs, videos),
                 denoised,
                 0 if there is None else there.shape[1],
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,8 +25,9 @@ from maxdiffusion.denoise.experts import IN_TURN, from_step, program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
-from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.config import DiTConfig, S2VConfig
 from maxdiffusion.models.dit.context import Context, PreparedContext
+from maxdiffusion.models.wav2vec2.config import SAMPLE_RATE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video, caching
 from maxdiffusion.request.session import Setup
@@ -36,7 +38,7 @@ class Program:
     """A program of a run.
 
     Attributes:
-      name: `image`, `encode`, `text`, `prepare`, `step` or `decode`; programs of one name differ in their shapes.
+      name: `image`, `encode`, `audio`, `text`, `prepare`, `step` or `decode`; programs of one name differ in shapes.
       times: how often the run calls it; with loop=scan a call is several steps (`scanned_steps`).
       resident: bytes per device of what is in memory beside its arguments.
       lower: makes `lowered`.
@@ -227,6 +229,13 @@ class _Run:
             for (frames, height, width), times in batch.conditions.encoded.items():
                 x = parallel.like((1, frames, height, width, 3), jnp.float32)
                 yield from self.vae("encode", times, resident, x)
+        if "audio_encoder" in setup.configs:
+            from maxdiffusion.conditioning import sound
+
+            frames = len(job.segments) * job.segments.length
+            samples = parallel.like((1, math.ceil(SAMPLE_RATE * frames / job.cfg.fps)), jnp.float32)
+            encoder = nnx.split(setup.abstract("audio_encoder"))
+            yield "audio", 1, 0, functools.partial(sound.program().lower, *encoder, samples, job.cfg.fps, frames)
         tokens = [jax.ShapeDtypeStruct((1, text.MAX_LENGTH), dtype) for dtype in (jnp.int32, bool)]
         net = nnx.split(setup.abstract("text_encoder"))
         yield "text", len(job.prompts(setup.recipe.guided)), 0, functools.partial(text.program().lower, *net, *tokens)
@@ -261,9 +270,14 @@ class _Run:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim
         resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
         for batch, reals in self.batches:
-            counts = collections.Counter(real for real in reals for _ in job.segments.starts)
-            handing = sum(reals) if job.chained else len(reals) * batch.rows  # their last frames on, one by one
-            counts[1] += (len(job.segments) - 1) * handing
-            for rows, times in (+counts).items():
-                x = parallel.like((rows, *job.latent_grid(batch.video), channels), jnp.float32, axes.BATCH)
+            f, h, w = job.latent_grid(batch.video)
+            lengths = [f] * len(job.segments)  # in latents
+            if job.segments.dropped:  # after those of the image, or of the last frames
+                lengths = [f + 1, *[f + S2VConfig.MOTION] * (len(lengths) - 1)]
+                handing = [(batch.rows, length) for _ in reals for length in lengths[:-1]]
+            else:  # their last frames on, one by one
+                handing = [(1, f)] * (len(lengths) - 1) * (sum(reals) if job.chained else len(reals) * batch.rows)
+            counts = collections.Counter([*itertools.product(reals, lengths), *handing])
+            for (rows, length), times in counts.items():
+                x = parallel.like((rows, length, h, w, channels), jnp.float32, axes.BATCH)
                 yield from self.vae("decode", times, resident, x)

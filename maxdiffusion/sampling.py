@@ -149,7 +149,7 @@ class Sampler:
         self._done[work.batch].append(latents[:, s.job.segments.reference_frames :])
         self._on_segment(self.videos(work), work.segment, self._done[work.batch][-1][:real])
         if work.segment < len(s.job.segments) - 1:
-            self._save_if_needed(work, Progress(work.segment + 1), None, due=s.job.chained)
+            self._save_if_needed(work, Progress(work.segment + 1), None, due=s.job.own_seeds)
             return None
         return np.concatenate(self._done.pop(work.batch), axis=1)[:real]
 
@@ -201,7 +201,7 @@ class Sampler:
         part = slice(segment * frames, (segment + 1) * frames)
         if self._given is not None:
             x = parallel.put(self._given[rows], axes.BATCH)[:, part]
-        elif s.job.chained:
+        elif s.job.own_seeds:
             x = noise([s.job.seed(video, segment) for video in videos], programs.shape)
         else:
             x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))[:, part]
@@ -293,7 +293,7 @@ _MADE_BY = {
     "text": ("text embedding", "text_encoder"),
     "image": ("image embedding", "image_encoder"),
     "frames": ("encoded image", "vae"),
-    "adapter": ("encoded control video", "vae"),
+    "adapter": ("encoded control video or sound", "vae"),
 }
 _DTYPES = {"vae": "vae_dtype", "text_encoder": "text_encoder_dtype", "image_encoder": "text_encoder_dtype"}
 

@@ -22,6 +22,12 @@ NEGATIVE_PROMPT = (
     "杂乱的背景，三条腿，背景人很多，倒着走"
 )
 
+# speech to video: wan_s2v_14B.py of the official repository
+S2V_NEGATIVE_PROMPT = (
+    "画面模糊，最差质量，画面模糊，细节模糊不清，情绪激动剧烈，手快速抖动，字幕，丑陋的，残缺的，多余的手指，画得不好的手部，"
+    "画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
 ANIMATE_PROMPT = (
     "视频中的人在做动作"  # "the person in the video is moving": wan_animate_14B.py of the official repository
 )
@@ -72,12 +78,14 @@ class Task:
       official_size: the official rule for a size in the proportions of that image or video.
       size_is_area: whether size=W*H is an area beside it, by the official conventions.
       spread: whether the frames of its control video are spread over all of it, by the official conventions.
-      as_long_as: the key of the video that `num_frames` follows by default.
+      as_long_as: the key of the video or the sound that `num_frames` follows by default.
       extra_channels: whether the network's input has, beside the noisy latents, those of given frames and their mask.
       two_images: whether the image tokens come from two images.
-      segmented: whether a long video is made in overlapping segments.
+      segmented: whether a long video is made in segments.
       windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
       chained: whether a clip can start from the last frames of another.
+      dropped: first frames that are made and not shown; where there are any, each segment is decoded after the latents
+        of what was before it, and has 4n frames.
       reference_frames: latent frames before the frames of each segment, beside those of `reference_images`.
       pipeline_classes: the `_class_name`s of model_index.json; that of the official checkpoint first.
       transformer_class: `_class_name` of transformer/config.json.
@@ -97,6 +105,7 @@ class Task:
     segmented: bool = False
     windowed: bool = False
     chained: bool = False
+    dropped: int = 0
     reference_frames: int = 0
     pipeline_classes: tuple[str, ...] = ("WanPipeline", "WanVideoToVideoPipeline")
     transformer_class: str = "WanTransformer3DModel"
@@ -164,6 +173,20 @@ ANIMATE = Task(
     pipeline_classes=("WanAnimatePipeline",),
     transformer_class="WanAnimateTransformer3DModel",
 )
+S2V = Task(
+    "S2V",
+    takes=("image", "audio", "pose_video", "input_frames", "segment_frame_length"),
+    needs=("image", "audio"),
+    conditions=("s2v",),
+    shaped_by="image",
+    official_size=sizes.covered,
+    size_is_area=True,
+    as_long_as="audio",
+    segmented=True,
+    dropped=3,
+    pipeline_classes=("WanSpeechToVideoPipeline", "WanPipeline"),
+    transformer_class="WanS2VTransformer3DModel",
+)
 
 
 # `_class_name` of checkpoints whose networks are those of a variant and whose recipe has few steps; see
@@ -178,8 +201,9 @@ class WanSpec:
     `network` is transformer/config.json without keys at their default (for the miniatures, the keys that identify
     them); None stands for any size. `nets` are the folders of its checkpoint, which has so many `billions` of
     parameters. `sizes` are the official (width, height), the default first, and `flow_shift_480p` is the shift up to
-    832 x 480 pixels. Strides are (frames, height, width). Each field from `num_inference_steps` to `prompt` but
-    `flow_shift_480p` is the default of the config key of its name.
+    832 x 480 pixels. Strides are (frames, height, width); `patch` is the largest that the network cuts a latent into.
+    Each field from `num_inference_steps` to `segment_frame_length` but `flow_shift_480p` is the default of the config
+    key of its name.
     """
 
     name: str
@@ -198,6 +222,7 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     prompt: str | None = None
+    segment_frame_length: int | None = None
     billions: float | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
     vae_stride: tuple[int, int, int] = (4, 8, 8)
@@ -338,6 +363,22 @@ _WAN22_ANIMATE = dataclasses.replace(
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
 )
 
+_WAN22_S2V = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-s2v",
+    family="wan2.2",
+    task=S2V,
+    sizes=((1024, 704), (704, 1024)),
+    num_inference_steps=40,
+    flow_shift=3.0,
+    guidance_scale=4.5,
+    num_frames=77,
+    segment_frame_length=80,
+    negative_prompt=S2V_NEGATIVE_PROMPT,
+    nets=("text_encoder", "audio_encoder", "transformer", "vae"),
+    patch=(4, 8, 8),  # of FramePack: sizes are multiples of 64
+)
+
 _TINY: dict[str, Any] = {
     "sizes": ((96, 96),),
     "num_inference_steps": 12,
@@ -450,6 +491,14 @@ _ROWS = (
         network={**_14B_TOKENS, "latent_channels": 16},
     ),
     _WAN22_ANIMATE,
+    dataclasses.replace(
+        _WAN22_S2V,
+        name="wan2.2-s2v-14b",
+        hub_id="FastVideo/Wan2.2-S2V-14B-Diffusers",
+        billions=22.42,
+        network={**_14B, "audio_dim": 1024},
+    ),
+    _WAN22_S2V,
     dataclasses.replace(  # the miniatures, in models/wan_tiny and models/wan_tiny_i2v
         _WAN21_T2V,
         name="wan-tiny-t2v",

@@ -19,9 +19,10 @@ from maxdiffusion.denoise import loop
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media.write import write
 from maxdiffusion.models.clip.config import CLIPVisionConfig
-from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, VACEConfig
+from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, S2VConfig, VACEConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.wav2vec2.config import Wav2Vec2Config
 from maxdiffusion.parallel import axes
 from maxdiffusion.programs import nbytes, programs
 from maxdiffusion.request.nets import read_configs
@@ -31,11 +32,13 @@ from maxdiffusion.sampling import Sampler
 from maxdiffusion.variants import get
 from maxdiffusion.weights.checkpoint import Checkpoint, open_checkpoint
 from maxdiffusion.weights.nets import Nets
+from tests.support.sounds import tone
 
 ROOT = Path(__file__).parents[1]
 FRAMES, SIDE, FACE = 9, 32, 16
 TOWER = CLIPVisionConfig(16, 32, 3, 2, patch_size=14, image_size=28)
 TEXT = UMT5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+SPEECH = Wav2Vec2Config(10, 12, 24, 2, (8,) * 7, num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2)
 TOKENS = {"image_dim": 16, "added_kv_proj_dim": 24}
 FACES = AnimateConfig(4, (("4", 4), ("8", 4), ("16", 4)), FACE, 10, 5, 14, 16, 2, 1)
 
@@ -62,6 +65,10 @@ CASES = {
         {"adapter": VACEConfig((0, 1), 72)},
         ["clips=2", "reference_images=[IMAGE,OTHER]", "prompt=a", "seed=[1,2]"],
     ),
+    "wan2.2-s2v": (
+        {"adapter": S2VConfig(10, audio_layers=25, audio_inject_layers=(0,), cond_dim=4)},
+        ["image=IMAGE", "audio=SOUND", "pose_video=VIDEO", "segment_frame_length=4", "prompt=a"],
+    ),
     "wan2.2-animate": (
         {"in_channels": 12, "adapter": FACES, **TOKENS},
         [
@@ -82,7 +89,8 @@ def nets_of(model):
     network = DiTConfig(**common | {"in_channels": 4, "out_channels": 4, "freq_dim": 16} | CASES[model][0])
     z, patch = network.out_channels, 2 if model.startswith("wan2.2-ti2v") else None
     vae = VAEConfig((0.0,) * z, (1.0,) * z, base_dim=4, z_dim=z, num_res_blocks=1, patch_size=patch)
-    every = {"text_encoder": TEXT, "image_encoder": TOWER, "transformer": network, "transformer_2": network, "vae": vae}
+    every = {"text_encoder": TEXT, "image_encoder": TOWER, "audio_encoder": SPEECH}
+    every |= {"transformer": network, "transformer_2": network, "vae": vae}
     return {name: every[name] for name in get(model.split()[0]).nets}
 
 
@@ -96,16 +104,27 @@ def loaded(folder, model):
     write(np.zeros((FRAMES, FACE, FACE, 3), np.uint8), folder / "VIDEO", 16, "png", {})
     for name in ("IMAGE", "OTHER"):
         Image.new("RGB", (SIDE, SIDE)).save(folder / f"{name}.png")
+    tone(folder / "SOUND", seconds=12 / 16)  # what is made of 9 frames, with 3 before them
     words = CASES[model][1] if any("prompt" in word for word in CASES[model][1]) else [*CASES[model][1], "prompt=[a,b]"]
-    for name in ("IMAGE.png", "OTHER.png", "VIDEO"):
+    for name in ("IMAGE.png", "OTHER.png", "VIDEO", "SOUND"):
         words = [word.replace(name.removesuffix(".png"), str(folder / name)) for word in words]
     (folder / "run.yml").write_text("# all keys are given as words\n")
+<<<<<<< HEAD
     common = [
         f"size={SIDE}*{SIDE}",
         f"num_frames={FRAMES}",
         "num_inference_steps=4",
         f"output_dir={folder}",
         "jax_cache_dir=",
+=======
+    side = SIDE * 2 if "s2v" in model else SIDE
+    common = [
+        f"width={side}",
+        f"height={side}",
+        f"num_frames={FRAMES}",
+        "num_inference_steps=4",
+        f"output_dir={folder}",
+>>>>>>> s2ve
     ]
     mesh = ["attention=ulysses", "ici_data_parallelism=2", "guidance_mode=batched"]
     named = [f"model_name={model.split()[0]}", f"pretrained_model_name_or_path={folder}"]
@@ -193,16 +212,14 @@ def test_a_run_calls_the_programs_that_are_described(model, compute, tmp_path, m
     for module in (parallel, loop):
         monkeypatch.setattr(module, "jit", spy)
     with parallel.use(setup.placement):
-        sampler = Sampler(s, conditioning.encode(s, conditioning.read(s.job)))
+        inputs = conditioning.read(s.job)
+        sampler = Sampler(s, conditioning.encode(s, inputs))
         experts = LoadedExperts(s.load, s.job.cfg.expert_residency)
         for work in sampler.order():
             latents = sampler.advance(work, experts)
             if latents is not None:
-                vae = s.load("vae")
-                chunks = s.job.segments.decode(
-                    lambda part, vae=vae: vae.decode_chunks(parallel.put(part, axes.BATCH)), latents
-                )
-                list(chunks)
+                decode = conditioning.decoding(s, s.load("vae"), inputs, sampler.videos(work))
+                list(s.job.segments.decode(decode, latents))
     names = {program.lowered.as_text(): f"{program.name} {program.times}" for program in described}
     missing = [names[program] for program in want if spy.calls[program] != want[program]]
     assert not missing

@@ -115,10 +115,6 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
     return Shapes({"frames": frames, "adapter": performance}, encoded + Counter({(1, *size): len(characters)}))
 
 
-KIND = Kind(read, encode, SEGMENT, shapes)
-TOKENS = Kind(read_seen, encode_tokens, "image", token_shapes)
-
-
 class Performer:
     """Makes the fields of each segment; keeps the VAE, for the frames that a segment hands on to the next."""
 
@@ -162,6 +158,10 @@ class Performer:
             both = {"frames": Frames(channels=jnp.stack(channels))}
             acting, blank = (Performance(pose, pixels) for pixels in (face, jnp.full_like(face, -1)))
             return {**both, "adapter": acting}, {**both, "adapter": blank}
+
+
+KIND = Kind(read, encode, SEGMENT, shapes, performer=Performer)
+TOKENS = Kind(read_seen, encode_tokens, "image", token_shapes)
 
 
 def to_grey(frames: UInt8[np.ndarray, "f h1 w1 3"], height: int, width: int) -> Float[np.ndarray, "f h w"]:

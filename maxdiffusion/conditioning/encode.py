@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,8 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sound import Sound
 from maxdiffusion.models.dit.context import Context, Contexts
+from maxdiffusion.models.vae.model import WanVAE
+from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, audio
 from maxdiffusion.request.session import Session
 from maxdiffusion.runtime import distributed
@@ -38,6 +40,7 @@ KINDS: Mapping[str, str] = {
     "video_to_video": "video_to_video:KIND",
     "animate": "animate:KIND",
     "character_tokens": "animate:TOKENS",
+    "s2v": "s2v:KIND",
 }
 
 
@@ -88,10 +91,11 @@ def read(job: Job) -> Inputs:
     """
     with distributed.fail_together():
         extended = read_extended(job)
-        if job.cfg.decode_latents:
-            return Inputs({}, extended=extended, sound=_sound(job, _videos({}, extended)))
-        images = {at: open_image(at) for video in job.videos for at in video.images}
-        found = {name: kind(name).read(job, images) for name in job.spec.task.conditions}
+        names = job.spec.task.conditions
+        if job.cfg.decode_latents and not job.segments.dropped:  # else the first segment is decoded after the image
+            names = ()
+        images = {at: open_image(at) for video in job.videos for at in video.images} if names else {}
+        found = {name: kind(name).read(job, images) for name in names}
         by_kind = {name: given for name, given in found.items() if given is not None}
         sound = _sound(job, _videos(by_kind, extended))
     changed = {at: image.info for at, image in images.items() if image.info}
@@ -105,12 +109,20 @@ def _videos(by_kind: Mapping[str, Any], extended: ControlVideo | None) -> dict[s
 
 
 def _sound(job: Job, videos: Mapping[str, ControlVideo]) -> Sound | None:
-    """The sound that `keep_audio` keeps: of the first input that has any.
+    """The sound of the results: `audio`, or what `keep_audio` keeps of the first input that has any.
+
+    The first frames of S2V are dropped, so that its results begin as many frames into the sound. The official code
+    adds it from its beginning, three frames late.
 
     Raises:
       UserError: its stored frames are shown at another rate than their own.
     """
     cfg = job.cfg
+    if cfg.audio:
+        if cfg.output_format != "mp4":
+            log.info("output_format=%s holds no sound", cfg.output_format)
+            return None
+        return Sound(cfg.audio, job.segments.frames / cfg.fps, job.segments.dropped / cfg.fps)
     if not cfg.keep_audio:
         return None
     found = [(key, videos[key]) for key in audio.keys(cfg) if key in videos and videos[key].used.sound]
@@ -152,7 +164,7 @@ class Conditioning:
     ) -> None:
         """`by_prompt` is the result of `text.encode`; `fields` are the other fields of each video's `Context`.
 
-        `performer` (see `animate.Performer`) makes those that differ from segment to segment of a long video, `chain`
+        `performer` (see `Kind.performer`) makes those that differ from segment to segment of a long video, `chain`
         those of clips.
         """
         self._by_prompt = by_prompt
@@ -163,7 +175,7 @@ class Conditioning:
     def contexts(
         self, videos: Sequence[Video], guided: bool, before: Sequence[Float[np.ndarray, "b f h w c"]] = ()
     ) -> Contexts:
-        """Contexts of one batch; the negative one, if guided, shares all but text and face.
+        """Contexts of one batch; the negative one, if guided, shares all but text, and face or sound.
 
         `before` holds the latents of the finished segments of these videos.
         """
@@ -211,8 +223,17 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
     if s.job.chained:
         kinds = [(kind(name), inputs.by_kind.get(name, {})) for name in s.job.spec.task.conditions]
         return Conditioning(by_prompt, fields, chain=Chain(s, kinds, inputs.extended))
-    if "animate" not in inputs.by_kind:
-        return Conditioning(by_prompt, fields)
-    from maxdiffusion.conditioning.animate import Performer
+    for name, given in inputs.by_kind.items():
+        if (performer := kind(name).performer) is not None:
+            return Conditioning(by_prompt, fields, performer(s, given))
+    return Conditioning(by_prompt, fields)
 
-    return Conditioning(by_prompt, fields, Performer(s, inputs.by_kind["animate"]))
+
+def decoding(
+    s: Session, vae: WanVAE, inputs: Inputs, videos: Sequence[Video]
+) -> Callable[[Float[np.ndarray, "b f h w c"]], Iterator[Float[Array, "b _ h2 w2 3"]]]:
+    """The latents of a segment of these videos -> its frames, in chunks; to be called for each segment in order."""
+    for name, given in inputs.by_kind.items():
+        if (own := kind(name).decoding) is not None:
+            return own(s, vae, given, videos)
+    return lambda latents: vae.decode_chunks(parallel.put(latents, axes.BATCH))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +53,10 @@ class ClipStart(NamedTuple):
     frames: Float[np.ndarray, "f h w 3"] | None
 
 
+# The latents of a segment, b f h w c -> its frames in chunks.
+Decode = Callable[[np.ndarray], Iterator[jax.Array]]
+
+
 class Kind(NamedTuple):
     """A kind of conditioning; `Task.conditions` names those of a variant.
 
@@ -66,6 +70,10 @@ class Kind(NamedTuple):
         `encode`'s result; none where `read` finds nothing.
       clip: (session, what was read, the VAE, where clips start) -> what `encode` makes, of one clip of each of these
         videos; of tasks that are `chained`.
+      performer: (session, what was read) -> an object whose `fields` makes the fields of `Context` of each segment, of
+        the kind whose field is SEGMENT.
+      decoding: (session, the VAE, what was read, videos) -> the result of `conditioning.decoding`, where segments are
+        not decoded each by itself.
     """
 
     read: Callable[[Job, Images], Any]
@@ -73,9 +81,11 @@ class Kind(NamedTuple):
     field: str
     shapes: Callable[[Job, Sequence[Video], Mapping[str, Any], Grid], Shapes]
     clip: Callable[[Session, Any, WanVAE, Sequence[ClipStart]], Sequence[Any]] | None = None
+    performer: Callable[[Session, Any], Any] | None = None
+    decoding: Callable[[Session, WanVAE, Any, Sequence[Video]], Decode] | None = None
 
 
-# Not fields of `Context`: the initial latents, and the input of `animate.Performer` for each segment.
+# Not fields of `Context`: the initial latents, and the input of a `performer` for each segment.
 START, SEGMENT = "start", "segment"
 
 

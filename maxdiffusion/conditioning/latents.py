@@ -67,5 +67,6 @@ def _read(s: Session) -> Given:
             f"save_file names one file, but {cfg.decode_latents} holds {len(latents)} videos; leave it out."
         )
     seed = int(metadata["seed"]) if re.fullmatch(r"\d{1,20}", metadata.get("seed", "")) else 0
-    video = Video(metadata.get("prompt", ""), "", seed, cfg.width, cfg.height)
+    image = next(iter(cfg.image), None) if cut.dropped else None  # after whose latent the first segment is decoded
+    video = Video(metadata.get("prompt", ""), "", seed, cfg.width, cfg.height, image=image)
     return Given(finished=tuple(((video,), one[None]) for one in latents))

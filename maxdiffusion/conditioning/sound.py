@@ -34,10 +34,16 @@ def check_length(location: str, samples: Samples, config: Wav2Vec2Config) -> Non
         raise UserError(f"{location} has {samples.seconds:.3g} s of sound, of which nothing can be made; give 0.1 s.")
 
 
-def encode(encoder: Wav2Vec2, samples: Samples, fps: Fraction, frames: int) -> Float[np.ndarray, "layers frames c"]:
+def encode(
+    encoder: Wav2Vec2, samples: Float[np.ndarray, " samples"], fps: Fraction, frames: int
+) -> Float[np.ndarray, "layers frames c"]:
     """`at_frames` of the encoder's hidden states of the whole sound."""
-    run = parallel.jit(_run, static_argnums=(0, 3, 4))
-    return fetch(run(*nnx.split(encoder), parallel.put(normalised(samples.values)[None]), fps, frames))
+    return fetch(program()(*nnx.split(encoder), parallel.put(normalised(samples)[None]), fps, frames))
+
+
+def program() -> Any:
+    """The jitted program: (graph and parameters of the encoder, normalised samples, fps, frames) -> hidden states."""
+    return parallel.jit(_run, static_argnums=(0, 3, 4))
 
 
 def _run(graph: Any, params: Any, samples: jax.Array, fps: Fraction, frames: int) -> jax.Array:

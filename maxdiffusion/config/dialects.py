@@ -24,11 +24,12 @@ TASKS: Mapping[str, str] = {
     "i2v-A14B": "wan2.2_i2v_a14b",
     "ti2v-5B": "wan2.2_ti2v_5b",
     "animate-14B": "wan2.2_animate_14b",
+    "s2v-14B": "wan2.2_s2v_14b",
 }
 
 _SPREAD = "logical_axis_rules='[[embed, [fsdp, context]]]' spreads weights over the devices"
 _AS_WRITTEN = "prompts are used as they are written"
-_NO_SPEECH = "speech to video (S2V) is not supported"
+_NO_SPEECH = "no text is spoken here; audio=FILE takes its sound"
 
 # Official flags that no key takes -> what serves instead.
 SERVED_BY: Mapping[str, str] = {
@@ -43,14 +44,12 @@ SERVED_BY: Mapping[str, str] = {
     "prompt_extend_model": _AS_WRITTEN,
     "prompt_extend_target_lang": _AS_WRITTEN,
     "use_relighting_lora": "lora=FILE merges it",
-    "num_clip": _NO_SPEECH,
-    "audio": _NO_SPEECH,
+    "num_clip": "num_frames says how long the video is: 80 n - 3 frames are n clips",
     "enable_tts": _NO_SPEECH,
     "tts_prompt_audio": _NO_SPEECH,
     "tts_prompt_text": _NO_SPEECH,
     "tts_text": _NO_SPEECH,
-    "start_from_ref": _NO_SPEECH,
-    "infer_frames": _NO_SPEECH,
+    "start_from_ref": "the first frame is made of image and sound, not given",
 }
 
 # Official names that stand for several keys or for another spelling of a value -> the keys.
@@ -64,7 +63,7 @@ COMPOUNDS: Mapping[str, tuple[str, ...]] = {
 }
 
 # Keys whose official name is the same.
-SAME = {"prompt", "image", "save_file"}
+SAME = {"prompt", "image", "audio", "pose_video", "save_file"}
 
 # Official flags that have no value.
 FLAGS = {"convert_model_dtype", "fp8", "t5_cpu", "t5_fsdp", "dit_fsdp", "use_prompt_extend"}
@@ -121,10 +120,8 @@ def page(task: str) -> str:
     """The name of the page of an official task.
 
     Raises:
-      UserError: there is no such task, or it is not supported.
+      UserError: there is no such task.
     """
-    if task.lower().startswith("s2v"):
-        raise UserError(f"task={task}: {_NO_SPEECH}; the tasks are {', '.join(TASKS)}.")
     if task not in TASKS:
         raise UserError(f"task={task} is not an official task; choose one of {', '.join(TASKS)}.")
     return TASKS[task]

@@ -193,6 +193,8 @@ class Config(BaseModel):
     """The same for the text encoder."""
     image_encoder_file: OptionalStr = _key("model", None, path="input")
     """The same for the image encoder, where there is one."""
+    audio_encoder_file: OptionalStr = _key("model", None, path="input")
+    """The same for the audio encoder of S2V."""
     vae_file: OptionalStr = _key("model", None, path="input")
     """The same for the VAE."""
     lora: Strengths = _key("model", {}, path="input", of_the_program=False)
@@ -204,8 +206,8 @@ class Config(BaseModel):
     """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
     model_name: str = _key("model", "wan2.1")
     """A variant, or a family of which the checkpoint's own dimensions choose the variant."""
-    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE"], BeforeValidator(_upper)] = _key(
-        "model", VARIANT, from_variant=True
+    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE", "S2V"], BeforeValidator(_upper)] = (
+        _key("model", VARIANT, from_variant=True)
     )
     """The task, one that the variant can do: T2V is text to video."""
 
@@ -226,7 +228,8 @@ class Config(BaseModel):
     seed: Seeds = _key("prompt", 0, alias="base_seed", validate_default=True)
     """Determines the noise; -1 draws one, which log and record tell; a list makes several videos."""
     image: Images = _key("prompt", (), path="input", alias="first_frame")
-    """Path or URL of the first frame (I2V, FLF2V, TI2V) or the character (Animate); one for all or one for each."""
+    """Path or URL of the first frame (I2V, FLF2V, TI2V), the character (Animate) or the speaker (S2V); one for all or
+    one for each."""
     last_image: Images = _key("prompt", (), path="input", alias="last_frame")
     """Path or URL of the last frame (FLF2V; I2V optionally)."""
 
@@ -236,7 +239,7 @@ class Config(BaseModel):
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
     num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
-    """Frames, 4n+1; of Animate any number, by default as many as the pose has."""
+    """Frames, 4n+1; of Animate and S2V any number, by default as many as the pose has or the sound lasts."""
     fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
     """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
@@ -251,8 +254,10 @@ class Config(BaseModel):
     """Images of subjects to show (VACE)."""
     conditioning_scale: Numbers = _key("control", 1.0, validate_default=True)
     """Scale of VACE's hints; a list has one for each of its layers."""
+    audio: OptionalStr = _key("control", None, path="input")
+    """Path or URL of the sound to speak or sing, of any file with sound, a video too (S2V); the result has it."""
     pose_video: OptionalStr = _key("control", None, path="input", is_video=True)
-    """The pose of each frame, drawn (Animate)."""
+    """The pose of each frame, drawn (Animate; S2V optionally, from its beginning)."""
     face_video: OptionalStr = _key("control", None, path="input", is_video=True)
     """The actor's face in each frame, cut out (Animate)."""
     mode: Literal["animate", "replace"] = _key("control", "animate")
@@ -264,8 +269,8 @@ class Config(BaseModel):
     input_frames: Literal["timed", "every", "spread"] = _key("control", "timed", of_the_program=False)
     """Frames taken of input videos: those shown at the times of the result's, the first stored ones, or stored ones
     spread over the whole video (the default of VACE by the official conventions)."""
-    segment_frame_length: int = _key("control", 77, ge=1, le=4093)
-    """Frames per segment, 4n+1 (Animate)."""
+    segment_frame_length: int = _key("control", 77, from_variant=True, alias="infer_frames", ge=1, le=4093)
+    """Frames per segment: 4n+1 (Animate), or 4n, 80 by default (S2V)."""
     prev_segment_conditioning_frames: int = _key("control", 1, alias="refert_num", ge=1, le=4093)
     """Last frames of a segment that the next one starts from, 1 or 5 (Animate)."""
 

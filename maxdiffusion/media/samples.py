@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -51,13 +52,33 @@ def read_samples(location: str, rate: int) -> Samples:
     Raises:
       UserError: it is missing, cannot be fetched, has no sound, is damaged, or is longer than LONGEST.
     """
+    found = _read(location, rate)
+    log.info("%s: %.2f s of sound (%s), made %d Hz mono", location, found.seconds, found.stored, rate)
+    if found.silent:
+        log.warning("%s is silent from beginning to end", location)
+    return found
+
+
+def seconds(location: str) -> Fraction:
+    """How long the sound that `read_samples` reads lasts; logs nothing.
+
+    Raises:
+      UserError: as `read_samples`.
+    """
+    return Fraction(len(_read(location, _RATE).values), _RATE)
+
+
+_RATE = 16000  # at which a sound is measured
+
+
+def _read(location: str, rate: int) -> Samples:
     file = local(location, VIDEO_BYTES)
     if file.is_dir():
         raise UserError(f"{location} is a folder; give a sound file, or a video with sound.")
     try:
         options = {"protocol_whitelist": "none"}  # a playlist may not open other files
         with open(file, "rb") as data, av.open(data, "r", options=options, metadata_errors="replace") as container:
-            found = _decoded(container, location, rate)
+            return _decoded(container, location, rate)
     except FileNotFoundError:
         raise UserError(f"{location} does not exist; give a sound file, or a video with sound.") from None
     except av.FFmpegError as error:
@@ -68,10 +89,6 @@ def read_samples(location: str, rate: int) -> Samples:
         ) from None
     except OSError as error:
         raise UserError(f"{location} cannot be read ({error.strerror}); give another file.") from None
-    log.info("%s: %.2f s of sound (%s), made %d Hz mono", location, found.seconds, found.stored, rate)
-    if found.silent:
-        log.warning("%s is silent from beginning to end", location)
-    return found
 
 
 def _decoded(container: InputContainer, location: str, rate: int) -> Samples:

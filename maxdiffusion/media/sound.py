@@ -24,15 +24,17 @@ _CHANNELS = {1: "mono", 6: "5.1"}
 
 @dataclass(frozen=True)
 class Sound:
-    """The first seconds of a file's sound, counted from its first picture where it has one.
+    """Some seconds of a file's sound.
 
     Attributes:
       path: a file or an http(s) URL.
       seconds: how much of it, at most.
+      start: where in the sound it begins, in seconds; None: at the file's first picture, or where it has none at 0.
     """
 
     path: str
     seconds: Fraction
+    start: Fraction | None = None
 
 
 def add(container: OutputContainer, sound: Sound) -> None:
@@ -47,7 +49,7 @@ def add(container: OutputContainer, sound: Sound) -> None:
             if not isinstance(stream, AudioStream):
                 log.warning("%s has no sound, and the video has none", sound.path)
                 return
-            start = _start(source)
+            start = _start(source) if sound.start is None else _beginning(stream) + sound.start
             if stream.codec_context.name == "aac" and stream.codec_context.extradata:
                 _copy(source, stream, container, start, sound.seconds)
             else:
@@ -64,6 +66,11 @@ def _start(source: InputContainer) -> Fraction:
     if pictures is None or pictures.start_time is None or pictures.time_base is None:
         return Fraction(0)
     return pictures.start_time * pictures.time_base
+
+
+def _beginning(stream: AudioStream) -> Fraction:
+    """When the sound begins, in seconds."""
+    return (stream.start_time or 0) * (stream.time_base or Fraction(0))
 
 
 def _copy(

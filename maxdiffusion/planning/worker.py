@@ -23,7 +23,7 @@ from maxdiffusion.runtime import compile_cache, distributed, memory
 
 GIB = 2**30
 # Programs by stage; `text` is conditioning as a whole.
-STAGES = {"text": ("image", "encode", "text"), "denoise": ("prepare", "step"), "decode": ("decode",)}
+STAGES = {"text": ("image", "encode", "audio", "text"), "denoise": ("prepare", "step"), "decode": ("decode",)}
 
 
 class Compiled(pydantic.BaseModel, extra="forbid"):

@@ -1,7 +1,11 @@
-"""The input video whose sound a run keeps (`keep_audio`). Imports no jax."""
+"""The sound of a run's videos: of an input video that it keeps (`keep_audio`), or of S2V's `audio`. Imports no jax."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
+from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 
@@ -22,6 +26,10 @@ def check(cfg: Config) -> None:
     """
     if not cfg.keep_audio:
         return
+    if cfg.audio:
+        raise UserError(
+            f"keep_audio is not used beside audio={cfg.audio}, whose sound the result has anyway; leave it out."
+        )
     if cfg.output_format != "mp4":
         raise UserError(
             f"keep_audio is not used with output_format={cfg.output_format}, which holds no sound; write "
@@ -39,3 +47,24 @@ def check(cfg: Config) -> None:
             "keep_audio and input_frames=spread exclude each other: frames spread over the whole video are shown at "
             "other times than its sound; write input_frames=timed."
         )
+
+
+def frames(cfg: Config, seconds: Fraction, dropped: int) -> int:
+    """The frames that a sound fills, without the first `dropped`.
+
+    Raises:
+      UserError: there are none, or more than a video may have.
+    """
+    found = math.floor(seconds * cfg.fps) - dropped
+    lasts = f"audio={cfg.audio} lasts {float(seconds):.4g} s, which fills"
+    if found < 1:
+        raise UserError(
+            f"{lasts} no frame after the first {dropped} at fps={cfg.fps}; give a sound of "
+            f"{float((dropped + 1) / cfg.fps):.3g} s or more."
+        )
+    if found > schema.MAX_FRAMES:
+        raise UserError(
+            f"{lasts} {found} frames at fps={cfg.fps}, and a video has at most {schema.MAX_FRAMES}; write "
+            f"num_frames={schema.MAX_FRAMES} for its beginning, or give a part of it."
+        )
+    return found

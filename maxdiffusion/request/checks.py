@@ -83,13 +83,12 @@ def _needs(cfg: Config, spec: WanSpec) -> None:
 
 def _frames(cfg: Config, spec: WanSpec) -> None:
     key = "segment_frame_length" if spec.task.segmented else "num_frames"
-    value, step = getattr(cfg, key), spec.vae_stride[0]
-    if (value - 1) % step:
-        below = (value - 1) // step * step + 1
-        raise UserError(
-            f"{key}={value} is not of the form {step}n+1, as {spec.name} needs; "
-            f"the nearest are {below} and {below + step}."
-        )
+    value, step, first = getattr(cfg, key), spec.vae_stride[0], 0 if spec.task.dropped else 1
+    if (value - first) % step:
+        below = (value - first) // step * step + first
+        near = f"are {below} and {below + step}" if below else f"is {step}"
+        form = f"{step}n+{first}" if first else f"{step}n"
+        raise UserError(f"{key}={value} is not of the form {form}, as {spec.name} needs; the nearest {near}.")
     if cfg.output_format == "jpg" and cfg.num_frames > 1:
         raise UserError(
             f"output_format=jpg is one picture, and num_frames={cfg.num_frames}; write num_frames=1, or choose mp4 or, "
@@ -174,6 +173,8 @@ def _control(job: Job) -> None:
                 f"{key} is not used by {job.spec.name}, whose model_type is {task.name}; leave it out, or choose "
                 f"a model of type {' or '.join(able)}."
             )
+    if cfg.decode_latents and task.dropped and not all(images["image"]):
+        raise UserError(f"{job.spec.name} decodes latents after those of its image; write image=FILE.")
     if cfg.decode_latents or cfg.plan:
         return
     clips.check_images(cfg, task, images["image"])
@@ -182,6 +183,7 @@ def _control(job: Job) -> None:
             continue  # its frames stand for the image
         if not (all(images[key]) if key in images else getattr(cfg, key)):
             what = "a video or a folder of frames" if schema.KEYS[key].is_video else "the path or URL of an image"
+            what = "the path or URL of a sound, or of a video that has one" if key == "audio" else what
             raise UserError(f"{job.spec.name} needs {key}; write {key}=FILE, {what}.")
     if any(images["last_image"]) and cfg.num_frames == 1:
         raise UserError(

@@ -52,7 +52,7 @@ def _task(cfg: Config, task: Task, name: str) -> None:
     if task.segmented:
         raise UserError(
             f"{key}={value} is not used by {name}, which makes long videos in segments by itself; leave it out, and "
-            "give longer input videos."
+            "give longer inputs."
         )
     if not task.chained:
         able = dict.fromkeys(spec.model_type for spec in VARIANTS.values() if spec.task.chained)

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # Keys whose float32 costs memory, by phase of the clock.
 _DTYPES = {
     "load": ("weights_dtype", "text_encoder_dtype", "vae_dtype"),
-    "text": ("text_encoder_dtype",),
+    **dict.fromkeys(("audio", "text"), ("text_encoder_dtype",)),
     "compile": ("weights_dtype", "activations_dtype"),
     "denoise": ("weights_dtype", "activations_dtype"),
     **dict.fromkeys(("image", "control", "video", "decode"), ("vae_dtype",)),

@@ -84,11 +84,16 @@ class Job:
         """The prompt of a segment."""
         return self.cfg.clip_prompts[segment] if self.cfg.clip_prompts else video.prompt
 
+    @property
+    def own_seeds(self) -> bool:
+        """Whether each segment has a seed of its own: clips, and the segments of S2V; those of Animate share one."""
+        return self.chained or self.segments.dropped > 0
+
     def seed(self, video: Video, segment: int) -> int:
-        """The seed of a segment: each clip has its own, the segments of Animate share one."""
+        """The seed of a segment."""
         if self.cfg.clip_seeds:
             return self.cfg.clip_seeds[segment]
-        return (video.seed + segment) % 2**32 if self.chained else video.seed
+        return (video.seed + segment) % 2**32 if self.own_seeds else video.seed
 
     def latent_grid(self, video: Video) -> tuple[int, int, int]:
         """Latent frames, height and width of one segment, without reference frames."""

@@ -27,6 +27,7 @@ def open_checkpoint(job: Job, fetch: bool = True) -> checkpoint.Checkpoint:
     given = {
         "text_encoder": cfg.text_encoder_file,
         "image_encoder": cfg.image_encoder_file,
+        "audio_encoder": cfg.audio_encoder_file,
         "transformer": cfg.transformer_file,
         "transformer_2": cfg.transformer_2_file,
         "vae": cfg.vae_file,

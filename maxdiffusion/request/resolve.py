@@ -19,7 +19,7 @@ from maxdiffusion.conventions import CONVENTIONS, OFFICIAL, Conventions
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
 from maxdiffusion.media.sizes import Proportions, own, rounded
-from maxdiffusion.request import checks, clips, few_step, prompt_file, videos
+from maxdiffusion.request import audio, checks, clips, few_step, prompt_file, videos
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.segments import Segments
 from maxdiffusion.runtime import paths
@@ -52,7 +52,7 @@ def resolve(values: Values) -> Job:
         values.setdefault(key, Value(value, origin))
     cfg = _with_line_keys(values, typed(values))
     checks.check_keys(cfg, spec)
-    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg)):
+    if as_long and getattr(cfg, as_long) and not cfg.inspect and (length := _length(as_long, cfg, spec)):
         values["num_frames"] = length
         cfg = _with_line_keys(values, typed(values))
     job = dataclasses.replace(job_of(cfg, proportions), transformer=transformer)
@@ -102,9 +102,11 @@ def job_of(cfg: Config, proportions: Proportions | None = None) -> Job:
 
 
 def _segments(cfg: Config, spec: variants.WanSpec) -> Segments:
-    before = spec.task.reference_frames + len(cfg.reference_images)
-    if spec.task.segmented:
-        return Segments(cfg.num_frames, cfg.segment_frame_length, cfg.prev_segment_conditioning_frames, before)
+    task = spec.task
+    before = task.reference_frames + len(cfg.reference_images)
+    if task.segmented:
+        overlap = cfg.prev_segment_conditioning_frames if "prev_segment_conditioning_frames" in task.takes else 0
+        return Segments(cfg.num_frames, cfg.segment_frame_length, overlap, before, task.dropped)
     return clips.segments(cfg, before)
 
 
@@ -224,11 +226,20 @@ def _size_of(key: str, location: str) -> tuple[int, int]:
     return video.width, video.height
 
 
-def _length(key: str, cfg: Config) -> Value | None:
-    """As many frames as a video shows at `fps`; None of a still image."""
+def _length(key: str, cfg: Config, spec: variants.WanSpec) -> Value | None:
+    """As many frames as a video shows or a sound fills at `fps`; None of a still image.
+
+    Raises:
+      UserError: it cannot be read, or a sound fills no frame or more than a video may have.
+    """
+    path = getattr(cfg, key)
+    if key == "audio":
+        from maxdiffusion.media.samples import seconds
+
+        lasts = seconds(path)
+        return Value(str(audio.frames(cfg, lasts, spec.task.dropped)), f"the length of audio {path}")
     from maxdiffusion.media.read import read_clip, times  # numpy, as above
 
-    path = getattr(cfg, key)
     most = schema.MAX_FRAMES + 1
     at = times(most, cfg.fps) if cfg.input_frames == "timed" else range(most)
     clip = read_clip(path, at, lambda frame: frame[:1, :1])
@@ -306,7 +317,7 @@ def _transformer_config(path: str, file: str | None) -> Mapping[str, Any] | None
             or f"The checkpoint {path} has no transformer/config.json; "
             "give the folder of a checkpoint in the diffusers layout."
         )
-    return read_json(config)
+    return dimensions.renamed(read_json(config))
 
 
 def _defaults(spec: variants.WanSpec, values: Values) -> Mapping[str, tuple[Any, str]]:

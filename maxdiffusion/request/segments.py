@@ -14,6 +14,7 @@ class Segments:
     """`frames` in segments of `length`, each but the first starting with the last `overlap` frames of the one before.
 
     `reference_frames` latent frames stand before those of each segment: denoised with them, dropped from the result.
+    `dropped` frames are made before those of the video; segments that have any are decoded one after another.
 
     Raises:
       UserError: no frame of a segment would be new.
@@ -23,6 +24,7 @@ class Segments:
     length: int
     overlap: int = 0
     reference_frames: int = 0
+    dropped: int = 0
 
     def __post_init__(self) -> None:
         if self.overlap >= min(self.length, self.frames):
@@ -36,8 +38,8 @@ class Segments:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """The first frame of each segment; the last segment may end after the video."""
-        return tuple(range(0, self.frames - self.overlap, self.length - self.overlap))
+        """The first frame of each segment, counted from the first that is made; the last may end after the video."""
+        return tuple(range(0, self.frames + self.dropped - self.overlap, self.length - self.overlap))
 
     def frames_of(self, start: int) -> list[int]:
         """The video's frames in the segment from `start`; after its end the video is read backwards, then forwards."""
@@ -50,12 +52,14 @@ class Segments:
         Args:
           decode: the latents of one segment -> its frames, in chunks.
           latents: of all segments, one after another, without the reference frames.
-          there: number of first frames that are not needed; a segment of such frames alone is not decoded.
+          there: number of first frames that are not needed; a segment of such frames alone is decoded only where later
+            ones are decoded after it.
         """
         per_segment = latents.shape[1] // len(self)
         for segment, start in enumerate(self.starts):
-            at, end = start, max(start + self.overlap if segment else 0, there)
-            if min(start + self.length, self.frames) <= there:
+            at = start - self.dropped
+            end = max(at + self.overlap if segment else 0, there)
+            if min(at + self.length, self.frames) <= there and not self.dropped:
                 continue
             for chunk in decode(latents[:, segment * per_segment : (segment + 1) * per_segment]):
                 first, last = max(end - at, 0), min(self.frames - at, chunk.shape[1])

@@ -15,6 +15,7 @@ from maxdiffusion.models.clip.config import CLIPVisionConfig
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import VAEConfig
+from maxdiffusion.models.wav2vec2.config import Wav2Vec2Config
 from maxdiffusion.runtime import paths
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.variants import VARIANTS, WanSpec
@@ -23,7 +24,7 @@ from maxdiffusion.weights.headers import read_json, readable
 from maxdiffusion.weights.lora.merge import Merge
 from maxdiffusion.weights.rule import Rule
 from maxdiffusion.weights.sources import TensorSource
-from maxdiffusion.weights.tables import clip, dit, umt5, vae
+from maxdiffusion.weights.tables import clip, dit, umt5, vae, wav2vec2
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +56,12 @@ _UNUSED = (
 _TRANSFORMER = NetSpec((), DiTConfig.from_json, dit.RULES, _UNUSED)
 _COMFYUI = ("spiece_model", "logit_scale")  # the tokenizer, and what only CLIP's text encoders use
 _CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+_WAV2VEC2 = ("Wav2Vec2ForCTC", "Wav2Vec2Model", "Wav2Vec2ForPreTraining")
 
 NETS = {  # by their folders
     "text_encoder": NetSpec(("UMT5EncoderModel",), UMT5Config.from_json, umt5.RULES, _COMFYUI),
     "image_encoder": NetSpec(_CLIP, CLIPVisionConfig.from_json, clip.RULES, clip.IGNORED),
+    "audio_encoder": NetSpec(_WAV2VEC2, Wav2Vec2Config.from_json, wav2vec2.RULES, wav2vec2.IGNORED),
     "transformer": _TRANSFORMER,
     "transformer_2": _TRANSFORMER,
     "vae": NetSpec(("AutoencoderKLWan",), VAEConfig.from_json, vae.RULES),
@@ -177,10 +180,14 @@ def open_checkpoint(
     for name in variant.nets:
         spec, config = NETS[name], folder / name / "config.json"
         content: Mapping[str, Any] = {}
+        if name == "audio_encoder" and name in files and not config.exists():  # beside its weights
+            config = (files[name] if files[name].is_dir() else files[name].parent) / "config.json"
         if name not in files or config.exists():
-            content = (transformer if name == "transformer" else None) or read_json(config)
+            content = (transformer if name == "transformer" else None) or dimensions.renamed(read_json(config))
             key = "_class_name" if "_class_name" in content else "architectures"  # diffusers, transformers
-            _expect(config, content, key, *(spec.classes or (variant.task.transformer_class,)))
+            # A file decides by its own shapes what it is, beside the text encoder and VAE of text to video.
+            plain = ("WanTransformer3DModel",) if name in files else ()
+            _expect(config, content, key, *(spec.classes or (variant.task.transformer_class, *plain)))
         path = files.get(name, folder / name)
         tensors, left = net_file.read(path, name, given=name in files)
         if left:
@@ -193,7 +200,21 @@ def open_checkpoint(
         nets[name] = NetFiles(path, spec.parse(content), tensors, left)
         if name == "vae" and name in files:
             _check_channels(nets[name])
+    if "audio_encoder" in nets:
+        _check_audio(nets["audio_encoder"], nets["transformer"])
     return Checkpoint(folder, nets)
+
+
+def _check_audio(encoder: NetFiles, transformer: NetFiles) -> None:
+    """Checks that the transformer reads what the audio encoder makes."""
+    made = encoder.config.hidden_states, encoder.config.hidden_size
+    read = transformer.config.adapter.audio_layers, transformer.config.adapter.audio_dim
+    if made != read:
+        raise UserError(
+            f"the audio encoder {encoder.path} makes {made[0]} hidden states of size {made[1]}, and the transformer "
+            f"{transformer.path} reads {read[0]} of {read[1]}; give wav2vec2-large-xlsr-53-english, as it was trained "
+            "with."
+        )
 
 
 def _check_channels(vae: NetFiles) -> None:

@@ -20,6 +20,32 @@ _FUN = {
 }
 
 
+# Keys of the official S2V's config.json -> those of the diffusers layout.
+_S2V = {"dim": "", "num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
+_S2V |= {key: key for key in ("num_layers", "ffn_dim", "freq_dim", "text_dim", "eps", "patch_size")}
+_S2V |= {key: key for key in ("audio_dim", "audio_inject_layers", "num_audio_token", "cond_dim")}
+# Its other keys that change what is computed, in the configuration of the official checkpoint.
+_ONLY = {"enable_adain": True, "adain_mode": "attn_norm", "zero_timestep": True, "enable_motioner": False}
+_ONLY |= {"enable_tsm": False, "enable_framepack": True, "framepack_drop_mode": "padd", "add_last_motion": True}
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A transformer's config.json by the keys of the diffusers layout; one of the official S2V has its own.
+
+    Raises:
+      UserError: an S2V transformer of another configuration than that of the official checkpoint.
+    """
+    if config.get("_class_name") != "WanModel_S2V":
+        return dict(config)
+    for key, value in _ONLY.items():
+        if config.get(key, value) != value:
+            raise UserError(f"The transformer's config.json gives {key}={config[key]!r}; supported is {value!r}.")
+    made = {_S2V[key]: value for key, value in config.items() if _S2V.get(key)}
+    if isinstance(config.get("dim"), int) and isinstance(config.get("num_heads"), int):
+        made["attention_head_dim"] = config["dim"] // config["num_heads"]
+    return {"_class_name": "WanS2VTransformer3DModel", "in_channels": 16, "out_channels": 16, "text_dim": 4096, **made}
+
+
 def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
     """`transformer_config` of a `transformer_file`: a file, an index of shards or a folder, from its headers.
 

@@ -37,6 +37,7 @@ class _Kind:
 
 # Prefixes: those of ComfyUI's CheckpointSave for WAN and for older models. A vision tower has none there.
 _CLASS = "embeddings.class_embedding"
+_PROJECTION = "feature_projection.projection.weight"
 _TRANSFORMER = _Kind("transformer", original.DIT, ("patch_embedding.weight",), r"model\.diffusion_model\.")
 KINDS = {  # by the nets' folders
     "transformer": _TRANSFORMER,
@@ -51,6 +52,7 @@ KINDS = {  # by the nets' folders
     "image_encoder": _Kind(
         "image encoder", original.CLIP, (_CLASS, f"vision_model.{_CLASS}"), r"(?=vision_model\.|visual\.)"
     ),
+    "audio_encoder": _Kind("audio encoder", {}, (_PROJECTION, f"wav2vec2.{_PROJECTION}"), r"(?=wav2vec2\.)"),
 }
 _LORA = re.compile(r".*(\blora_|\.lora\.|\.lokr_|\.hada_|\.diff(_b|_m)?$)")
 

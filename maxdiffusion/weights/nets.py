@@ -47,8 +47,9 @@ def builders(
 ) -> dict[str, Build]:
     """How each network is built, by its folder.
 
-    `text_encoder_dtype` (None: the transformer's dtypes), which is also the image encoder's, and `vae_dtype` are the
-    dtype of both weights and activations. `quantization` is that of the linear layers in the transformer's blocks.
+    `text_encoder_dtype` (None: the transformer's dtypes), which is also that of image and audio encoders, and
+    `vae_dtype` are the dtype of both weights and activations. `quantization` is that of the linear layers in the
+    transformer's blocks.
     """
     dtypes = Dtypes(weights_dtype, dtype, quantization)
     encoders = Dtypes(text_encoder_dtype or weights_dtype, text_encoder_dtype or dtype)
@@ -61,9 +62,15 @@ def builders(
 
         return CLIPVision(config, encoders, scan_layers)
 
+    def audio_encoder(config: Any) -> nnx.Module:
+        from maxdiffusion.models.wav2vec2.encoder import Wav2Vec2  # as above
+
+        return Wav2Vec2(config, encoders, scan_layers)
+
     return {
         "text_encoder": lambda config: UMT5Encoder(config, encoders, scan_layers),
         "image_encoder": image_encoder,
+        "audio_encoder": audio_encoder,
         "transformer": transformer,
         "transformer_2": transformer,
         "vae": lambda config: WanVAE(config, Dtypes(vae_dtype, vae_dtype)),

@@ -12,6 +12,7 @@ from maxdiffusion.models.clip.config import VIT_H_14
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.umt5.config import XXL
 from maxdiffusion.models.vae.config import WAN21, WAN22
+from maxdiffusion.models.wav2vec2.config import XLSR_53
 from maxdiffusion.variants import VARIANTS, WanSpec
 
 
@@ -31,6 +32,7 @@ def configs(spec: WanSpec) -> dict[str, Any]:
     nets = {
         "text_encoder": XXL,
         "image_encoder": VIT_H_14,
+        "audio_encoder": XLSR_53,
         "transformer": transformer,
         "transformer_2": transformer,
         "vae": WAN21 if transformer.out_channels == WAN21.z_dim else WAN22,

@@ -32,5 +32,5 @@ def test_an_image_that_is_too_short_for_the_size_is_put_on_black():
 def test_a_clip_is_decoded_after_what_was_before_it(before):
     pair, rng = Pair(), np.random.default_rng(1)
     first, latents = (rng.standard_normal((n, 2, 2, 4), dtype=np.float32) for n in (before, 3))
-    found = np.concatenate(list(s2v.frames_of(pair.ours, first, latents)), axis=1)
+    found = np.concatenate(list(s2v.frames_of(pair.ours, first[None], latents[None])), axis=1)
     assert relative_error(found, pair.decode(np.concatenate([first, latents])[None])[:, -12:]) < 1e-4

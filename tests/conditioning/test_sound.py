@@ -23,8 +23,8 @@ def test_the_states_of_each_frame_match_the_reference(states):
     hidden = np.random.default_rng(states).standard_normal((3, states, 5), dtype=np.float32)
     resampled = module.linear_interpolation(torch.from_numpy(hidden), 50, encoder.video_rate)
     theirs, clips = encoder.get_audio_embed_bucket_fps(resampled, fps=16, batch_frames=80, m=0)
-    assert sound.clips(states, 50, Fraction(16), 80) == clips
-    ours = sound.at_frames(jnp.asarray(hidden), 50, Fraction(16), 80 * clips)
+    assert sound.clips(states, 50.0, Fraction(16), 80) == clips
+    ours = sound.at_frames(jnp.asarray(hidden), 50.0, Fraction(16), 80 * clips)
     assert relative_error(ours, theirs.transpose(0, 1)) < 1e-4
 
 

@@ -33,6 +33,7 @@ def test_the_list_has_a_line_for_each_page() -> None:
     )
     assert "  prompt image last_image  " in table["wan2.1_flf2v_14b"] and "  50  " in table["wan2.1_flf2v_14b"]
     assert "  image pose_video face_video [" in table["wan2.2_animate_14b"]
+    assert "  prompt image audio [pose_video] " in table["wan2.2_s2v_14b"]
     assert "  3  " in table["fastwan2.1_t2v_1.3b"] and "832x448, 61 frames" in table["fastwan2.1_t2v_1.3b"]
     assert table["wan_tiny"].endswith("bundled")
     assert len({line.index("T2V") for line in lines if " T2V " in line}) == 1  # aligned
@@ -51,6 +52,7 @@ def test_the_listed_parameters_are_those_of_the_official_checkpoints() -> None:
             name = spec.name.removesuffix("-480p").removesuffix("-720p")
             transformer = count({"wan2.2-vace-fun-a14b": "wan2.1-vace-14b"}.get(name, name))  # of the same shapes
             sizes = {"text_encoder": count("umt5-xxl-encoder"), "image_encoder": count("clip-vit-h-14")}
+            sizes |= {"audio_encoder": count("wav2vec2-large-xlsr-53")}
             sizes |= {"transformer": transformer, "transformer_2": transformer, "vae": count(f"{_vae(spec)}-vae")}
             assert spec.billions == pytest.approx(sum(sizes[net] for net in spec.nets) / 1e9, abs=0.01), spec.name
 

@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from maxdiffusion.media.samples import read_samples
 from maxdiffusion.media.sound import Sound
 from maxdiffusion.media.write import write
 from tests.support.ffmpeg import ffmpeg
@@ -54,6 +55,23 @@ def test_the_sound_is_in_time(tmp_path, name, words):
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == len(PICTURES)
         assert container.streams.audio[0].codec_context.name == "aac"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a.wav", ()), ("a.mp3", ()), ("a.m4a", ("-c:a", "aac")), ("a.ogg", ("-c:a", "libopus")), ("a.ts", None)],
+)
+def test_a_sound_may_begin_within_the_file_as_its_samples_have_it(tmp_path, name, words):
+    if words is None:  # a video
+        source = clip(tmp_path / name, "-c:a", "aac")
+    else:
+        source = str(tmp_path / name)
+        ffmpeg("-f", "lavfi", "-i", BEEP, *words, source)
+    begins = np.argmax(np.abs(read_samples(source, RATE).values) > 0.1) / RATE
+    sound = Sound(source, Fraction(3, 2), start=Fraction(3, 16))
+    write(PICTURES, tmp_path / "out.mp4", FPS, "mp4", {}, sound=sound)
+    first = np.argmax(np.abs(heard(tmp_path / "out.mp4")) > 0.1) / RATE
+    assert abs(first - (begins - 3 / 16)) < 0.01
 
 
 def test_aac_is_copied(tmp_path):

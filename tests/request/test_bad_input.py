@@ -15,6 +15,7 @@ from maxdiffusion.config import Config, schema
 from maxdiffusion.errors import UserError
 
 A14B = "model_name=wan2.2-t2v-a14b"
+S2V = ["model_name=wan2.2-s2v-14b", "image=a.png", "width=128", "height=64"]
 
 # words after base.yml -> what the sentence must say
 WORDS: list[tuple[list[str], str]] = [
@@ -170,7 +171,7 @@ WORDS: list[tuple[list[str], str]] = [
         ["mask=folder"],
         "mask is not used by wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of type VA",
     ),
-    (["pose_video=folder"], "choose a model of type ANIMATE"),
+    (["pose_video=folder"], "choose a model of type ANIMATE or S2V"),
     (["mode=replace"], "mode is not used by wan2.1-t2v-1.3b"),
     (["mode=dance"], "should be 'animate' or 'replace'"),
     (
@@ -187,6 +188,32 @@ WORDS: list[tuple[list[str], str]] = [
     (
         ["model_name=wan2.1-vace-1.3b", "video=folder", "width=832", "height=480", "keep_audio=true"],
         "keep_audio and input_frames=spread exclude each other",
+    ),
+    # sound
+    (
+        ["audio=a.wav"],
+        "audio is not used by wan2.1-t2v-1.3b, whose model_type is T2V; leave it out, or choose a model of",
+    ),
+    ([*S2V, "audio=a.wav", "keep_audio=true"], "keep_audio is not used beside audio=a.wav, whose sound the result has"),
+    ([*S2V], "wan2.2-s2v-14b needs audio; write audio=FILE, the path or URL of a sound, or of a video that has one"),
+    ([*S2V, "audio=missing.wav"], "missing.wav does not exist; give a sound file, or a video with sound"),
+    ([*S2V, "audio=base.yml"], "base.yml cannot be read as a sound"),
+    (
+        [*S2V, "audio=a.wav", "segment_frame_length=81"],
+        "segment_frame_length=81 is not of the form 4n, as wan2.2-s2v-14b needs; the nearest are 80 and 84",
+    ),
+    (
+        [*S2V, "audio=a.wav", "segment_frame_length=2"],
+        "is not of the form 4n, as wan2.2-s2v-14b needs; the nearest is 4",
+    ),
+    (
+        [*S2V[:2], "audio=a.wav", "width=832", "height=480"],
+        "height=480 is not a multiple of 64, as wan2.2-s2v-14b needs",
+    ),
+    ([*S2V, "audio=a.wav", "clips=2"], "clips=2 is not used by wan2.2-s2v-14b, which makes long videos in segments by"),
+    (
+        ["model_name=wan2.2-s2v-14b", "num_frames=9", "decode_latents=base.yml"],
+        "wan2.2-s2v-14b decodes latents after those of its image; write image=FILE",
     ),
     # windows
     (["context_window=80"], "context_window=80 is not of the form 4n+1, as wan2.1-t2v-1.3b needs; the nearest are 77 "),

@@ -19,6 +19,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import Video, videos
 from maxdiffusion.request.job import kernel_options
+from tests.support import sounds
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -275,9 +276,12 @@ def test_golden_configs(
         "_i2v": ("image",),
         "_flf2v_": ("image", "last_image"),
         "_animate_": ("image", "pose_video", "face_video"),
+        "_s2v_": ("image",),
     }
+    sounds.tone(place / "a.wav", seconds=5.1)
     images = [f"{key}=a.png" for kind, needed in keys.items() if kind in name for key in needed]
-    cfg = request.load([f"configs/{name}", "prompt=a red circle", *images]).cfg
+    sound = ["audio=a.wav"] if "_s2v_" in name else []
+    cfg = request.load([f"configs/{name}", "prompt=a red circle", *images, *sound]).cfg
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
 
@@ -301,9 +305,11 @@ def test_configs_are_overlays_of_a_page() -> None:
 @pytest.mark.parametrize("page", sorted(CONFIGS.glob("*/*.yml")), ids=lambda path: f"{path.parent.name} {path.stem}")
 def test_a_page_of_a_machine_is_the_official_one_but_for_its_parallelism(page: Path, place: Path) -> None:
     Image.new("RGB", (1000, 800)).save("a.png")
+    sounds.tone(place / "a.wav", seconds=5.1)
     given = [f"{key}=a.png" for key in ("image", "last_image", "pose_video", "face_video")]
-    needed = 2 if "flf2v" in page.stem else 1 if "i2v" in page.stem else 0
-    words = ["prompt=x", *([given[i] for i in (0, 2, 3)] if "animate" in page.stem else given[:needed])]
+    needed = 2 if "flf2v" in page.stem else 1 if "i2v" in page.stem or "s2v" in page.stem else 0
+    sound = ["audio=a.wav"] if "s2v" in page.stem else []
+    words = ["prompt=x", *sound, *([given[i] for i in (0, 2, 3)] if "animate" in page.stem else given[:needed])]
     ours, official = (request.load([str(path), *words]).cfg.to_json() for path in (page, CONFIGS / page.name))
     changed = {key for key in ours if ours[key] != official[key]}
     assert changed and changed <= set(schema.group(schema.PARALLELISM))
@@ -319,7 +325,7 @@ def test_wan21_alone_keeps_more_away_where_it_starts_from_images() -> None:
     """Shaking, and between two images cuts: `sample_neg_prompt` of the official i2v_14B and flf2v_14B."""
     more = {"wan2.1-i2v": "镜头晃动，", "wan2.1-flf2v": "镜头切换，镜头晃动，"}
     for spec in variants.VARIANTS.values():
-        if spec.negative_prompt:  # the miniatures have none
+        if spec.negative_prompt and spec.task is not variants.S2V:  # the miniatures have none, S2V its own
             kind = f"{spec.family}-{spec.model_type.lower()}"
             assert spec.negative_prompt == more.get(kind, "") + variants.NEGATIVE_PROMPT
 

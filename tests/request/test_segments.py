@@ -43,3 +43,20 @@ def test_segments_whose_frames_are_there_are_not_decoded(there):
     parts = list(cut.decode(decode, latents, there))
     assert [frame for part in parts for frame in part[0]] == list(range(there, 17))
     assert decoded == [start for start in (0, 8) if start + 9 > there]
+
+
+@pytest.mark.parametrize("there", [0, 4, 7, 13])
+def test_segments_that_are_decoded_one_after_another_are_all_decoded(there):
+    """Two segments of 8 frames, 2 latent ones each, of which the first 3 frames are dropped."""
+    cut, decoded = Segments(13, 8, dropped=3), []
+    assert cut.starts == (0, 8) and len(Segments(5, 8, dropped=3)) == 1 and len(Segments(6, 8, dropped=3)) == 2
+
+    def decode(latents):
+        (start,) = set(latents[0].tolist())
+        decoded.append(start)
+        frames = np.arange(start, start + 8)[None]
+        yield from (frames[:, :4], frames[:, 4:])
+
+    parts = list(cut.decode(decode, np.array([[0, 0, 8, 8]]), there))
+    assert [frame for part in parts for frame in part[0]] == list(range(there + 3, 16))
+    assert decoded == [0, 8]

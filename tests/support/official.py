@@ -33,6 +33,7 @@ import diffusers
 import numpy as np
 import safetensors.torch
 import torch
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from maxdiffusion.models.umt5.config import UMT5Config
 from maxdiffusion.models.vae.config import WAN21, WAN22
@@ -50,12 +51,30 @@ CLIP: Mapping[str, Any] = dict(
     vision_layers=2, vision_heads=16, vision_mlp_ratio=0.05, text_layers=1, text_dim=32, text_heads=2, vocab_size=512
 )
 
+# 25 hidden states, as the transformer reads.
+WAV2VEC2: Mapping[str, Any] = dict(
+    hidden_size=10,
+    intermediate_size=12,
+    num_hidden_layers=24,
+    num_attention_heads=2,
+    conv_dim=[8] * 7,
+    conv_bias=True,
+    num_conv_pos_embeddings=8,
+    num_conv_pos_embedding_groups=2,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    vocab_size=4,
+    tie_last_hidden_states=True,  # the last one is normed, as in transformers 4.51, with which the model was published
+)
+SOUND = "wav2vec2-large-xlsr-53-english"  # its folder
+
 # The tasks of `wan.configs.WAN_CONFIGS`: module and class. `lightning` leaves guidance out and is off.
 _PIPELINES = {
     "t2v-A14B": ("text2video", "WanT2V"),
     "i2v-A14B": ("image2video", "WanI2V"),
     "ti2v-5B": ("textimage2video", "WanTI2V"),
     "animate-14B": ("animate", "WanAnimate"),
+    "s2v-14B": ("speech2video", "WanS2V"),
 }
 
 
@@ -277,6 +296,9 @@ def write_checkpoint(
                 "hidden_act": "gelu",
             },
         )
+    if "audio_encoder" in spec.nets:
+        encoder = Wav2Vec2ForCTC(Wav2Vec2Config(**WAV2VEC2))
+        randomize(encoder, seed).save_pretrained(own / SOUND)
     runpy.run_path(str(ROOT / "scripts" / "make_random_checkpoint.py"))["write_tokenizer"](folder / "tokenizer")
     (folder / "scheduler").mkdir()
     index = {"_class_name": spec.task.pipeline_classes[0], "_diffusers_version": diffusers.__version__}
@@ -304,6 +326,7 @@ def words(checkpoint: Path) -> list[str]:
     """The command's words for a checkpoint of `write_checkpoint`: the folder, and its official files as they are."""
     own = checkpoint / "official"
     files = {path.stem: path for path in own.glob("*_encoder.safetensors")} | {"vae": own / "vae.safetensors"}
+    files |= {"audio_encoder": own / SOUND} if (own / SOUND).is_dir() else {}
     nets = tuple(path.name for path in checkpoint.glob("transformer*"))
     for net in nets:
         files[net] = own / _subfolder(net, nets) / "diffusion_pytorch_model.safetensors"
@@ -353,7 +376,7 @@ def clip(checkpoint: Path) -> Any:
 
 
 def pipeline(checkpoint: Path, task: str, **config: Any) -> Any:
-    """The official pipeline of a task ("t2v-A14B", "i2v-A14B", "ti2v-5B", "animate-14B") over a checkpoint.
+    """The official pipeline of a task ("t2v-A14B", "i2v-A14B", "ti2v-5B", "animate-14B", "s2v-14B") over a checkpoint.
 
     `config` are keys over those of `wan.configs`; of a checkpoint with one transformer, both experts are it.
     """
