@@ -15,12 +15,7 @@ from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
 from maxdiffusion.models.vae.model import WanVAE
-<<<<<<< HEAD
-from maxdiffusion.parallel import axes
 from maxdiffusion.request import Job, Video, fitting, session
-=======
-from maxdiffusion.request import Job, Video, caching, fitting, session
->>>>>>> s2ve
 from maxdiffusion.runtime import stop
 from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.runtime.versions import versions

@@ -109,14 +109,6 @@ def loaded(folder, model):
     for name in ("IMAGE.png", "OTHER.png", "VIDEO", "SOUND"):
         words = [word.replace(name.removesuffix(".png"), str(folder / name)) for word in words]
     (folder / "run.yml").write_text("# all keys are given as words\n")
-<<<<<<< HEAD
-    common = [
-        f"size={SIDE}*{SIDE}",
-        f"num_frames={FRAMES}",
-        "num_inference_steps=4",
-        f"output_dir={folder}",
-        "jax_cache_dir=",
-=======
     side = SIDE * 2 if "s2v" in model else SIDE
     common = [
         f"width={side}",
@@ -124,7 +116,7 @@ def loaded(folder, model):
         f"num_frames={FRAMES}",
         "num_inference_steps=4",
         f"output_dir={folder}",
->>>>>>> s2ve
+        "jax_cache_dir=",
     ]
     mesh = ["attention=ulysses", "ici_data_parallelism=2", "guidance_mode=batched"]
     named = [f"model_name={model.split()[0]}", f"pretrained_model_name_or_path={folder}"]
