@@ -119,7 +119,6 @@ def test_flags_that_mean_nothing_here_are_one_line_of_the_log_each() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("--task s2v-14B --audio a.wav", "S2V"),
         ("--task t2v-15B", "choose one of t2v-1.3B"),
         ("--task t2v-14B wan_tiny", "Exactly one YAML file or page"),
         ("wan_tiny --heigth 480", "did you mean height"),
