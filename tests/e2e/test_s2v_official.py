@@ -109,3 +109,24 @@ def test_s2v_equals_the_official_code(checkpoint, files, tmp_path, pose, scale):
     print(f"S2V, pose {pose}, scale {scale}: latents within {error:.1e}, frames {psnr:.1f} dB")
     assert error < 1e-4 and psnr > 60
     assert np.abs(off).max() < 0.51
+
+
+@pytest.mark.slow
+def test_eight_devices_and_decoding_alone_make_the_same(checkpoint, files, tmp_path):
+    """Ring 4 x Ulysses 2, over which the tokens do not divide; latents are decoded after the image again."""
+    common = [f"num_frames={FRAMES}", "seed=3"]
+
+    def video(name: str, *more: str) -> np.ndarray:
+        plain = words(checkpoint, files, tmp_path / f"{name}.npy", *common)
+        given = {word.partition("=")[0] for word in more}
+        generate_wan.run(request.load([*(each for each in plain if each.partition("=")[0] not in given), *more]))
+        return np.load(tmp_path / f"{name}.npy")
+
+    one = video("one")
+    eight = video("eight", "attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=8")
+    latents = [load_latents(tmp_path / f"{name}.latents.safetensors")[0] for name in ("one", "eight")]
+    error = relative_error(latents[1], latents[0])
+    print(f"S2V on eight devices: latents within {error:.1e}")
+    assert error < 1e-5 and np.abs(eight.astype(int) - one).max() <= 1
+    again = video("again", f"decode_latents={tmp_path / 'one.latents.safetensors'}")
+    np.testing.assert_array_equal(again, one)
