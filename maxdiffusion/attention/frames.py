@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maxdiffusion.attention.dense import Local
-from maxdiffusion.parallel import axes, current
+from maxdiffusion.parallel import sequence_degree
 
 
 @jax.tree_util.register_dataclass
@@ -35,8 +35,7 @@ def by_shard(x: Float[Array, "b k n d"], length: int, per_frame: int) -> Float[A
     A device has `length` / shards queries, which begin and end within a frame: it has the keys of both whole frames, so
     that no step communicates any. On 8 devices 22 frames become 32. Frames that `x` lacks are zeros.
     """
-    placement = current()
-    shards = 1 if placement is None else placement.degree(axes.SEQUENCE)
+    shards = sequence_degree()
     own = -(-length // shards)
     starts = np.arange(shards) * own
     first, last = starts // per_frame, (starts + own - 1) // per_frame

@@ -64,8 +64,8 @@ def inputs():
     def drawn(*shape):
         return rng.standard_normal((2, *shape), dtype=np.float32)
 
-    driving = Driving(drawn(SIZE[0] - 1, *SIZE[1:], 16), drawn(512, 20), drawn(5, 1280), np.array([False, True]))
-    context = Context(drawn(512, 20), drawn(5, 1280), Frames(drawn(*SIZE, 20)), driving)
+    driving = Driving(drawn(SIZE[0] - 1, *SIZE[1:], 16), drawn(512, 32), drawn(5, 1280), np.array([False, True]))
+    context = Context(drawn(512, 32), drawn(5, 1280), Frames(drawn(*SIZE, 20)), driving)
     return drawn(*SIZE, 16), np.array([999.0, 37.5], np.float32), context
 
 

@@ -14,7 +14,7 @@ CONFIG: dict[str, Any] = {
     "num_heads": 2,
     "ffn_dim": 40,
     "freq_dim": 32,
-    "text_dim": 20,
+    "text_dim": 32,
     "num_layers": 11,  # the negative branch of guidance leaves out the tenth
 }
 

@@ -204,8 +204,10 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
-        adapter = None
-        if (kind := _ADAPTERS.get(raw.get("_class_name", ""))) is not None:
+        adapter: AdapterConfig | None = None
+        if raw.get("_class_name") == "WanAnimate2Transformer3DModel":
+            adapter = Animate2Config(float(raw.pop("log_scale", 0.0)))  # negative, which `parse` refuses
+        elif (kind := _ADAPTERS.get(raw.get("_class_name", ""))) is not None:
             own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
             if isinstance(sizes := own.get("motion_encoder_channel_sizes"), dict):  # a network's config is hashable
                 own["motion_encoder_channel_sizes"] = tuple(sizes.items())

@@ -32,7 +32,7 @@ from maxdiffusion.models.layers import (
     scan,
     stack,
 )
-from maxdiffusion.parallel import axes, current, shard
+from maxdiffusion.parallel import axes, sequence_degree, shard
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
@@ -41,12 +41,6 @@ def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b ch
     frequencies = np.exp(-math.log(10000) * np.arange(half) / half).astype(np.float32)
     angles = timestep[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def _context_shards() -> int:
-    """Devices over which the current placement splits the tokens."""
-    placement = current()
-    return 1 if placement is None else placement.degree(axes.SEQUENCE)
 
 
 def _layer(sources: tuple[KeysValues, ...], layer: jax.Array) -> tuple[KeysValues, ...]:
@@ -199,7 +193,7 @@ class WanTransformer(nnx.Module):
         x, cos, sin, valid = tokens
 
         length = x.shape[1]
-        padding = -length % _context_shards()
+        padding = -length % sequence_degree()
         if padding:
             valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
