@@ -25,7 +25,7 @@ from maxdiffusion.denoise.experts import IN_TURN, from_step, program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
-from maxdiffusion.models.dit.config import DiTConfig, S2VConfig
+from maxdiffusion.models.dit.config import Animate2Config, DiTConfig, S2VConfig
 from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.models.wav2vec2.config import SAMPLE_RATE
 from maxdiffusion.parallel import axes
@@ -129,7 +129,15 @@ class BatchPrograms:
         batch = parallel.like((self.rows,), jnp.float32, axes.BATCH).sharding
         heads = (self.rows, config.num_layers, 1, config.num_attention_heads, 1)
         sources = parallel.like(heads, jnp.float32, axes.BATCH, None, None, axes.HEADS, None).sharding
-        jitted = parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, batch))
+        adapter: Any = batch
+        if isinstance(config.adapter, Animate2Config):
+            from maxdiffusion.models.dit.animate2 import PreparedDriving
+
+            keys = (self.rows, 1, parallel.sequence_degree(), 1, config.num_attention_heads, 1)
+            names = axes.BATCH, None, axes.SEQUENCE, None, axes.HEADS, None
+            driving = parallel.like(keys, jnp.float32, *names).sharding
+            adapter = PreparedDriving(driving, driving, batch)
+        jitted = parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, adapter))
         return jitted.lower(nnx.graphdef(self.transformer), split(self.transformer)[1], self.context)
 
     @functools.cached_property

@@ -173,6 +173,21 @@ ANIMATE = Task(
     pipeline_classes=("WanAnimatePipeline",),
     transformer_class="WanAnimateTransformer3DModel",
 )
+ANIMATE2 = Task(
+    "ANIMATE2",
+    takes=("image", "driving_video", "input_frames", "segment_frame_length", "prev_segment_conditioning_frames"),
+    needs=("image", "driving_video"),
+    conditions=("animate2_tokens", "animate2"),
+    shaped_by="image",
+    official_size=sizes.floored,
+    size_is_area=True,
+    as_long_as="driving_video",
+    extra_channels=True,
+    segmented=True,
+    reference_frames=1,
+    pipeline_classes=("WanAnimate2ModularPipeline",),
+    transformer_class="WanAnimate2Transformer3DModel",
+)
 S2V = Task(
     "S2V",
     takes=("image", "audio", "pose_video", "input_frames", "segment_frame_length"),
@@ -202,8 +217,8 @@ class WanSpec:
     them); None stands for any size. `nets` are the folders of its checkpoint, which has so many `billions` of
     parameters. `sizes` are the official (width, height), the default first, and `flow_shift_480p` is the shift up to
     832 x 480 pixels. Strides are (frames, height, width); `patch` is the largest that the network cuts a latent into.
-    Each field from `num_inference_steps` to `segment_frame_length` but `flow_shift_480p` is the default of the config
-    key of its name.
+    `driving_prompt` is the text of a driving video. Each field from `num_inference_steps` to `segment_frame_length` but
+    `flow_shift_480p` and `driving_prompt` is the default of the config key of its name.
     """
 
     name: str
@@ -222,6 +237,7 @@ class WanSpec:
     guidance_scale_2: float | None = None
     boundary_ratio: float | None = None
     prompt: str | None = None
+    driving_prompt: str | None = None
     segment_frame_length: int | None = None
     billions: float | None = None
     nets: tuple[str, ...] = ("text_encoder", "transformer", "vae")
@@ -247,6 +263,11 @@ class WanSpec:
     def size_step(self) -> int:
         """What width and height in pixels are multiples of."""
         return max(self.vae_stride[axis] * self.patch[axis] for axis in (1, 2))
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """Keys of `network` that no checkpoint's config.json has."""
+        return {key: value for key, value in (self.network or {}).items() if key == "log_scale"}
 
     @property
     def dims(self) -> Dims | None:
@@ -360,6 +381,22 @@ _WAN22_ANIMATE = dataclasses.replace(
     num_frames=77,
     fps=30,
     prompt=ANIMATE_PROMPT,
+    nets=("text_encoder", "image_encoder", "transformer", "vae"),
+)
+
+_WAN22_ANIMATE2 = dataclasses.replace(
+    _WAN21_T2V,
+    name="wan2.2-animate2",
+    family="wan2.2",
+    task=ANIMATE2,
+    sizes=((640, 800), (800, 640)),
+    num_inference_steps=40,
+    guidance_scale=3.0,
+    num_frames=81,
+    segment_frame_length=81,
+    fps=24,
+    negative_prompt="",
+    driving_prompt="人物动作的参考视频",  # "reference video of a person's motion"
     nets=("text_encoder", "image_encoder", "transformer", "vae"),
 )
 
@@ -491,6 +528,22 @@ _ROWS = (
         network={**_14B_TOKENS, "latent_channels": 16},
     ),
     _WAN22_ANIMATE,
+    dataclasses.replace(
+        _WAN22_ANIMATE2,
+        name="wan2.2-animate2-14b",
+        hub_id="Wan-AI/Wan2.2-Animate-2-14B",
+        billions=22.83,
+        network=_14B_TOKENS,
+    ),
+    dataclasses.replace(
+        _WAN22_ANIMATE2,
+        name="wan2.2-animate2-14b-distilled",
+        hub_id=None,
+        network={**_14B_TOKENS, "log_scale": -1.3},
+        num_inference_steps=10,
+        guidance_scale=1.0,
+    ),
+    _WAN22_ANIMATE2,
     dataclasses.replace(
         _WAN22_S2V,
         name="wan2.2-s2v-14b",

@@ -16,6 +16,7 @@ GIVEN = {
     "I2V": ("image=a", "width=1280", "height=720"),
     "FLF2V": ("image=a", "last_image=a", "width=1280", "height=720"),
     "S2V": ("image=a", "audio=a", "num_frames=77", "width=1024", "height=704"),
+    "ANIMATE2": ("image=a", "driving_video=.", "num_frames=81", "width=640", "height=800"),
     "ANIMATE": ("image=a", "pose_video=.", "face_video=.", "num_frames=77", "width=1280", "height=720"),
 }
 
@@ -23,9 +24,8 @@ GIVEN = {
 def of_page(page: str, *words: str, kinds=("prepare", "step")):
     """The programs of a page on one device."""
     path = str(ROOT / "configs" / f"{page}.yml")
-    kind = next(
-        kind for kind in ("FLF2V", "TI2V", "I2V", "S2V", "ANIMATE", "T2V") if kind.lower() in page or kind == "T2V"
-    )
+    kinds_of = ("FLF2V", "TI2V", "I2V", "S2V", "ANIMATE2", "ANIMATE", "T2V")
+    kind = next(kind for kind in kinds_of if kind.lower() in page or kind == "T2V")
     job = request.load([path, *(["prompt=a"] if page != "wan_tiny" else []), *GIVEN.get(kind, ()), *words])
     made = [each for each in programs(Setup.of(job, read_configs(job), jax.devices()[:1])) if each.name in kinds]
     return job.cfg, made

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.dense import Local
+from maxdiffusion.attention.frames import FrameKeys, attend_frames
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
+from maxdiffusion.attention.merge import merge
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes, current
@@ -19,12 +22,17 @@ def self_attention(
     k: Float[Array, "b s n d"],
     v: Float[Array, "b s n d"],
     valid: Bool[Array, "b s"] | None = None,
+    frames: FrameKeys | None = None,
+    log_scale: float = 0.0,
 ) -> Float[Array, "b s n d"]:
     """Self-attention of the video tokens, split by the plan over the mesh of the current placement.
 
     The tokens are padded to a multiple of the context devices, and the padding is masked by its global position. A
     batch that does not divide over its devices is computed by each of them. A False in `valid` masks that key; a row
     without keys gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
+
+    With `frames` each query has the keys of its frame too, in one softmax, merged by the log-sum-exp; `log_scale` is
+    then added to the logits of the keys of frame 1 among the tokens.
 
     Raises:
       UserError: the mesh or its rules contradict the plan.
@@ -38,7 +46,13 @@ def self_attention(
         from maxdiffusion.attention.ulysses import ulysses
 
         local = ulysses(local, plan.chunks)
-    return _attend(plan, local, q, k, v, valid, split_keys=plan.scheme != "local")
+    scaled = None
+    if frames is not None and log_scale:
+        span = slice(frames.per_frame, 2 * frames.per_frame)
+        valid = jnp.ones(k.shape[:2], bool) if valid is None else valid
+        scaled, valid = (k[:, span], v[:, span]), valid.at[:, span].set(False)
+    split = plan.scheme != "local"
+    return _attend(plan, local, q, k, v, valid, split_keys=split, frames=frames, scaled=scaled, log_scale=log_scale)
 
 
 def cross_attention(
@@ -88,19 +102,39 @@ def _attend(
     valid: jax.Array | None,
     *,
     split_keys: bool,
+    frames: FrameKeys | None = None,
+    scaled: tuple[jax.Array, jax.Array] | None = None,
+    log_scale: float = 0.0,
 ) -> jax.Array:
     """Pads, runs `local` on every device's shard, and cuts the padding; masks are replicated over the context axis.
 
-    Without a placement or on one device it only calls `local`.
+    Without a placement or on one device it only calls `local`. The keys of `frames` and `scaled` are merged.
     """
-
-    def per_device(q: jax.Array, k: jax.Array, v: jax.Array, valid: jax.Array | None) -> jax.Array:
-        return local(q, k, v, valid)[0].astype(q.dtype)
-
     placement = current()
     check(plan, placement)
+    sequence = () if placement is None or placement.mesh.size == 1 else placement.rules.get(axes.SEQUENCE, ())
+    kernel = KERNELS[plan.kernel].local(plan.options)
+
+    def per_device(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        valid: jax.Array | None,
+        frames: FrameKeys | None,
+        scaled: tuple[jax.Array, jax.Array] | None,
+    ) -> jax.Array:
+        out, lse = local(q, k, v, valid)
+        if frames is not None:
+            shard = jax.lax.axis_index(sequence) if sequence else 0
+            other = attend_frames(kernel, q, frames.k[:, 0], frames.v[:, 0], shard, frames.per_frame)
+            out, lse = merge(out, lse, *other)
+        if scaled is not None:
+            scaled_out, scaled_lse = kernel(q, *scaled, None)
+            out, lse = merge(out, lse, scaled_out, scaled_lse + log_scale)
+        return out.astype(q.dtype)
+
     if placement is None or placement.mesh.size == 1:
-        return per_device(q, k, v, valid)
+        return per_device(q, k, v, valid, frames, scaled)
 
     length, keys = q.shape[1], k.shape[1]
     context = placement.degree(axes.SEQUENCE)
@@ -111,7 +145,9 @@ def _attend(
     q = pad_to_multiple(q, 1, context)
     k, v = (pad_to_multiple(x, 1, context if split_keys else 1) for x in (k, v))
     valid = validity(q.shape[0], keys, k.shape[1], valid)
-    specs = (query_spec, key_spec, key_spec, None if valid is None else placement.spec(batch, None))
+    mask_spec, frame_spec = placement.spec(batch, None), placement.spec(batch, axes.SEQUENCE, None, axes.HEADS, None)
+    whole_spec = placement.spec(batch, None, axes.HEADS, None)
+    specs = (query_spec, key_spec, key_spec, mask_spec, frame_spec, whole_spec)  # None, a tree without leaves, has any
     # check_vma=False: Pallas kernels do not declare the mesh axes over which their results vary.
     run = jax.shard_map(per_device, mesh=placement.mesh, in_specs=specs, out_specs=query_spec, check_vma=False)
-    return run(q, k, v, valid)[:, :length]
+    return run(q, k, v, valid, frames, scaled)[:, :length]

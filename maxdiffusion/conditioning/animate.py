@@ -95,10 +95,17 @@ def read_seen(job: Job, images: Images) -> Originals | None:
 
 def encode(s: Session, given: Inputs) -> list[Float[np.ndarray, "1 h w z"]]:
     """The latents of each video's character."""
+    return encode_characters(s, given.characters)
+
+
+def encode_characters(
+    s: Session, characters: Mapping[str, UInt8[np.ndarray, "h w 3"]]
+) -> list[Float[np.ndarray, "1 h2 w2 z"]]:
+    """The latents of the image of each video, of the images by location."""
     vae, size = s.load("vae"), (s.job.cfg.height, s.job.cfg.width)
     with s.stages("image"):
         latents = {}
-        for at, image in given.characters.items():
+        for at, image in characters.items():
             pixels = to_float(image[None], *size)
             latents[at] = distributed.fetch(vae.encode(parallel.put(pixels[None])))[0]
     return [latents[str(video.image)] for video in s.job.videos]
@@ -118,8 +125,9 @@ def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: 
 class Performer:
     """Makes the fields of each segment; keeps the VAE, for the frames that a segment hands on to the next."""
 
-    def __init__(self, s: Session, given: Inputs) -> None:
+    def __init__(self, s: Session, given: Inputs, by_prompt: Mapping[str, Any]) -> None:
         """`given` is the result of `read`."""
+        del by_prompt
         self._stages, self._segments, self._given = s.stages, s.job.segments, given
         self._vae: WanVAE = s.load("vae")
         self._size = s.job.cfg.height, s.job.cfg.width

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.frames import as_mask, covering, resized
+from maxdiffusion.media.frames import as_mask, covering, letterboxed, resized
 from maxdiffusion.media.read import Clip, VideoInfo, probe, read_clip, spread, stored_times, times
 from maxdiffusion.request import Job
 
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 STEP = 16  # pixels: tolerance of proportions, for sizes rounded to its multiples
 
-Resizing = Literal["stretched", "covered"]
+Resizing = Literal["stretched", "covered", "letterboxed"]
+_RESIZE = {"stretched": resized, "covered": covering, "letterboxed": letterboxed}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ def read(
       width: of the frames.
       like: another input, of the same size.
       sized: whether height and width are those of the config; otherwise they are a maximum.
-      fit: stretched to the size by `frames.resized`, or covering it and cropped, by `frames.covering`.
+      fit: stretched to the size by `frames.resized`, covering it and cropped by `frames.covering`, or whole and on
+        black by `frames.letterboxed`.
       at: numbers of the stored frames to take; empty: those of `input_frames`.
 
     Raises:
@@ -124,7 +126,7 @@ def read(
         _check_proportions(key, path, info, height, width, sized)
     if not sized:  # a smaller one stays as it is: the network's own size is not known yet
         height, width = min(height, info.height), min(width, info.width)
-    resize = functools.partial(covering if fit == "covered" else resized, height=height, width=width)
+    resize = functools.partial(_RESIZE[fit], height=height, width=width)
     is_mask = key in ("mask", "mask_video")
     clip = read_clip(path, at or wanted(cfg, path), resize, alpha=is_mask)
     whole = clip.still and key != "video"

@@ -40,6 +40,8 @@ KINDS: Mapping[str, str] = {
     "video_to_video": "video_to_video:KIND",
     "animate": "animate:KIND",
     "character_tokens": "animate:TOKENS",
+    "animate2": "animate2:KIND",
+    "animate2_tokens": "animate2:TOKENS",
     "s2v": "s2v:KIND",
 }
 
@@ -225,7 +227,7 @@ def encode(s: Session, inputs: Inputs) -> Conditioning:
         return Conditioning(by_prompt, fields, chain=Chain(s, kinds, inputs.extended))
     for name, given in inputs.by_kind.items():
         if (performer := kind(name).performer) is not None:
-            return Conditioning(by_prompt, fields, performer(s, given))
+            return Conditioning(by_prompt, fields, performer(s, given, by_prompt))
     return Conditioning(by_prompt, fields)
 
 

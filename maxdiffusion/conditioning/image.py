@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def _read(job: Job, images: Images, resize: Resize, tolerance: int) -> Fitted | 
 
 def encode_tokens(s: Session, given: Originals) -> list[Float[np.ndarray, "k e"]]:
     """CLIP's hidden states of each video's image, followed by those of its last image if it has one."""
-    tokens = dict(zip(given, map(fetch, _encode(s, given.values())), strict=True))
+    tokens = dict(zip(given, map(fetch, encode_images(s, given.values(), s.job.conventions.clip_view)), strict=True))
     made = {images: np.concatenate([tokens[at] for at in images]) for images in {v.images for v in s.job.videos}}
     return [made[video.images] for video in s.job.videos]
 
@@ -83,19 +83,20 @@ def clip_tokens(s: Session, given: Originals, vae: WanVAE, starts: Sequence[Clip
     first = [given[str(each.video.image)] if each.frames is None else to_uint8(each.frames[:1])[0] for each in starts]
     last = [each.video.last_image for each in starts]
     shown = [[image, given[at]] if at else [image] for image, at in zip(first, last, strict=True)]
-    tokens = iter(_encode(s, itertools.chain.from_iterable(shown)))
+    tokens = iter(encode_images(s, itertools.chain.from_iterable(shown), s.job.conventions.clip_view))
     return [jnp.concatenate([next(tokens) for _ in images]) for images in shown]
 
 
-def _encode(s: Session, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> list[Float[Array, "k e"]]:
-    """CLIP's hidden states of each image."""
+def encode_images(
+    s: Session, images: Iterable[UInt8[np.ndarray, "_ _ 3"]], view: Literal["squashed", "centre"]
+) -> list[Float[Array, "k e"]]:
+    """CLIP's hidden states of each image; `view` as in `Conventions.clip_view`."""
     from maxdiffusion.models.clip.vision import preprocess
 
     encoder = s.load("image_encoder")
     run, net = program(), nnx.split(encoder)
     with s.stages("image"):
-        side, view = encoder.config.image_size, s.job.conventions.clip_view
-        pixels = (preprocess([image], side, view) for image in images)
+        pixels = (preprocess([image], encoder.config.image_size, view) for image in images)
         return jax.block_until_ready([run(*net, parallel.put(each))[0] for each in pixels])
 
 

@@ -70,8 +70,8 @@ class Kind(NamedTuple):
         `encode`'s result; none where `read` finds nothing.
       clip: (session, what was read, the VAE, where clips start) -> what `encode` makes, of one clip of each of these
         videos; of tasks that are `chained`.
-      performer: (session, what was read) -> an object whose `fields` makes the fields of `Context` of each segment, of
-        the kind whose field is SEGMENT.
+      performer: (session, what was read, hidden states of the text encoder by prompt) -> an object whose `fields` makes
+        the fields of `Context` of each segment, of the kind whose field is SEGMENT.
       decoding: (session, the VAE, what was read, videos) -> the result of `conditioning.decoding`, where segments are
         not decoded each by itself.
     """
@@ -81,7 +81,7 @@ class Kind(NamedTuple):
     field: str
     shapes: Callable[[Job, Sequence[Video], Mapping[str, Any], Grid], Shapes]
     clip: Callable[[Session, Any, WanVAE, Sequence[ClipStart]], Sequence[Any]] | None = None
-    performer: Callable[[Session, Any], Any] | None = None
+    performer: Callable[[Session, Any, Mapping[str, Any]], Any] | None = None
     decoding: Callable[[Session, WanVAE, Any, Sequence[Video]], Decode] | None = None
 
 

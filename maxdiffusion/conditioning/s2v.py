@@ -214,8 +214,9 @@ def decoding(s: Session, vae: WanVAE, given: Inputs, videos: Sequence[Video]) ->
 class Performer:
     """Makes the fields of each clip; keeps the hidden states of the sound, and the VAE for the frames before a clip."""
 
-    def __init__(self, s: Session, given: Inputs) -> None:
+    def __init__(self, s: Session, given: Inputs, by_prompt: Mapping[str, Any]) -> None:
         """`given` is the result of `read`."""
+        del by_prompt
         self._stages, self._cut, self._pose = s.stages, s.job.segments, given.pose
         assert given.samples is not None
         encoder = s.load("audio_encoder")

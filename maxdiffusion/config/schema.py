@@ -206,9 +206,10 @@ class Config(BaseModel):
     """Make no video: print what the checkpoint is and whether it would load, from its headers alone."""
     model_name: str = _key("model", "wan2.1")
     """A variant, or a family of which the checkpoint's own dimensions choose the variant."""
-    model_type: Annotated[Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE", "S2V"], BeforeValidator(_upper)] = (
-        _key("model", VARIANT, from_variant=True)
-    )
+    model_type: Annotated[
+        Literal["T2V", "I2V", "FLF2V", "TI2V", "VACE", "ANIMATE", "ANIMATE2", "S2V"],
+        BeforeValidator(_upper),
+    ] = _key("model", VARIANT, from_variant=True)
     """The task, one that the variant can do: T2V is text to video."""
 
     conventions: Literal["official", "diffusers"] = _key("model", "official")
@@ -239,7 +240,8 @@ class Config(BaseModel):
     width: int = _key("video", VARIANT, from_variant=True, ge=16, le=8192)
     """Pixels, a multiple of 16."""
     num_frames: int = _key("video", VARIANT, from_variant=True, alias="frame_num", ge=1, le=MAX_FRAMES)
-    """Frames, 4n+1; of Animate and S2V any number, by default as many as the pose has or the sound lasts."""
+    """Frames, 4n+1; of Animate and S2V any number, by default as many as the pose or the driving video has or the
+    sound lasts."""
     fps: Rate = _key("video", VARIANT, from_variant=True, ge=1, le=240)
     """Frames per second of the written video, such as 16, 29.97 or 30000/1001; input videos are shown at that rate."""
 
@@ -258,6 +260,8 @@ class Config(BaseModel):
     """Path or URL of the sound to speak or sing, of any file with sound, a video too (S2V); the result has it."""
     pose_video: OptionalStr = _key("control", None, path="input", is_video=True)
     """The pose of each frame, drawn (Animate; S2V optionally, from its beginning)."""
+    driving_video: OptionalStr = _key("control", None, path="input", is_video=True)
+    """The actor whose motion the character takes over (Animate 2)."""
     face_video: OptionalStr = _key("control", None, path="input", is_video=True)
     """The actor's face in each frame, cut out (Animate)."""
     mode: Literal["animate", "replace"] = _key("control", "animate")

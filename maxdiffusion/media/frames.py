@@ -34,6 +34,31 @@ def covering(frame: UInt8[np.ndarray, "h1 w1 c"], height: int, width: int) -> UI
     return whole[top : top + height, left : left + width]
 
 
+def letterboxed(
+    frame: UInt8[np.ndarray, "h1 w1 c"],
+    height: int,
+    width: int,
+    filter: Image.Resampling = Image.Resampling.BILINEAR,
+) -> UInt8[np.ndarray, "h w c"]:
+    """The frame scaled to fit by a PIL filter, proportions kept, centred on black.
+
+    Reference: diffusers' `WanAnimate2VideoProcessor`.
+
+    Raises:
+      UserError: nothing of it would be left.
+    """
+    h, w = frame.shape[:2]
+    wide = width / height < w / h
+    inner_h, inner_w = (h * width // w, width) if wide else (height, w * height // h)
+    if not min(inner_h, inner_w):
+        raise UserError(f"A picture of {w} x {h} pixels within {width} x {height} has no pixel left; crop it.")
+    top, left = (height - inner_h) // 2, (width - inner_w) // 2
+    canvas = np.zeros((height, width, frame.shape[2]), np.uint8)
+    inside = Image.fromarray(frame).resize((inner_w, inner_h), filter)
+    canvas[top : top + inner_h, left : left + inner_w] = np.asarray(inside)
+    return canvas
+
+
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:
     """Resize frames of another size by PIL's Lanczos filter, then map 0..255 to [-1, 1] in float32.
 

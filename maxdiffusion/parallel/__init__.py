@@ -3,7 +3,17 @@
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.compiler import compiler_options, jit
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
-from maxdiffusion.parallel.placement import Placement, current, data_degree, gathered, like, put, shard, use
+from maxdiffusion.parallel.placement import (
+    Placement,
+    current,
+    data_degree,
+    gathered,
+    like,
+    put,
+    sequence_degree,
+    shard,
+    use,
+)
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
@@ -21,6 +31,7 @@ __all__ = [
     "put",
     "resolve",
     "rules_for",
+    "sequence_degree",
     "shard",
     "use",
 ]

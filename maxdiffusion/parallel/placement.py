@@ -131,6 +131,12 @@ def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(weight, placement.sharding(*fitting))
 
 
+def sequence_degree() -> int:
+    """Devices over which the current placement splits the video's tokens."""
+    placement = current()
+    return 1 if placement is None else placement.degree(axes.SEQUENCE)
+
+
 def data_degree() -> int:
     """Devices of the data axis: the number of batches that run at the same time."""
     placement = current()

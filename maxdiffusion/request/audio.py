@@ -10,7 +10,7 @@ from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
 
 # Keys of videos that show what the result shows at the same time; the first that has sound gives it.
-_KEYS = ("video", "pose_video", "face_video", "background_video")
+_KEYS = ("video", "pose_video", "face_video", "background_video", "driving_video")
 
 
 def keys(cfg: Config) -> tuple[str, ...]:

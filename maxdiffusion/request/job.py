@@ -138,10 +138,11 @@ class Job:
         return max(self.tokens(network, video) for video in self.videos)
 
     def prompts(self, guided: bool) -> tuple[str, ...]:
-        """The different texts to encode: prompts, and if any step is guided, negative prompts."""
+        """The different texts to encode: prompts, if any step is guided, negative prompts, and Animate 2's own."""
         negative = [video.negative_prompt for video in self.videos] if guided else []
         shown = (self.prompt(video, segment) for video in self.videos for segment in range(len(self.segments)))
-        return tuple(dict.fromkeys([*shown, *negative]))
+        driving = [self.spec.driving_prompt] if self.spec.driving_prompt else []
+        return tuple(dict.fromkeys([*shown, *negative, *driving]))
 
     def batches(self, data: int, progress: Callable[[int], Any] = lambda row: None) -> Iterator[tuple[list[int], int]]:
         """(rows of `videos`, number without padding) of each batch on a data axis of that degree.

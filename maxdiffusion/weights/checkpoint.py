@@ -197,6 +197,7 @@ def open_checkpoint(
                 shapes = {key: tensor.shape for key, tensor in tensors.items()}
                 content = dimensions.transformer_config(shapes, content, str(path))
             variants.check(variant, content)
+            content = {**content, **variant.own}
         nets[name] = NetFiles(path, spec.parse(content), tensors, left)
         if name == "vae" and name in files:
             _check_channels(nets[name])

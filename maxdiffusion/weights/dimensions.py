@@ -12,6 +12,7 @@ from maxdiffusion.runtime.paths import AnyPath
 from maxdiffusion.weights import net_file
 
 HEAD_DIM = 128  # of every official WAN transformer
+IMAGE_DIM = 1280  # of the image encoder's hidden states, in Animate 2
 
 # Modules of VideoX-Fun's models that are not computed here -> what they are.
 _FUN = {
@@ -20,30 +21,41 @@ _FUN = {
 }
 
 
-# Keys of the official S2V's config.json -> those of the diffusers layout.
-_S2V = {"dim": "", "num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
-_S2V |= {key: key for key in ("num_layers", "ffn_dim", "freq_dim", "text_dim", "eps", "patch_size")}
-_S2V |= {key: key for key in ("audio_dim", "audio_inject_layers", "num_audio_token", "cond_dim")}
-# Its other keys that change what is computed, in the configuration of the official checkpoint.
+# Keys of the official S2V's config.json, and of Animate 2's -> those of the diffusers layout.
+_OWN = {"num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
+_OWN |= {key: key for key in ("num_layers", "ffn_dim", "freq_dim", "text_dim", "eps", "patch_size")}
+_S2V = {key: key for key in ("audio_dim", "audio_inject_layers", "num_audio_token", "cond_dim")}
+# Their other keys that change what is computed, in the configuration of the official checkpoints.
+_ANIMATE2 = {"refer_offset_t": 1, "refer_offset_h": 0, "refer_offset_w": -1, "refer_stride": 1, "text_len": 512}
+_ANIMATE2 |= {"cross_attn_norm": True, "use_img_emb": True}
 _ONLY = {"enable_adain": True, "adain_mode": "attn_norm", "zero_timestep": True, "enable_motioner": False}
 _ONLY |= {"enable_tsm": False, "enable_framepack": True, "framepack_drop_mode": "padd", "add_last_motion": True}
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A transformer's config.json by the keys of the diffusers layout; one of the official S2V has its own.
+    """A transformer's config.json by the keys of the diffusers layout; the official S2V's and Animate 2's differ.
 
     Raises:
-      UserError: an S2V transformer of another configuration than that of the official checkpoint.
+      UserError: one of these has another configuration than that of the official checkpoint.
     """
-    if config.get("_class_name") != "WanModel_S2V":
-        return dict(config)
-    for key, value in _ONLY.items():
+    only: Mapping[str, Any]
+    match config.get("_class_name"):
+        case "WanModel_S2V":
+            base = {"_class_name": "WanS2VTransformer3DModel", "in_channels": 16, "out_channels": 16, "text_dim": 4096}
+            names, only = _OWN | _S2V, _ONLY
+        case "WanAnimate2Transformer3DModel":
+            base = {"_class_name": "WanAnimate2Transformer3DModel", "image_dim": IMAGE_DIM}
+            names, only = _OWN, _ANIMATE2
+        case _:
+            return dict(config)
+    for key, value in only.items():
         if config.get(key, value) != value:
             raise UserError(f"The transformer's config.json gives {key}={config[key]!r}; supported is {value!r}.")
-    made = {_S2V[key]: value for key, value in config.items() if _S2V.get(key)}
+    made = {names[key]: value for key, value in config.items() if key in names}
     if isinstance(config.get("dim"), int) and isinstance(config.get("num_heads"), int):
         made["attention_head_dim"] = config["dim"] // config["num_heads"]
-    return {"_class_name": "WanS2VTransformer3DModel", "in_channels": 16, "out_channels": 16, "text_dim": 4096, **made}
+        made |= {"added_kv_proj_dim": config["dim"]} if "image_dim" in base else {}
+    return base | made
 
 
 def read_config(path: AnyPath, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,8 +106,10 @@ def transformer_config(shapes: Mapping[str, tuple[int, ...]], base: Mapping[str,
     head = base.get("attention_head_dim", HEAD_DIM)
     norm, positions = f"{embedder}.image_embedder.norm1.weight", f"{embedder}.image_embedder.pos_embed"
     image = shape(norm, 1)[0] if norm in shapes else None
+    own = base.get("_class_name")
     config = {
-        "_class_name": "WanTransformer3DModel",
+        # Animate 2 has the tensors of image to video.
+        "_class_name": own if own == "WanAnimate2Transformer3DModel" else "WanTransformer3DModel",
         "num_layers": _count(shapes, "blocks"),
         "num_attention_heads": dim // head,
         "attention_head_dim": head,

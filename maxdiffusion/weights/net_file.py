@@ -38,7 +38,7 @@ class _Kind:
 # Prefixes: those of ComfyUI's CheckpointSave for WAN and for older models. A vision tower has none there.
 _CLASS = "embeddings.class_embedding"
 _PROJECTION = "feature_projection.projection.weight"
-_TRANSFORMER = _Kind("transformer", original.DIT, ("patch_embedding.weight",), r"model\.diffusion_model\.")
+_TRANSFORMER = _Kind("transformer", original.TRANSFORMER, ("patch_embedding.weight",), r"model\.diffusion_model\.")
 KINDS = {  # by the nets' folders
     "transformer": _TRANSFORMER,
     "transformer_2": _TRANSFORMER,

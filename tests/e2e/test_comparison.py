@@ -16,6 +16,7 @@ from tests.support.videos import CONFIGS
 WORDS = [str(CONFIGS / "wan_tiny.yml"), "prompt=a red circle", "log_level=error", "jax_cache_dir=", "num_frames=5"]
 
 
+@pytest.mark.slow
 def test_a_variant_beside_the_exact_video(tmp_path, capsys):
     words = [*WORDS, f"output_dir={tmp_path}", "num_inference_steps=10", "compare=[cache=taylor cache_max_skips=2]"]
     exact, fast = comparison.run(load(words))

@@ -25,6 +25,7 @@ def test_the_concept_lora_draws_words_that_the_checkpoint_does_not_know(tmp_path
     assert all(right(made(tmp_path / "lora", *words, f"lora={LORAS}/concept.safetensors")[0], RECTANGLE).values())
 
 
+@pytest.mark.slow
 def test_four_steps_without_guidance_land_where_twelve_with_it_do(tmp_path):
     prompt = "a yellow triangle moving up on a gray background"
     assert data.parse_prompt(prompt).held_out

@@ -276,6 +276,7 @@ def test_golden_configs(
         "_i2v": ("image",),
         "_flf2v_": ("image", "last_image"),
         "_animate_": ("image", "pose_video", "face_video"),
+        "_animate2_": ("image", "driving_video"),
         "_s2v_": ("image",),
     }
     sounds.tone(place / "a.wav", seconds=5.1)

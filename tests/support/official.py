@@ -375,6 +375,18 @@ def clip(checkpoint: Path) -> Any:
         )
 
 
+def t5(checkpoint: Path) -> Any:
+    """The official `T5EncoderModel` of a checkpoint; called with texts and a device it gives a list of k e."""
+    with _tiny():
+        return load("modules.t5").T5EncoderModel(
+            text_len=512,
+            dtype=torch.float32,
+            device="cpu",
+            checkpoint_path=str(checkpoint / "official" / "text_encoder.safetensors"),
+            tokenizer_path=str(checkpoint / "tokenizer"),
+        )
+
+
 def pipeline(checkpoint: Path, task: str, **config: Any) -> Any:
     """The official pipeline of a task ("t2v-A14B", "i2v-A14B", "ti2v-5B", "animate-14B", "s2v-14B") over a checkpoint.
 

@@ -159,6 +159,7 @@ OFFICIAL = {
     "wan2.1-vace-1.3b": ("wan2.1-vace-1.3b", "transformer"),
     "wan2.1-vace-14b": ("wan2.1-vace-14b", "transformer"),
     "wan2.2-animate-14b": ("wan2.2-animate-14b", "transformer"),
+    "wan2.2-animate2-14b": ("wan2.2-animate2-14b", "transformer"),  # of diffusers' class
     "wan2.1-vae": ("wan2.1-t2v-14b", "vae"),
     "wan2.2-vae": ("wan2.2-ti2v-5b", "vae"),
     "clip-vit-h-14": ("wan2.1-i2v-14b-480p", "image_encoder"),
@@ -176,7 +177,7 @@ def test_official_checkpoints_map_whole(manifest):
     abstract = build(jnp.bfloat16)[name](official.configs(get(variant))[name])
     shapes = json.loads(gzip.decompress((ROOT / "tests" / "golden" / "manifests" / f"{manifest}.json.gz").read_bytes()))
     tensors = {key: stored(key, "F32", tuple(shape), Path("x"), 0) for key, shape in shapes.items()}
-    if "s2v" in manifest:
+    if "s2v" in manifest or "animate2" in manifest:
         tensors = naming.normalised(tensors, net_file.KINDS[name].original)
     found = mapping.match(tensors, spec.rules, abstract, what=manifest, ignored=spec.ignored)
     used = [tensor.name for slots in found.values() for slot in slots for tensor in (slot.tensor, *slot.copies)]

@@ -11,8 +11,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from maxdiffusion.attention.frames import FrameKeys
+from maxdiffusion.models.dit.block import Signal
+from maxdiffusion.models.dit.context import Context, KeysValues
+
 # (layer, x: b s e, state) -> (x, state): called after every block.
 After = Callable[[Int[Array, ""], jax.Array, Any], tuple[jax.Array, Any]]
+
+
+# (context, latents: b f h w c, timestep, origin, arrange) -> keys, with their positions, and values of every layer's
+# self-attention, each `arrange` of b s n d with the layers as the second axis. A pass of the trunk without adapter;
+# `origin` is the position of the first token on each axis.
+Extract = Callable[
+    [Context, jax.Array, float, tuple[int, int, int], Callable[[jax.Array], jax.Array]],
+    KeysValues,
+]
 
 
 class Tokens(NamedTuple):
@@ -36,6 +49,14 @@ class Adapter(nnx.Module):
     def extend(self, tokens: Tokens, patch_embedding: Callable[[jax.Array], jax.Array], prepared: Any) -> Tokens:
         """The video's tokens, followed by the adapter's."""
         return tokens
+
+    def read(self, control: Any, extract: Extract) -> Any:
+        """The input of `prepare`, with what the trunk computes of it."""
+        return control
+
+    def frame_keys(self, prepared: Any, layer: Int[Array, ""], signal: Signal) -> FrameKeys | None:
+        """The keys and values that the self-attention of a layer has beside those of the tokens."""
+        return None
 
 
 class NoAdapter(Adapter):

@@ -13,9 +13,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from maxdiffusion.attention.api import cross_attention, self_attention
+from maxdiffusion.attention.frames import FrameKeys
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit import heads
-from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
 from maxdiffusion.models.dit.rope import rotate
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
 from maxdiffusion.models.quantized import Quantized
@@ -95,6 +96,7 @@ class Block(nnx.Module):
         self.plan = plan
         self.dtype = dtypes.activations
         self.eps = config.eps
+        self.log_scale = config.adapter.log_scale if isinstance(config.adapter, Animate2Config) else 0.0
         self.attn1 = Attention(config, dtypes)
         self.attn2 = Attention(config, dtypes)
         self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, dtypes)])
@@ -115,15 +117,27 @@ class Block(nnx.Module):
         x: Float[Array, "b s e"],
         signal: Signal,
         sources: Sequence[Sequence[Float[Array, "b _ n d"]]],
+        frames: FrameKeys | None = None,
     ) -> Float[Array, "b s e"]:
-        """`sources` holds the (keys, values) of each cross-attention."""
+        """`sources` holds the (keys, values) of each cross-attention, `frames` those beside the self-attention's."""
+        return self.with_keys(x, signal, sources, frames)[0]
+
+    def with_keys(
+        self,
+        x: Float[Array, "b s e"],
+        signal: Signal,
+        sources: Sequence[Sequence[Float[Array, "b _ n d"]]],
+        frames: FrameKeys | None = None,
+    ) -> tuple[Float[Array, "b s e"], Float[Array, "b s n d"], Float[Array, "b s n d"]]:
+        """The block's output, and the keys, with their positions, and the values of its self-attention."""
         modulation = self.scale_shift_table[...] + signal.time
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (signal.by_token(modulation[:, :, i]) for i in range(6))
 
         h = self.attn1.to_q.input(layer_norm(x, self.eps) * (1 + scale_1) + shift_1)  # once for q, k and v
         q = rotate(self.attn1.query(h), signal.cos, signal.sin).astype(self.dtype)
         k = rotate(self.attn1.key(h), signal.cos, signal.sin).astype(self.dtype)
-        h = self_attention(self.plan, q, k, self.attn1.value(h), signal.valid)
+        v = self.attn1.value(h)
+        h = self_attention(self.plan, q, k, v, signal.valid, frames, self.log_scale)
         x = self._add(x, self.attn1.output(h) * gate_1)
 
         q = self.attn2.query(self.norm2(x)).astype(self.dtype)
@@ -131,7 +145,7 @@ class Block(nnx.Module):
         x = self._add(x, self.attn2.output(h))
 
         h = layer_norm(x, self.eps) * (1 + scale_2) + shift_2
-        return self._add(x, self.ffn(h) * gate_2)
+        return self._add(x, self.ffn(h) * gate_2), k, v
 
     def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
         """The residual sum in fp32, rounded to the activation dtype."""

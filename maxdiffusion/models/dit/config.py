@@ -75,9 +75,30 @@ class S2VConfig:
         return height * width + sum(packed)
 
 
-_ADAPTERS: Mapping[str, type[VACEConfig] | type[AnimateConfig] | type[S2VConfig]] = {
+@dataclasses.dataclass(frozen=True)
+class Animate2Config:
+    """What `diffusers.WanAnimate2Transformer3DModel` adds, which has no weights of its own.
+
+    Attributes:
+      log_scale: added to the logits of the first generated frame's keys; the distilled checkpoint has -1.3.
+    """
+
+    log_scale: float = 0.0
+
+    SKIPPED: ClassVar[int] = 9  # the layer that the negative branch of guidance leaves out
+
+    @staticmethod
+    def origin(grid: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Position of the first token of a driving video: its frames are those of the result, and right of it."""
+        return 1, 0, grid[2]
+
+
+AdapterConfig = VACEConfig | AnimateConfig | Animate2Config | S2VConfig
+
+_ADAPTERS: Mapping[str, type[AdapterConfig]] = {
     "WanVACETransformer3DModel": VACEConfig,
     "WanAnimateTransformer3DModel": AnimateConfig,
+    "WanAnimate2Transformer3DModel": Animate2Config,
     "WanS2VTransformer3DModel": S2VConfig,
 }
 
@@ -100,7 +121,7 @@ class DiTConfig:
     image_dim: int | None = None  # of the image encoder's hidden states; None: no cross-attention to an image
     added_kv_proj_dim: int | None = None
     pos_embed_seq_len: int | None = None  # image tokens that have a position embedding: those of two images
-    adapter: VACEConfig | AnimateConfig | S2VConfig | None = None
+    adapter: AdapterConfig | None = None
 
     def __post_init__(self) -> None:
         if self.added_kv_proj_dim not in (None, self.dim) or (self.added_kv_proj_dim is None) != (
@@ -133,7 +154,7 @@ class DiTConfig:
                 return tuple(range(0, self.num_layers, every))
             case S2VConfig(audio_inject_layers=layers):
                 return layers
-            case None:
+            case Animate2Config() | None:
                 return ()
 
     @property
@@ -183,8 +204,10 @@ class DiTConfig:
         raw = dict(raw)
         if raw.get("out_channels") is None and "in_channels" in raw:  # the reference's reading of null
             raw["out_channels"] = raw["in_channels"]
-        adapter = None
-        if (kind := _ADAPTERS.get(raw.get("_class_name", ""))) is not None:
+        adapter: AdapterConfig | None = None
+        if raw.get("_class_name") == "WanAnimate2Transformer3DModel":
+            adapter = Animate2Config(float(raw.pop("log_scale", 0.0)))  # negative, which `parse` refuses
+        elif (kind := _ADAPTERS.get(raw.get("_class_name", ""))) is not None:
             own = {field.name: raw.pop(field.name) for field in dataclasses.fields(kind) if field.name in raw}
             if isinstance(sizes := own.get("motion_encoder_channel_sizes"), dict):  # a network's config is hashable
                 own["motion_encoder_channel_sizes"] = tuple(sizes.items())

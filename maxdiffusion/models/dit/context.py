@@ -50,7 +50,7 @@ class Context(NamedTuple):
       text: hidden states of the text encoder, zeros after the prompt's length.
       image: hidden states of the image encoder; two images follow each other.
       frames: conditioning frames on the grid of the latents.
-      adapter: `vace.Control`, `animate.Performance` or `s2v.Speech`.
+      adapter: `vace.Control`, `animate.Performance`, `animate2.Driving` or `s2v.Speech`.
     """
 
     text: Float[Array, "b k e_text"]
@@ -65,7 +65,8 @@ class PreparedContext(NamedTuple):
     Attributes:
       sources: keys and values of the cross-attentions: the text's, then the image's if any.
       frames: as in `Context`.
-      adapter: `vace.PreparedControl`, `animate.PreparedPerformance` or `s2v.PreparedSpeech`.
+      adapter: `vace.PreparedControl`, `animate.PreparedPerformance`, `animate2.PreparedDriving` or
+        `s2v.PreparedSpeech`.
     """
 
     sources: tuple[KeysValues, ...]

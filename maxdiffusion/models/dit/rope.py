@@ -10,9 +10,11 @@ from jaxtyping import Array, Float, Int
 THETA = 1e4
 
 
-def rotary_tables(grid: tuple[int, int, int], head_dim: int) -> tuple[Float[Array, "s d"], Float[Array, "s d"]]:
-    """`rotary_tables_at` positions from 0 on."""
-    f, h, w = (np.arange(extent) for extent in grid)
+def rotary_tables(
+    grid: tuple[int, int, int], head_dim: int, origin: tuple[int, int, int] = (0, 0, 0)
+) -> tuple[Float[Array, "s d"], Float[Array, "s d"]]:
+    """`rotary_tables_at` positions from `origin` on."""
+    f, h, w = (first + np.arange(extent) for first, extent in zip(origin, grid, strict=True))
     return rotary_tables_at((f, h, w), head_dim)
 
 

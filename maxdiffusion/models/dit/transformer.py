@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.adapter import NoAdapter, Tokens
 from maxdiffusion.models.dit.block import Block, Signal
-from maxdiffusion.models.dit.config import AnimateConfig, DiTConfig, S2VConfig, VACEConfig
+from maxdiffusion.models.dit.config import Animate2Config, AnimateConfig, DiTConfig, S2VConfig, VACEConfig
 from maxdiffusion.models.dit.context import Context, KeysValues, PreparedContext
 from maxdiffusion.models.dit.patches import fold, unfold
 from maxdiffusion.models.dit.rope import rotary_tables
@@ -32,7 +32,7 @@ from maxdiffusion.models.layers import (
     scan,
     stack,
 )
-from maxdiffusion.parallel import axes, current, shard
+from maxdiffusion.parallel import axes, sequence_degree, shard
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
@@ -43,14 +43,13 @@ def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b ch
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _context_shards() -> int:
-    """Devices over which the current placement splits the tokens."""
-    placement = current()
-    return 1 if placement is None else placement.degree(axes.SEQUENCE)
+def _layer(sources: tuple[KeysValues, ...], layer: jax.Array) -> tuple[KeysValues, ...]:
+    """Keys and values of one layer's cross-attentions."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False), sources)
 
 
 def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
-    """The adapter of the transformer: `NoAdapter`, `VACE`, `Animate` or `S2V`; those that it lacks are not imported."""
+    """The adapter of the transformer, or `NoAdapter`; those that it lacks are not imported."""
     match config.adapter:
         case VACEConfig() as vace:
             from maxdiffusion.models.dit.vace import VACE
@@ -60,6 +59,10 @@ def make_adapter(config: DiTConfig, plan: AttentionPlan, dtypes: Dtypes) -> Any:
             from maxdiffusion.models.dit.animate import Animate
 
             return Animate(config, animate, dtypes.unquantized)
+        case Animate2Config():
+            from maxdiffusion.models.dit.animate2 import Animate2
+
+            return Animate2(config)
         case S2VConfig() as s2v:
             from maxdiffusion.models.dit.s2v import S2V
 
@@ -130,6 +133,12 @@ class WanTransformer(nnx.Module):
         Raises:
           ValueError: the context has an image and the transformer attends to none, or the reverse.
         """
+        text, prepared = self._prepare(context)
+        control = self.adapter.read(context.adapter, self._extract)
+        return prepared._replace(adapter=self.adapter.prepare(text, control))
+
+    def _prepare(self, context: Context) -> tuple[Float[Array, "b k e"], PreparedContext]:
+        """The embedded text, and `prepare` without the adapter."""
         embedder = self.condition_embedder
         tokens = [embedder.text_embedder(context.text)]
         if embedder.image_embedder is not None and context.image is not None:
@@ -141,13 +150,35 @@ class WanTransformer(nnx.Module):
             lambda a: shard(jnp.moveaxis(a, 0, 1), axes.BATCH, None, None, axes.HEADS, None), sources
         )
         frames = jax.tree.map(lambda a: shard(a, axes.BATCH, None, None, None, None), context.frames)
-        adapter = self.adapter.prepare(tokens[0], context.adapter)
-        return PreparedContext(tuple(KeysValues(*source) for source in sources), frames, adapter)
+        return tokens[0], PreparedContext(tuple(KeysValues(*source) for source in sources), frames)
+
+    def _extract(
+        self,
+        context: Context,
+        latents: Float[Array, "b f h w c"],
+        timestep: float,
+        origin: tuple[int, int, int],
+        arrange: Callable[[jax.Array], jax.Array],
+    ) -> KeysValues:
+        """An `adapter.Extract`."""
+        _, prepared = self._prepare(context)
+        tokens, signal = self.embed(latents, jnp.full(latents.shape[:1], timestep, jnp.float32), prepared, origin)
+
+        def step(block: Block, x: jax.Array, layer: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
+            x, *own = block.with_keys(x, signal, _layer(prepared.sources, layer))
+            return x, [arrange(a[:, : math.prod(signal.grid)]) for a in own]
+
+        _, found = scan(self.blocks, step, tokens, jnp.arange(self.config.num_layers), self.unroll)
+        return KeysValues(*(jnp.moveaxis(a, 0, 1) for a in found))
 
     def embed(
-        self, latents: Float[Array, "b f h w c"], timestep: Float[Array, " b"], context: PreparedContext
+        self,
+        latents: Float[Array, "b f h w c"],
+        timestep: Float[Array, " b"],
+        context: PreparedContext,
+        origin: tuple[int, int, int] = (0, 0, 0),
     ) -> tuple[Float[Array, "b s e"], Signal]:
-        """Embeds patches, positions and timesteps; `timestep` is 0..1000.
+        """Embeds patches, positions, which count from `origin`, and timesteps; `timestep` is 0..1000.
 
         A sequence that does not divide over the context shards is padded; the padding is masked in attention.
 
@@ -156,13 +187,13 @@ class WanTransformer(nnx.Module):
         """
         frames = context.frames
         grid = self.config.grid(*latents.shape[1:4])
-        cos, sin = rotary_tables(grid, self.config.attention_head_dim)
+        cos, sin = rotary_tables(grid, self.config.attention_head_dim, origin)
         x = self.patch_embedding(fold(frames.input(latents), self.config.patch_size))
         tokens = self.adapter.extend(Tokens(x, cos, sin), self.patch_embedding, context.adapter)
         x, cos, sin, valid = tokens
 
         length = x.shape[1]
-        padding = -length % _context_shards()
+        padding = -length % sequence_degree()
         if padding:
             valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
@@ -218,10 +249,8 @@ class WanTransformer(nnx.Module):
 
         def step(block: Block, carry: tuple[jax.Array, Any], layer: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
             x, state = carry
-            own = jax.tree.map(
-                lambda a: jax.lax.dynamic_index_in_dim(a, layer, axis=1, keepdims=False), context.sources
-            )
-            return after(layer, block(x, signal, own), state), None
+            frames = self.adapter.frame_keys(context.adapter, layer, signal)
+            return after(layer, block(x, signal, _layer(context.sources, layer), frames), state), None
 
         return x, state, step
 

@@ -70,6 +70,14 @@ DIT: Table = {
     "face_adapter.fuser_blocks.{i}.k_norm": "face_adapter.{i}.norm_k",
 }
 
+# Animate 2 in diffusers: the official names but for those within the attentions.
+ANIMATE2: Table = {
+    f"blocks.{{i}}.{theirs}.{name}": f"blocks.{{i}}.{attention}.{name}"
+    for theirs, attention in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+    for name in ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj", "norm_added_k")
+}
+TRANSFORMER: Table = {**DIT, **ANIMATE2}
+
 _LAYER = "encoder.block.{i}.layer"
 
 UMT5: Table = {
