@@ -264,6 +264,20 @@ def test_round_trip_through_json(place: Path) -> None:
     assert request.load(["json.yml"]).cfg.to_json() == cfg.to_json()
 
 
+NEEDED = {
+    "_i2v": ("image=a.png",),
+    "_flf2v_": ("image=a.png", "last_image=a.png"),
+    "_animate_": ("image=a.png", "pose_video=a.png", "face_video=a.png"),
+    "_animate2_": ("image=a.png", "driving_video=a.png"),
+    "_s2v_": ("image=a.png", "audio=a.wav"),
+}
+
+
+def given(page: str) -> list[str]:
+    """The inputs that a page needs beside the prompt."""
+    return [word for kind, words in NEEDED.items() if kind in page for word in words]
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yml")))
 def test_golden_configs(
     name: str, place: Path, checkpoint: Callable[..., Path], golden: Callable[[str, str], None]
@@ -272,17 +286,8 @@ def test_golden_configs(
     checkpoint("models/wan_tiny", "wan-tiny-t2v")
     checkpoint("models/wan_tiny_i2v", "wan-tiny-i2v", out_channels=8)
     Image.new("RGB", (1000, 800)).save("a.png")
-    keys = {
-        "_i2v": ("image",),
-        "_flf2v_": ("image", "last_image"),
-        "_animate_": ("image", "pose_video", "face_video"),
-        "_animate2_": ("image", "driving_video"),
-        "_s2v_": ("image",),
-    }
     sounds.tone(place / "a.wav", seconds=5.1)
-    images = [f"{key}=a.png" for kind, needed in keys.items() if kind in name for key in needed]
-    sound = ["audio=a.wav"] if "_s2v_" in name else []
-    cfg = request.load([f"configs/{name}", "prompt=a red circle", *images, *sound]).cfg
+    cfg = request.load([f"configs/{name}", "prompt=a red circle", *given(name)]).cfg
     text = json.dumps({"config": cfg.to_json(), "origins": dict(cfg.origins)}, indent=1, ensure_ascii=False)
     golden(f"configs/{name.removesuffix('.yml')}.json", text.replace(str(place), "PLACE") + "\n")
 
@@ -307,10 +312,7 @@ def test_configs_are_overlays_of_a_page() -> None:
 def test_a_page_of_a_machine_is_the_official_one_but_for_its_parallelism(page: Path, place: Path) -> None:
     Image.new("RGB", (1000, 800)).save("a.png")
     sounds.tone(place / "a.wav", seconds=5.1)
-    given = [f"{key}=a.png" for key in ("image", "last_image", "pose_video", "face_video")]
-    needed = 2 if "flf2v" in page.stem else 1 if "i2v" in page.stem or "s2v" in page.stem else 0
-    sound = ["audio=a.wav"] if "s2v" in page.stem else []
-    words = ["prompt=x", *sound, *([given[i] for i in (0, 2, 3)] if "animate" in page.stem else given[:needed])]
+    words = ["prompt=x", *given(page.name)]
     ours, official = (request.load([str(path), *words]).cfg.to_json() for path in (page, CONFIGS / page.name))
     changed = {key for key in ours if ours[key] != official[key]}
     assert changed and changed <= set(schema.group(schema.PARALLELISM))
