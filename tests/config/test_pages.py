@@ -19,7 +19,9 @@ def test_a_page_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     by_name = request.load(["wan_tiny", "seed=3"]).cfg
     assert by_name == request.load([str(CONFIGS / "wan_tiny.yml"), "seed=3"]).cfg
-    (tmp_path / "wan_tiny").write_text("model_name: wan-tiny-t2v\nprompt: mine\nckpt_dir: somebody/model\n")
+    (tmp_path / "wan_tiny").write_text(
+        f"model_name: wan-tiny-t2v\nprompt: mine\nckpt_dir: {CONFIGS.parent}/models/wan_tiny\n"
+    )
     assert request.load(["wan_tiny"]).cfg.prompt == ("mine",)  # a file that is there comes first
 
 
