@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -266,17 +267,13 @@ class Performer:
     ) -> Decoder:
         """The decoder of these videos after the clips of `before`; a run that goes on decodes them again."""
         known = bool(self._decoded) and len(self._decoded) <= len(before)
-        if self._decoder is None or not (known and all(map(_same, self._decoded, before))):
+        if self._decoder is None or not (known and all(map(operator.is_, self._decoded, before))):
             self._decoder, self._decoded = Decoder(self._vae, fetch(references), self._cut.dropped), []
         for latents in before[len(self._decoded) :]:
             for _ in self._decoder(latents):
                 pass
             self._decoded.append(latents)
         return self._decoder
-
-
-def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    return one is other
 
 
 KIND = Kind(read, encode, SEGMENT, shapes, performer=Performer, decoding=decoding)

@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from jaxtyping import Float
 
@@ -92,8 +93,8 @@ def _read(location: str, rate: int) -> Samples:
 
 
 def _decoded(container: InputContainer, location: str, rate: int) -> Samples:
-    stream = next(iter(container.streams.audio), None)
-    if stream is None:
+    stream = container.streams.best("audio")  # as the mp4 has it, see `sound.add`
+    if not isinstance(stream, AudioStream):
         raise UserError(f"{location} has no sound; give a sound file, or a video with sound.")
     stored = f"{stream.codec_context.name}, {stream.codec_context.rate} Hz, {stream.codec_context.channels} channels"
     resampler, parts = av.AudioResampler(format="fltp", rate=rate), [np.zeros(0, np.float32)]
