@@ -2,14 +2,11 @@
 
 import dataclasses
 import functools
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from flax import nnx
 
@@ -21,11 +18,11 @@ from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
 from maxdiffusion.models.dit.context import Context, Frames
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.weights import dimensions, net_file
+from maxdiffusion.weights import dimensions
 from maxdiffusion.weights.tables import dit as table
 from tests.support import animate2
 from tests.support.official import channels_last
-from tests.support.parity import load_state_dict, relative_error
+from tests.support.parity import by_table, load_state_dict, relative_error
 
 SIZE = (4, 6, 10)  # latent frames with the character's own; 15 tokens a frame, 60 in all, 45 of the driving video
 
@@ -38,12 +35,7 @@ def reference_model():
 @functools.cache
 def tensors():
     """The tensors of the reference's file by the names of the table."""
-    stored = reference_model().state_dict()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        safetensors.torch.save_file(stored, path)
-        found, _ = net_file.read(path, "transformer")
-    return {name: stored[source.name] for name, source in found.items()}
+    return by_table(reference_model())
 
 
 def config(**changes):

@@ -1,14 +1,11 @@
 """The S2V transformer against `WanModel_S2V` of the official repository on the same random weights."""
 
 import functools
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from flax import nnx
 
@@ -20,11 +17,11 @@ from maxdiffusion.models.dit.context import Context
 from maxdiffusion.models.dit.s2v import Speech
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
-from maxdiffusion.weights import dimensions, net_file
+from maxdiffusion.weights import dimensions
 from maxdiffusion.weights.tables import dit as table
 from tests.support import official_s2v
 from tests.support.official import channels_last
-from tests.support.parity import load_state_dict, relative_error
+from tests.support.parity import by_table, load_state_dict, relative_error
 
 SIZE, MOTION, LAYERS = (3, 16, 24), 19, 25  # latent frames, height, width
 
@@ -37,12 +34,7 @@ def reference_model():
 @functools.cache
 def tensors():
     """The tensors of the official file by the names of the table."""
-    stored = reference_model().state_dict()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        safetensors.torch.save_file(stored, path)
-        found, _ = net_file.read(path, "transformer")
-    return {name: stored[source.name] for name, source in found.items()}
+    return by_table(reference_model())
 
 
 def config(**changes):

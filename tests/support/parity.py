@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.torch
+import torch
 from flax import nnx
 
 from maxdiffusion import parallel
+from maxdiffusion.weights import net_file
 from maxdiffusion.weights.loader import placed
 from maxdiffusion.weights.rule import Rule
 
@@ -78,6 +83,16 @@ def drawn(module: nnx.Module, seed: int = 0) -> nnx.Module:
 
     graph, state = nnx.split(module)
     return nnx.merge(graph, jax.tree.map(draw, state))
+
+
+def by_table(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a reference transformer's file by the names of the table, in which it is read."""
+    stored = module.state_dict()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        safetensors.torch.save_file(stored, path)
+        found, _ = net_file.read(path, "transformer")
+    return {name: stored[source.name] for name, source in found.items()}
 
 
 def drawn_on_devices(module: nnx.Module, seed: int = 0) -> nnx.Module:
