@@ -14,10 +14,12 @@ import argparse
 import dataclasses
 import gc
 import json
+import multiprocessing
 import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -64,16 +66,25 @@ def measure(nets: Nets, name: str) -> dict[str, object]:
     }
 
 
-def with_lora(checkpoint: Checkpoint, rank: int, folder: str) -> Checkpoint:
-    """The checkpoint, its transformer merged with a LoRA of random numbers in bf16."""
-    net, rng, tensors = checkpoint.nets["transformer"], np.random.default_rng(0), {}
-    for name, tensor in net.tensors.items():
-        if name.startswith("blocks.") and name.endswith(".weight") and len(tensor.shape) == 2:
-            for part, shape in (("A", (rank, tensor.shape[1])), ("B", (tensor.shape[0], rank))):
-                numbers = 0.01 * rng.standard_normal(shape, np.float32)
+def write_lora(shapes: Mapping[str, tuple[int, ...]], rank: int, file: Path) -> None:
+    """Writes a LoRA of random numbers in bf16 for the linear layers of the blocks among these tensors."""
+    rng, tensors = np.random.default_rng(0), {}
+    for name, shape in shapes.items():
+        if name.startswith("blocks.") and name.endswith(".weight") and len(shape) == 2:
+            for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
+                numbers = 0.01 * rng.standard_normal(size, np.float32)
                 tensors[f"{name.removesuffix('.weight')}.lora_{part}.weight"] = numbers.astype(ml_dtypes.bfloat16)
-    save_file(tensors, f"{folder}/lora.safetensors")
-    merged, each = merge(net.tensors, net.config, read(Path(folder) / "lora.safetensors"), 1.0)
+    save_file(tensors, file)
+
+
+def with_lora(checkpoint: Checkpoint, rank: int, file: Path) -> Checkpoint:
+    """The checkpoint, its transformer merged with a LoRA that another process writes, whose memory is not counted."""
+    net = checkpoint.nets["transformer"]
+    shapes = {name: tensor.shape for name, tensor in net.tensors.items()}
+    writer = multiprocessing.get_context("spawn").Process(target=write_lora, args=(shapes, rank, file))
+    writer.start()
+    writer.join()
+    merged, each = merge(net.tensors, net.config, read(file), 1.0)
     print(each)
     nets = {**checkpoint.nets, "transformer": dataclasses.replace(net, tensors=merged, loras=(each,))}
     return dataclasses.replace(checkpoint, nets=nets)
@@ -94,7 +105,7 @@ def main() -> None:
         print(json.dumps(measure(nets, name)), flush=True)
     if args.lora_rank:
         with tempfile.TemporaryDirectory() as folder:
-            nets = Nets(with_lora(checkpoint, args.lora_rank, folder), build)
+            nets = Nets(with_lora(checkpoint, args.lora_rank, Path(folder) / "lora.safetensors"), build)
             print(json.dumps(measure(nets, "transformer")), flush=True)
 
 
