@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,12 +72,22 @@ class Inputs:
         """See `distributed.digest`."""
         return distributed.digest(jax.tree.leaves((self.by_kind, self.extended)))
 
-    def joined(self, made: UInt8[np.ndarray, "b f h w 3"], overlap: int) -> UInt8[np.ndarray, "b f2 h w 3"]:
-        """The results: the video that they extend, then what was made, without its first `overlap` frames."""
-        if self.extended is None:
-            return made
-        before = self.extended.frames
-        return np.concatenate([np.broadcast_to(before, (len(made), *before.shape)), made[:, overlap:]], axis=1)
+    def joined(
+        self, made: Iterable[UInt8[np.ndarray, "b f h w 3"]], overlap: int
+    ) -> Iterator[UInt8[np.ndarray, "b f2 h w 3"]]:
+        """The results in chunks: the video that they extend, then what was made, without its first `overlap` frames."""
+        before = None if self.extended is None else self.extended.frames
+        left_out = 0 if before is None else overlap
+        for chunk in made:
+            if before is not None:
+                yield np.broadcast_to(before, (len(chunk), *before.shape))
+                before = None
+            yield chunk[:, left_out:]
+            left_out = max(left_out - chunk.shape[1], 0)
+
+    def length(self, made: int, overlap: int) -> int:
+        """The number of frames of the results, of which so many are made; see `joined`."""
+        return made if self.extended is None else len(self.extended.frames) + made - overlap
 
     def record(self) -> dict[str, Any]:
         """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
