@@ -146,10 +146,10 @@ def test_a_named_file_is_written_to_the_letter(tmp_path, words, file, format, ov
 def test_frames_are_encoded_as_they_come_and_a_decode_that_fails_leaves_its_latents_alone(tmp_path, fmt):
     job = request.load([PAGE, "prompt=a cat", f"output_dir={tmp_path}", "run_name=r", f"output_format={fmt}"])
     frames = np.random.default_rng(0).integers(0, 256, (1, job.cfg.num_frames, 96, 96, 3), np.uint8)
-    with pytest.raises(UserError, match="NaN"), reserved(job, job.videos, LATENTS[:1]) as files:
-        with files.writing(job.cfg.num_frames):
-            files.add(frames[:, :4])
-            raise UserError("NaN")
+    attempt = reserved(job, job.videos, LATENTS[:1])
+    with pytest.raises(UserError, match="NaN"), attempt as files, files.writing(job.cfg.num_frames):
+        files.add(frames[:, :4])
+        raise UserError("NaN")
     assert [path.name.partition(".")[2] for path in (tmp_path / "r").iterdir()] == ["latents.safetensors"]
     with reserved(job, job.videos, LATENTS[:1]) as files:
         (path,) = write(files, frames)
