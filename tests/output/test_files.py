@@ -142,7 +142,7 @@ def test_a_named_file_is_written_to_the_letter(tmp_path, words, file, format, ov
         assert other.read_bytes() == b"theirs"
 
 
-@pytest.mark.parametrize("fmt", ["mp4", "webp", "npy", "png"])
+@pytest.mark.parametrize("fmt", ["gif", "webp", "npy", "png"])  # x264 is not the same to the bit every time
 def test_frames_are_encoded_as_they_come_and_a_decode_that_fails_leaves_its_latents_alone(tmp_path, fmt):
     job = request.load([PAGE, "prompt=a cat", f"output_dir={tmp_path}", "run_name=r", f"output_format={fmt}"])
     frames = np.random.default_rng(0).integers(0, 256, (1, job.cfg.num_frames, 96, 96, 3), np.uint8)
