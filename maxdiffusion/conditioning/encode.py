@@ -212,7 +212,7 @@ class Conditioning:
     ) -> Float[Array, "b f h w c"]:
         """Initial latents at the first noise level: the noise, or the input videos with noise added."""
         if START not in self._fields[videos[0]]:
-            return recipe.noise_scale * noise
+            return noise if recipe.noise_scale == 1 else recipe.noise_scale * noise
         sigma = float(recipe.schedule.sigmas[0])
         return sigma * noise + (1 - sigma) * self._put(videos, START)
 

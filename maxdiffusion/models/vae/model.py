@@ -177,7 +177,7 @@ class WanVAE(nnx.Module):
         cache, at = None, 0
         for length in self._lengths(name, x.shape, chunk):
             rest = min(length, x.shape[1] - at)
-            part = jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
+            part = x if rest == x.shape[1] else jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
             if rest < length:  # causal: frames of padding after the video change none of its own
                 part = jnp.pad(part, [(0, length - rest) if axis == 1 else (0, 0) for axis in range(x.ndim)])
             out, cache = jax.block_until_ready(program()(*nnx.split(self), name, cache, part))
