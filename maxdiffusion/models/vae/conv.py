@@ -39,15 +39,24 @@ def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     single columns only. A TPU rounds fp32 operands to bf16 at default precision; here they are rounded before copies.
     """
     kt, kh, kw, c, o = kernel.shape
-    seen = jnp.concatenate([_shifted(padded.astype(jnp.bfloat16), kw // 2 - tap) for tap in range(kw)], axis=-1)
+    return _over_columns(_seen(padded, kw), kernel.reshape(kt, kh, kw * c, o), _same(kh)).astype(padded.dtype)
+
+
+def _seen(x: jax.Array, columns: int) -> jax.Array:
+    """What each column sees of so many around it, as channels (column, channel) in bf16."""
+    return jnp.concatenate([_shifted(x.astype(jnp.bfloat16), columns // 2 - tap) for tap in range(columns)], axis=-1)
+
+
+def _over_columns(x: jax.Array, kernel: jax.Array, rows: tuple[int, int]) -> jax.Array:
+    """A convolution over frames and rows, padded by so many `rows`, with the columns as its batch; fp32 out."""
     return lax.conv_general_dilated(
-        seen,
-        kernel.reshape(1, kt, kh, kw * c, o).astype(jnp.bfloat16),
+        x,
+        kernel[None].astype(jnp.bfloat16),
         (1, 1, 1),
-        ((0, 0), (0, 0), _same(kh)),
+        ((0, 0), (0, 0), rows),
         dimension_numbers=lax.ConvDimensionNumbers((3, 4, 0, 1, 2), (4, 3, 0, 1, 2), (3, 4, 0, 1, 2)),
         preferred_element_type=jnp.float32,
-    ).astype(padded.dtype)
+    )
 
 
 def _shifted(x: jax.Array, columns: int) -> jax.Array:
@@ -119,8 +128,9 @@ def conv2d(
 
 
 # Row (or column) 2i + p of the doubled image sees rows i + p - 1 and i + p of the image: which of the three taps fall
-# on each. Axes: phase p, input row, tap.
+# on each. Axes: phase p, input row, tap. And the same of the three columns around i.
 _PHASES = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
+_PHASES_OF_THREE = np.stack([np.pad(phase, ((p, 1 - p), (0, 0))) for p, phase in enumerate(_PHASES)])
 
 
 def doubled_conv2d(
@@ -131,9 +141,28 @@ def doubled_conv2d(
     Each of the four output phases is a 2x2 convolution of the small image: 4/9 of the multiplications and half of the
     memory (measured on one core: 2.4 times as fast at 192 channels, 1.6 at 384, never slower).
     """
+    kernel = kernel.astype(jnp.float32)
+    return lax.platform_dependent(x, kernel, bias, tpu=_doubled_tpu, default=_doubled_xla)
+
+
+def _doubled_xla(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     b, f, h, w, _ = x.shape
     o = kernel.shape[-1]
-    phases = jnp.einsum("pir,qjs,rsco->ijcpqo", _PHASES, _PHASES, kernel.astype(jnp.float32), precision="highest")
+    phases = jnp.einsum("pir,qjs,rsco->ijcpqo", _PHASES, _PHASES, kernel, precision="highest")
     y = conv2d(x, phases.reshape(2, 2, -1, 4 * o), jnp.tile(bias, 4), 1, (1, 1)).reshape(b, f, h + 1, w + 1, 2, 2, o)
     rows = [jnp.stack([y[:, :, p : p + h, q : q + w, p, q] for q in (0, 1)], axis=4) for p in (0, 1)]
     return jnp.stack(rows, axis=3).reshape(b, f, 2 * h, 2 * w, o)
+
+
+def _doubled_tpu(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    """The same as `_conv3d_tpu`: a convolution for each phase of the rows, the phases of the columns as its channels.
+
+    By the compiler's cycle estimates for v6e, with the norms around it, 360 x 80 pixels of four frames and 192 channels
+    take 5.1 ms and `_doubled_xla` 7.7; 180 x 40 and 384 channels 2.3 and 4.5.
+    """
+    b, f, h, w, c = x.shape
+    o = kernel.shape[-1]
+    phases = jnp.einsum("pir,qjs,rsco->pijcqo", _PHASES, _PHASES_OF_THREE, kernel, precision="highest")
+    seen, biases = _seen(x, 3), jnp.tile(bias, 2).astype(jnp.float32)
+    rows = [_over_columns(seen, phases[p].reshape(1, 2, 3 * c, 2 * o), (1 - p, p)) + biases for p in (0, 1)]
+    return jnp.stack(rows, axis=3).reshape(b, f, 2 * h, 2 * w, o).astype(x.dtype)
