@@ -64,6 +64,7 @@ class Output:
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
         self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
         self._frames: list[Frames] = []
+        self._writers: list[Writer] = []
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -161,7 +162,7 @@ class Output:
             for row in itertools.zip_longest(self.paths, self.videos, self._frames):
                 self._writers.append(stack.enter_context(Writer(file(*row), sheet, clips)))
 
-        self._writers: list[Writer] = []
+        self._writers = []
         with contextlib.ExitStack() as stack:
             distributed.on_process_0(begin)
             yield

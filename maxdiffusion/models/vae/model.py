@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 Latents = Float[Array, "b fl hl wl z"]
 
-# Of one full-resolution activation in one chunk; the peak of a chunk is about eight of these, and the cache.
+# Of one full-resolution activation in one chunk; the peak of a chunk is about eight of these, and the cache. On TPU7x-8
+# chunks of five latent frames of 1280x720 instead of one take 17 % less a frame by the compiler's cycle estimates, but
+# 5.8 GiB instead of 2.8 beside a transformer that may stay, and 190 s of one core to compile instead of 145.
 _CHUNK_BYTES = 128 * 2**20
 
 
