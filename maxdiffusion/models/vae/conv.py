@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from maxdiffusion import parallel
 
 # XLA's own 3-D convolution is slow on a CPU. Below this many input channels the three temporal taps are folded into the
 # channels of one 2-D convolution, from it on they are three 2-D convolutions summed. Measured, fp32, GFLOP/s on one
@@ -22,15 +27,21 @@ def _same(size: int) -> tuple[int, int]:
     return (size // 2, size // 2)
 
 
-def _conv3d_xla(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+def operands(dtype: DTypeLike) -> DTypeLike:
+    """The dtype in which a convolution takes and keeps frames of that dtype: on a TPU it multiplies in bf16."""
+    return jnp.bfloat16 if parallel.platform() == "tpu" else dtype
+
+
+def _conv3d_xla(padded: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Valid in time, "same" in height and width, as one 3-D convolution; fp32 accumulation is the accelerators' own."""
     _, kh, kw, _, _ = kernel.shape
+    kernel = kernel.astype(padded.dtype)
     return lax.conv_general_dilated(
         padded, kernel, (1, 1, 1), ((0, 0), _same(kh), _same(kw)), dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
-    )
+    ).astype(dtype)
 
 
-def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+def _conv3d_tpu(padded: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The same from a convolution over frames and rows with the columns as its batch; products of bf16, sums in fp32.
 
     A TPU's convolution has its batch in the second innermost dimension. For a single video XLA makes a batch of strips
@@ -39,7 +50,7 @@ def _conv3d_tpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     single columns only. A TPU rounds fp32 operands to bf16 at default precision; here they are rounded before copies.
     """
     kt, kh, kw, c, o = kernel.shape
-    return _over_columns(_seen(padded, kw), kernel.reshape(kt, kh, kw * c, o), _same(kh)).astype(padded.dtype)
+    return _over_columns(_seen(padded, kw), kernel.reshape(kt, kh, kw * c, o), _same(kh)).astype(dtype)
 
 
 def _seen(x: jax.Array, columns: int) -> jax.Array:
@@ -64,8 +75,9 @@ def _shifted(x: jax.Array, columns: int) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), [*[(0, 0, 0)] * 3, (columns, -columns, 0), (0, 0, 0)])
 
 
-def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+def _conv3d_cpu(padded: jax.Array, kernel: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
     """The same convolution as a sum of 2-D convolutions."""
+    kernel = kernel.astype(padded.dtype)
     kt, kh, kw, c, o = kernel.shape
     b, f, h, w, _ = padded.shape
     f -= kt - 1
@@ -84,7 +96,7 @@ def _conv3d_cpu(padded: jax.Array, kernel: jax.Array) -> jax.Array:
         )
         for tap, weight in zip(taps, kernel, strict=True)
     )
-    return jnp.asarray(out).reshape(b, f, h, w, o).astype(padded.dtype)
+    return jnp.asarray(out).reshape(b, f, h, w, o).astype(dtype)
 
 
 def causal_conv3d(
@@ -96,15 +108,16 @@ def causal_conv3d(
     """A convolution over the present and `past = kt - 1` earlier frames; "same" in height and width, zeros outside.
 
     `cache` holds those earlier frames; None means zeros (the start of a video). Returns the output in x's dtype and the
-    cache for the next chunk. On a TPU convolutions multiply in bfloat16 whatever the dtype.
+    cache for the next chunk. On a TPU convolutions multiply in bfloat16 whatever the dtype, and the cache has no more.
     Reference: WanCausalConv3d in diffusers' autoencoder_kl_wan.py.
     """
     past = kernel.shape[0] - 1
     b, f, h, w, c = x.shape
     if cache is None:
-        cache = jnp.zeros((b, past, h, w, c), x.dtype)
-    padded = jnp.concatenate([cache, x], axis=1)
-    out = lax.platform_dependent(padded, kernel.astype(x.dtype), cpu=_conv3d_cpu, tpu=_conv3d_tpu, default=_conv3d_xla)
+        cache = jnp.zeros((b, past, h, w, c), operands(x.dtype))
+    padded = jnp.concatenate([cache, x.astype(operands(x.dtype))], axis=1)
+    cpu, tpu, default = (functools.partial(form, dtype=x.dtype) for form in (_conv3d_cpu, _conv3d_tpu, _conv3d_xla))
+    out = lax.platform_dependent(padded, kernel.astype(x.dtype), cpu=cpu, tpu=tpu, default=default)
     return (out.astype(jnp.float32) + bias).astype(x.dtype), padded[:, f:]
 
 
