@@ -242,8 +242,9 @@ def program(later: bool = False) -> Any:
 
     `later` is the program of the chunks after the first. On a TPU it is compiled at XLA's level O1, that of the first,
     which runs once a video, at O0: higher levels tune each convolution for long. Four frames of 1280x720 over 8 devices
-    take, by the compiler's cycle estimates, 35 ms on TPU7x and 72 on v6e at O1, 146 and 119 at O0; compiling them takes
-    145 s of one core at O1, 47 at O0. By default one convolution of 96 channels takes 69 s, and half of its time at O1.
+    take, by the compiler's cycle estimates, 33 ms on TPU7x and 56 on v6e at O1, where O0 took 146 and 119 and O1 35 and
+    72; compiling them takes 145 s of one core, at O0 47. By default one convolution of 96 channels takes 69 s to compile
+    and half of its time at O1.
     """
     return parallel.jit(_run, static_argnums=(0, 2), donate_argnums=3, tpu_level=19 if later else 9)
 
