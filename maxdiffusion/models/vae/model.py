@@ -243,8 +243,8 @@ def program(later: bool = False) -> Any:
     `later` is the program of the chunks after the first. On a TPU it is compiled at XLA's level O1, that of the first,
     which runs once a video, at O0: higher levels tune each convolution for long. By the compiler's cycle estimates four
     frames of 1280x720 over 8 devices take 33 ms on TPU7x and 56 on v6e; of an earlier form 35 and 72, at O0 146 and
-    119. Compiling them takes 145 s of one core, at O0 47; by default one convolution of 96 channels takes 69 s, and half
-    of its time at O1.
+    119. Compiling them takes 145 s of one core, at O0 47; by default one convolution of 96 channels takes 69 s,
+    and half of its time at O1.
     """
     return parallel.jit(_run, static_argnums=(0, 2), donate_argnums=3, tpu_level=19 if later else 9)
 
