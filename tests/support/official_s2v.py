@@ -47,9 +47,7 @@ def transformer() -> torch.nn.Module:
 
 def write_checkpoint(folder: Path) -> Path:
     """See `official.write_checkpoint`."""
-    return official.write_checkpoint(
-        folder, "wan2.2-s2v", transformers={"transformer": transformer()}, config=CONFIG
-    )
+    return official.write_checkpoint(folder, "wan2.2-s2v", transformers={"transformer": transformer()}, config=CONFIG)
 
 
 def words(checkpoint: Path, folder: Path) -> list[str]:
