@@ -29,8 +29,8 @@ class Conventions:
       control_resize: VACE's control video in another size: covering it, bicubic, and cropped; or stretched, Lanczos.
       control_frames: frames of a VACE control video longer than the result: spread over all of it, or its first; the
         default of `input_frames`.
-      bars: how Animate 2's black bars are cut off: as the image has put them, or as its sides rounded down to the size's
-        multiples would have (Animate 2 has no official code).
+      bars: where Animate 2's result ends: where the image on black does, or where it would with its sides rounded down
+        to multiples of 16 (there is no official code).
     """
 
     name: Literal["official", "diffusers"]
