@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import animate2, official_s2v
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,6 +19,18 @@ def random_checkpoint(tmp_path_factory) -> Path:
     script = runpy.run_path(str(ROOT / "scripts" / "make_random_checkpoint.py"))
     script["main"]([str(folder), "--preset", "tiny"])
     return folder
+
+
+@pytest.fixture(scope="session")
+def speaker(tmp_path_factory) -> Path:
+    """A tiny random checkpoint of S2V."""
+    return official_s2v.write_checkpoint(tmp_path_factory.mktemp("speaker") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def dancer(tmp_path_factory) -> Path:
+    """A tiny random checkpoint of Animate 2."""
+    return animate2.write_checkpoint(tmp_path_factory.mktemp("dancer") / "checkpoint", animate2.transformer())
 
 
 @pytest.fixture(scope="session")

@@ -32,12 +32,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, net) -> Path:
-    return official.write_checkpoint(
-        tmp_path_factory.mktemp("animate2") / "checkpoint",
-        "wan2.2-animate2",
-        transformers={"transformer": net},
-        config={"dim": animate2.CONFIG["dim"], "num_heads": animate2.CONFIG["num_heads"]},
-    )
+    return animate2.write_checkpoint(tmp_path_factory.mktemp("animate2") / "checkpoint", net)
 
 
 def smooth(rng, height, width):

@@ -50,17 +50,10 @@ def write_checkpoint(folder: Path) -> Path:
     return official.write_checkpoint(folder, "wan2.2-s2v", transformers={"transformer": transformer()}, config=CONFIG)
 
 
-def words(checkpoint: Path, folder: Path) -> list[str]:
-    """A run of that checkpoint in fp32 on one device, without its inputs; writes its page into `folder`."""
+def words(checkpoint: Path, folder: Path, clip: int = CLIP) -> list[str]:
+    """A run of that checkpoint in fp32, without its inputs; writes its page into `folder`."""
     (folder / "s2v.yml").write_text("model_name: wan2.2-s2v\nprompt: a cat sings\n")
-    return [
-        str(folder / "s2v.yml"),
-        *official.words(checkpoint),
-        f"segment_frame_length={CLIP}",
-        "num_inference_steps=2",
-        *(f"{net}_dtype=float32" for net in ("weights", "activations", "text_encoder", "vae")),
-        *("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1"),
-    ]
+    return [str(folder / "s2v.yml"), *official.words(checkpoint), f"segment_frame_length={clip}", *official.FP32]
 
 
 def pipeline(checkpoint: Path) -> Any:
