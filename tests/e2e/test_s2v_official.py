@@ -16,8 +16,8 @@ from maxdiffusion import generate_wan, request
 from maxdiffusion.media.write import write
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 from tests.support import official, official_s2v
-from tests.support.parity import relative_error
 from tests.support.official_s2v import CLIP
+from tests.support.parity import relative_error
 from tests.support.sounds import tone
 
 CLIPS, STEPS, BEFORE = 2, 2, 19
