@@ -6,7 +6,7 @@
     python scripts/tpu.py kernels [v6e ...]
 
 memory: memory and predicted time of a run's programs on a slice. Needs no checkpoint: weights, inputs and shardings are
-abstract, and nothing is allocated. `text` is the text encoder on 512 tokens, `image` the image encoder, `prepare` what
+abstract, and nothing is allocated. `text` is the text encoder on 512 tokens, `image` the image encoder, `audio` the audio encoder, `prepare` what
 these give every step, `step` one denoise step, `decode` and `encode` the VAE's chunks: the first, and where there are
 several one of the others. What is in memory beside a program (the other expert of two, an input video) is counted as
 resident. A step takes one to three minutes, however many layers it has.
@@ -52,7 +52,7 @@ from maxdiffusion.planning.predict import FLASH, TILE, predict  # noqa: E402
 if TYPE_CHECKING:
     from maxdiffusion.programs import Program
 
-PROGRAMS = ("image", "encode", "text", "prepare", "step", "decode")
+PROGRAMS = ("image", "encode", "audio", "text", "prepare", "step", "decode")
 SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}  # the smallest of a whole host of each generation
 OPTIONS = {"mode": "ulysses_ring", "ulysses_shards": "4", "kernel": "", "out": ""}
 BLOCKS = ("block_q", "block_kv", "block_kv_compute")
