@@ -87,10 +87,12 @@ class Animate2(Adapter):
         return driving
 
     def frame_keys(self, driving: PreparedDriving, layer: Int[Array, ""], signal: Signal) -> FrameKeys:
-        b = len(driving.negative)
+        def of_layer(a: Float[Array, "layers shards k n d"]) -> Float[Array, "b shards k n d"]:
+            one = jax.lax.dynamic_index_in_dim(a, layer, 0, keepdims=False)
+            return jnp.broadcast_to(one, (len(driving.negative), *one.shape))
+
         tokens: KeysValues = driving.tokens.value
-        k, v = (jax.lax.dynamic_index_in_dim(a, layer, 0, keepdims=False) for a in tokens)
-        return FrameKeys(*(jnp.broadcast_to(a, (b, *a.shape)) for a in (k, v)), math.prod(signal.grid[1:]))
+        return FrameKeys(of_layer(tokens.keys), of_layer(tokens.values), math.prod(signal.grid[1:]))
 
     def start(
         self, x: Float[Array, "b s e"], signal: Signal, driving: PreparedDriving
