@@ -77,8 +77,9 @@ def test_the_video_has_the_sound_in_time(run, tmp_path, monkeypatch, source):
         grey = np.full((25, 16, 16, 3), 128, np.uint8)
         file = encode(tmp_path / "a.mp4", grey, 25, "-i", file, "-c:a", "aac")
     with served(tmp_path) as url:
-        code, _, video = run(f"{url}/a.wav" if source == "url" else file)
-    assert code == 0 and read_video(video).shape == (FRAMES, 64, 64, 3)
+        code, said, video = run(f"{url}/a.wav" if source == "url" else file)
+    assert code == 0, said
+    assert read_video(video).shape == (FRAMES, 64, 64, 3)
     begins = np.argmax(np.abs(read_samples(str(video), 16000).values) > 0.1) / 16000
     assert abs(begins - (0.5 - DROPPED / 16)) < 0.025
 
