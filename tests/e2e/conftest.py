@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import animate2, official_s2v
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,12 +22,16 @@ def random_checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def speaker(tmp_path_factory) -> Path:
     """A tiny random checkpoint of S2V."""
+    from tests.support import official_s2v  # torch, which most of these tests do without
+
     return official_s2v.write_checkpoint(tmp_path_factory.mktemp("speaker") / "checkpoint")
 
 
 @pytest.fixture(scope="session")
 def dancer(tmp_path_factory) -> Path:
     """A tiny random checkpoint of Animate 2."""
+    from tests.support import animate2
+
     return animate2.write_checkpoint(tmp_path_factory.mktemp("dancer") / "checkpoint", animate2.transformer())
 
 
