@@ -107,7 +107,8 @@ class Performer:
         self._stages, self._segments = s.stages, s.job.segments
         self._frames = given.driving.frames
         self._text = parallel.put(text.padded([by_prompt[str(s.job.spec.driving_prompt)]])[0])
-        [self._image] = encode_images(s, [self._frames[0]], "squashed")
+        [image] = encode_images(s, [self._frames[0]], "squashed")
+        self._image = parallel.put(fetch(image))
         self._vae: WanVAE = s.load("vae")
         self._driven = functools.cache(self._drive)
 

@@ -1,4 +1,4 @@
-"""The conditioning of the transformer: pytrees with a leading batch axis, but in `Shared`, None for absent parts.
+"""The conditioning of the transformer: pytrees with a leading batch axis (but `Shared`), None for absent parts.
 
 Variants differ in the parts they have; loop and guidance treat all of them as one pytree.
 """
