@@ -92,7 +92,7 @@ def save(
                 0 if there is None else there.shape[1],
             )
             decoded = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
-        clips = inputs.joined(decoded, s.job.cfg.overlap_frames)  # after the video that it extends
+        clips = inputs.results(decoded, videos, s.job.cfg.overlap_frames)  # after the video that it extends
         with s.stages("encode", len(videos), "videos") as advance:
             made = files.write(clips, advance, inputs.sound)
     cache = output.cache_records(s.job, s.recipe, {video: logged[video] for video in videos if video in logged})

@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -109,9 +109,10 @@ class Output:
     def begin(self, latents: Float[np.ndarray, "b fl hl wl z"]) -> UInt8[np.ndarray, "b f h w c"] | None:
         """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
 
-        Several processes decode all frames and write them at the end.
+        Several processes, and tasks whose results are cut, decode all frames and write them at the end.
         """
-        if self._job.suffix or self._job.cfg.extend or distributed.count() > 1:
+        cut = self._job.cfg.extend or self._job.spec.task.letterboxed
+        if self._job.suffix or cut or distributed.count() > 1:
             return None
         rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
         self._frames = [
@@ -144,7 +145,7 @@ class Output:
         distributed.on_process_0(save_all)
 
     def write(
-        self, clips: UInt8[np.ndarray, "b f h w c"], advance: Advance, sound: Sound | None = None
+        self, clips: Iterable[UInt8[np.ndarray, "f h w c"]], advance: Advance, sound: Sound | None = None
     ) -> list[AnyPath]:
         """Encode the videos one after the other and return their paths; `advance` is called after each.
 
@@ -152,12 +153,11 @@ class Output:
         clip is logged, and recorded by `record`.
         """
 
-        self._length = clips.shape[1]
-
         def write_all() -> None:
             cfg, overwrite = self._job.cfg, _overwrites(self._job)
             rows = itertools.zip_longest(self._stems, self.paths, clips, self.videos, self._frames)
             for stem, path, clip, video, frames in rows:
+                self._length = len(clip)
                 if self._job.chained:
                     self._looks[video] = self._look(clip)
                 metadata = _metadata(self._job, video)
