@@ -29,6 +29,8 @@ class Conventions:
       control_resize: VACE's control video in another size: covering it, bicubic, and cropped; or stretched, Lanczos.
       control_frames: frames of a VACE control video longer than the result: spread over all of it, or its first; the
         default of `input_frames`.
+      bars: where Animate 2's result ends: where the image on black does, or where it would with its sides rounded down
+        to multiples of 16 (there is no official code).
     """
 
     name: Literal["official", "diffusers"]
@@ -40,6 +42,7 @@ class Conventions:
     references: Literal["as_named", "reversed"]
     control_resize: Literal["covered", "stretched"]
     control_frames: Literal["spread", "first"]
+    bars: Literal["image", "rounded"]
 
 
 OFFICIAL = Conventions(
@@ -52,6 +55,7 @@ OFFICIAL = Conventions(
     references="as_named",
     control_resize="covered",
     control_frames="spread",
+    bars="image",
 )
 DIFFUSERS = Conventions(
     name="diffusers",
@@ -63,6 +67,7 @@ DIFFUSERS = Conventions(
     references="reversed",
     control_resize="stretched",
     control_frames="first",
+    bars="rounded",
 )
 
 CONVENTIONS: Mapping[str, Conventions] = {row.name: row for row in (OFFICIAL, DIFFUSERS)}

@@ -91,7 +91,7 @@ def save(
                 decode = conditioning.decoding(s, decoder, inputs, videos)
                 chunks = s.job.segments.decode(decode, denoised, 0 if there is None else there.shape[1])
                 decoded = frames.in_bytes(chunks, advance, sampling.instead(s.job.cfg, "vae"), there)
-                for clips in inputs.joined(decoded, overlap):  # after the video that it extends
+                for clips in inputs.results(decoded, videos, overlap):  # after the video that it extends
                     files.add(clips)
             with s.stages("encode", len(videos), "videos") as advance:  # what is left of it
                 made = files.finish(advance)

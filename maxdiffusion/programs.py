@@ -26,7 +26,7 @@ from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
 from maxdiffusion.models.dit.config import Animate2Config, DiTConfig, S2VConfig
-from maxdiffusion.models.dit.context import Context, PreparedContext
+from maxdiffusion.models.dit.context import Context, PreparedContext, Shared, map_batched
 from maxdiffusion.models.wav2vec2.config import SAMPLE_RATE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video, caching
@@ -119,8 +119,8 @@ class BatchPrograms:
         """The conditioning of one branch of guidance."""
         width = self.setup.configs["transformer"].text_dim
         words: Any = parallel.like((self.rows, text.MAX_LENGTH, width), jnp.float32)
-        fields = dict(self.conditions.fields)
-        return Context(words, **jax.tree.map(lambda leaf: parallel.like((self.rows, *leaf.shape), leaf.dtype), fields))
+        whole = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype), dict(self.conditions.fields))
+        return Context(words, **map_batched(lambda leaf: parallel.like((self.rows, *leaf.shape), leaf.dtype), whole))
 
     @functools.cached_property
     def prepare(self) -> jax.stages.Lowered:
@@ -133,10 +133,9 @@ class BatchPrograms:
         if isinstance(config.adapter, Animate2Config):
             from maxdiffusion.models.dit.animate2 import PreparedDriving
 
-            keys = (self.rows, 1, parallel.sequence_degree(), 1, config.num_attention_heads, 1)
-            names = axes.BATCH, None, axes.SEQUENCE, None, axes.HEADS, None
-            driving = parallel.like(keys, jnp.float32, *names).sharding
-            adapter = PreparedDriving(driving, driving, batch)
+            keys = (1, parallel.sequence_degree(), 1, config.num_attention_heads, 1)
+            driving = parallel.like(keys, jnp.float32, None, axes.SEQUENCE, None, axes.HEADS, None).sharding
+            adapter = PreparedDriving(Shared(driving), batch)
         jitted = parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, adapter))
         return jitted.lower(nnx.graphdef(self.transformer), split(self.transformer)[1], self.context)
 

@@ -21,7 +21,7 @@ from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Contexts, without_shared
 from maxdiffusion.models.quantized import products
 from maxdiffusion.output.states import Progress, States
 from maxdiffusion.parallel import axes
@@ -127,8 +127,11 @@ class Sampler:
             _, params = split(experts[work.expert.net])
         with s.stages("text"):
             context = jax.tree.map(lambda leaf: leaf.sharding, programs.context)
-            placed = (None if branch is None else jax.device_put(branch, context) for branch in raw)
-            contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
+            negative = None
+            if raw.negative is not None:  # first, so that what both branches share is in memory once
+                prepared = jax.block_until_ready(prepare(params, jax.device_put(raw.negative, context)))
+                negative, prepared = without_shared(prepared), None
+            contexts = Contexts(prepare(params, jax.device_put(raw.positive, context)), negative)
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
         if state is not None and s.job.cfg.cache != "none" and work.expert.start not in starts(s.recipe.experts):

@@ -80,6 +80,7 @@ class Task:
       spread: whether the frames of its control video are spread over all of it, by the official conventions.
       as_long_as: the key of the video or the sound that `num_frames` follows by default.
       extra_channels: whether the network's input has, beside the noisy latents, those of given frames and their mask.
+      letterboxed: whether its image is put on black, and the result cut to the image's proportions.
       two_images: whether the image tokens come from two images.
       segmented: whether a long video is made in segments.
       windowed: whether a step may be computed over windows of a long video, unless it starts from an image.
@@ -101,6 +102,7 @@ class Task:
     spread: bool = False
     as_long_as: str = ""
     extra_channels: bool = False
+    letterboxed: bool = False
     two_images: bool = False
     segmented: bool = False
     windowed: bool = False
@@ -179,10 +181,11 @@ ANIMATE2 = Task(
     needs=("image", "driving_video"),
     conditions=("animate2_tokens", "animate2"),
     shaped_by="image",
-    official_size=sizes.floored,
+    official_size=sizes.floored_twice,
     size_is_area=True,
     as_long_as="driving_video",
     extra_channels=True,
+    letterboxed=True,
     segmented=True,
     reference_frames=1,
     pipeline_classes=("WanAnimate2ModularPipeline",),

@@ -6,10 +6,11 @@
     python scripts/tpu.py kernels [v6e ...]
 
 memory: memory and predicted time of a run's programs on a slice. Needs no checkpoint: weights, inputs and shardings are
-abstract, and nothing is allocated. `text` is the text encoder on 512 tokens, `image` the image encoder, `prepare` what
-these give every step, `step` one denoise step, `decode` and `encode` the VAE's chunks: the first, and where there are
-several one of the others. What is in memory beside a program (the other expert of two, an input video) is counted as
-resident. A step takes one to three minutes, however many layers it has.
+abstract, and nothing is allocated. `text` is the text encoder on 512 tokens, `image` the image encoder, `audio` the
+audio encoder on as much sound as the video lasts, `prepare` what these give every step, `step` one denoise step,
+`decode` and `encode` the VAE's chunks: the first, and where there are several one of the others. What is in memory
+beside a program (the other expert of two, an input video) is counted as resident. A step takes one to three minutes,
+however many layers it has.
 
 schedule: attention of a shape of `bench_attention`. Prints the cycles of a grid step (of `flash`: with a bound as
 maximum, with a running one, and masked; of the others unmasked, and masked), of what the first and last step of an
@@ -52,7 +53,7 @@ from maxdiffusion.planning.predict import FLASH, TILE, predict  # noqa: E402
 if TYPE_CHECKING:
     from maxdiffusion.programs import Program
 
-PROGRAMS = ("image", "encode", "text", "prepare", "step", "decode")
+PROGRAMS = ("image", "encode", "audio", "text", "prepare", "step", "decode")
 SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}  # the smallest of a whole host of each generation
 OPTIONS = {"mode": "ulysses_ring", "ulysses_shards": "4", "kernel": "", "out": ""}
 BLOCKS = ("block_q", "block_kv", "block_kv_compute")

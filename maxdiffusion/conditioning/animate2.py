@@ -26,8 +26,8 @@ from maxdiffusion.conditioning.image import encode_images, token_shapes
 from maxdiffusion.conditioning.kind import SEGMENT, Grid, Images, Kind, Shapes, fp32
 from maxdiffusion.conditioning.overlap import last_frames
 from maxdiffusion.media.frames import letterboxed, to_float
-from maxdiffusion.models.dit.animate2 import Driving
-from maxdiffusion.models.dit.context import Frames
+from maxdiffusion.models.dit.animate2 import Driving, DrivingVideo
+from maxdiffusion.models.dit.context import Frames, Shared
 from maxdiffusion.models.vae.model import WanVAE
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.session import Session
@@ -79,19 +79,19 @@ def encode_tokens(s: Session, characters: Characters) -> list[Float[np.ndarray, 
 
 
 def shapes(job: Job, videos: Sequence[Video], configs: Mapping[str, Any], grid: Grid) -> Shapes:
-    """See `Kind.shapes`. It counts a driving video for each video, though those of one batch share it."""
+    """See `Kind.shapes`."""
     (f, h, w), vae, clip, cut = grid, configs["vae"], configs["image_encoder"], job.segments
     no: Any = jax.ShapeDtypeStruct((), bool)
-    driving = Driving(
+    driving = DrivingVideo(
         latents=fp32(f, h, w, vae.z_dim),
         text=fp32(text.MAX_LENGTH, configs["transformer"].text_dim),
         image=fp32(clip.tokens, clip.hidden_size),
-        negative=no,
     )
     frames = Frames(channels=fp32(1 + f, h, w, vae.temporal_factor + vae.z_dim))
     size, characters = (videos[0].height, videos[0].width), {video.image for video in videos}
     encoded = Counter({(cut.length, *size): len(cut) * (1 + len(videos))})
-    return Shapes({"frames": frames, "adapter": driving}, encoded + Counter({(1, *size): len(characters)}), 1)
+    fields = {"frames": frames, "adapter": Driving(Shared(driving), no)}
+    return Shapes(fields, encoded + Counter({(1, *size): len(characters)}), 1)
 
 
 def frames_of(frames: int, start: int, length: int) -> list[int]:
@@ -106,17 +106,18 @@ class Performer:
         """`given` is the result of `read`."""
         self._stages, self._segments = s.stages, s.job.segments
         self._frames = given.driving.frames
-        self._text = text.padded([by_prompt[str(s.job.spec.driving_prompt)]])
+        self._text = parallel.put(text.padded([by_prompt[str(s.job.spec.driving_prompt)]])[0])
         [image] = encode_images(s, [self._frames[0]], "squashed")
-        self._image = fetch(image)[None]
+        self._image = parallel.put(fetch(image))
         self._vae: WanVAE = s.load("vae")
         self._driven = functools.cache(self._drive)
 
-    def _drive(self, segment: int) -> jax.Array:
-        """Latents of the driving video: the same for every batch."""
+    def _drive(self, segment: int) -> Shared:
+        """The driving video: the same for every batch."""
         start, length = self._segments.starts[segment], self._segments.length
         shown = self._frames[frames_of(len(self._frames), start, length)]
-        return self._vae.encode(parallel.put(to_float(shown, *shown.shape[1:3])[None]))
+        latents = self._vae.encode(parallel.put(to_float(shown, *shown.shape[1:3])[None]))[0]
+        return Shared(DrivingVideo(latents, self._text, self._image))
 
     def fields(
         self, characters: Float[Array, "b 1 h w z"], before: Sequence[Float[np.ndarray, "b f h w c"]]
@@ -132,10 +133,8 @@ class Performer:
                     shown[:overlap] = last_frames(vae, before[-1][row], overlap)
                 unknown = np.ones(shown.shape[:3], np.float32)
                 channels.append(given_channels(vae, character, shown, unknown, overlap if before else 0))
-            latents = jnp.broadcast_to(driven := self._driven(len(before)), (b, *driven.shape[1:]))
-            words, image = (parallel.put(np.repeat(x, b, axis=0)) for x in (self._text, self._image))
-            frames = Frames(channels=jnp.stack(channels))
-            branches = (Driving(latents, words, image, parallel.put(np.full(b, which))) for which in (False, True))
+            video, frames = self._driven(len(before)), Frames(channels=jnp.stack(channels))
+            branches = (Driving(video, parallel.put(np.full(b, which))) for which in (False, True))
             positive, negative = ({"frames": frames, "adapter": driving} for driving in branches)
             return positive, negative
 

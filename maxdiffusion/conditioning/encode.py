@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, UInt8
+from PIL import Image
 
 from maxdiffusion import parallel
 from maxdiffusion.conditioning import text
@@ -21,6 +22,8 @@ from maxdiffusion.conditioning.kind import SEGMENT, START, Grid, Kind, Shapes
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.errors import UserError
 from maxdiffusion.media.fetch import open_image
+from maxdiffusion.media.frames import between_bars
+from maxdiffusion.media.sizes import own
 from maxdiffusion.media.sound import Sound
 from maxdiffusion.models.dit.context import Context, Contexts
 from maxdiffusion.models.vae.model import WanVAE
@@ -61,32 +64,39 @@ class Inputs:
       images: location -> what was converted of that image, see `open_image`; only where anything was.
       extended: the video that the first clip goes on from.
       sound: of one of them, that the results keep.
+      shown: image of a video -> rows and columns between the black bars, which alone its result has; empty where images
+        are not put on black.
     """
 
     by_kind: Mapping[str, Any]
     images: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
     extended: ControlVideo | None = None
     sound: Sound | None = None
+    shown: Mapping[str, tuple[slice, slice]] = dataclasses.field(default_factory=dict)
 
     def digest(self) -> str:
         """See `distributed.digest`."""
         return distributed.digest(jax.tree.leaves((self.by_kind, self.extended)))
 
-    def joined(
-        self, made: Iterable[UInt8[np.ndarray, "b f h w 3"]], overlap: int
-    ) -> Iterator[UInt8[np.ndarray, "b f2 h w 3"]]:
-        """The results in chunks: the video that they extend, then what was made, without its first `overlap` frames."""
-        before = None if self.extended is None else self.extended.frames
-        left_out = 0 if before is None else overlap
+    def results(
+        self, made: Iterable[UInt8[np.ndarray, "b f h w 3"]], videos: Sequence[Video], overlap: int
+    ) -> Iterator[list[UInt8[np.ndarray, "f2 h2 w2 3"]]]:
+        """In chunks, what was made of each video, between the black bars, or after the video that it extends.
+
+        The first `overlap` frames are the last ones of that video, and left out.
+        """
+        whole = slice(None), slice(None)
+        if self.extended is None:
+            shown = [self.shown.get(str(video.image), whole) for video in videos]
+            yield from ([each[:, *cut] for each, cut in zip(chunk, shown, strict=True)] for chunk in made)
+            return
+        yield [self.extended.frames] * len(videos)
         for chunk in made:
-            if before is not None:
-                yield np.broadcast_to(before, (len(chunk), *before.shape))
-                before = None
-            yield chunk[:, left_out:]
-            left_out = max(left_out - chunk.shape[1], 0)
+            yield list(chunk[:, overlap:])
+            overlap = max(overlap - chunk.shape[1], 0)
 
     def length(self, made: int, overlap: int) -> int:
-        """The number of frames of the results, of which so many are made; see `joined`."""
+        """The number of frames of the results, of which so many are made; see `results`."""
         return made if self.extended is None else len(self.extended.frames) + made - overlap
 
     def record(self) -> dict[str, Any]:
@@ -106,12 +116,32 @@ def read(job: Job) -> Inputs:
         names = job.spec.task.conditions
         if job.cfg.decode_latents and not job.segments.dropped:  # else the first segment is decoded after the image
             names = ()
-        images = {at: open_image(at) for video in job.videos for at in video.images} if names else {}
+        opened = names or job.spec.task.letterboxed
+        images = {at: open_image(at) for video in job.videos for at in video.images} if opened else {}
         found = {name: kind(name).read(job, images) for name in names}
         by_kind = {name: given for name, given in found.items() if given is not None}
         sound = _sound(job, _videos(by_kind, extended))
+        shown = _shown(job, images) if job.spec.task.letterboxed else {}
     changed = {at: image.info for at, image in images.items() if image.info}
-    return Inputs(by_kind, changed, extended, sound)
+    return Inputs(by_kind, changed, extended, sound, shown)
+
+
+def _shown(job: Job, images: Mapping[str, Image.Image]) -> dict[str, tuple[slice, slice]]:
+    """`Inputs.shown`; an mp4 shows an even number of rows and columns."""
+    cfg, found = job.cfg, {}
+    if not images:
+        log.info("the black bars beside the character stay, as image is not given")
+    for location, image in images.items():
+        size = image.size if job.conventions.bars == "image" else own(0, image.size, job.spec.size_step)
+        rows, columns = between_bars(size, cfg.height, cfg.width)
+        if cfg.output_format == "mp4":
+            rows, columns = (slice(part.start, part.stop - (part.stop - part.start) % 2) for part in (rows, columns))
+        found[location] = rows, columns
+        shown = columns.stop - columns.start, rows.stop - rows.start
+        if shown != (cfg.width, cfg.height):
+            words = "image %s: %d x %d pixels of the %d x %d are shown, without black bars"
+            log.info(words, location, *shown, cfg.width, cfg.height)
+    return found
 
 
 def _videos(by_kind: Mapping[str, Any], extended: ControlVideo | None) -> dict[str, ControlVideo]:

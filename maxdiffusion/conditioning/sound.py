@@ -48,7 +48,7 @@ def program() -> Any:
 
 def _run(graph: Any, params: Any, samples: jax.Array, fps: Fraction, frames: int) -> jax.Array:
     encoder = nnx.merge(graph, params)
-    return at_frames(encoder(samples)[0], encoder.config.rate, fps, frames)
+    return encoder(samples, lambda hidden: at_frames(hidden, encoder.config.rate, fps, frames))[0]
 
 
 def _resampled(states: int, rate: float) -> int:
@@ -62,8 +62,8 @@ def clips(states: int, rate: float, fps: Fraction, length: int) -> int:
 
 
 def at_frames(
-    hidden: Float[Array, "layers states c"], rate: float, fps: Fraction, frames: int
-) -> Float[Array, "layers frames c"]:
+    hidden: Float[Array, "_ states c"], rate: float, fps: Fraction, frames: int
+) -> Float[Array, "_ frames c"]:
     """The hidden states of each frame of a video of `frames` frames; zeros after the end of the sound.
 
     Args:

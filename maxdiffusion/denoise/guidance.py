@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Contexts, map_batched
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,8 @@ class TwoPassGuidance:
     """One call for the prompt, one for the negative prompt: the least memory."""
 
     def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
-        return (x, timestep, contexts.positive), (x, timestep, contexts.negative)
+        negative = map_batched(lambda _, own: own, contexts.positive, contexts.negative)
+        return (x, timestep, contexts.positive), (x, timestep, negative)
 
     def combine(self, velocities: Sequence[jax.Array], scale: Any) -> Float[Array, "b f h w c"]:
         positive, negative = velocities
@@ -56,7 +57,7 @@ class BatchedGuidance:
     """
 
     def calls(self, x: jax.Array, timestep: jax.Array, contexts: Contexts) -> tuple[Call, ...]:
-        both = jax.tree.map(_interleave, contexts.positive, contexts.negative)
+        both = map_batched(_interleave, contexts.positive, contexts.negative)
         return ((_interleave(x, x), _interleave(timestep, timestep), both),)
 
     def combine(self, velocities: Sequence[jax.Array], scale: Any) -> Float[Array, "b f h w c"]:

@@ -27,7 +27,7 @@ from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers import Solver
 from maxdiffusion.denoise.solvers.solver import Numbers
 from maxdiffusion.denoise.windows import Windows
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Contexts, without_shared
 from maxdiffusion.parallel import axes, jit, like, put, shard
 
 
@@ -281,7 +281,7 @@ def _start(x: Any, keys: Any) -> tuple[Any, ...]:
 
 def _contexts(guided: bool, context: Any) -> Contexts:
     """The contexts of a program, each branch with the shapes of `context`."""
-    return Contexts(context, context if guided else None)
+    return Contexts(context, without_shared(context) if guided else None)
 
 
 # By the number of an array's dimensions: arrays shaped as latents (b f h w c, of windows turns b f h w c) are sharded

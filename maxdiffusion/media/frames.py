@@ -47,16 +47,27 @@ def letterboxed(
     Raises:
       UserError: nothing of it would be left.
     """
-    h, w = frame.shape[:2]
-    wide = width / height < w / h
-    inner_h, inner_w = (h * width // w, width) if wide else (height, w * height // h)
+    h, w, channels = frame.shape
+    rows, columns = between_bars((w, h), height, width)
+    canvas = np.zeros((height, width, channels), np.uint8)
+    size = columns.stop - columns.start, rows.stop - rows.start
+    canvas[rows, columns] = np.asarray(Image.fromarray(frame).resize(size, filter))
+    return canvas
+
+
+def between_bars(size: tuple[int, int], height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns that `letterboxed` gives to a picture of that size (width, height).
+
+    Raises:
+      UserError: there are none.
+    """
+    w, h = size
+    wide = width * h < w * height
+    inner_h, inner_w = (h * width // w, width) if wide else (height, w * height // max(h, 1))
     if not min(inner_h, inner_w):
         raise UserError(f"A picture of {w} x {h} pixels within {width} x {height} has no pixel left; crop it.")
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
-    canvas = np.zeros((height, width, frame.shape[2]), np.uint8)
-    inside = Image.fromarray(frame).resize((inner_w, inner_h), filter)
-    canvas[top : top + inner_h, left : left + inner_w] = np.asarray(inside)
-    return canvas
+    return slice(top, top + inner_h), slice(left, left + inner_w)
 
 
 def to_float(frames: UInt8[np.ndarray, "f h1 w1 c"], height: int, width: int) -> Float[np.ndarray, "f h w c"]:

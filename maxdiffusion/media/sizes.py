@@ -23,6 +23,15 @@ def floored(area: int, image: Size, step: int) -> Size:
     return int(math.sqrt(area / aspect) // step) * step, int(math.sqrt(area * aspect) // step) * step
 
 
+def floored_twice(area: int, image: Size, step: int) -> Size:
+    """`floored` of the image's own sides rounded down.
+
+    Reference: diffusers' `WanAnimate2ProcessImagesInputStep`.
+    """
+    width, height = own(area, image, step)
+    return floored(area, (width, height), step) if min(width, height) else (width, height)
+
+
 def nearest(area: int, image: Size, step: int) -> Size:
     """One side rounded down and the other filling the area: of the two ways the one that keeps the proportions best.
 

@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -112,9 +112,10 @@ class Output:
     def begin(self, latents: Float[np.ndarray, "b fl hl wl z"]) -> UInt8[np.ndarray, "b f h w c"] | None:
         """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
 
-        Several processes decode all frames.
+        Several processes, and tasks whose results are cut, decode all frames.
         """
-        if self._job.suffix or self._job.cfg.extend or distributed.count() > 1:
+        cut = self._job.cfg.extend or self._job.spec.task.letterboxed
+        if self._job.suffix or cut or distributed.count() > 1:
             return None
         rows = zip(self._stems, latents, self._identities, self.videos, strict=True)
         self._frames = [
@@ -167,7 +168,7 @@ class Output:
             distributed.on_process_0(begin)
             yield
 
-    def add(self, clips: UInt8[np.ndarray, "b f h w c"]) -> None:
+    def add(self, clips: Iterable[UInt8[np.ndarray, "f h w c"]]) -> None:
         """Take the next frames of each video."""
         for writer, frames in zip(self._writers, clips, strict=False):  # several processes: none but on the first
             writer.add(frames)

@@ -26,7 +26,7 @@ from maxdiffusion.request.videos import LISTS
 from maxdiffusion.runtime import distributed
 from maxdiffusion.runtime.atomic import explained, write_json
 from maxdiffusion.runtime.lock import try_lock
-from maxdiffusion.runtime.paths import AnyPath, parse
+from maxdiffusion.runtime.paths import AnyPath, is_url, parse
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,8 @@ def _by_content(key: str, value: Any) -> Any:
 
 def _content(location: str) -> str:
     """SHA-256 of a local file, or of a folder's files and their names; `location` itself for anything else."""
+    if is_url(location):
+        return location
     path = parse(location)
     return _sha256(path, path.stat().st_mtime_ns) if isinstance(path, Path) and path.exists() else location
 

@@ -145,7 +145,8 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     windows = "" if job.windows is None else f" in {len(job.windows.starts)} windows of {cfg.context_window}"
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
     clips = f"{cfg.clips} clips of " if cfg.clips > 1 else ""
-    shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames{windows}"
+    parts = f" in {len(job.segments)} segments" if job.spec.task.segmented and len(job.segments) > 1 else ""
+    shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames{windows}{parts}"
     words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts)}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:

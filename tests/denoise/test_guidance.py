@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion.denoise.guidance import BatchedGuidance, NoGuidance, TwoPassGuidance, choose
-from maxdiffusion.models.dit.context import Contexts
+from maxdiffusion.models.dit.context import Contexts, Shared, without_shared
 
 RNG = np.random.default_rng(0)
 X = jnp.asarray(RNG.standard_normal((3, 2, 4, 4, 2)), jnp.float32)
@@ -38,6 +38,16 @@ def test_batched_calls_once_in_the_order_stated():
     np.testing.assert_array_equal(timestep, np.repeat(T, 2))
     np.testing.assert_array_equal(context["text"][0::2], CONTEXTS.positive["text"])
     np.testing.assert_array_equal(context["text"][1::2], CONTEXTS.negative["text"])
+
+
+@pytest.mark.parametrize("guidance", [TwoPassGuidance(), BatchedGuidance()])
+def test_both_branches_are_given_the_arrays_that_they_share(guidance):
+    keys = jnp.ones((7, 2))
+    positive, negative = ({**context, "keys": Shared(keys)} for context in CONTEXTS)
+    contexts = Contexts(positive, without_shared(negative))
+    assert contexts.negative["keys"] == Shared(None)
+    for _, _, context in guidance.calls(X, T, contexts):
+        assert context["keys"].value is keys and context["text"].shape[0] in (3, 6)
 
 
 def test_scale_one_is_none():

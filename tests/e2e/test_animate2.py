@@ -32,12 +32,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, net) -> Path:
-    return official.write_checkpoint(
-        tmp_path_factory.mktemp("animate2") / "checkpoint",
-        "wan2.2-animate2",
-        transformers={"transformer": net},
-        config={"dim": animate2.CONFIG["dim"], "num_heads": animate2.CONFIG["num_heads"]},
-    )
+    return animate2.write_checkpoint(tmp_path_factory.mktemp("animate2") / "checkpoint", net)
 
 
 def smooth(rng, height, width):
@@ -146,3 +141,28 @@ def test_two_segments_equal_the_reference(checkpoint, net, tmp_path):
     print(f"Animate 2, two segments: latents within {error:.1e}, frames within {frames_off:.3f} levels")
     assert error < 1e-5
     assert frames_off < 0.51
+
+
+@pytest.mark.slow
+def test_branches_of_guidance_on_different_devices_share_the_driving_video(checkpoint, tmp_path):
+    """Two passes on one device, then one batch of both branches over data 2 x ring 2 x ulysses 2, with two videos."""
+    rng = np.random.default_rng(6)
+    Image.fromarray(smooth(rng, 61, 97)).save(tmp_path / "image.png")
+    driving = np.stack([smooth(rng, HEIGHT, WIDTH) for _ in range(LENGTH)])
+    write(driving, tmp_path / "driving.npy", 24, "npy", {})
+    words = [*animate2.words(checkpoint, tmp_path), f"image={tmp_path / 'image.png'}", "seed=[1, 2]", "jax_cache_dir="]
+    words += [f"driving_video={tmp_path / 'driving.npy'}", f"size={WIDTH}*{HEIGHT}", f"num_inference_steps={STEPS}"]
+    words += [f"guidance_scale={SCALE}", "output_format=npy"]
+    split = ["attention=ulysses_ring", "ulysses_shards=2", "ici_context_parallelism=4", "ici_data_parallelism=2"]
+    meshes = {
+        "one": [*official.ONE, "guidance_mode=two_pass", "per_device_batch_size=1"],
+        "eight": [*split, "guidance_mode=batched", "per_device_batch_size=2"],
+    }
+    made = {}
+    for name, mesh in meshes.items():
+        paths = generate_wan.run(request.load([*words, *mesh, f"output_dir={tmp_path / name}"]))
+        stems = (str(path).removesuffix(".npy") for path in paths)
+        made[name] = np.concatenate([load_latents(Path(f"{stem}.latents.safetensors"))[0] for stem in stems])
+    error = relative_error(made["eight"], made["one"])
+    print(f"Animate 2, both branches in one batch on eight devices: latents within {error:.1e}")
+    assert len(made["one"]) == 2 and error < 1e-5

@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -16,10 +17,12 @@ from PIL import Image
 
 from maxdiffusion import generate_wan, request
 from maxdiffusion.media.read import read_video
+from maxdiffusion.media.samples import read_samples
 from maxdiffusion.media.write import write
 from maxdiffusion.request import Segments
 from maxdiffusion.weights.latents_io import save_latents
 from tests.support import official
+from tests.support.ffmpeg import ffmpeg
 from tests.support.videos import psnr
 
 PROMPT = "a green square moving left on a black background"
@@ -83,14 +86,15 @@ def noise_file(folder: Path, frames: int) -> tuple[np.ndarray, Path]:
     return noise, folder / "noise.safetensors"
 
 
-def run(
+def made(
     folder: Path,
     *words: str,
+    save: str = "ours.npy",
     num_frames: int = FRAMES,
     guidance_scale: float = SCALE,
     size: tuple[int, int] = (HEIGHT, WIDTH),
     conventions: str = "diffusers",
-) -> np.ndarray:
+) -> Path:
     (folder / "run.yml").write_text("# all keys are given as words\n")
     common = [
         f"conventions={conventions}",
@@ -101,7 +105,7 @@ def run(
         f"num_frames={num_frames}",
         f"num_inference_steps={STEPS}",
         f"guidance_scale={guidance_scale}",
-        f"save_file={folder / 'ours.npy'}",
+        f"save_file={folder / save}",
         "overwrite=true",
         "weights_dtype=float32",
         "activations_dtype=float32",
@@ -109,7 +113,11 @@ def run(
         "jax_cache_dir=",
     ]
     (path,) = generate_wan.run(request.load([str(folder / "run.yml"), *common, *words]))
-    return np.load(path)
+    return Path(str(path))
+
+
+def run(folder: Path, *words: str, **given: Any) -> np.ndarray:
+    return np.load(made(folder, *words, **given))
 
 
 def reference(cls: type, checkpoint: Path, **given: object) -> tuple[float, np.ndarray]:
@@ -386,3 +394,27 @@ def test_tokens_that_do_not_divide_eight_devices_change_nothing(request, files, 
     print(f"{task} on eight devices: {figure:.1f} dB")
     assert one.std() > 5
     assert figure > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["t2v", "vace", "animate"])
+def test_the_sound_of_an_input_is_kept_in_time(request, tmp_path, task):
+    """A clip of 24 frames per second whose sound begins a quarter of a second after its pictures."""
+    clip, image = tmp_path / "clip.mp4", tmp_path / "image.png"
+    picture = f"testsrc=size={WIDTH}x{HEIGHT}:rate=24:duration=1"
+    beep = "aevalsrc=0.5*sin(880*PI*t)*gt(t\\,0.25):duration=1"
+    ffmpeg("-f", "lavfi", "-i", picture, "-f", "lavfi", "-i", beep, "-pix_fmt", "yuv420p", clip)
+    if task == "animate":
+        checkpoint, _ = request.getfixturevalue("animate_pipeline")
+        write(np.zeros((FRAMES, FACE, FACE, 3), np.uint8), tmp_path / "face", 16, "png", {})
+        Image.new("RGB", (WIDTH, HEIGHT), "red").save(image)
+        words = ["model_name=wan2.2-animate", "segment_frame_length=5", f"image={image}", f"pose_video={clip}"]
+        words += [f"face_video={tmp_path / 'face'}"]
+    else:
+        checkpoint = request.getfixturevalue({"t2v": "random_checkpoint", "vace": "vace_checkpoint"}[task])
+        words = [f"model_name=wan2.1-{task}", f"video={clip}", "input_frames=timed"]
+    words += [f"pretrained_model_name_or_path={checkpoint}", "flow_shift=3", "keep_audio=true", "fps=16"]
+    video = made(tmp_path, *words, save="ours.mp4", guidance_scale=1.0)
+    sound = read_samples(str(video), 16000)
+    assert len(read_video(video)) == FRAMES and abs(sound.seconds - FRAMES / 16) < 0.05
+    assert abs(np.argmax(np.abs(sound.values) > 0.1) / 16000 - 0.25) < 0.01

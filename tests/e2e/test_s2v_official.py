@@ -16,22 +16,13 @@ from maxdiffusion import generate_wan, request
 from maxdiffusion.media.write import write
 from maxdiffusion.weights.latents_io import load_latents, save_latents
 from tests.support import official, official_s2v
+from tests.support.official_s2v import CLIP
 from tests.support.parity import relative_error
 from tests.support.sounds import tone
 
-CLIP, CLIPS, STEPS, BEFORE = 12, 2, 2, 19
+CLIPS, STEPS, BEFORE = 2, 2, 19
 FRAMES = CLIP * CLIPS - 3
 WIDTH, HEIGHT = 64, 64
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    return official.write_checkpoint(
-        tmp_path_factory.mktemp("s2v") / "checkpoint",
-        "wan2.2-s2v",
-        transformers={"transformer": official_s2v.transformer()},
-        config=official_s2v.CONFIG,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -50,20 +41,15 @@ def files(tmp_path_factory) -> Path:
     return folder
 
 
-def words(checkpoint: Path, files: Path, save: Path, *more: str) -> list[str]:
-    (files / "run.yml").write_text("model_name: wan2.2-s2v\n")
+def words(speaker: Path, files: Path, save: Path, *more: str) -> list[str]:
     return [
-        str(files / "run.yml"),
-        *official.words(checkpoint),
+        *official_s2v.words(speaker, files),
         f"image={files / 'image.png'}",
         f"audio={files / 'sound.wav'}",
-        "prompt=a cat sings",
         "negative_prompt=blurry",
-        f"segment_frame_length={CLIP}",
         f"num_inference_steps={STEPS}",
         f"save_file={save}",
-        *(f"{net}_dtype=float32" for net in ("weights", "activations", "text_encoder", "vae")),
-        *("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1"),
+        *official.ONE,
         "jax_cache_dir=",
         *more,
     ]
@@ -71,11 +57,11 @@ def words(checkpoint: Path, files: Path, save: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pose", "scale"), [(False, 3.0), (True, 1.0)])
-def test_s2v_equals_the_official_code(checkpoint, files, tmp_path, pose, scale):
+def test_s2v_equals_the_official_code(speaker, files, tmp_path, pose, scale):
     """Two clips of a longer sound, with guidance, and with a pose."""
     pose_video = files / "pose.mp4" if pose else None
     latents, video = official.generate(
-        official_s2v.pipeline(checkpoint),
+        official_s2v.pipeline(speaker),
         "a cat sings",
         str(files / "image.png"),
         str(files / "sound.wav"),
@@ -98,7 +84,7 @@ def test_s2v_equals_the_official_code(checkpoint, files, tmp_path, pose, scale):
     save_latents(tmp_path / "noise.safetensors", np.concatenate([*map(official.channels_last, drawn)])[None], {})
     more = [f"initial_latents={tmp_path / 'noise.safetensors'}", f"num_frames={FRAMES}", f"guidance_scale={scale}"]
     more += [f"pose_video={pose_video}"] if pose else []
-    job = request.load(words(checkpoint, files, tmp_path / "ours.npy", *more))
+    job = request.load(words(speaker, files, tmp_path / "ours.npy", *more))
     assert (job.cfg.width, job.cfg.height, len(job.segments)) == (WIDTH, HEIGHT, CLIPS)
     generate_wan.run(job)
     ours, _ = load_latents(tmp_path / "ours.latents.safetensors")
@@ -112,12 +98,12 @@ def test_s2v_equals_the_official_code(checkpoint, files, tmp_path, pose, scale):
 
 
 @pytest.mark.slow
-def test_eight_devices_and_decoding_alone_make_the_same(checkpoint, files, tmp_path):
+def test_eight_devices_and_decoding_alone_make_the_same(speaker, files, tmp_path):
     """Ring 4 x Ulysses 2, over which the tokens do not divide; latents are decoded after the image again."""
     common = [f"num_frames={FRAMES}", "seed=3"]
 
     def video(name: str, *more: str) -> np.ndarray:
-        plain = words(checkpoint, files, tmp_path / f"{name}.npy", *common)
+        plain = words(speaker, files, tmp_path / f"{name}.npy", *common)
         given = {word.partition("=")[0] for word in more}
         generate_wan.run(request.load([*(each for each in plain if each.partition("=")[0] not in given), *more]))
         return np.load(tmp_path / f"{name}.npy")

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from maxdiffusion.errors import UserError
-from maxdiffusion.media.sizes import Proportions, covered, floored, nearest, own, rounded, within
+from maxdiffusion.media.sizes import Proportions, covered, floored, floored_twice, nearest, own, rounded, within
 from tests.support import official
 from tests.support.start_image import encoded
 
@@ -65,7 +65,7 @@ def test_a_pose_keeps_its_size():
     assert own(1280 * 720, (833, 491), 16) == (832, 480)
 
 
-@pytest.mark.parametrize("rule", [floored, nearest, rounded, within, own])
+@pytest.mark.parametrize("rule", [floored, floored_twice, nearest, rounded, within, own])
 @pytest.mark.parametrize("image", [(1, 4000), (4000, 1)])
 def test_too_narrow_an_image(rule, image):
     with pytest.raises(UserError, match=rf"{image[0]} x {image[1]} pixels is too narrow"):

@@ -13,9 +13,9 @@ from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.models.dit.animate2 import Driving
+from maxdiffusion.models.dit.animate2 import Driving, DrivingVideo
 from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
-from maxdiffusion.models.dit.context import Context, Frames
+from maxdiffusion.models.dit.context import Context, Frames, Shared, map_batched
 from maxdiffusion.models.dit.transformer import WanTransformer
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.weights import dimensions
@@ -56,7 +56,8 @@ def inputs():
     def drawn(*shape):
         return rng.standard_normal((2, *shape), dtype=np.float32)
 
-    driving = Driving(drawn(SIZE[0] - 1, *SIZE[1:], 16), drawn(512, 32), drawn(5, 1280), np.array([False, True]))
+    video = DrivingVideo(drawn(SIZE[0] - 1, *SIZE[1:], 16)[0], drawn(512, 32)[0], drawn(5, 1280)[0])
+    driving = Driving(Shared(video), np.array([False, True]))
     context = Context(drawn(512, 32), drawn(5, 1280), Frames(drawn(*SIZE, 20)), driving)
     return drawn(*SIZE, 16), np.array([999.0, 37.5], np.float32), context
 
@@ -67,12 +68,12 @@ def velocity(model):
 
 
 def reference_velocity(row):
-    latents, timestep, context = jax.tree.map(lambda x: torch.tensor(x[row]), inputs())
+    latents, timestep, context = map_batched(lambda x: torch.tensor(x[row]), inputs())
+    acted = jax.tree.map(torch.tensor, context.adapter.video.value)
 
     def video(x):
         return x.permute(3, 0, 1, 2)
 
-    driving = video(context.adapter.latents), *context.adapter[1:3]
     made = animate2.velocity(
         reference_model(),
         video(latents),
@@ -80,7 +81,7 @@ def reference_velocity(row):
         video(context.frames.channels),
         context.text,
         context.image,
-        driving,
+        (video(acted.latents), acted.text, acted.image),
         bool(context.adapter.negative),
     )
     return channels_last(made)

@@ -34,7 +34,7 @@ def sound(seconds):
     return (0.3 + np.sin(2 * np.pi * 220 * times) + noise).astype(np.float32)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 11])  # the latter in two blocks of queries
+@pytest.mark.parametrize("seconds", [0.5, 11, 61])  # two blocks of queries; three of convolutions
 def test_hidden_states_match_the_reference(seconds):
     torch.manual_seed(0)
     config = transformers.Wav2Vec2Config(**TINY, vocab_size=8, tie_last_hidden_states=True)  # normed, as in 4.51

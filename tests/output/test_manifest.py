@@ -165,3 +165,13 @@ def test_a_folder_in_a_videos_place_is_not_replaced(load):
     for words in ((), ("overwrite=true",)):
         with pytest.raises(UserError, match=r"one\.mp4 is a folder, which no video replaces"):
             left(load(*words))
+
+
+def test_a_url_counts_by_its_name_and_needs_no_package(tmp_path, monkeypatch):
+    """Fsspec's own reader of http needs aiohttp, which only an extra brings."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "i2v.yml").write_text("model_name: wan2.2-i2v-a14b\nprompt: a cat\nwidth: 64\nheight: 64\n")
+    one, other = (
+        request.load([str(tmp_path / "i2v.yml"), f"image=https://example.org/{name}.png"]) for name in ("a", "b")
+    )
+    assert manifest.digest(one, one.videos[0]) != manifest.digest(other, other.videos[0])

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from maxdiffusion import cli, request
@@ -15,6 +16,7 @@ from maxdiffusion.planning import command
 from maxdiffusion.programs import programs
 from maxdiffusion.request.nets import read_configs
 from maxdiffusion.request.session import Setup
+from tests.support import sounds
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -107,6 +109,14 @@ def test_without_libtpu_every_variant_has_an_analytic_plan(page, capsys, monkeyp
     assert "analytic: libtpu, which compiles for TPUs, is not installed" in said
     assert "sizes are those of the official one of wan2" in " ".join(said.split())
     assert "recommended" in said and "compiled)" not in said
+
+
+def test_the_plan_of_a_sound_says_in_how_many_segments_it_is_shown(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    sound = sounds.write(tmp_path / "a.wav", np.zeros(240 * 8000), 8000)
+    words = [f"audio={sound}", "jax_cache_dir=", "plan=v6e-8", "log_level=error"]
+    assert cli.command([str(CONFIGS / "v6e-8" / "wan2.2_s2v_14b.yml"), *words]) == 0
+    assert "3837 frames in 48 segments" in capsys.readouterr().out  # 240 s at 16 per second without three, by 80
 
 
 @pytest.mark.parametrize("page", sorted(CONFIGS.glob("wan2*.yml")), ids=lambda page: page.stem)

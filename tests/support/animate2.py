@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanAnimate2Transformer3DModel
 from diffusers.models.transformers import transformer_wan_animate_2 as reference
 from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+from tests.support import official
 
 CONFIG: dict[str, Any] = {
     "dim": 48,
@@ -39,6 +42,18 @@ def transformer() -> WanAnimate2Transformer3DModel:
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net
+
+
+def write_checkpoint(folder: Path, net: WanAnimate2Transformer3DModel) -> Path:
+    """See `official.write_checkpoint`."""
+    sizes = {name: CONFIG[name] for name in ("dim", "num_heads")}
+    return official.write_checkpoint(folder, "wan2.2-animate2", transformers={"transformer": net}, config=sizes)
+
+
+def words(checkpoint: Path, folder: Path) -> list[str]:
+    """A run of that checkpoint in fp32, without its inputs; writes its page into `folder`."""
+    (folder / "animate2.yml").write_text("model_name: wan2.2-animate2\nprompt: a fox dances\n")
+    return [str(folder / "animate2.yml"), *official.words(checkpoint), "segment_frame_length=9", *official.FP32]
 
 
 def velocity(

@@ -67,6 +67,8 @@ WAV2VEC2: Mapping[str, Any] = dict(
     tie_last_hidden_states=True,  # the last one is normed, as in transformers 4.51, with which the model was published
 )
 SOUND = "wav2vec2-large-xlsr-53-english"  # its folder
+FP32 = tuple(f"{each}_dtype=float32" for each in ("weights", "activations", "text_encoder", "vae"))
+ONE = ("attention=dot_product", "ici_data_parallelism=-1", "ici_context_parallelism=1")  # no device shares a video
 
 # The tasks of `wan.configs.WAN_CONFIGS`: module and class. `lightning` leaves guidance out and is off.
 _PIPELINES = {

@@ -18,6 +18,7 @@ from tests.support import official
 
 HEAD_DIM, AUDIO = 24, 10
 LAYERS = (0, 2)
+CLIP = 12  # frames
 
 # transformer/config.json: what follows from no shape.
 CONFIG: dict[str, Any] = {"audio_inject_layers": list(LAYERS)}
@@ -42,6 +43,17 @@ def transformer() -> torch.nn.Module:
     with torch.no_grad():
         net.casual_audio_encoder.weights.add_(0.5)  # whose sum is divided by
     return net
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """See `official.write_checkpoint`."""
+    return official.write_checkpoint(folder, "wan2.2-s2v", transformers={"transformer": transformer()}, config=CONFIG)
+
+
+def words(checkpoint: Path, folder: Path, clip: int = CLIP) -> list[str]:
+    """A run of that checkpoint in fp32, without its inputs; writes its page into `folder`."""
+    (folder / "s2v.yml").write_text("model_name: wan2.2-s2v\nprompt: a cat sings\n")
+    return [str(folder / "s2v.yml"), *official.words(checkpoint), f"segment_frame_length={clip}", *official.FP32]
 
 
 def pipeline(checkpoint: Path) -> Any:

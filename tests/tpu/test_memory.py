@@ -92,6 +92,7 @@ GIVEN = {
     "_i2v_": ("image=a", "width=1280", "height=720"),
     "_flf2v_": ("image=a", "last_image=a", "width=1280", "height=720"),
     "_animate_": ("image=a", "pose_video=.", "face_video=.", "num_frames=77", "width=1280", "height=720"),
+    "_animate2_": ("image=a", "driving_video=.", "num_frames=81", "width=640", "height=800"),
     "_s2v_": ("image=a", "audio=a", "num_frames=77", "width=1024", "height=704"),
     "_480p": ("width=832", "height=480"),
 }

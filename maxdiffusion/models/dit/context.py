@@ -1,16 +1,34 @@
-"""The conditioning of the transformer: pytrees with a leading batch axis, None for absent parts.
+"""The conditioning of the transformer: pytrees with a leading batch axis (but `Shared`), None for absent parts.
 
 Variants differ in the parts they have; loop and guidance treat all of them as one pytree.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """Arrays without a batch axis, which all examples and both branches of guidance have in common."""
+
+    value: Any
+
+
+def map_batched(function: Callable[..., Any], tree: Any, *more: Any) -> Any:
+    """`jax.tree.map` over the arrays with a batch axis; a `Shared` of `tree` stays as it is."""
+
+    def call(node: Any, *others: Any) -> Any:
+        return node if isinstance(node, Shared) else function(node, *others)
+
+    return jax.tree.map(call, tree, *more, is_leaf=lambda node: isinstance(node, Shared))
 
 
 class KeysValues(NamedTuple):
@@ -80,7 +98,21 @@ class PreparedContext(NamedTuple):
 
 
 class Contexts(NamedTuple):
-    """Conditioning of the two branches of classifier-free guidance: pytrees of one structure, the batch leading."""
+    """Conditioning of the two branches of classifier-free guidance: pytrees of one structure, the batch leading.
+
+    Attributes:
+      positive: of the prompt.
+      negative: of the negative prompt, see `without_shared`; None without guidance.
+    """
 
     positive: Any
-    negative: Any = None  # of the negative prompt; None without guidance
+    negative: Any = None
+
+
+def without_shared(context: Any) -> Any:
+    """The context of the negative branch, whose `Shared` arrays are in the positive one alone."""
+    return jax.tree.map(
+        lambda node: Shared(None) if isinstance(node, Shared) else node,
+        context,
+        is_leaf=lambda node: isinstance(node, Shared),
+    )

@@ -46,15 +46,26 @@ class Wav2Vec2Config:
         return self.num_hidden_layers + 1
 
     @property
+    def stride(self) -> int:
+        """Samples from one hidden state to the next."""
+        return math.prod(self.conv_stride)
+
+    @property
     def rate(self) -> float:
         """Hidden states per second, 50 as published."""
-        return SAMPLE_RATE / math.prod(self.conv_stride)
+        return SAMPLE_RATE / self.stride
 
     def length(self, samples: int) -> int:
         """Hidden states of a sound of that many samples; 0 where it is too short for one."""
         for kernel, stride in zip(self.conv_kernel, self.conv_stride, strict=True):
             samples = max((samples - kernel) // stride + 1, 0)
         return samples
+
+    def samples(self, states: int) -> int:
+        """The least samples of which that many hidden states are made; the inverse of `length`."""
+        for kernel, stride in zip(reversed(self.conv_kernel), reversed(self.conv_stride), strict=True):
+            states = (states - 1) * stride + kernel
+        return states
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Wav2Vec2Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,8 @@ class Layer(nnx.Module):
 class Wav2Vec2(nnx.Module):
     """Reference: `transformers.Wav2Vec2Model`. Layers are stored stacked; see `WanTransformer` for `scan_layers`."""
 
+    BLOCK = 1500  # hidden states whose convolutions are computed at a time, 30 s
+
     def __init__(self, config: Wav2Vec2Config, dtypes: Dtypes, scan_layers: bool = True):
         self.config, self.unroll, self.dtype = config, not scan_layers, dtypes.activations
         widths = zip((1, *config.conv_dim), config.conv_dim, strict=False)
@@ -120,12 +123,32 @@ class Wav2Vec2(nnx.Module):
         self.layers = stack(lambda: Layer(config, dtypes), config.num_hidden_layers)
         self.layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
-    def __call__(self, samples: Float[Array, "b samples"]) -> Float[Array, "b layers t e"]:
-        """The input of each layer, then the normed output of the last, fp32; `samples` come from `normalised`."""
-        x = samples[..., None].astype(self.dtype)
-        for layer in self.conv_layers:
-            x = layer(x)
-        x = self.projection(self.feature_norm(x))
+    def __call__(
+        self, samples: Float[Array, "b samples"], keep: Callable[[jax.Array], jax.Array] = lambda x: x
+    ) -> Float[Array, "b layers t e"]:
+        """`keep` of the input of each layer, then of the normed output of the last, b t e fp32.
+
+        `samples` come from `normalised`. All hidden states of ten minutes would take 3 GiB.
+        """
+        x = self.projection(self.feature_norm(self._convolved(samples)))
         x = (x + self.positions(x)).astype(jnp.float32)
-        x, before = scan(self.layers, lambda layer, x, _: (layer(x), x), x, None, self.unroll)
-        return jnp.moveaxis(jnp.concatenate([before, self.layer_norm(x)[None]]), 0, 1)
+        x, before = scan(self.layers, lambda layer, x, _: (layer(x), keep(x)), x, None, self.unroll)
+        return jnp.moveaxis(jnp.concatenate([before, keep(self.layer_norm(x))[None]]), 0, 1)
+
+    def _convolved(self, samples: Float[Array, "b samples"]) -> Float[Array, "b t c"]:
+        """The features of the sound, block by block: those of ten minutes take 4 GiB after the first convolution."""
+
+        def block(samples: jax.Array) -> jax.Array:
+            x = samples[..., None].astype(self.dtype)
+            for layer in self.conv_layers:
+                x = layer(x)
+            return x
+
+        count = self.config.length(samples.shape[1])
+        if count <= self.BLOCK:
+            return block(samples)
+        step, size = self.BLOCK * self.config.stride, self.config.samples(self.BLOCK)
+        starts = np.arange(0, count * self.config.stride, step)
+        samples = jnp.pad(samples, ((0, 0), (0, max(int(starts[-1]) + size - samples.shape[1], 0))))
+        found = jax.lax.map(lambda start: block(jax.lax.dynamic_slice_in_dim(samples, start, size, 1)), starts)
+        return jnp.moveaxis(found, 0, 1).reshape(len(samples), -1, found.shape[-1])[:, :count]
