@@ -85,16 +85,16 @@ def save(
     files = outputs.reserve(videos)
     with files.explained():  # that the latents are kept
         decoder, there = vae(), files.begin(denoised)
-        with s.stages("decode", s.job.segments.frames, "frames") as advance:
-            chunks = s.job.segments.decode(
-                conditioning.decoding(s, decoder, inputs, videos),
-                denoised,
-                0 if there is None else there.shape[1],
-            )
-            decoded = frames.collect(chunks, advance, sampling.instead(s.job.cfg, "vae"), there, files.keep)
-        clips = inputs.results(decoded, videos, s.job.cfg.overlap_frames)  # after the video that it extends
-        with s.stages("encode", len(videos), "videos") as advance:
-            made = files.write(clips, advance, inputs.sound)
+        length, overlap = s.job.segments.frames, s.job.cfg.overlap_frames
+        with files.writing(inputs.length(length, overlap), inputs.sound):  # beside the decoder
+            with s.stages("decode", length, "frames") as advance:
+                decode = conditioning.decoding(s, decoder, inputs, videos)
+                chunks = s.job.segments.decode(decode, denoised, 0 if there is None else there.shape[1])
+                decoded = frames.in_bytes(chunks, advance, sampling.instead(s.job.cfg, "vae"), there)
+                for clips in inputs.results(decoded, videos, overlap):  # after the video that it extends
+                    files.add(clips)
+            with s.stages("encode", len(videos), "videos") as advance:  # what is left of it
+                made = files.finish(advance)
     cache = output.cache_records(s.job, s.recipe, {video: logged[video] for video in videos if video in logged})
     files.record(versions(), s.stages.clock.as_dict(), inputs.record(), cache)
     outputs.finish(files)

@@ -208,10 +208,10 @@ class Sampler:
             x = noise([s.job.seed(video, segment) for video in videos], programs.shape)
         else:
             x = noise([video.seed for video in videos], (len(s.job.segments) * frames, h, w, c))[:, part]
-        x = self._conditions.start(videos, x, s.recipe)
+        x = jax.device_put(self._conditions.start(videos, x, s.recipe), programs.noise.sharding)
         if found := finite.fault(x):
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")
-        return jax.device_put(x, programs.noise.sharding)
+        return x
 
     def _programs(self, batch: list[Video], step: int) -> tuple[BatchPrograms, Any, Program]:
         """Programs of such a batch, compiled once: abstract ones, `prepare` and the denoise loop.

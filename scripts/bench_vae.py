@@ -1,9 +1,13 @@
-"""The VAE: formulations of its 3-D convolution, decode time against diffusers, and memory of the official size.
+"""The VAE: formulations of its 3-D convolution, decode time against diffusers, memory of the official size, and files.
 
     taskset -c 0 python scripts/bench_vae.py conv                           # GFLOP/s of each formulation and of torch
     taskset -c 0 python scripts/bench_vae.py decode --base 16 --res-blocks 1 --size 96 --frames 17
     taskset -c 0 python scripts/bench_vae.py decode --base 96 --res-blocks 2 --size 64 --frames 5
     python scripts/bench_vae.py memory --dtype bfloat16                     # compiled without allocating anything
+    python scripts/bench_vae.py write --seconds 0.15 --frames 81            # an mp4 beside a decode and after it
+
+`write` takes a moving picture in chunks of four frames, each after so many seconds of sleep, as of an accelerator that
+leaves the host idle. `host_mb` is what the process grew by at its peak.
 
 Times are the best of the rounds, both sides in turn, in seconds of the process's own CPU time where one core is given
 (other load does not count) and of the wall otherwise. Rows are JSON lines with device, versions and commit.
@@ -13,10 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +34,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from flax import nnx
 
+from maxdiffusion.media.write import write, writing
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.vae import conv, model
 from maxdiffusion.models.vae.config import VAEConfig
 from maxdiffusion.models.vae.model import WanVAE
+from maxdiffusion.runtime.feed import feeding
+from maxdiffusion.runtime.timing import host_peak
 from maxdiffusion.runtime.versions import versions
 
 CORES = len(os.sched_getaffinity(0))
@@ -132,7 +141,7 @@ def bench_memory(args: argparse.Namespace) -> None:
         z = jax.ShapeDtypeStruct((1, 1, height // 8, width // 8, 16), jnp.float32)
         _, cache = jax.eval_shape(lambda s, z: model._run(graph, s, "decode", None, z), state, z)
         start = clock()
-        compiled = model.program().lower(graph, state, "decode", cache, z).compile()
+        compiled = model.program(later=True).lower(graph, state, "decode", cache, z).compile()
         seconds, memory = clock() - start, compiled.memory_analysis()
         gib = {
             "weights": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
@@ -146,6 +155,52 @@ def bench_memory(args: argparse.Namespace) -> None:
             gib={name: round(size / 2**30, 2) for name, size in gib.items()},
             compile_s=round(seconds, 1),
         )
+
+
+def bench_write(args: argparse.Namespace) -> None:
+    height, width = args.size
+    y, x = np.mgrid[:height, : width + args.frames]
+    wide = np.stack([x % 240, y % 240, (x + y) % 240], -1).astype(np.uint8)
+    wide += np.random.default_rng(0).integers(0, 16, wide.shape, np.uint8)
+
+    def chunks(seconds: float) -> Iterator[np.ndarray]:
+        for first in range(0, args.frames, 4):
+            time.sleep(seconds)
+            yield np.stack([wide[:, n : n + width] for n in range(first, min(first + 4, args.frames))])
+
+    def decode() -> None:
+        for _ in chunks(args.seconds):
+            pass
+
+    def after() -> None:
+        frames = np.concatenate(list(chunks(args.seconds)))
+        write(frames, folder / "after.mp4", 16, "mp4", {})
+
+    def beside() -> None:
+        with writing(folder / "beside.mp4", 16, "mp4", {}) as encode, feeding(encode) as put:
+            for chunk in chunks(args.seconds):
+                put(chunk)
+
+    def encode_alone() -> None:
+        write(chunks(0), folder / "alone.mp4", 16, "mp4", {})
+
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        for run in (decode, encode_alone, after, beside):
+            receive, send = multiprocessing.Pipe(False)
+            process = multiprocessing.get_context("fork").Process(target=_measured, args=(run, send))
+            process.start()
+            seconds, grown = receive.recv()
+            process.join()
+            pixels = f"{width}x{height}x{args.frames}"
+            row(what=run.__name__, pixels=pixels, seconds=round(seconds, 2), host_mb=round(grown / 1e6))
+
+
+def _measured(run: Callable[[], None], send: Any) -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = host_peak(), time.perf_counter()
+    run()
+    send.send((time.perf_counter() - start, host_peak() - before))
 
 
 def main() -> None:
@@ -163,6 +218,11 @@ def main() -> None:
     memory = commands.add_parser("memory")
     memory.add_argument("--dtype", default="float32")
     memory.set_defaults(run=bench_memory)
+    writes = commands.add_parser("write")
+    writes.add_argument("--size", type=int, nargs=2, default=(720, 1280), help="height and width")
+    writes.add_argument("--frames", type=int, default=81)
+    writes.add_argument("--seconds", type=float, default=0.15, help="of four frames")
+    writes.set_defaults(run=bench_write)
     args = parser.parse_args()
     args.run(args)
 

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,16 +79,25 @@ class Inputs:
         return distributed.digest(jax.tree.leaves((self.by_kind, self.extended)))
 
     def results(
-        self, made: UInt8[np.ndarray, "b f h w 3"], videos: Sequence[Video], overlap: int
-    ) -> list[UInt8[np.ndarray, "f2 h2 w2 3"]]:
-        """What was made of each video, between the black bars, or after the video that it extends.
+        self, made: Iterable[UInt8[np.ndarray, "b f h w 3"]], videos: Sequence[Video], overlap: int
+    ) -> Iterator[list[UInt8[np.ndarray, "f2 h2 w2 3"]]]:
+        """In chunks, what was made of each video, between the black bars, or after the video that it extends.
 
         The first `overlap` frames are the last ones of that video, and left out.
         """
-        if self.extended is not None:
-            return [np.concatenate([self.extended.frames, each[overlap:]]) for each in made]
         whole = slice(None), slice(None)
-        return [each[:, *self.shown.get(str(video.image), whole)] for each, video in zip(made, videos, strict=True)]
+        if self.extended is None:
+            shown = [self.shown.get(str(video.image), whole) for video in videos]
+            yield from ([each[:, *cut] for each, cut in zip(chunk, shown, strict=True)] for chunk in made)
+            return
+        yield [self.extended.frames] * len(videos)
+        for chunk in made:
+            yield list(chunk[:, overlap:])
+            overlap = max(overlap - chunk.shape[1], 0)
+
+    def length(self, made: int, overlap: int) -> int:
+        """The number of frames of the results, of which so many are made; see `results`."""
+        return made if self.extended is None else len(self.extended.frames) + made - overlap
 
     def record(self) -> dict[str, Any]:
         """As JSON types: key of an input video -> what was used of it; location of an image -> what was converted."""
@@ -233,7 +242,7 @@ class Conditioning:
     ) -> Float[Array, "b f h w c"]:
         """Initial latents at the first noise level: the noise, or the input videos with noise added."""
         if START not in self._fields[videos[0]]:
-            return recipe.noise_scale * noise
+            return noise if recipe.noise_scale == 1 else recipe.noise_scale * noise
         sigma = float(recipe.schedule.sigmas[0])
         return sigma * noise + (1 - sigma) * self._put(videos, START)
 

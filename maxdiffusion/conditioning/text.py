@@ -167,4 +167,4 @@ def _encode(
 ) -> tuple[jax.Array, np.ndarray]:
     """The prompts' hidden states and which tokens are theirs, both padded to the longest prompt's bucket."""
     token_ids, valid = tokenize(tokenizer, prompts, max_length)
-    return program()(*nnx.split(encoder), jnp.asarray(token_ids), jnp.asarray(valid)), valid
+    return program()(*nnx.split(encoder), token_ids, valid), valid

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
+from maxdiffusion import parallel
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes, shard
 
@@ -30,8 +31,11 @@ def noise(seeds: Sequence[int], shape: Shape) -> Float[Array, "b f h w c"]:
     Raises:
       UserError: a seed is out of range.
     """
-    # A new function every time: jit would not see that the placement has changed.
-    return jax.jit(lambda keys: _normal(jax.random.wrap_key_data(keys, impl="threefry2x32"), shape))(_keys(seeds))
+    return parallel.jit(_noise, static_argnums=1)(_keys(seeds), shape)
+
+
+def _noise(keys: jax.Array, shape: Shape) -> jax.Array:
+    return _normal(jax.random.wrap_key_data(keys, impl="threefry2x32"), shape)
 
 
 def step_keys(seeds: Sequence[int], segment: int = 0) -> UInt32[np.ndarray, "b 2"]:
@@ -40,8 +44,13 @@ def step_keys(seeds: Sequence[int], segment: int = 0) -> UInt32[np.ndarray, "b 2
     Raises:
       UserError: a seed is out of range.
     """
-    keys = jax.random.wrap_key_data(jnp.asarray(_keys(seeds)), impl="threefry2x32")
-    return np.asarray(jax.random.key_data(jax.vmap(lambda key: jax.random.fold_in(key, segment))(keys)))
+    return np.asarray(_folded(_keys(seeds), segment))
+
+
+@jax.jit
+def _folded(keys: jax.Array, segment: jax.Array) -> jax.Array:
+    typed = jax.random.wrap_key_data(keys, impl="threefry2x32")
+    return jax.random.key_data(jax.vmap(jax.random.fold_in, (0, None))(typed, segment))
 
 
 def step_noise(keys: UInt32[Array, "b 2"], step: jax.Array, shape: Shape) -> Float[Array, "b f h w c"]:

@@ -32,11 +32,18 @@ class Look(NamedTuple):
 
 def look(frames: UInt8[np.ndarray, "f h w 3"]) -> Look:
     """Measures a clip."""
-    figures = []
-    for frame in frames:
-        luma = frame.astype(np.float32) @ _LUMA
-        figures.append([*frame.mean(axis=(0, 1)), luma.std(), _laplacian(luma).var()])
-    return Look(*np.mean(figures, axis=0).tolist())
+    return mean([look_of_frame(frame) for frame in frames])
+
+
+def look_of_frame(frame: UInt8[np.ndarray, "h w 3"]) -> Look:
+    """Measures a frame."""
+    luma = frame.astype(np.float32) @ _LUMA
+    return Look(*map(float, (*frame.mean(axis=(0, 1)), luma.std(), _laplacian(luma).var())))
+
+
+def mean(looks: Sequence[Look]) -> Look:
+    """The look of a clip, of those of its frames."""
+    return Look(*np.mean(looks, axis=0).tolist())
 
 
 def _laplacian(luma: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h2 w2"]:

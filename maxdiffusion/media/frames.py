@@ -1,6 +1,6 @@
 """Conversion between 8-bit frames and float video, as in the reference."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -110,28 +110,24 @@ def _quantise(video: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.round(unit * 255.0).astype(jnp.uint8), jnp.isnan(video).sum()
 
 
-def collect(
+def in_bytes(
     chunks: Iterable[Float[Array, "b f h w c"]],
     advance: Callable[[int], object] = lambda frames: None,
     instead: str = "try vae_dtype=float32",
     there: UInt8[np.ndarray, "b before h w c"] | None = None,
-    keep: Callable[[int, np.ndarray], object] = lambda first, frames: None,
-) -> UInt8[np.ndarray, "b f h w c"]:
-    """Gather the chunks of `WanVAE.decode_chunks` as one 8-bit video on the host.
+) -> Iterator[UInt8[np.ndarray, "b f h w c"]]:
+    """The chunks of `WanVAE.decode_chunks` as 8-bit frames on the host.
 
     Args:
       chunks: float, after the frames that are `there`.
       advance: called with the number of frames of each chunk.
       instead: as in `to_uint8`.
-      there: the first frames, decoded before.
-      keep: called with each 8-bit chunk and the number of its first frame.
+      there: the first frames, decoded before: a chunk of their own.
     """
-    parts, at = ([], 0) if there is None else ([there], there.shape[1])
-    if at:
-        advance(at)
+    if there is not None:
+        advance(there.shape[1])
+        yield there
     for chunk in chunks:
-        parts.append(to_uint8(chunk, instead))
-        keep(at, parts[-1])
-        at += chunk.shape[1]
-        advance(chunk.shape[1])
-    return np.concatenate(parts, axis=1)
+        frames = to_uint8(chunk, instead)
+        advance(frames.shape[1])
+        yield frames

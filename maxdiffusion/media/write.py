@@ -1,5 +1,6 @@
 """Write 8-bit frames to a file or a folder of frames, which is whole or absent."""
 
+import contextlib
 import errno
 import functools
 import io
@@ -41,10 +42,25 @@ def write(
     overwrite: bool = False,
     sound: Sound | None = None,
 ) -> None:
-    """Write a video to `path` in format `fmt`, a key of FORMATS; nothing is left behind when that fails.
+    """Write a video, whole or in chunks, to `path`: see `writing`."""
+    with writing(path, fps, fmt, metadata, overwrite, sound) as encode:
+        encode(iter([frames] if isinstance(frames, np.ndarray) else frames))
+
+
+@contextlib.contextmanager
+def writing(
+    path: AnyPath,
+    fps: Fraction | float | int,
+    fmt: str,
+    metadata: Metadata,
+    overwrite: bool = False,
+    sound: Sound | None = None,
+) -> Iterator[Callable[[Iterator[Frames]], None]]:
+    """Give the function that encodes a video in format `fmt`, a key of FORMATS, in chunks of RGB frames as they come.
+
+    After the block, which calls it once, the file has its name; nothing is left behind when the block fails.
 
     Args:
-        frames: RGB, whole or in chunks of frames; chunks are encoded as they come.
         path: the target, taken as it is; for png of several frames a folder, which receives 0000.png, 0001.png, ...
         fps: frames per second; mp4 keeps a Fraction exactly.
         fmt: a key of FORMATS.
@@ -62,12 +78,11 @@ def write(
         raise UserError(f"unknown output_format={fmt}; choose one of {', '.join(FORMATS)}")
     if overwrite and fmt == "png" and isinstance(path, Path) and path.is_dir():
         check_replaceable(path)
-    chunks = iter([frames] if isinstance(frames, np.ndarray) else frames)
     if sound is not None and fmt != "mp4":
         raise ValueError(f"{fmt} holds no sound")
     encode: Encode = FORMATS[fmt] if sound is None else functools.partial(_mp4, sound=sound)
     with atomic_path(path, overwrite) as temporary:
-        encode(chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
+        yield lambda chunks: encode(chunks, temporary, Fraction(fps).limit_denominator(65535), metadata)
 
 
 def check_format(fmt: str) -> None:

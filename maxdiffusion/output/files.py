@@ -11,6 +11,7 @@ import re
 import secrets
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,13 +21,14 @@ from jaxtyping import Float, UInt8
 
 from maxdiffusion.errors import UserError
 from maxdiffusion.media import drift
-from maxdiffusion.media.contact_sheet import contact_sheet
+from maxdiffusion.media.contact_sheet import contact_sheet, shown
 from maxdiffusion.media.sound import Sound
-from maxdiffusion.media.write import check_format, write
+from maxdiffusion.media.write import check_format, write, writing
 from maxdiffusion.output import clip_files, manifest, names, states
 from maxdiffusion.output.frames import Frames
 from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
+from maxdiffusion.output.writer import Writer
 from maxdiffusion.request import Job, Video
 from maxdiffusion.request.videos import single, stem_of
 from maxdiffusion.runtime import distributed, paths
@@ -62,6 +64,7 @@ class Output:
         self.paths = _named(job, videos) or [names.sibling(stem, job.suffix) for stem in stems]
         self._latents = [names.sibling(stem, names.LATENTS) for stem in stems]
         self._frames: list[Frames] = []
+        self._writers: list[Writer] = []
 
     def save_latents(self, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write `<stem>.latents.safetensors` of each video, unless they came from such a file.
@@ -109,7 +112,7 @@ class Output:
     def begin(self, latents: Float[np.ndarray, "b fl hl wl z"]) -> UInt8[np.ndarray, "b f h w c"] | None:
         """Where results are folders of frames: the first frames that an earlier run has decoded of these latents.
 
-        Several processes, and tasks whose results are cut, decode all frames and write them at the end.
+        Several processes, and tasks whose results are cut, decode all frames.
         """
         cut = self._job.cfg.extend or self._job.spec.task.letterboxed
         if self._job.suffix or cut or distributed.count() > 1:
@@ -123,11 +126,6 @@ class Output:
             return None
         log.info("%d of %d frames are there already", count, self._job.segments.frames)
         return np.stack([np.stack(each.there[:count]) for each in self._frames])
-
-    def keep(self, first: int, clips: UInt8[np.ndarray, "b f h w c"]) -> None:
-        """Write frames as they come, where results are folders of them."""
-        for each, frames in zip(self._frames, clips, strict=False):
-            each.add(first, frames)
 
     def save_clip(self, number: int, latents: Float[np.ndarray, "b f h w c"]) -> None:
         """Write the latents of clip `number`, from 0, of each video; one that cannot be written is a warning."""
@@ -144,43 +142,60 @@ class Output:
 
         distributed.on_process_0(save_all)
 
-    def write(
-        self, clips: Iterable[UInt8[np.ndarray, "f h w c"]], advance: Advance, sound: Sound | None = None
-    ) -> list[AnyPath]:
-        """Encode the videos one after the other and return their paths; `advance` is called after each.
+    @contextlib.contextmanager
+    def writing(self, length: int, sound: Sound | None = None) -> Iterator[None]:
+        """Within the block, `add` takes the batch's videos, of `length` frames, and `finish` gives them their names.
+
+        Each is encoded in a thread of its own. Where the block raises, nothing of them is left but frames in a folder.
+        """
+        job, self._length = self._job, length
+        cut, overwrite = job.segments, _overwrites(job)
+        sheet = shown(length, job.cfg.contact_sheet) if names.SHEET in manifest.besides(job) else []
+        starts = [length - cut.frames + start for start in cut.starts] if job.chained else []
+        clips = [range(start, start + cut.length) for start in starts]  # after the frames of `extend`
+
+        def file(path: AnyPath, video: Video, frames: Frames | None) -> AbstractContextManager[Any]:
+            if frames is not None:
+                return frames.writing(Path(str(path)), overwrite)
+            return writing(path, job.cfg.fps, job.cfg.output_format, _metadata(job, video), overwrite, sound)
+
+        def begin() -> None:
+            for row in itertools.zip_longest(self.paths, self.videos, self._frames):
+                self._writers.append(stack.enter_context(Writer(file(*row), sheet, clips)))
+
+        self._writers = []
+        with contextlib.ExitStack() as stack:
+            distributed.on_process_0(begin)
+            yield
+
+    def add(self, clips: Iterable[UInt8[np.ndarray, "f h w c"]]) -> None:
+        """Take the next frames of each video."""
+        for writer, frames in zip(self._writers, clips, strict=False):  # several processes: none but on the first
+            writer.add(frames)
+
+    def finish(self, advance: Advance) -> list[AnyPath]:
+        """Wait for one video after the other and return their paths; `advance` is called after each.
 
         The contact sheet of each is written after it. Of a video of several clips, how the look changes from clip to
         clip is logged, and recorded by `record`.
         """
 
-        def write_all() -> None:
+        def finish_all() -> None:
             cfg, overwrite = self._job.cfg, _overwrites(self._job)
-            rows = itertools.zip_longest(self._stems, self.paths, clips, self.videos, self._frames)
-            for stem, path, clip, video, frames in rows:
-                self._length = len(clip)
+            for stem, path, video, writer in zip(self._stems, self.paths, self.videos, self._writers, strict=True):
+                writer.finish()
                 if self._job.chained:
-                    self._looks[video] = self._look(clip)
-                metadata = _metadata(self._job, video)
-                if frames and frames.count == len(clip):
-                    frames.publish(Path(str(path)), overwrite)
-                else:
-                    write(clip, path, cfg.fps, cfg.output_format, metadata, overwrite, sound)
-                if names.SHEET in manifest.besides(self._job):
-                    sheet = contact_sheet(clip, cfg.contact_sheet)
-                    write(sheet[None], names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)
+                    self._looks[video] = writer.looks
+                    drift.report(writer.looks)
+                if writer.sheet:
+                    sheet = contact_sheet(np.stack(writer.sheet), cfg.contact_sheet)[None]
+                    metadata = _metadata(self._job, video)
+                    write(sheet, names.sibling(stem, names.SHEET), cfg.fps, "jpg", metadata, overwrite)
                 advance(1)
                 log.info("wrote %s", path)
 
-        distributed.on_process_0(write_all)
+        distributed.on_process_0(finish_all)
         return self.paths
-
-    def _look(self, frames: UInt8[np.ndarray, "f h w c"]) -> list[drift.Look]:
-        """The look of each clip; frames before the first clip are those of `extend`."""
-        cut = self._job.segments
-        starts = [len(frames) - cut.frames + start for start in cut.starts]
-        looks = [drift.look(frames[start : start + cut.length]) for start in starts]
-        drift.report(looks)
-        return looks
 
     def record(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,25 @@ class Frames:
                 write_frame(frame, part, {} if number else self._metadata)
                 os.replace(part, self._path(number))
                 self.count = number + 1
+
+    @contextlib.contextmanager
+    def writing(
+        self, final: Path, overwrite: bool
+    ) -> Iterator[Callable[[Iterator[UInt8[np.ndarray, "f h w 3"]]], None]]:
+        """Give the function that writes those frames of the video that are not `there`; publish them after the block.
+
+        Raises:
+          UserError: see `add` and `publish`.
+        """
+        yield self._write
+        self.publish(final, overwrite)
+
+    def _write(self, chunks: Iterator[UInt8[np.ndarray, "f h w 3"]]) -> None:
+        at = 0
+        for chunk in chunks:
+            new = max(len(self.there) - at, 0)
+            self.add(at + new, chunk[new:])
+            at += len(chunk)
 
     def publish(self, final: Path, overwrite: bool) -> None:
         """Makes the folder the result.

@@ -1,7 +1,7 @@
 """The device mesh, logical axes and the rules that map them onto it."""
 
 from maxdiffusion.parallel import axes
-from maxdiffusion.parallel.compiler import compiler_options, jit
+from maxdiffusion.parallel.compiler import compiler_options, jit, platform
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import (
     Placement,
@@ -28,6 +28,7 @@ __all__ = [
     "jit",
     "like",
     "make_mesh",
+    "platform",
     "put",
     "resolve",
     "rules_for",

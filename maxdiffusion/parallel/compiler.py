@@ -23,10 +23,15 @@ _TPU = {
 }
 
 
+def platform() -> str | None:
+    """The platform of the current placement's devices: cpu, gpu or tpu; None without a placement."""
+    placement = current()
+    return None if placement is None else placement.mesh.devices.flat[0].platform
+
+
 def compiler_options() -> dict[str, str | bool]:
     """Options for `jax.stages.Lowered.compile`; empty on other devices than TPUs."""
-    placement = current()
-    if placement is None or placement.mesh.devices.flat[0].platform != "tpu":
+    if platform() != "tpu":
         return {}
     log.debug("compiler options: %s", ", ".join(f"{name}={value}" for name, value in _TPU.items()))
     return {**_TPU}

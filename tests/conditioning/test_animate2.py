@@ -55,7 +55,7 @@ def test_a_result_has_no_bars(tmp_path, monkeypatch, caplog, form, columns):
         inputs = conditioning.read(job)
     assert f"{columns} x 608 pixels of the 816 x 608 are shown" in caplog.text
     [made] = inputs.by_kind["animate2"].characters.values()
-    [shown] = inputs.results(made[None, None], job.videos, 0)
+    [[shown]] = inputs.results([made[None, None]], job.videos, 0)
     assert shown.shape == (1, 608, columns, 3) and (shown == 255).all() and (made == 0).any()
 
 

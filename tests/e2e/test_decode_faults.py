@@ -46,8 +46,8 @@ def memory_for(monkeypatch):
     def limit(frames: int, stopped_before: int = 0) -> None:
         calls = 0
 
-        def limited():
-            run = program()
+        def limited(later=False):
+            run = program(later)
 
             def checked(graph, state, name, cache, x):
                 nonlocal calls

@@ -213,11 +213,11 @@ def test_whole_latents_are_decoded_and_not_denoised_again(tmp_path, monkeypatch,
     from maxdiffusion.media import frames
 
     more = (f"save_file={tmp_path}/out/r/clip.mp4",) if named else ()
-    collect = frames.collect
-    monkeypatch.setattr(frames, "collect", lambda *args: signal.raise_signal(signal.SIGTERM))
+    in_bytes = frames.in_bytes
+    monkeypatch.setattr(frames, "in_bytes", lambda *args: signal.raise_signal(signal.SIGTERM))
     assert cli.command(words(tmp_path / "out", *ONE, *more)) == 75
     assert len(visible(tmp_path / "out" / "r")) == 1
-    monkeypatch.setattr(frames, "collect", collect)
+    monkeypatch.setattr(frames, "in_bytes", in_bytes)
     capsys.readouterr()
     assert cli.command(words(tmp_path / "out", *ONE, *more)) == 0
     said = capsys.readouterr().err

@@ -27,8 +27,8 @@ def test_a_later_run_goes_on_from_the_first_frame_that_is_absent(tmp_path):
     assert folder.name.startswith(".a.")
     second = frames(tmp_path)
     np.testing.assert_array_equal(np.stack(second.there), PIXELS[:3])
-    second.add(3, PIXELS[3:])
-    second.publish(tmp_path / "a", False)
+    with second.writing(tmp_path / "a", False) as write:
+        write(iter([PIXELS[:2], PIXELS[2:]]))  # the second is there in part
     assert os.listdir(tmp_path) == ["a"]
     np.testing.assert_array_equal(read_video(tmp_path / "a"), PIXELS)
     assert read_metadata(tmp_path / "a" / "0000.png") == {"seed": "7"}

@@ -10,17 +10,17 @@ import pytest
 from maxdiffusion import output, request
 from maxdiffusion.errors import UserError
 from maxdiffusion.request import seeds
-from tests.support.output import reserved
+from tests.support.output import reserved, write
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.zeros((1, 1, 12, 12, 8), np.float32)
 
 
-def write(job):
+def write_all(job):
     """Writes each video of a run by itself, as a run would."""
     for video in job.videos:
         with reserved(job, [video], LATENTS) as files:
-            files.write(np.zeros((1, 1, 96, 96, 3), np.uint8), lambda done: None)
+            write(files, np.zeros((1, 1, 96, 96, 3), np.uint8))
             files.record({}, {})
 
 
@@ -57,7 +57,7 @@ def test_a_seed_is_drawn_for_each_video_and_said(load, caplog, words, given):
 def test_the_record_and_the_name_have_the_drawn_seed(load, tmp_path):
     job = seeds.drawn(load("prompt=a cat", "seed=-1"))
     (seed,) = job.cfg.seed
-    write(job)
+    write_all(job)
     record = json.loads((tmp_path / job.cfg.run_name / f"a-cat-seed{seed}-96x96x1.json").read_text())
     assert record["seed"] == seed and record["config"]["seed"] == [seed]
 
@@ -69,7 +69,7 @@ def test_the_same_command_goes_on_with_a_prompt_file(load, tmp_path):
     job = seeds.drawn(output.remaining(load(*words)))
     names = ["a-cat-seed-random-96x96x1", "a-dog-seed5-96x96x1", "an-owl-seed-random-96x96x1"]
     assert [video.output for video in job.videos] == names
-    write(job)
+    write_all(job)
     for name, video in zip(names, job.videos, strict=True):
         record = json.loads((tmp_path / job.cfg.run_name / f"{name}.json").read_text())
         assert record["seed"] == video.seed >= 0 and record["config"]["seed"] == [video.seed]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maxdiffusion import request
-from tests.support.output import reserved
+from tests.support.output import reserved, write
 
 PAGE = str(Path(__file__).parents[2] / "configs" / "wan_tiny.yml")
 LATENTS = np.zeros((1, 5, 12, 12, 8), np.float32)
@@ -23,7 +23,7 @@ def make(*words: str, rows: Sequence[int] | None = None) -> request.Job:
         levels = np.linspace(0, 255, job.cfg.num_frames).astype(np.uint8)
         clip = np.broadcast_to(levels[:, None, None, None], (len(levels), video.height, video.width, 3)).copy()
         with reserved(job, [video], LATENTS) as files:
-            files.write(clip[None], lambda done: None)
+            write(files, clip[None])
             files.record({}, TIMINGS)
     return job
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from maxdiffusion import output
 from maxdiffusion.request import Job, Video
+from maxdiffusion.runtime.paths import AnyPath
 
 MODEL = "digest of the checkpoint"
 
@@ -21,3 +22,11 @@ def reserved(job: Job, videos: Sequence[Video], latents: np.ndarray) -> Iterator
         files.save_latents(latents)
         yield files
         outputs.finish(files)
+
+
+def write(files: output.Output, clips: np.ndarray) -> list[AnyPath]:
+    """Write whole videos as a run does, in chunks of four frames."""
+    with files.writing(clips.shape[1]):
+        for first in range(0, clips.shape[1], 4):
+            files.add(clips[:, first : first + 4])
+        return files.finish(lambda done: None)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from maxdiffusion.models.layers import parameter
-from maxdiffusion.models.vae.conv import causal_conv3d, conv2d, doubled_conv2d
+from maxdiffusion.models.vae.conv import causal_conv3d, conv2d, doubled_conv2d, operands
 from maxdiffusion.parallel import axes, shard
 
 Cache = Any
@@ -162,7 +162,7 @@ class Upsample(nnx.Module):
             first, rest = (x[:, :1], x[:, 1:]) if cache is None else (x[:, :0], x)
             b, f, h, w, c = rest.shape
             if f == 0:
-                return self._double(first), jnp.zeros((b, 2, h, w, c), x.dtype)
+                return self._double(first), jnp.zeros((b, 2, h, w, c), operands(x.dtype))
             pairs, cache_after = self.time_conv(rest, cache)
             pairs = jnp.moveaxis(pairs.reshape(b, f, h, w, 2, c), 4, 2).reshape(b, 2 * f, h, w, c)
             x = jnp.concatenate([first, pairs], axis=1)

@@ -27,7 +27,9 @@ log = logging.getLogger(__name__)
 
 Latents = Float[Array, "b fl hl wl z"]
 
-# Of one full-resolution activation in one chunk; the peak of a chunk is about eight of these, and the cache.
+# Of one full-resolution activation in one chunk; the peak of a chunk is about eight of these, and the cache. On TPU7x-8
+# chunks of five latent frames of 1280x720 instead of one take 17 % less a frame by the compiler's cycle estimates, but
+# 5.8 GiB instead of 2.8 beside a transformer that may stay, and 190 s of one core to compile instead of 145.
 _CHUNK_BYTES = 128 * 2**20
 
 
@@ -142,7 +144,7 @@ class WanVAE(nnx.Module):
         if index:
             first = jax.eval_shape(functools.partial(_run, net[0], name=name, cache=None), net[1], x=chunk(lengths[0]))
             cache = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, *_CACHED), first[1])
-        return program().lower(*net, name, cache, chunk(lengths[index]))
+        return program(index > 0).lower(*net, name, cache, chunk(lengths[index]))
 
     def _in_chunks(self, name: str, x: Video, chunk: int | None) -> Iterator[Video]:
         """The frames of the result in order.
@@ -174,13 +176,13 @@ class WanVAE(nnx.Module):
             )
 
     def _run_chunks(self, name: str, x: Video, chunk: int | None) -> Iterator[Video]:
-        cache, at = None, 0
+        net, cache, at = nnx.split(self), None, 0
         for length in self._lengths(name, x.shape, chunk):
             rest = min(length, x.shape[1] - at)
-            part = jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
+            part = x if rest == x.shape[1] else jax.lax.dynamic_slice_in_dim(x, at, rest, axis=1)
             if rest < length:  # causal: frames of padding after the video change none of its own
                 part = jnp.pad(part, [(0, length - rest) if axis == 1 else (0, 0) for axis in range(x.ndim)])
-            out, cache = jax.block_until_ready(program()(*nnx.split(self), name, cache, part))
+            out, cache = jax.block_until_ready(program(cache is not None)(*net, name, cache, part))
             at += length
             yield out if rest == length else out[:, : out.shape[1] * rest // length]
 
@@ -235,14 +237,16 @@ def _unfold(x: Video, p: int) -> Float[Array, "b f ho wo 3"]:
     return x.reshape(b, f, h, w, -1, p, p).transpose(0, 1, 2, 6, 3, 5, 4).reshape(b, f, h * p, w * p, -1)
 
 
-def program() -> Any:
+def program(later: bool = False) -> Any:
     """`_run` compiled under the current placement; the cache is donated, so that it is updated in place.
 
-    On a TPU at XLA's level O0, because higher levels tune each convolution. Decode at 1280x720 over 8 v6e takes 50 s of
-    one core and, by the compiler's cycle estimates, 2.5 s of 21 chunks; at O1 107 s and 1.8 s, by default several
-    minutes.
+    `later` is the program of the chunks after the first. On a TPU it is compiled at XLA's level O1, that of the first,
+    which runs once a video, at O0: higher levels tune each convolution for long. By the compiler's cycle estimates four
+    frames of 1280x720 over 8 devices take 33 ms on TPU7x and 56 on v6e; of an earlier form 35 and 72, at O0 146 and
+    119. Compiling them takes 145 s of one core, at O0 47; by default one convolution of 96 channels takes 69 s,
+    and half of its time at O1.
     """
-    return parallel.jit(_run, static_argnums=(0, 2), donate_argnums=3, tpu_level=9)
+    return parallel.jit(_run, static_argnums=(0, 2), donate_argnums=3, tpu_level=19 if later else 9)
 
 
 def _run(graph: Any, state: Any, name: str, cache: Cache, x: jax.Array) -> tuple[jax.Array, Cache]:
