@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from maxdiffusion import parallel
 from maxdiffusion.conditioning import Conditioning
 from maxdiffusion.config import Config
 from maxdiffusion.denoise import caches
+from maxdiffusion.denoise.cache_rows import CacheRows
 from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_order, from_step
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
@@ -121,6 +123,7 @@ class Sampler:
         s, (rows, real) = self._s, self._batches[work.batch]
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
         self._resume(work, batch)
+        at = self._progress(rows[0])
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
         with stop.immediate():  # compiling and loading
             programs, prepare, program = self._programs(batch, work.expert.start)
@@ -131,13 +134,14 @@ class Sampler:
             contexts = Contexts(*(None if branch is None else prepare(params, branch) for branch in placed))
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
-        if state is not None and s.job.cfg.cache != "none" and work.expert.start not in starts(s.recipe.experts):
+        midway = state is not None and work.expert.start not in starts(s.recipe.experts)
+        if midway and s.job.cfg.cache != "none" and not at.cache:
             log.info("cache=%s starts anew: step %d is computed", s.job.cfg.cache, work.expert.start + 1)
         if state is None:
             keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
             state = program.init(self._noise(rows, work.segment, programs), keys)
         else:
-            state = program.place(state)
+            state = program.place(state, work.expert.guided)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
             state = self._run(program, params, contexts, state, work, advance, raw)
         if work.expert.stop < len(s.recipe.schedule):
@@ -165,17 +169,57 @@ class Sampler:
         frames, *grid = programs.shape
         done = np.zeros((frames - self._s.job.segments.reference_frames, *grid), np.float32)
         abstract = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(solver)]
-        found = {video: self._saved.load(video, abstract, [done] * at.segment) for video in set(batch)}
+        log, kept = [], ()  # of the step cache
+        if self._logs and at.cache:
+            log.append(jax.ShapeDtypeStruct((1, at.segment + (at.step > 0), *self._log_shape), np.float32))
+        if self._logs and at.cache == "state":
+            with stop.immediate():
+                kept = self._programs(batch, work.expert.start)[2].caches[work.expert.guided]
+            log += self._cache_rows(work).shapes(kept)
+        found = {video: self._saved.load(video, abstract, [done] * at.segment, log) for video in set(batch)}
         rows = [found[video] for video in batch]
         self._done[work.batch] = [np.stack(parts) for parts in zip(*(row.done for row in rows), strict=True)]
+        for video, row in found.items() if log else ():
+            self.logged[video] = dict(enumerate(row.cache[0][0].copy()))
         if at.step:
             leaves = [np.concatenate(parts) for parts in zip(*(row.solver for row in rows), strict=True)]
-            self._states[unit] = State(jax.tree.unflatten(jax.tree.structure(solver), leaves))
+            arrays = [np.concatenate(parts) for parts in zip(*(row.cache[1:] for row in rows), strict=True)]
+            cache = self._cache_rows(work).by_call(arrays, kept) if kept else None
+            self._states[unit] = State(jax.tree.unflatten(jax.tree.structure(solver), leaves), cache)
 
     def _save(self, work: Work, at: Progress, state: State | None) -> None:
-        if self._saved is not None and self._s.job.cfg.checkpoint_steps != 0:
-            solver = None if state is None else state.solver
-            self._saved.save(self.videos(work), at, solver, self._done[work.batch])
+        if self._saved is None or self._s.job.cfg.checkpoint_steps == 0:
+            return
+        videos, cache = self.videos(work), []
+        running = None if state is None else state.cache
+        if self._logs:
+            at = dataclasses.replace(at, cache="log")
+            if running is not None:
+                self._log_cache(work, running)
+            none = np.zeros(self._log_shape, np.float32)
+            segments = range(at.segment + (at.step > 0))
+            rows = [[self.logged[video].get(segment, none) for segment in segments] for video in videos]
+            cache.append(np.array(rows, np.float32).reshape(len(videos), len(segments), *self._log_shape))
+        if running is not None and at.step not in starts(self._s.recipe.experts) and self._s.setup.cache.reads(at.step):
+            at = dataclasses.replace(at, cache="state")
+            cache += self._cache_rows(work).by_video(running, distributed.fetch)
+        self._saved.save(videos, at, None if state is None else state.solver, self._done[work.batch], cache)
+
+    @property
+    def _logs(self) -> bool:
+        """Whether the run has a step cache, which logs what it does."""
+        return self._s.job.cfg.cache != "none" or bool(self._s.job.cfg.calibrate_cache)
+
+    @property
+    def _log_shape(self) -> tuple[int, int]:
+        """Branches and steps of the log of a segment."""
+        return 1 + self._s.recipe.guided, len(self._s.recipe.schedule)
+
+    def _cache_rows(self, work: Work) -> CacheRows:
+        batch = [self._s.job.videos[row] for row in self._batches[work.batch][0]]
+        denoiser = self._programs(batch, work.expert.start)[2].denoiser
+        tokens = self._s.job.tokens(self._s.configs["transformer"], batch[0])
+        return denoiser.cache_rows(work.expert.guided, len(batch), tokens)
 
     def _save_if_needed(self, work: Work, at: Progress, state: State | None, due: bool = False) -> None:
         """Saves the state where it is due, or said to be; after a signal in any process, all of them stop here.
@@ -251,8 +295,8 @@ class Sampler:
                 done = i + 1
                 if i - expert.start == 0 or done % CHECKED == 0 or done == expert.stop:
                     self._check(state.x, f"step {done} of {n}", expert.net, params, raw)
-                if done == expert.stop and (s.job.cfg.cache != "none" or s.job.cfg.calibrate_cache):
-                    self._log_cache(work, state)
+                if done == expert.stop and self._logs:
+                    self._log_cache(work, state.cache)
                 if done < n:
                     self._save_if_needed(work, Progress(work.segment, done), state)
                 if done < expert.stop:
@@ -260,12 +304,12 @@ class Sampler:
 
             return jax.block_until_ready(program.advance(params, contexts, state, expert, on_step))
 
-    def _log_cache(self, work: Work, state: State) -> None:
-        """Keeps what the cache of an expert has logged, before its state is dropped."""
+    def _log_cache(self, work: Work, states: tuple[Any, ...]) -> None:
+        """Keeps what the cache of an expert has logged, before its states are dropped or saved."""
         expert, (rows, _) = work.expert, self._batches[work.batch]
-        states = [distributed.fetch(each.log) for each in state.cache]
-        for row, logged in zip(rows, caches.logs(states, len(rows), expert.guided), strict=True):
-            steps = np.zeros((1 + self._s.recipe.guided, len(self._s.recipe.schedule)), np.float32)
+        logs = [distributed.fetch(each.log) for each in states]
+        for row, logged in zip(rows, caches.logs(logs, len(rows), expert.guided), strict=True):
+            steps = np.zeros(self._log_shape, np.float32)
             kept = self.logged[self._s.job.videos[row]].setdefault(work.segment, steps)
             kept[: len(logged), expert.start : expert.stop] = logged[:, expert.start : expert.stop]
 

@@ -66,7 +66,7 @@ class Cache(Protocol):
 
     Each of a step's calls has its own state: one without guidance, two in two passes (prompt, negative prompt), one
     with batched guidance, whose rows hold both branches. It is zeros at the first step of every expert, so no expert
-    sees another's, and where a run goes on from a saved state; a step with such a state is computed.
+    sees another's; a step with such a state is computed.
     """
 
     def table(self, schedule: Schedule) -> Any:
@@ -78,10 +78,16 @@ class Cache(Protocol):
     def __call__(self, row: Any, call: Evaluation, state: Any) -> tuple[jax.Array, Any]:
         """The velocity at the step of `row`, computed or reused, and the new state."""
 
+    def reads(self, step: int) -> bool:
+        """Whether that step, or one after it, depends on the state before it; zeros do in its place where not."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NoCache:
     """Every step computes the network."""
+
+    def reads(self, step: int) -> bool:
+        return False
 
     def table(self, schedule: Schedule) -> tuple[()]:
         return ()
@@ -107,6 +113,9 @@ class MagCache:
 
     compute: tuple[bool, ...]
 
+    def reads(self, step: int) -> bool:
+        return not self.compute[step]
+
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)
 
@@ -127,6 +136,9 @@ class MagCache:
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """Computes every step, and logs the ratios of the residual's magnitude to that of the step before."""
+
+    def reads(self, step: int) -> bool:
+        return True
 
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, (True,) * len(schedule))
@@ -162,6 +174,9 @@ class TaylorSeer:
 
     compute: tuple[bool, ...]
     order: int = 1
+
+    def reads(self, step: int) -> bool:
+        return True
 
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)
@@ -213,6 +228,9 @@ class FirstBlock:
     compute: tuple[bool, ...]
     threshold: float
 
+    def reads(self, step: int) -> bool:
+        return not self.compute[step]
+
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)
 
@@ -255,6 +273,9 @@ class SeaCache:
     compute: tuple[bool, ...]
     threshold: float
     max_skips: int
+
+    def reads(self, step: int) -> bool:
+        return True
 
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)

@@ -42,6 +42,9 @@ class Reused(NamedTuple):
 class EveryOther:
     """Every second step adds the trunk's residual of the step before."""
 
+    def reads(self, step):
+        return True
+
     def table(self, schedule):
         return ()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -34,14 +35,17 @@ def words(out, *more):
         str(ROOT / "configs" / "wan_tiny.yml"),
         f"pretrained_model_name_or_path={ROOT / 'models' / 'wan_tiny'}",
         "size=48*32",
-        *(() if any(word.startswith("num_frames=") for word in more) else ("num_frames=5",)),
-        f"num_inference_steps={STEPS}",
+        *(word for word in ("num_frames=5", f"num_inference_steps={STEPS}") if not _given(word, more)),
         f"output_dir={out}",
         "run_name=r",
         "jax_cache_dir=",
         "log_level=info",
         *more,
     ]
+
+
+def _given(word, words):
+    return any(other.partition("=")[0] == word.partition("=")[0] for other in words)
 
 
 @pytest.fixture
@@ -107,6 +111,79 @@ def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"), 3e-5 if more else 1e-5)
     assert visible(tmp_path / "out" / "r") == visible(tmp_path / "whole" / "r")
     assert hidden(tmp_path / "out" / "r") == []
+
+
+TWO = ("attention=ulysses", "ulysses_shards=2", "ici_data_parallelism=-1", "ici_context_parallelism=2")
+# Cache, the step, from 1, after which the run is stopped: the next one is reused, and other keys.
+CACHES = [
+    ("mag", 6, ("cache_ratios={}/ratios.json",)),
+    ("taylor", 6, ()),
+    ("sea", 5, ("cache_threshold=0.6",)),
+    ("first_block", 5, ("cache_threshold=0.6",)),
+]
+
+
+def computed(folder):
+    (record,) = (json.loads(path.read_text()) for path in Path(folder).glob("*.json"))
+    return record["cache"]["computed"]
+
+
+@pytest.mark.parametrize(
+    ("cache", "after", "more", "first", "second"),
+    [
+        pytest.param(*CACHES[0], ONE, ONE, marks=pytest.mark.slow),
+        (*CACHES[1], ONE, ONE),
+        pytest.param(*CACHES[2], ONE, (*ONE, "loop=scan", "guidance_mode=two_pass"), marks=pytest.mark.slow),
+        (*CACHES[3], ONE, ONE),
+        (*CACHES[2], EIGHT, TWO),
+    ],
+)
+def test_a_step_cache_goes_on_too(tmp_path, stop, capsys, cache, after, more, first, second):
+    (tmp_path / "ratios.json").write_text(json.dumps({"ratios": [1.0] + 11 * [0.99]}))
+    more = ("num_inference_steps=12", f"cache={cache}", *(word.format(tmp_path) for word in more))
+    assert cli.command(words(tmp_path / "whole", *ONE, *more)) == 0
+    stop(after)
+    assert cli.command(words(tmp_path / "out", *first, *more)) == 75
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *second, *more)) == 0
+    assert f"resuming at step {after + 1} of 12" in (said := capsys.readouterr().err) and "starts anew" not in said
+    steps = computed(tmp_path / "whole" / "r")
+    assert after + 1 not in steps[0]["prompt"], "the state of the cache is needed"
+    assert computed(tmp_path / "out" / "r") == steps
+    check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+
+
+def test_a_state_without_that_of_the_cache_starts_it_anew(tmp_path, stop, monkeypatch, capsys):
+    """As earlier versions wrote it."""
+    save = States.save
+
+    def old(self, videos, at, solver, done, cache):
+        save(self, videos, dataclasses.replace(at, cache=""), solver, done)
+
+    monkeypatch.setattr(States, "save", old)
+    more = (*ONE, "num_inference_steps=12", "cache=taylor")
+    stop(6)
+    assert cli.command(words(tmp_path / "out", *more)) == 75
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *more)) == 0
+    assert "cache=taylor starts anew: step 7 is computed" in capsys.readouterr().err
+    assert computed(tmp_path / "out" / "r")[0]["prompt"] == [7, 10]
+
+
+def test_no_state_of_the_cache_is_kept_where_the_next_step_is_computed(tmp_path, monkeypatch):
+    kept, save = {}, States.save
+
+    def noted(self, videos, at, solver, done, cache):
+        kept[at.step + 1] = at.cache
+        assert (at.cache == "state") == (len(cache) > 1)
+        save(self, videos, at, solver, done, cache)
+
+    monkeypatch.setattr(States, "save", noted)
+    (tmp_path / "ratios.json").write_text(json.dumps({"ratios": [1.0] + 11 * [0.99]}))
+    more = ("num_inference_steps=12", "checkpoint_steps=1", "cache=mag", f"cache_ratios={tmp_path}/ratios.json")
+    assert cli.command(words(tmp_path / "out", *ONE, *more)) == 0
+    steps = computed(tmp_path / "out" / "r")[0]["prompt"]
+    assert kept == {step: "log" if step in steps else "state" for step in range(2, 13)}
 
 
 @pytest.mark.slow
