@@ -4,6 +4,7 @@
 |---|---|---|
 | `MagCache` (Ma et al., 2025, arXiv:2506.09045) | before the run, by published ratios | the trunk's residual |
 | `TaylorSeer` (Liu et al., 2025, arXiv:2503.06923) | before the run, every n-th step | the velocity's Taylor series |
+| `Spectrum` (arXiv:2603.01623) | before the run, in growing windows | the tokens' ridge regression on the step |
 | `SeaCache` (arXiv:2602.18993) | by the change of the filtered latents | the extrapolated residual |
 | `FirstBlock` (ParaAttention) | by the change of the first block's residual | the residual of the others |
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from maxdiffusion.denoise.cache_schedules import chebyshev_ridge
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers.solver import Numbers
 
@@ -207,6 +209,64 @@ class TaylorSeer:
         velocity, factors = _select(compute, full, extrapolated)
         step = jnp.where(compute, row.step, state.step)
         return velocity, Series(_logged(state.log, row, compute), state.count + compute, step, factors)
+
+
+class Regression(NamedTuple):
+    """State of `Spectrum`."""
+
+    log: Any
+    coefficients: tuple[Any, ...]  # b s e, of each Chebyshev polynomial
+
+
+class Polynomials(NamedTuple):
+    """`Row`, and what `cache_schedules.chebyshev_ridge` makes of it."""
+
+    row: Row
+    basis: Numbers  # float32, DEGREE + 1
+    gains: Numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Forecasts the tokens after all blocks by a ridge regression on Chebyshev polynomials of the step.
+
+    The regression is updated at each computed step, so that its five coefficients are all the state. Kept in bfloat16
+    they change a forecast by up to 0.4 %, sums of X'H by up to 33 % (measured on 50 steps of smooth features). `starts`
+    are the first steps of the experts.
+    """
+
+    compute: tuple[bool, ...]
+    starts: tuple[int, ...]
+
+    DEGREE = 4
+    RIDGE = 0.1
+
+    def reads(self, step: int) -> bool:
+        return True
+
+    def table(self, schedule: Schedule) -> Polynomials:
+        tables = chebyshev_ridge(self.compute, self.starts, self.DEGREE, self.RIDGE)
+        return Polynomials(_table(schedule, self.compute), *(each.astype(np.float32) for each in tables))
+
+    def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Regression:
+        return Regression(_counters(x)[0], (tokens,) * (self.DEGREE + 1))
+
+    def __call__(self, row: Polynomials, call: Evaluation, state: Regression) -> tuple[jax.Array, Regression]:
+        plain, basis, gains = row
+        terms = (number * each.astype(jnp.float32) for number, each in zip(basis, state.coefficients, strict=True))
+        forecast = sum(terms, jnp.zeros(call.tokens.shape, jnp.float32))
+
+        def full() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            out = call.trunk(call.tokens)
+            change = out.astype(jnp.float32) - forecast
+            pairs = zip(gains, state.coefficients, strict=True)
+            return out, tuple((each + gain * change).astype(each.dtype) for gain, each in pairs)
+
+        def reused() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            return forecast.astype(call.tokens.dtype), state.coefficients
+
+        out, coefficients = jax.lax.cond(plain.compute, full, reused)
+        return call.head(out), Regression(_logged(state.log, plain, plain.compute), coefficients)
 
 
 class Blocks(NamedTuple):

@@ -24,10 +24,11 @@ _KEYS = {
     "sea": ("cache_threshold", "cache_max_skips"),
     "first_block": ("cache_threshold",),
     "taylor": ("cache_max_skips",),
+    "spectrum": ("cache_max_skips",),
 }
 _THRESHOLDS = {"sea": 0.25, "first_block": 0.05}  # of diffusers, as are max_skips and first steps
 _MAX_SKIPS = {"sea": 2, "taylor": 4}
-_FIRST = {"sea": 1, "first_block": 1, "taylor": 3}
+_FIRST = {"sea": 1, "first_block": 1, "taylor": 3, "spectrum": 5}
 
 
 def check(job: Job) -> None:
@@ -96,7 +97,7 @@ def _read(path: str) -> tuple[float, ...]:
 
 def is_static(cfg: Config) -> bool:
     """Whether the computed steps are known before the run."""
-    return cfg.cache in ("mag", "taylor")
+    return cfg.cache in ("mag", "taylor", "spectrum")
 
 
 def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
@@ -110,6 +111,8 @@ def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
         case "taylor":
             first = _FIRST["taylor"] if given is None else given
             return schedules.taylor(experts, first, _MAX_SKIPS["taylor"] if max_skips is None else max_skips)
+        case "spectrum":
+            return schedules.spectrum(experts, _FIRST["spectrum"] if given is None else given, max_skips)
         case "mag":
             table = published(job)
             counts = [int(table.first * length + 0.5) if given is None else given for length in lengths]
@@ -151,6 +154,8 @@ def strategy(job: Job, recipe: Recipe) -> Cache:
             return caches.MagCache(compute)
         case "taylor":
             return caches.TaylorSeer(compute)
+        case "spectrum":
+            return caches.Spectrum(compute, tuple(each.start for each in recipe.experts))
         case "first_block":
             return caches.FirstBlock(compute, threshold)
         case "sea":

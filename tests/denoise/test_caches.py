@@ -12,7 +12,8 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, TaylorSeer
+from maxdiffusion.denoise import cache_schedules
+from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, Spectrum, TaylorSeer
 from maxdiffusion.denoise.experts import ExpertSteps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
@@ -147,12 +148,54 @@ def test_a_row_of_a_batch_decides_for_itself(guidance):
     np.testing.assert_allclose(latents(slice(0, 2)), alone, rtol=1e-5, atol=1e-5)
 
 
+def test_spectrum_is_the_ridge_regression_of_its_authors():
+    """Written out: h* = T(tau) (X'X + 0.1 I)^-1 X'H of all features since the expert's first step, in float64."""
+    x, schedule = noise([1], (2, 4, 4, 4)), SOLVER.schedule(20, 3.0)
+    experts = ExpertSteps(0, 11, "a", 3.0), ExpertSteps(11, 20, "b", 1.0)
+    compute = cache_schedules.spectrum(experts, 3)
+    assert sum(compute) < 14
+
+    def basis(i):
+        return np.polynomial.chebyshev.chebvander(2 * i / 50 - 1, 4).reshape(-1)
+
+    net, table, state = network(collections.defaultdict(list)), SOLVER.table(schedule), SOLVER.init(x)
+    for params, expert in zip(PARAMS, experts, strict=False):
+        seen = {branch: ([], []) for branch in (0, 1)}
+        for i in range(expert.start, expert.stop):
+            velocities = []
+            for branch, context in enumerate(CONTEXTS):
+                tokens, signal = net.embed(params, state.x, jnp.full((1,), schedule.timesteps[i]), context[:1])
+                at, features = seen[branch]
+                if compute[i]:
+                    out = net.trunk(params, tokens, signal, context[:1])
+                    at.append(basis(i - expert.start))
+                    features.append(np.asarray(out, np.float64).ravel())
+                else:
+                    big = np.array(at)
+                    coef = np.linalg.solve(big.T @ big + 0.1 * np.eye(5), big.T @ np.array(features))
+                    out = jnp.asarray((basis(i - expert.start) @ coef).reshape(tokens.shape), jnp.float32)
+                velocities.append(net.head(params, out, signal))
+            c, u = velocities
+            row = jax.tree.map(lambda a, i=i: np.float32(a[i]), table)
+            state = SOLVER.step(state, row, u + expert.guidance_scale * (c - u))
+
+    cache = Spectrum(compute, tuple(each.start for each in experts))
+    loop = Denoiser(net, experts, schedule, SOLVER, TwoPassGuidance(), cache)
+    contexts = Contexts(*(each[:1] for each in CONTEXTS))
+    program = loop.compile(PARAMS[0], x, contexts.positive)
+    found = program.init(x)
+    for params, expert in zip(PARAMS, experts, strict=False):
+        found = program.advance(params, contexts, found, expert)
+    np.testing.assert_allclose(found.x, state.x, rtol=1e-5, atol=1e-5 * np.abs(state.x).max())
+
+
 CACHES = [
     EveryOther(),
     MagCache((True, True, False, True)),
     TaylorSeer((True, True, False, True)),
     FirstBlock((True, False, False, False), 0.3),
     SeaCache((True, True, False, False), 100.0, 2),
+    Spectrum((True, True, False, True), (0,)),
 ]
 
 

@@ -120,6 +120,7 @@ CACHES = [
     ("taylor", 6, ()),
     ("sea", 5, ("cache_threshold=0.6",)),
     ("first_block", 5, ("cache_threshold=0.6",)),
+    ("spectrum", 7, ()),
 ]
 
 
@@ -135,6 +136,7 @@ def computed(folder):
         (*CACHES[1], ONE, ONE),
         pytest.param(*CACHES[2], ONE, (*ONE, "loop=scan", "guidance_mode=two_pass"), marks=pytest.mark.slow),
         (*CACHES[3], ONE, ONE),
+        pytest.param(*CACHES[4], TWO, ONE, marks=pytest.mark.slow),
         (*CACHES[2], EIGHT, TWO),
     ],
 )
