@@ -146,7 +146,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     several = f"{len(job.videos)} videos of up to " if len(job.videos) > 1 else ""
     clips = f"{cfg.clips} clips of " if cfg.clips > 1 else ""
     shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames{windows}"
-    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts)}"
+    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts, caching.counted(job, recipe))}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))
