@@ -254,7 +254,8 @@ class _Run:
         in_turn = len(recipe.experts) > 1 and job.cfg.expert_residency == "in_turn"
         for batch, reals in self.batches:
             units, context = len(reals) * len(job.segments), nbytes(batch.context)
-            resident = self.experts(1) + self.vaes(self.units > len(job.segments)) + context * recipe.guided
+            decoder = self.units > len(job.segments) or job.cfg.cache_psnr is not None
+            resident = self.experts(1) + self.vaes(decoder) + context * recipe.guided
             times = units * sum(1 + segment.guided for segment in recipe.experts)
             yield "prepare", times, resident, functools.partial(getattr, batch, "prepare")
             if in_turn:
@@ -276,7 +277,8 @@ class _Run:
 
     def decoding(self) -> Iterator[_Parts]:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim
-        resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
+        waiting = self.units > 1 or job.cfg.cache_psnr is not None
+        resident = self.vaes(0) + (self.experts(0) if waiting else 0)
         for batch, reals in self.batches:
             f, h, w = job.latent_grid(batch.video)
             lengths = [f] * len(job.segments)  # in latents

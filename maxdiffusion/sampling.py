@@ -42,6 +42,10 @@ OnLatents = Callable[[int, jax.Array], object]
 OnSegment = Callable[[tuple[Video, ...], int, Float[np.ndarray, "b f h w c"]], object]
 
 
+# By number of videos, shape, and the step at which a scan is entered: see `Sampler._programs`.
+Compiled = dict[tuple[int, ...], tuple[BatchPrograms, Any, Program]]
+
+
 class Work(NamedTuple):
     """One expert's steps on one segment of one batch.
 
@@ -72,15 +76,17 @@ class Sampler:
         states: States | None = None,
         on_latents: OnLatents = lambda i, latents: None,
         on_segment: OnSegment = lambda videos, segment, latents: None,
+        compiled: Compiled | None = None,
     ) -> None:
         """`given` is the noise of every video; None draws it from each video's seed. Call it under the placement.
 
-        `states` are those of `s.job`'s videos; None saves none.
+        `states` are those of `s.job`'s videos; None saves none. `compiled` are programs of another sampler, of a run
+        that differs in the step cache's table alone; those that this one compiles are added.
         """
         self._s, self._conditions, self._given, self._on_latents = s, conditions, given, on_latents
         self._saved, self._on_segment = states, on_segment
         self._batches = list(s.job.batches(parallel.data_degree(), self._progress))
-        self._compiled: dict[tuple[int, ...], tuple[BatchPrograms, Any, Program]] = {}
+        self._compiled: Compiled = {} if compiled is None else compiled
         self._states: dict[tuple[int, int], State] = {}
         self._resumed: set[tuple[int, int]] = set()
         self._done: dict[int, list[np.ndarray]] = collections.defaultdict(list)  # latents of segments, by batch
@@ -156,6 +162,24 @@ class Sampler:
             self._save_if_needed(work, Progress(work.segment + 1), None, due=s.job.own_seeds)
             return None
         return np.concatenate(self._done.pop(work.batch), axis=1)[:real]
+
+    def predict(self, steps: int, experts: LoadedExperts) -> Float[np.ndarray, "b f h w c"]:
+        """The clean latents of the first batch's first segment as its first `steps` (2 or more) predict them.
+
+        They are at level 0 of the line through the last two latents; the run is without scan. Saves nothing.
+        """
+        seen: dict[int, np.ndarray] = {}
+        self._on_latents = lambda i, x: seen.update({i: distributed.fetch(x).copy()} if i >= steps - 2 else {})
+        for work in list(self.order()):
+            if work.batch == work.segment == 0 and work.expert.start < steps:
+                expert = work.expert._replace(stop=min(work.expert.stop, steps))
+                self.advance(work._replace(expert=expert, last=False), experts)
+        before, last = self._s.recipe.schedule.sigmas[steps - 1 : steps + 1]
+        x = seen[steps - 1] + (seen[steps - 1] - seen[steps - 2]) * (last / (before - last))
+        rows, real = self._batches[0]
+        contexts = self._conditions.contexts([self._s.job.videos[row] for row in rows], False, [])
+        kept = distributed.fetch(contexts.positive.frames.keep(parallel.put(x, axes.BATCH)))
+        return kept[:real, self._s.job.segments.reference_frames :]
 
     def _resume(self, work: Work, batch: list[Video]) -> None:
         """Takes the saved state of a batch, once, at its first work of this run."""
@@ -269,7 +293,8 @@ class Sampler:
             if self._s.job.cfg.quantization != "none":
                 _log_products(self._compiled[key][2])
             distributed.wait_for_all()
-        return self._compiled[key]
+        programs, prepare, program = self._compiled[key]
+        return programs, prepare, program.with_cache(self._s.setup.cache)
 
     def _run(
         self,

@@ -338,6 +338,9 @@ class Config(BaseModel):
     TaylorSeer or Spectrum; see docs/caches.md. compare shows what is lost."""
     cache_threshold: float | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
     """How much may change before a step is computed (mag, sea, first_block); more is faster and less exact."""
+    cache_psnr: float | None = _key("sampling", None, needs="cache=sea", gt=0, le=100)
+    """PSNR in dB of the frames: the largest cache_threshold that keeps it over the first steps is found before the run
+    (mag, sea, first_block)."""
     cache_max_skips: int | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
     """The most steps in a row that are left out (mag, sea, taylor, spectrum)."""
     cache_first_steps: int | None = _key("sampling", None, needs="cache=sea", ge=1, le=1000)

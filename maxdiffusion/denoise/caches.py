@@ -60,6 +60,7 @@ class Row(NamedTuple):
     step: Numbers  # int32, counted over the run
     compute: Numbers  # bool: the step is computed whatever the cache finds
     sigma: Numbers  # float32
+    threshold: Numbers  # float32: that of the cache, so that one program serves all
 
 
 @runtime_checkable
@@ -292,7 +293,7 @@ class FirstBlock:
         return not self.compute[step]
 
     def table(self, schedule: Schedule) -> Row:
-        return _table(schedule, self.compute)
+        return _table(schedule, self.compute, self.threshold)
 
     def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Blocks:
         return Blocks(*_counters(x), tokens, tokens)
@@ -300,7 +301,7 @@ class FirstBlock:
     def __call__(self, row: Row, call: Evaluation, state: Blocks) -> tuple[jax.Array, Blocks]:
         before, after, rest = call.first()
         first = after - before
-        compute = row.compute | (state.count == 0) | (_change(first, state.first, call.valid) > self.threshold)
+        compute = row.compute | (state.count == 0) | (_change(first, state.first, call.valid) > row.threshold)
 
         def full() -> tuple[jax.Array, ...]:
             out = rest()
@@ -338,7 +339,7 @@ class SeaCache:
         return True
 
     def table(self, schedule: Schedule) -> Row:
-        return _table(schedule, self.compute)
+        return _table(schedule, self.compute, self.threshold)
 
     def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Spectral:
         log, count = _counters(x)
@@ -348,7 +349,7 @@ class SeaCache:
     def __call__(self, row: Row, call: Evaluation, state: Spectral) -> tuple[jax.Array, Spectral]:
         filtered = filter_signal(call.x, row.sigma)
         distance = state.distance + _change(filtered, state.filtered)
-        needed = (distance >= self.threshold) | (state.skipped >= self.max_skips)
+        needed = (distance >= row.threshold) | (state.skipped >= self.max_skips)
         compute = row.compute | (state.count == 0) | needed
         (later, earlier), (last, previous) = state.steps, state.residuals
         slope = (row.step - later) / jnp.maximum(later - earlier, 1)
@@ -398,9 +399,10 @@ def logs(calls: Sequence[np.ndarray], rows: int, guided: bool) -> Float[np.ndarr
     return np.concatenate([log.max(axis=(0, 3)) for log in each], axis=1)
 
 
-def _table(schedule: Schedule, compute: Sequence[bool]) -> Row:
+def _table(schedule: Schedule, compute: Sequence[bool], threshold: float = 0.0) -> Row:
     count = len(schedule)
-    return Row(np.arange(count, dtype=np.int32), np.array(compute, bool), schedule.sigmas[:count])
+    steps, thresholds = np.arange(count, dtype=np.int32), np.full(count, threshold, np.float32)
+    return Row(steps, np.array(compute, bool), schedule.sigmas[:count], thresholds)
 
 
 def _counters(x: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

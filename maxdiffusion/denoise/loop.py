@@ -272,6 +272,11 @@ class Program:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
         return State(state.solver)
 
+    def with_cache(self, cache: Cache) -> Program:
+        """The same executables for a cache that differs from theirs in its table alone."""
+        denoiser = dataclasses.replace(self.denoiser, cache=cache)
+        return dataclasses.replace(self, denoiser=denoiser, inputs=denoiser.step_inputs())
+
     def place(self, state: State, guided: bool) -> State:
         """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays.
 

@@ -35,11 +35,15 @@ def cache_records(job: Job, recipe: Recipe, logged: Logged) -> dict[Video, dict[
 def record(job: Job, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
     """The steps of each segment, from 1, that a video has computed, of the prompt and of the negative prompt.
 
+    With `cache_psnr`, the threshold that was found, too.
+
     Of a run that went on from a state without a log, steps before that are not known and not listed.
     """
     branches = ("prompt", "negative_prompt")
+    found = {} if job.cfg.cache_psnr is None else {"threshold": job.cfg.cache_threshold}
     return {
         "name": job.cfg.cache,
+        **found,
         "computed": [
             {name: [int(step) + 1 for step in np.flatnonzero(row)] for name, row in zip(branches, log, strict=False)}
             for _, log in sorted(logged.items())

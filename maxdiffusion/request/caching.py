@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,9 @@ FEWEST = 10  # steps of a run that repeats itself; few-step models have 3 to 9
 
 # Keys that each cache uses beside cache_first_steps.
 _KEYS = {
-    "mag": ("cache_threshold", "cache_max_skips", "cache_ratios"),
-    "sea": ("cache_threshold", "cache_max_skips"),
-    "first_block": ("cache_threshold",),
+    "mag": ("cache_threshold", "cache_psnr", "cache_max_skips", "cache_ratios"),
+    "sea": ("cache_threshold", "cache_psnr", "cache_max_skips"),
+    "first_block": ("cache_threshold", "cache_psnr"),
     "taylor": ("cache_max_skips",),
     "spectrum": ("cache_max_skips",),
 }
@@ -45,11 +46,13 @@ def check(job: Job) -> None:
         return
     if cfg.calibrate_cache:
         raise UserError(f"calibrate_cache computes every step, and cache={cfg.cache} does not; leave one of them out.")
-    for key in ("cache_threshold", "cache_max_skips", "cache_ratios"):
+    for key in ("cache_threshold", "cache_psnr", "cache_max_skips", "cache_ratios"):
         if key not in _KEYS[cfg.cache] and not schema.is_default(cfg, key):
             able = " or ".join(name for name, keys in _KEYS.items() if key in keys)
             raise UserError(f"{key} is not used by cache={cfg.cache}, but by {able}; leave it out.")
     _check_steps(cfg, f"cache={cfg.cache}")
+    if cfg.cache_psnr is not None:
+        _check_psnr(cfg)
     if cfg.cache == "mag":
         published(job)
 
@@ -62,6 +65,17 @@ def _check_steps(cfg: Config, key: str) -> None:
             f"{key} is for schedules whose steps resemble one another, but {what} is a few-step schedule, of which "
             f"none can be left out; leave it out, or use at least {FEWEST} steps of a model that is not distilled."
         )
+
+
+def _check_psnr(cfg: Config) -> None:
+    if cfg.cache_threshold is not None:
+        raise UserError(
+            f"cache_psnr finds the threshold that cache_threshold={cfg.cache_threshold:g} gives; leave one of them out."
+        )
+    if cfg.verify:
+        raise UserError("cache_psnr is not used by verify=true, which makes few steps; give a cache_threshold.")
+    if cfg.loop == "scan":
+        raise UserError("cache_psnr looks at the latents of single steps; leave loop=scan out, or give a threshold.")
 
 
 def published(job: Job) -> schedules.Published:
@@ -97,7 +111,19 @@ def _read(path: str) -> tuple[float, ...]:
 
 def is_static(cfg: Config) -> bool:
     """Whether the computed steps are known before the run."""
-    return cfg.cache in ("mag", "taylor", "spectrum")
+    return cfg.cache in ("mag", "taylor", "spectrum") and cfg.cache_psnr is None
+
+
+def threshold(job: Job) -> float:
+    """`cache_threshold`, by default that of the cache; 0 where it uses none."""
+    if job.cfg.cache_threshold is not None:
+        return job.cfg.cache_threshold
+    return published(job).threshold if job.cfg.cache == "mag" else _THRESHOLDS.get(job.cfg.cache, 0.0)
+
+
+def with_threshold(job: Job, threshold: float) -> Job:
+    """The run with that `cache_threshold`; a negative one computes every step."""
+    return dataclasses.replace(job, cfg=job.cfg.model_copy(update={"cache_threshold": threshold}))
 
 
 def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
@@ -122,7 +148,7 @@ def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
                 schedules.first_steps(experts, counts),
                 experts,
                 schedules.nearest(table.ratios, len(recipe.schedule)),
-                table.threshold if cfg.cache_threshold is None else cfg.cache_threshold,
+                threshold(job),
                 table.max_skips if max_skips is None else max_skips,
             )
     first = _FIRST[cfg.cache] if given is None else given
@@ -146,9 +172,6 @@ def strategy(job: Job, recipe: Recipe) -> Cache:
     cfg, compute = job.cfg, computed(job, recipe)
     if cfg.calibrate_cache:
         return caches.Calibration()
-    threshold = cfg.cache_threshold
-    if threshold is None:
-        threshold = _THRESHOLDS.get(cfg.cache, 0.0)
     match cfg.cache:
         case "mag":
             return caches.MagCache(compute)
@@ -157,11 +180,10 @@ def strategy(job: Job, recipe: Recipe) -> Cache:
         case "spectrum":
             return caches.Spectrum(compute, tuple(each.start for each in recipe.experts))
         case "first_block":
-            return caches.FirstBlock(compute, threshold)
+            return caches.FirstBlock(compute, threshold(job))
         case "sea":
-            return caches.SeaCache(
-                compute, threshold, _MAX_SKIPS["sea"] if cfg.cache_max_skips is None else cfg.cache_max_skips
-            )
+            max_skips = _MAX_SKIPS["sea"] if cfg.cache_max_skips is None else cfg.cache_max_skips
+            return caches.SeaCache(compute, threshold(job), max_skips)
     return caches.NoCache()
 
 
@@ -170,6 +192,8 @@ def described(job: Job, recipe: Recipe) -> str:
     cfg, compute = job.cfg, computed(job, recipe)
     if cfg.cache == "none":
         return ""
+    if cfg.cache_psnr is not None:
+        return f"cache={cfg.cache}: its threshold is found by the first steps, for cache_psnr={cfg.cache_psnr:g}"
     if not is_static(cfg):
         return f"cache={cfg.cache}: each video computes at least {sum(compute)} of {len(compute)} steps"
     steps = " ".join(str(step) for step, each in enumerate(compute, 1) if each)

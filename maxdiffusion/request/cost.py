@@ -268,7 +268,8 @@ class Run:
         pixels = frames * largest // (self.configs["vae"].patch_size or 1) ** 2
         share = -(-self.batch(layout) // layout.batch) * pixels / layout.context
         alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * itemsize) * 4 * share / frames
-        waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
+        waits = self.units(layout) > 1 or self.job.cfg.cache_psnr is not None
+        waiting = self.transformers(layout) if waits else 0.0
         seconds = _seconds(
             linear=_VAE_WORK * weights * share / (_PRODUCTS * self.speed.ceiling),
             other=_VAE_BYTES * share / self.speed.memory,
