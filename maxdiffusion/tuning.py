@@ -59,7 +59,7 @@ def search(
     experts: LoadedExperts,
     compiled: Compiled,
 ) -> float:
-    """The largest threshold with which the first steps predict a video of `cache_psnr` or more; 0 where none does.
+    """The largest threshold with which the first steps predict a video of `cache_psnr` or more; `EXACT` where none does.
 
     The first batch's first segment is denoised for a few steps, exactly and with each threshold from the same noise,
     and the clean video that they predict is decoded. Of several videos the worst counts. Thresholds are bisected.
@@ -89,7 +89,7 @@ def search(
     with s.stages("tune", TRIALS + 1, "trials") as advance:
         exact, _ = trial(EXACT)
         advance(1)
-        lowest, highest, best = own / RANGE, own * RANGE, 0.0
+        lowest, highest, best = own / RANGE, own * RANGE, EXACT
         for _ in range(TRIALS):
             threshold = float(f"{math.sqrt(lowest * highest):.4g}")
             found, computed = trial(threshold)
@@ -107,7 +107,7 @@ def search(
             else:
                 highest = threshold
             advance(1)
-    if not best:
+    if best == EXACT:
         log.warning(
             "cache_psnr=%g: no cache_threshold down to %g keeps it, so that every step is computed; give a smaller one",
             asked,

@@ -35,12 +35,14 @@ def cache_records(job: Job, recipe: Recipe, logged: Logged) -> dict[Video, dict[
 def record(job: Job, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
     """The steps of each segment, from 1, that a video has computed, of the prompt and of the negative prompt.
 
-    With `cache_psnr`, the threshold that was found, too.
+    With `cache_psnr`, the threshold that was found, too; null where every step is computed.
 
     Of a run that went on from a state without a log, steps before that are not known and not listed.
     """
     branches = ("prompt", "negative_prompt")
-    found = {} if job.cfg.cache_psnr is None else {"threshold": job.cfg.cache_threshold}
+    found, threshold = {}, job.cfg.cache_threshold
+    if job.cfg.cache_psnr is not None:
+        found["threshold"] = None if threshold is None or threshold < 0 else threshold
     return {
         "name": job.cfg.cache,
         **found,

@@ -60,9 +60,11 @@ def test_a_threshold_is_found_once(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_where_no_threshold_keeps_it_every_step_is_computed(tmp_path, capsys):
+    """Ratios so near 1 that steps are left out by any threshold."""
+    (tmp_path / "ratios.json").write_text(json.dumps({"ratios": [1.0] + 11 * [0.9999]}))
     words = [word for word in WORDS if not word.startswith("cache")]
-    assert cli.command([*words, "cache=sea", "cache_psnr=99", f"output_dir={tmp_path}"]) == 0
-    said = capsys.readouterr().err
+    words += ["cache=mag", f"cache_ratios={tmp_path}/ratios.json", "cache_psnr=99", f"output_dir={tmp_path}"]
+    assert cli.command(words) == 0
+    assert "no cache_threshold down to 0.0" in capsys.readouterr().err
     _, cache = result(tmp_path / "r")
-    assert cache["threshold"] == 0 or cache["computed"][0]["prompt"] == [*range(1, 12)]
-    assert ("no cache_threshold" in said) == (cache["threshold"] == 0)
+    assert cache["threshold"] is None and cache["computed"][0]["prompt"] == [*range(1, 13)]
