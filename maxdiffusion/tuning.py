@@ -59,7 +59,7 @@ def search(
     experts: LoadedExperts,
     compiled: Compiled,
 ) -> float:
-    """The largest threshold with which the first steps predict a video of `cache_psnr` or more; `EXACT` where none does.
+    """The largest threshold with which the first steps predict a video of `cache_psnr`; `EXACT` where none does.
 
     The first batch's first segment is denoised for a few steps, exactly and with each threshold from the same noise,
     and the clean video that they predict is decoded. Of several videos the worst counts. Thresholds are bisected.
