@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_o
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
+from maxdiffusion.denoise.upsampling import upsample
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.models.quantized import products
@@ -42,7 +44,7 @@ OnLatents = Callable[[int, jax.Array], object]
 OnSegment = Callable[[tuple[Video, ...], int, Float[np.ndarray, "b f h w c"]], object]
 
 
-# By number of videos, shape, and the step at which a scan is entered: see `Sampler._programs`.
+# By the step at which a scan is entered, size, number of videos and shape: see `Sampler._programs`.
 Compiled = dict[tuple[int, ...], tuple[BatchPrograms, Any, Program]]
 
 
@@ -132,7 +134,7 @@ class Sampler:
         at = self._progress(rows[0])
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
         with stop.immediate():  # compiling and loading
-            programs, prepare, program = self._programs(batch, work.expert.start)
+            programs, prepare, program = self._programs(batch, work.expert)
             _, params = split(experts[work.expert.net])
         with s.stages("text"):
             context = jax.tree.map(lambda leaf: leaf.sharding, programs.context)
@@ -143,9 +145,11 @@ class Sampler:
         midway = state is not None and work.expert.start not in starts(s.recipe.experts)
         if midway and s.job.cfg.cache != "none" and not at.cache:
             log.info("cache=%s starts anew: step %d is computed", s.job.cfg.cache, work.expert.start + 1)
+        keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
         if state is None:
-            keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
             state = program.init(self._noise(rows, work.segment, programs), keys)
+        elif 0 < work.expert.start == s.recipe.half_steps:
+            state = program.init(self._upsampled(state, keys, programs), keys)
         else:
             state = program.place(state, work.expert.guided)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
@@ -189,6 +193,8 @@ class Sampler:
             return
         self._resumed.add(unit)
         programs = BatchPrograms(self._s.setup, batch[0], len(batch))
+        if 0 < at.step <= self._s.recipe.half_steps:
+            programs = programs.halved
         solver = jax.eval_shape(programs.denoiser.init, programs.noise, programs.keys).solver if at.step else ()
         frames, *grid = programs.shape
         done = np.zeros((frames - self._s.job.segments.reference_frames, *grid), np.float32)
@@ -198,7 +204,7 @@ class Sampler:
             log.append(jax.ShapeDtypeStruct((1, at.segment + (at.step > 0), *self._log_shape), np.float32))
         if self._logs and at.cache == "state":
             with stop.immediate():
-                kept = self._programs(batch, work.expert.start)[2].caches[work.expert.guided]
+                kept = self._programs(batch, work.expert)[2].caches[work.expert.guided]
             log += self._cache_rows(work).shapes(kept)
         found = {video: self._saved.load(video, abstract, [done] * at.segment, log) for video in set(batch)}
         rows = [found[video] for video in batch]
@@ -241,9 +247,8 @@ class Sampler:
 
     def _cache_rows(self, work: Work) -> CacheRows:
         batch = [self._s.job.videos[row] for row in self._batches[work.batch][0]]
-        denoiser = self._programs(batch, work.expert.start)[2].denoiser
-        tokens = self._s.job.tokens(self._s.configs["transformer"], batch[0])
-        return denoiser.cache_rows(work.expert.guided, len(batch), tokens)
+        programs, _, program = self._programs(batch, work.expert)
+        return program.denoiser.cache_rows(work.expert.guided, len(batch), programs.tokens)
 
     def _save_if_needed(self, work: Work, at: Progress, state: State | None, due: bool = False) -> None:
         """Saves the state where it is due, or said to be; after a signal in any process, all of them stop here.
@@ -278,15 +283,25 @@ class Sampler:
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")
         return jax.device_put(x, programs.noise.sharding)
 
-    def _programs(self, batch: list[Video], step: int) -> tuple[BatchPrograms, Any, Program]:
-        """Programs of such a batch, compiled once: abstract ones, `prepare` and the denoise loop.
+    def _upsampled(self, state: State, keys: jax.Array, programs: BatchPrograms) -> jax.Array:
+        """The latents of a state at half height and width as those of the step that follows, at the whole size."""
+        step = self._s.recipe.half_steps
+        x = state.x if isinstance(state.x, jax.Array) else parallel.put(state.x, axes.BATCH)
+        larger = functools.partial(upsample, step=step, sigma=float(self._s.recipe.schedule.sigmas[step]))
+        log.info("step %d of %d and those after it are at the whole size", step + 1, len(self._s.recipe.schedule))
+        return parallel.jit(larger, out_shardings=programs.noise.sharding)(x, keys)
 
-        A scan that a resumed batch enters at another `step` has calls of other lengths.
+    def _programs(self, batch: list[Video], expert: ExpertSteps) -> tuple[BatchPrograms, Any, Program]:
+        """Programs of such a batch for these steps, compiled once: abstract ones, `prepare` and the denoise loop.
+
+        A scan that a resumed batch enters within an expert's steps has calls of other lengths.
         """
-        resumed = step if self._s.job.cfg.loop == "scan" and step not in starts(self._s.recipe.experts) else 0
-        key = (resumed, len(batch), *batch[0].shape)
+        scanned, step = self._s.job.cfg.loop == "scan", expert.start
+        resumed = step if scanned and step not in starts(self._s.recipe.experts) else 0
+        key = (resumed, expert.half, len(batch), *batch[0].shape)
         if key not in self._compiled:
             programs = BatchPrograms(self._s.setup, batch[0], len(batch), resumed)
+            programs = programs.halved if expert.half else programs
             with self._s.stages("compile"):
                 prepare = programs.prepare.compile()
                 self._compiled[key] = programs, prepare, programs.denoiser.compile(*programs.arguments)

@@ -333,6 +333,9 @@ class Config(BaseModel):
     trained on, and blended (T2V, VACE, TI2V without an image); empty: the whole video at once."""
     context_overlap: int = _key("sampling", 16, needs="context_window=81", ge=0, le=MAX_FRAMES)
     """Frames that neighbouring windows share, 4n and fewer than a window has."""
+    low_resolution_steps: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] | None = _key("sampling", None)
+    """First steps that are made at half height and width, a quarter of the tokens, which changes the video (T2V): a
+    number, or auto for those in which the noise hides what is missing; see docs/caches.md."""
     cache: Literal["none", "mag", "sea", "first_block", "taylor", "spectrum"] = _key("sampling", "none")
     """Leave calls of the network out where it repeats itself, which changes the video: MagCache, SeaCache, FirstBlock,
     TaylorSeer or Spectrum; see docs/caches.md. compare shows what is lost."""

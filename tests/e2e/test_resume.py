@@ -34,8 +34,7 @@ def words(out, *more):
     return [
         str(ROOT / "configs" / "wan_tiny.yml"),
         f"pretrained_model_name_or_path={ROOT / 'models' / 'wan_tiny'}",
-        "size=48*32",
-        *(word for word in ("num_frames=5", f"num_inference_steps={STEPS}") if not _given(word, more)),
+        *(word for word in ("size=48*32", "num_frames=5", f"num_inference_steps={STEPS}") if not _given(word, more)),
         f"output_dir={out}",
         "run_name=r",
         "jax_cache_dir=",
@@ -153,6 +152,29 @@ def test_a_step_cache_goes_on_too(tmp_path, stop, capsys, cache, after, more, fi
     assert after + 1 not in steps[0]["prompt"], "the state of the cache is needed"
     assert computed(tmp_path / "out" / "r") == steps
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+
+
+@pytest.mark.parametrize(
+    ("after", "first", "second", "more"),
+    [
+        (5, EIGHT, TWO, ()),
+        pytest.param(3, ONE, EIGHT, ("cache=spectrum", "cache_first_steps=2"), marks=pytest.mark.slow),
+        pytest.param(8, TWO, ONE, ("cache=taylor", "loop=scan", "checkpoint_steps=4"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_of_two_sizes_goes_on(tmp_path, stop, capsys, after, first, second, more):
+    """Stopped before, at and after the change of size."""
+    more = ("size=64*32", "num_inference_steps=12", "low_resolution_steps=5", *more)
+    assert cli.command(words(tmp_path / "whole", *ONE, *more)) == 0
+    stop(after if "loop=scan" not in more else 3)  # of a scan calls are counted, of 4, 1 and 4 steps
+    assert cli.command(words(tmp_path / "out", *first, *more)) == 75
+    assert f"stopped after step {after if 'loop=scan' not in more else 9} of 12" in capsys.readouterr().err
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *second, *more)) == 0
+    check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "r").glob("*.json"))
+    assert record["low_resolution_steps"] == 5
+    assert hidden(tmp_path / "out" / "r") == []
 
 
 def test_a_state_without_that_of_the_cache_starts_it_anew(tmp_path, stop, monkeypatch, capsys):

@@ -179,7 +179,7 @@ def test_each_expert_takes_the_branches_that_its_scale_asks_for(scales, mode):
     assert [expert.guided for expert in run.experts] == [scale > 1 for scale in scales]
     assert run.steps == sum(expert.steps for expert in run.experts) == 40 and run.guided == (max(scales) > 1)
     split = layout(1, 1, 8)
-    alone = [dataclasses.replace(run, experts=(Expert(n, guided),)) for n, guided in run.experts]
+    alone = [dataclasses.replace(run, experts=(Expert(n, guided),)) for n, guided, *_ in run.experts]
     total = sum(one.step(split).seconds.total * one.steps for one in alone)
     assert run.step(split).seconds.total * run.steps == pytest.approx(total)
     assert run.step(split).gib >= max(one.step(split).gib for one in alone)
