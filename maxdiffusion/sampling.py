@@ -285,8 +285,8 @@ class Sampler:
 
     def _upsampled(self, state: State, keys: jax.Array, programs: BatchPrograms) -> jax.Array:
         """The latents of a state at half height and width as those of the step that follows, at the whole size."""
-        step = self._s.recipe.half_steps
-        x = state.x if isinstance(state.x, jax.Array) else parallel.put(state.x, axes.BATCH)
+        step, x = self._s.recipe.half_steps, state.solver.x
+        x = x if isinstance(x, jax.Array) else parallel.put(x, axes.BATCH)  # of a saved state
         larger = functools.partial(upsample, step=step, sigma=float(self._s.recipe.schedule.sigmas[step]))
         log.info("step %d of %d and those after it are at the whole size", step + 1, len(self._s.recipe.schedule))
         return parallel.jit(larger, out_shardings=programs.noise.sharding)(x, keys)
