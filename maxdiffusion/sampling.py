@@ -23,7 +23,7 @@ from maxdiffusion.denoise.experts import ExpertSteps, LoadedExperts, execution_o
 from maxdiffusion.denoise.loop import Program, State
 from maxdiffusion.denoise.network import split
 from maxdiffusion.denoise.noise import noise, step_keys
-from maxdiffusion.denoise.upsampling import upsample
+from maxdiffusion.denoise.upsampling import halve, upsample
 from maxdiffusion.errors import UserError
 from maxdiffusion.models.dit.context import Contexts
 from maxdiffusion.models.quantized import products
@@ -146,10 +146,12 @@ class Sampler:
         if midway and s.job.cfg.cache != "none" and not at.cache:
             log.info("cache=%s starts anew: step %d is computed", s.job.cfg.cache, work.expert.start + 1)
         keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
-        if state is None:
-            state = program.init(self._noise(rows, work.segment, programs), keys)
+        if state is None and work.expert.half:
+            state = program.init(self._resized(halve, programs, self._noise(rows, work.segment)), keys)
+        elif state is None:
+            state = program.init(self._noise(rows, work.segment), keys)
         elif 0 < work.expert.start == s.recipe.half_steps:
-            state = program.init(self._upsampled(state, keys, programs), keys)
+            state = program.init(self._upsampled(state, self._noise(rows, work.segment), programs), keys)
         else:
             state = program.place(state, work.expert.guided)
         with s.stages("denoise", work.expert.stop - work.expert.start, "steps") as advance:
@@ -267,10 +269,11 @@ class Sampler:
             kept = "" if self._s.job.cfg.checkpoint_steps == 0 else ", whose state is saved"
             raise stop.Stopped(signal, f"stopped after step {at.step} of {len(self._s.recipe.schedule)}{part}{kept}")
 
-    def _noise(self, rows: list[int], segment: int, programs: BatchPrograms) -> jax.Array:
+    def _noise(self, rows: list[int], segment: int) -> jax.Array:
         """Initial latents of a segment of these videos."""
-        s, (frames, h, w, c) = self._s, programs.shape
-        videos = [s.job.videos[row] for row in rows]
+        s, videos = self._s, [self._s.job.videos[row] for row in rows]
+        programs = BatchPrograms(s.setup, videos[0], len(videos))
+        frames, h, w, c = programs.shape
         part = slice(segment * frames, (segment + 1) * frames)
         if self._given is not None:
             x = parallel.put(self._given[rows], axes.BATCH)[:, part]
@@ -283,13 +286,19 @@ class Sampler:
             raise UserError(f"the encoded input video has {found} values; {instead(s.job.cfg, 'vae')}.")
         return jax.device_put(x, programs.noise.sharding)
 
-    def _upsampled(self, state: State, keys: jax.Array, programs: BatchPrograms) -> jax.Array:
-        """The latents of a state at half height and width as those of the step that follows, at the whole size."""
-        step, x = self._s.recipe.half_steps, state.solver.x
+    def _upsampled(self, state: State, start: jax.Array, programs: BatchPrograms) -> jax.Array:
+        """The latents of a state at half height and width as those of the step that follows, at the whole size.
+
+        `start` are the initial latents of the whole size.
+        """
+        recipe, x = self._s.recipe, state.solver.x
         x = x if isinstance(x, jax.Array) else parallel.put(x, axes.BATCH)  # of a saved state
-        larger = functools.partial(upsample, step=step, sigma=float(self._s.recipe.schedule.sigmas[step]))
-        log.info("step %d of %d and those after it are at the whole size", step + 1, len(self._s.recipe.schedule))
-        return parallel.jit(larger, out_shardings=programs.noise.sharding)(x, keys)
+        log.info("step %d of %d and those after it are at the whole size", recipe.half_steps + 1, len(recipe.schedule))
+        larger = functools.partial(upsample, sigma=float(recipe.schedule.sigmas[recipe.half_steps]))
+        return self._resized(larger, programs, x, start / recipe.noise_scale)
+
+    def _resized(self, change: Callable[..., jax.Array], programs: BatchPrograms, *latents: jax.Array) -> jax.Array:
+        return parallel.jit(change, out_shardings=programs.noise.sharding)(*latents)
 
     def _programs(self, batch: list[Video], expert: ExpertSteps) -> tuple[BatchPrograms, Any, Program]:
         """Programs of such a batch for these steps, compiled once: abstract ones, `prepare` and the denoise loop.

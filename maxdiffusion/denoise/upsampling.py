@@ -1,9 +1,12 @@
 """The change from half to whole height and width within a run, in the frequencies of a cosine transform.
 
 Latents at noise level s become those of twice the height and width at level 2 s / (1 + s): their frequencies (an
-orthonormal DCT-II of each frame) are the lowest ones of the larger frame, whose others are fresh noise of level s, and
+orthonormal DCT-II of each frame) are the lowest ones of the larger frame, whose others are noise of level s, and
 all are scaled by 2 / (1 + s). The transform to twice the size halves the values of the signal and keeps the level of
 the noise, which is why the level rises. Reference, also of `level`: `dct_rewind` of SGLang (sgl-project/sglang#27524).
+There each of the two noises is drawn by itself; here they are the two parts of one, that of the whole size, so that a
+seed makes nearly the video that it makes without: one step of 24 at half size keeps 44 dB on the miniature, with noises
+of their own 16 dB.
 """
 
 from __future__ import annotations
@@ -13,9 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt32
-
-from maxdiffusion.denoise.noise import step_noise
+from jaxtyping import Array, Float
 
 
 def level(height: int, width: int, loss: float = 0.05) -> float:
@@ -33,31 +34,35 @@ def raised(sigma: float) -> float:
     return 2 * sigma / (1 + sigma)
 
 
+def halve(x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
+    """The lowest frequencies as latents of half the height and width; of white noise, white noise. float32."""
+    _, _, h, w, _ = x.shape
+    return _along(_larger(h // 2).T, _larger(w // 2).T, x)
+
+
 def upsample(
-    x: Float[Array, "b f h w c"], keys: UInt32[Array, "b 2"], step: int, sigma: float
+    x: Float[Array, "b f h w c"], noise: Float[Array, "b f h2 w2 c"], sigma: float
 ) -> Float[Array, "b f h2 w2 c"]:
     """Latents of twice the height and width at level `raised(sigma)`, float32.
 
     Args:
-      x: at level `sigma`.
-      keys: of the videos (`noise.step_keys`); the noise is that of `step`.
-      step: the number of the step that follows.
-      sigma: below 1.
+      x: at level `sigma`, below 1.
+      noise: standard normal, of which the frequencies that `x` lacks are taken.
+      sigma: of `x`.
     """
-    _, f, h, w, c = x.shape
-    noise = sigma * step_noise(keys, jnp.int32(step), (f, 2 * h, 2 * w, c))
-    (up_h, low_h), (up_w, low_w) = _matrices(h), _matrices(w)
-
-    def both(rows: np.ndarray, columns: np.ndarray, a: jax.Array) -> jax.Array:
-        return jnp.einsum("ph,qw,bfhwc->bfpqc", rows, columns, a, precision=jax.lax.Precision.HIGHEST)
-
-    return 2 / (1 + sigma) * (both(up_h, up_w, x.astype(jnp.float32)) + noise - both(low_h, low_w, noise))
+    rows, columns = map(_larger, x.shape[2:4])
+    higher = noise - _along(rows, columns, halve(noise))
+    return 2 / (1 + sigma) * (_along(rows, columns, x) + sigma * higher)
 
 
-def _matrices(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """From `size` values to twice as many by their frequencies, and of twice as many the part of those frequencies."""
-    small, large = _dct(size), _dct(2 * size)[:size]
-    return (large.T @ small).astype(np.float32), (large.T @ large).astype(np.float32)
+def _along(rows: np.ndarray, columns: np.ndarray, x: jax.Array) -> jax.Array:
+    """The matrices applied to the height and the width, in float32."""
+    return jnp.einsum("ph,qw,bfhwc->bfpqc", rows, columns, x.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+
+
+def _larger(size: int) -> np.ndarray:
+    """From `size` values to twice as many of the same frequencies; orthonormal columns."""
+    return (_dct(2 * size)[:size].T @ _dct(size)).astype(np.float32)
 
 
 def _dct(size: int) -> Float[np.ndarray, "size size"]:

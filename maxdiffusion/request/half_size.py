@@ -26,7 +26,7 @@ def check(job: Job) -> None:
             f"{key} is not used by {spec.name}, whose model_type is {spec.model_type}: what is given to it has one "
             "size, that of the video; leave it out, or choose a model of type T2V."
         )
-    for other in ("video", "initial_latents", "calibrate_cache", "cache_psnr", "verify"):
+    for other in ("video", "calibrate_cache", "cache_psnr", "verify"):
         if getattr(cfg, other):
             raise UserError(f"{key} and {other} exclude each other: both sizes would be needed; leave one of them out.")
     steps = cfg.num_inference_steps + (cfg.num_inference_steps_2 or 0)

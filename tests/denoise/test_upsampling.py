@@ -7,29 +7,31 @@ import pytest
 import scipy.fft
 
 from maxdiffusion.denoise.experts import ExpertSteps, described, half_size_first
-from maxdiffusion.denoise.noise import step_keys, step_noise
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.denoise.solvers import SOLVERS, Euler
-from maxdiffusion.denoise.upsampling import level, raised, upsample
+from maxdiffusion.denoise.upsampling import halve, level, raised, upsample
 
 
 def test_frequencies_of_the_smaller_latents_are_the_lowest_of_the_larger():
     """`dct_rewind`: the transform in the corner of one of noise, back, times 2 / (1 + sigma)."""
     x = np.random.default_rng(0).standard_normal((2, 3, 6, 10, 4)).astype(np.float32)
-    keys, sigma, step = jnp.asarray(step_keys([3, 4])), 0.7, 5
-    grid = np.asarray(step_noise(keys, jnp.int32(step), (3, 12, 20, 4)), np.float64)
-    grid = scipy.fft.dctn(sigma * grid, axes=(2, 3), norm="ortho")
+    noise, sigma = np.random.default_rng(1).standard_normal((2, 3, 12, 20, 4)).astype(np.float32), 0.7
+    grid = scipy.fft.dctn(sigma * noise.astype(np.float64), axes=(2, 3), norm="ortho")
     grid[:, :, :6, :10] = scipy.fft.dctn(x.astype(np.float64), axes=(2, 3), norm="ortho")
     want = scipy.fft.idctn(grid, axes=(2, 3), norm="ortho") * 2 / (1 + sigma)
-    found = jax.jit(upsample, static_argnums=(2, 3))(jnp.asarray(x), keys, step, sigma)
+    found = upsample(jnp.asarray(x), jnp.asarray(noise), sigma)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, want, atol=1e-5)
+    corner = scipy.fft.dctn(noise.astype(np.float64), axes=(2, 3), norm="ortho")[:, :, :6, :10]
+    np.testing.assert_allclose(halve(jnp.asarray(noise)), scipy.fft.idctn(corner, axes=(2, 3), norm="ortho"), atol=1e-5)
 
 
 def test_a_constant_video_in_noise_is_the_same_video_in_more_noise():
     clean, sigma = 0.5, 0.8
-    noise = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 32, 32, 16)), jnp.float32)
-    found = upsample((1 - sigma) * clean + sigma * noise, jnp.asarray(step_keys([0])), 3, sigma)
+    noise = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 64, 64, 16)), jnp.float32)
+    smaller = halve(noise)
+    assert np.std(smaller) == pytest.approx(1, rel=0.01)
+    found = upsample((1 - sigma) * clean + sigma * smaller, noise, sigma)
     more = raised(sigma)
     assert more == pytest.approx(2 * 0.8 / 1.8)
     assert np.mean(found) == pytest.approx((1 - more) * clean, abs=0.01)

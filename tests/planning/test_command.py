@@ -153,6 +153,28 @@ def test_a_plan_counts_the_steps_that_a_cache_computes(tmp_path, capsys, monkeyp
     assert sum(each.times for each in listed if each.name == "step") == count
 
 
+def test_a_plan_counts_the_steps_of_both_sizes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    words = [TINY[0], "size=64*64", "num_frames=1", "num_inference_steps=14", "jax_cache_dir=", "log_level=error"]
+    seconds = {}
+    for steps in ("", "low_resolution_steps=9", "low_resolution_steps=9 cache=spectrum"):
+        assert (
+            cli.command([*words, *steps.split(), "plan=v6e-1", f"plan_file={tmp_path}/a.json", "overwrite=true"]) == 0
+        )
+        best = json.loads((tmp_path / "a.json").read_text())["recommended"]
+        seconds[steps] = best["stage_seconds"]["denoise"]["total"]
+        job = request.load([*words, *steps.split(), "prompt=a"])
+        listed = [each for each in programs(Setup.of(job, read_configs(job), jax.devices()[:1])) if each.name == "step"]
+        assert sum(each.times for each in listed) == best["steps"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "9 of transformer at half height and width with guidance (18 passes), 5 of transformer with" in said
+    assert "14 steps, 12 computed: 7 of transformer at half height and width with" in said
+    whole, halved, cached = seconds.values()
+    assert 5 / 14 * whole < halved < whole and cached < halved
+    whole_size = ["tensor<1x1x8x8x" in each.lowered.as_text() for each in listed]
+    assert [each.times for each in listed] == [7, 5] and whole_size == [False, True]
+
+
 def test_where_nothing_fits_the_nearest_changes_are_named(capsys, monkeypatch):
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
     words = ["jax_cache_dir=", "plan=v5e-4", "log_level=error"]
