@@ -380,16 +380,20 @@ class SeaCache:
 def filter_signal(x: Float[Array, "b f h w c"], sigma: Numbers) -> Float[Array, "b f h w c"]:
     """The latents through a Wiener filter along f, h and w for a signal of power 1 / |f|^3 in noise of `sigma`.
 
-    Its mean gain is 1 (SeaCache, eq. 7).
+    Its mean gain is 1 (SeaCache, eq. 7). The gain is a product over the axes, so that each is one product with a
+    circulant matrix: XLA's CPU compiler fails on a Fourier transform in the loop over windows of some meshes.
     """
-    noise = jnp.clip(sigma, 1e-6, 1 - 1e-6)
-    signal, gain = 1 - noise, jnp.ones((1, 1, 1))
-    for axis, size in enumerate(x.shape[1:4]):
+    noise, found, highest = jnp.clip(sigma, 1e-6, 1 - 1e-6), x.astype(jnp.float32), jax.lax.Precision.HIGHEST
+    signal = 1 - noise
+    for axis, size in zip("fhw", x.shape[1:4], strict=True):
         power = (1 / (np.abs(np.fft.fftfreq(size)) ** 3 + 1e-16)).astype(np.float32)
-        one = signal * power / (signal**2 * power + noise**2 + 1e-16)
-        gain = gain * jnp.expand_dims(one, [other for other in range(3) if other != axis])
-    spectrum = jnp.fft.fftn(x.astype(jnp.float32), axes=(1, 2, 3))
-    return jnp.fft.ifftn(spectrum * (gain / gain.mean())[..., None], axes=(1, 2, 3)).real
+        gain = signal * power / (signal**2 * power + noise**2 + 1e-16)
+        at = np.arange(size)
+        waves = (np.cos(2 * np.pi * np.outer(at, at) / size) / size).astype(np.float32)
+        response = jnp.matmul(waves, gain / gain.mean(), precision=highest)
+        circulant = response[(at[:, None] - at) % size]
+        found = jnp.einsum(f"bfhwc,k{axis}->{'bfhwc'.replace(axis, 'k')}", found, circulant, precision=highest)
+    return found
 
 
 def logs(calls: Sequence[np.ndarray], rows: int, guided: bool) -> Float[np.ndarray, "rows branches steps"]:

@@ -13,7 +13,7 @@ from flax import nnx
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.denoise import cache_schedules
-from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, Spectrum, TaylorSeer
+from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, Spectrum, TaylorSeer, filter_signal
 from maxdiffusion.denoise.experts import ExpertSteps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
@@ -221,3 +221,18 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan, cache):
     with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
         found = latents(AttentionPlan("ulysses_ring", "dot_product", ring=2, ulysses=2))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.6, 0.0])
+def test_the_filter_is_that_of_its_fourier_transform(sigma):
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 5, 2))
+    noise = np.clip(sigma, 1e-6, 1 - 1e-6)
+    gain = np.ones((1, 1, 1))
+    for axis, size in enumerate(x.shape[1:4]):
+        power = 1 / (np.abs(np.fft.fftfreq(size)) ** 3 + 1e-16)
+        one = (1 - noise) * power / ((1 - noise) ** 2 * power + noise**2 + 1e-16)
+        gain = gain * np.expand_dims(one, [other for other in range(3) if other != axis])
+    gain = gain / gain.mean()
+    want = np.fft.ifftn(np.fft.fftn(x, axes=(1, 2, 3)) * gain[..., None], axes=(1, 2, 3)).real
+    found = filter_signal(jnp.asarray(x, jnp.float32), np.float32(sigma))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
