@@ -27,6 +27,8 @@ _KEYS = {
     "taylor": ("cache_max_skips",),
     "spectrum": ("cache_max_skips",),
 }
+# Arrays of the size of the tokens in the state of a call.
+_KEPT = {"mag": 1, "sea": 2, "first_block": 2, "spectrum": 5}
 _THRESHOLDS = {"sea": 0.25, "first_block": 0.05}  # of diffusers, as are max_skips and first steps
 _MAX_SKIPS = {"sea": 2, "taylor": 4}
 _FIRST = {"sea": 1, "first_block": 1, "taylor": 3, "spectrum": 5}
@@ -107,6 +109,11 @@ def _read(path: str) -> tuple[float, ...]:
             "calibrate_cache=FILE."
         ) from None
     return tuple(map(float, ratios))
+
+
+def kept(cfg: Config) -> int:
+    """How many arrays of the size of the tokens a call of the network keeps from step to step."""
+    return 1 if cfg.calibrate_cache else _KEPT.get(cfg.cache, 0)
 
 
 def is_static(cfg: Config) -> bool:

@@ -268,7 +268,7 @@ class Run:
             run = self._halved if expert.half else self
             calls, examples = run.passes(expert, layout)
             seconds += run._pass(examples, layout) * calls * expert.steps
-            gib = max(gib, run._step_gib(expert, examples, layout))
+            gib = max(gib, run._step_gib(expert, examples, layout) + run._cache_gib(calls * examples, layout))
         return Figures("step", self.steps * self.units(layout), gib, seconds * (1 / self.steps))
 
     def decode(self, layout: Layout) -> Figures:
@@ -345,6 +345,13 @@ class Run:
             other=layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )
+
+    def _cache_gib(self, examples: int, layout: Layout) -> float:
+        """What the step cache keeps of so many examples on a device."""
+        from maxdiffusion.request import caching
+
+        tokens = examples * -(-self.tokens // layout.context)
+        return caching.kept(self.job.cfg) * tokens * self.network.dim * self.itemsize / GIB
 
     def _step_gib(self, expert: Expert, examples: int, layout: Layout) -> float:
         """Weights, of spread ones some layers whole, activations, and the keys and values of the text."""

@@ -222,6 +222,15 @@ def test_windows_take_turns_in_the_memory_of_one(mode, data, passes):
     assert long.step(split).times == short.step(split).times == 50
 
 
+@pytest.mark.parametrize(("cache", "arrays"), [("taylor", 0), ("mag", 1), ("sea", 2), ("spectrum", 5)])
+@pytest.mark.parametrize("mode", ["batched", "two_pass"])
+def test_a_step_cache_keeps_tokens_of_both_branches(cache, arrays, mode):
+    split = layout(1, 1, 8)
+    plain, cached = (run_of("TPU v6 lite", f"guidance_mode={mode}", *more) for more in ((), (f"cache={cache}",)))
+    kept = arrays * 2 * 75600 // 8 * 5120 * 2 / GIB
+    assert cached.step(split).gib - plain.step(split).gib == pytest.approx(kept)
+
+
 # ---- its parts
 
 
