@@ -131,7 +131,6 @@ class Sampler:
         s, (rows, real) = self._s, self._batches[work.batch]
         batch, unit = [s.job.videos[row] for row in rows], (work.batch, work.segment)
         self._resume(work, batch)
-        at = self._progress(rows[0])
         raw = self._conditions.contexts(batch, work.expert.guided, self._done[work.batch])
         with stop.immediate():  # compiling and loading
             programs, prepare, program = self._programs(batch, work.expert)
@@ -143,7 +142,7 @@ class Sampler:
             jax.block_until_ready(contexts)
         state = self._states.pop(unit, None)
         midway = state is not None and work.expert.start not in starts(s.recipe.experts)
-        if midway and s.job.cfg.cache != "none" and not at.cache:
+        if midway and s.job.cfg.cache != "none" and not self._progress(rows[0]).cache:
             log.info("cache=%s starts anew: step %d is computed", s.job.cfg.cache, work.expert.start + 1)
         keys = parallel.put(step_keys([s.job.seed(video, work.segment) for video in batch], work.segment))
         if state is None and work.expert.half:
@@ -201,17 +200,17 @@ class Sampler:
         frames, *grid = programs.shape
         done = np.zeros((frames - self._s.job.segments.reference_frames, *grid), np.float32)
         abstract = [jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for leaf in jax.tree.leaves(solver)]
-        log, kept = [], ()  # of the step cache
+        shapes, kept = [], ()  # of the step cache: what is wanted of the file, and the abstract state
         if self._logs and at.cache:
-            log.append(jax.ShapeDtypeStruct((1, at.segment + (at.step > 0), *self._log_shape), np.float32))
+            shapes.append(jax.ShapeDtypeStruct((1, at.segment + (at.step > 0), *self._log_shape), np.float32))
         if self._logs and at.cache == "state":
             with stop.immediate():
                 kept = self._programs(batch, work.expert)[2].caches[work.expert.guided]
-            log += self._cache_rows(work).shapes(kept)
-        found = {video: self._saved.load(video, abstract, [done] * at.segment, log) for video in set(batch)}
+            shapes += self._cache_rows(work).shapes(kept)
+        found = {video: self._saved.load(video, abstract, [done] * at.segment, shapes) for video in set(batch)}
         rows = [found[video] for video in batch]
         self._done[work.batch] = [np.stack(parts) for parts in zip(*(row.done for row in rows), strict=True)]
-        for video, row in found.items() if log else ():
+        for video, row in found.items() if shapes else ():
             self.logged[video] = dict(enumerate(row.cache[0][0].copy()))
         if at.step:
             leaves = [np.concatenate(parts) for parts in zip(*(row.solver for row in rows), strict=True)]
@@ -248,6 +247,7 @@ class Sampler:
         return 1 + self._s.recipe.guided, len(self._s.recipe.schedule)
 
     def _cache_rows(self, work: Work) -> CacheRows:
+        """How that work's calls hold the step cache's state."""
         batch = [self._s.job.videos[row] for row in self._batches[work.batch][0]]
         programs, _, program = self._programs(batch, work.expert)
         return program.denoiser.cache_rows(work.expert.guided, len(batch), programs.tokens)
