@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float
 
-from maxdiffusion import conditioning, output, sampling
+from maxdiffusion import conditioning, output, sampling, tuning
 from maxdiffusion.conditioning import latents
 from maxdiffusion.denoise.experts import LoadedExperts
 from maxdiffusion.media import frames
@@ -55,7 +55,10 @@ def make(job: Job) -> list[AnyPath]:
             s, given = s.of(tuple(job.videos[row] for row in rows)), given.of(rows)
             conditions = conditioning.encode(s, inputs)  # each encoder is loaded, used and freed
             experts = LoadedExperts(s.load, job.cfg.expert_residency)  # in turn: one at a time
-            sampler = sampling.Sampler(s, conditions, given.noise, outputs.states, on_segment=outputs.save_segment)
+            s, compiled = tuning.tuned(s, conditions, inputs, given.noise, experts)
+            sampler = sampling.Sampler(
+                s, conditions, given.noise, outputs.states, on_segment=outputs.save_segment, compiled=compiled
+            )
             s.stages.expect(**sampler.expected())
             for work in sampler.order():  # an expert's steps on a batch
                 videos = sampler.videos(work)
@@ -68,6 +71,8 @@ def make(job: Job) -> list[AnyPath]:
                     experts.free()  # before the VAE is loaded
                 if denoised is not None:
                     made += save(s, vae, inputs, outputs, videos, denoised, sampler.logged)
+    if job.cfg.cache_psnr is not None:
+        output.Threshold(job).remove()
     logger.info("%s", s.stages.clock.table())
     return made
 

@@ -21,7 +21,7 @@ from maxdiffusion import conditioning, parallel
 from maxdiffusion.conditioning import text
 from maxdiffusion.conditioning.kind import Shapes
 from maxdiffusion.config.schema import Config
-from maxdiffusion.denoise.experts import IN_TURN, from_step, program_calls
+from maxdiffusion.denoise.experts import IN_TURN, ExpertSteps, from_step, program_calls
 from maxdiffusion.denoise.guidance import TwoPassGuidance, choose
 from maxdiffusion.denoise.loop import Denoiser
 from maxdiffusion.denoise.network import split
@@ -31,6 +31,7 @@ from maxdiffusion.models.wav2vec2.config import SAMPLE_RATE
 from maxdiffusion.parallel import axes
 from maxdiffusion.request import Video, caching
 from maxdiffusion.request.session import Setup
+from maxdiffusion.request.videos import halved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,12 +81,30 @@ class BatchPrograms:
       video: any of the videos.
       rows: of a batch.
       start: the first step; not 0 where a saved state is resumed.
+      half: whether they are those of `halved`.
     """
 
     setup: Setup
     video: Video
     rows: int
     start: int = 0
+    half: bool = False
+
+    @functools.cached_property
+    def halved(self) -> BatchPrograms:
+        """The programs of the steps at half height and width."""
+        setup = dataclasses.replace(self.setup, job=self.setup.job.halved)
+        return dataclasses.replace(self, setup=setup, video=halved(self.video), half=True)
+
+    @property
+    def sizes(self) -> tuple[BatchPrograms, ...]:
+        """The programs of each size, in the order of the steps."""
+        return (self.halved, self) if self.setup.recipe.half_steps else (self,)
+
+    @property
+    def experts(self) -> tuple[ExpertSteps, ...]:
+        """The experts' steps of this size."""
+        return tuple(each for each in from_step(self.setup.recipe.experts, self.start) if each.half == self.half)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -139,16 +158,19 @@ class BatchPrograms:
         jitted = parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, adapter))
         return jitted.lower(nnx.graphdef(self.transformer), split(self.transformer)[1], self.context)
 
+    @property
+    def tokens(self) -> int:
+        """Of a video in one pass of the network."""
+        return self.setup.job.tokens(self.setup.configs["transformer"], self.video)
+
     @functools.cached_property
     def denoiser(self) -> Denoiser:
         """The loop with its strategies."""
         recipe, cfg = self.setup.recipe, self.setup.job.cfg
-        tokens = self.setup.job.tokens(self.setup.configs["transformer"], self.video)
-        per_shard = [tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
+        per_shard = [self.tokens * -(-number // parallel.data_degree()) for number in (self.rows, 2 * self.rows)]
         guidance = choose(cfg.guidance_mode, *per_shard) if recipe.guided else TwoPassGuidance()
         network, _ = split(self.transformer)
-        experts = from_step(recipe.experts, self.start)
-        strategies = network, experts, recipe.schedule, recipe.solver, guidance
+        strategies = network, self.experts, recipe.schedule, recipe.solver, guidance
         scan, windows = scanned_steps(cfg), self.setup.job.windows
         return Denoiser(*strategies, self.setup.cache, scan, windows)
 
@@ -253,7 +275,8 @@ class _Run:
         in_turn = len(recipe.experts) > 1 and job.cfg.expert_residency == "in_turn"
         for batch, reals in self.batches:
             units, context = len(reals) * len(job.segments), nbytes(batch.context)
-            resident = self.experts(1) + self.vaes(self.units > len(job.segments)) + context * recipe.guided
+            decoder = self.units > len(job.segments) or job.cfg.cache_psnr is not None
+            resident = self.experts(1) + self.vaes(decoder) + context * recipe.guided
             times = units * sum(1 + segment.guided for segment in recipe.experts)
             yield "prepare", times, resident, functools.partial(getattr, batch, "prepare")
             if in_turn:
@@ -261,21 +284,24 @@ class _Run:
                 state = jax.tree.map(lambda leaf: parallel.like(leaf.shape, leaf.dtype, axes.BATCH), state)
                 resident += (min(sum(len(reals) for _, reals in self.batches), IN_TURN) - 1) * nbytes(state)
             if not caching.is_static(job.cfg):
-                for program, calls in program_calls(recipe.experts, scanned_steps(job.cfg) or 1).items():
-                    yield "step", units * calls, resident + context, functools.partial(batch.step, program)
+                for sized in batch.sizes:
+                    for program, calls in program_calls(sized.experts, scanned_steps(job.cfg) or 1).items():
+                        yield "step", units * calls, resident + context, functools.partial(sized.step, program)
                 continue
             # Of a cache whose steps are known, those that are computed, one by one and beside the cache's state.
             cfg = job.cfg.model_copy(update={"cache": "none", "loop": "steps"})
             plain = dataclasses.replace(self.setup, job=dataclasses.replace(job, cfg=cfg))
             computed = BatchPrograms(plain, batch.video, batch.rows)
             for expert, count in zip(recipe.experts, caching.counted(job, recipe), strict=True):
-                kept = nbytes(batch.denoiser.cache_state(expert.guided, *batch.arguments[:3]))
-                lower = functools.partial(computed.step, (expert.guided, 1))
+                cached, sized = (each.halved if expert.half else each for each in (batch, computed))
+                kept = nbytes(cached.denoiser.cache_state(expert.guided, *cached.arguments[:3]))
+                lower = functools.partial(sized.step, (expert.guided, 1))
                 yield "step", units * count, resident + context + kept, lower
 
     def decoding(self) -> Iterator[_Parts]:
         job, channels = self.setup.job, self.setup.configs["vae"].z_dim
-        resident = self.vaes(0) + (self.experts(0) if self.units > 1 else 0)
+        waiting = self.units > 1 or job.cfg.cache_psnr is not None
+        resident = self.vaes(0) + (self.experts(0) if waiting else 0)
         for batch, reals in self.batches:
             f, h, w = job.latent_grid(batch.video)
             lengths = [f] * len(job.segments)  # in latents

@@ -34,6 +34,7 @@ APPLICATION = (
     "programs",
     "sampling",
     "planning",
+    "tuning",
     "generate_wan",
     "verify",
     "comparison",

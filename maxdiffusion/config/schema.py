@@ -333,13 +333,19 @@ class Config(BaseModel):
     trained on, and blended (T2V, VACE, TI2V without an image); empty: the whole video at once."""
     context_overlap: int = _key("sampling", 16, needs="context_window=81", ge=0, le=MAX_FRAMES)
     """Frames that neighbouring windows share, 4n and fewer than a window has."""
-    cache: Literal["none", "mag", "sea", "first_block", "taylor"] = _key("sampling", "none")
-    """Leave calls of the network out where it repeats itself, which changes the video: MagCache, SeaCache, FirstBlock
-    or TaylorSeer; see docs/caches.md. compare shows what is lost."""
+    low_resolution_steps: Annotated[int, Field(ge=1, le=1000)] | Literal["auto"] | None = _key("sampling", None)
+    """First steps that are made at half height and width, a quarter of the tokens, which changes the video (T2V): a
+    number, or auto for those in which the noise hides what is missing; see docs/caches.md."""
+    cache: Literal["none", "mag", "sea", "first_block", "taylor", "spectrum"] = _key("sampling", "none")
+    """Leave calls of the network out where it repeats itself, which changes the video: MagCache, SeaCache, FirstBlock,
+    TaylorSeer or Spectrum; see docs/caches.md. compare shows what is lost."""
     cache_threshold: float | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
     """How much may change before a step is computed (mag, sea, first_block); more is faster and less exact."""
+    cache_psnr: float | None = _key("sampling", None, needs="cache=sea", gt=0, le=100)
+    """PSNR in dB of the frames: the largest cache_threshold that keeps it over the first steps is found before the run
+    (mag, sea, first_block)."""
     cache_max_skips: int | None = _key("sampling", None, needs="cache=sea", ge=0, le=100)
-    """The most steps in a row that are left out (mag, sea, taylor)."""
+    """The most steps in a row that are left out (mag, sea, taylor, spectrum)."""
     cache_first_steps: int | None = _key("sampling", None, needs="cache=sea", ge=1, le=1000)
     """First steps of each expert that are computed."""
     cache_ratios: OptionalStr = _key("sampling", None, needs="cache=mag", path="input", of_the_program=False)

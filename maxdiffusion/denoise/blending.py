@@ -21,9 +21,13 @@ Evaluate = Callable[[Call, Any], tuple[jax.Array, Any]]
 
 def turns(windows: Windows, rows: int) -> Int[np.ndarray, "turns windows frames"]:
     """The latent frames of the windows of each turn, for so many rows under the current placement."""
+    return np.array([[windows.frames_of(each) for each in turn] for turn in numbers(windows, rows)], np.int32)
+
+
+def numbers(windows: Windows, rows: int) -> list[list[int]]:
+    """The numbers of the windows of each turn, likewise."""
     placement = current()
-    degree = 1 if placement is None else placement.degree(axes.BATCH)
-    return np.array([[windows.frames_of(each) for each in turn] for turn in windows.turns(rows, degree)], np.int32)
+    return windows.turns(rows, 1 if placement is None else placement.degree(axes.BATCH))
 
 
 def cut_call(call: Call, frames: Int[Array | np.ndarray, "windows frames"], cut: Cut) -> Call:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
+
     from maxdiffusion.denoise.experts import ExpertSteps
 
 
@@ -22,6 +26,55 @@ def taylor(experts: Sequence[ExpertSteps], first: int, max_skips: int) -> tuple[
         for each in experts
         for i in range(each.stop - each.start)
     )
+
+
+def spectrum(experts: Sequence[ExpertSteps], first: int, max_skips: int | None = None) -> tuple[bool, ...]:
+    """The steps that Spectrum computes (arXiv:2603.01623): the first of each expert, then one of a growing window.
+
+    The window starts at 2 steps and grows by 0.75 at each computed one; `max_skips` bounds it.
+    """
+    compute = []
+    for each in experts:
+        window, skips = 2.0, 0
+        for i in range(each.stop - each.start):
+            widest = int(window) if max_skips is None else min(int(window), max_skips + 1)
+            must = i < max(first, 1) or skips + 1 >= widest
+            if must and i >= max(first, 1):
+                window += 0.75
+            skips = 0 if must else skips + 1
+            compute.append(must)
+    return tuple(compute)
+
+
+def chebyshev_ridge(
+    compute: Sequence[bool], starts: Sequence[int], degree: int, ridge: float
+) -> tuple[Float[np.ndarray, "steps coefficients"], Float[np.ndarray, "steps coefficients"]]:
+    """The Chebyshev polynomials at each step, and the gains of a ridge regression on those of the computed steps.
+
+    With these the regression is recursive (recursive least squares): after a computed step of feature h, coef +=
+    gain (h - basis coef), and coef = (X'X + ridge I)^-1 X'H always, X and H being basis and features of the computed
+    steps since the expert's first. At the i-th step of an expert, i from 0, the polynomials are taken at 2 i / 50 - 1,
+    as the reference has it whatever the number of steps is; of an expert with N > 50 steps at 2 i / N - 1.
+
+    Args:
+      compute: whether each step is computed.
+      starts: the first step of each expert; a regression begins there.
+      degree: of the last polynomial.
+      ridge: weight of the penalty.
+    """
+    import numpy as np
+
+    basis, gains = np.zeros((2, len(compute), degree + 1))
+    for start, stop in itertools.pairwise([*starts, len(compute)]):
+        inverse = np.eye(degree + 1) / ridge  # (X'X + ridge I)^-1
+        at = 2 * np.arange(stop - start) / max(50, stop - start) - 1
+        basis[start:stop] = np.polynomial.chebyshev.chebvander(at, degree)
+        for step in range(start, stop):
+            if compute[step]:
+                x = basis[step]
+                gains[step] = inverse @ x / (1 + x @ inverse @ x)
+                inverse -= np.outer(gains[step], x @ inverse)
+    return basis, gains
 
 
 def mag(

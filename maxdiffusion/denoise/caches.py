@@ -4,6 +4,7 @@
 |---|---|---|
 | `MagCache` (Ma et al., 2025, arXiv:2506.09045) | before the run, by published ratios | the trunk's residual |
 | `TaylorSeer` (Liu et al., 2025, arXiv:2503.06923) | before the run, every n-th step | the velocity's Taylor series |
+| `Spectrum` (arXiv:2603.01623) | before the run, in growing windows | the tokens' ridge regression on the step |
 | `SeaCache` (arXiv:2602.18993) | by the change of the filtered latents | the extrapolated residual |
 | `FirstBlock` (ParaAttention) | by the change of the first block's residual | the residual of the others |
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from maxdiffusion.denoise.cache_schedules import chebyshev_ridge
 from maxdiffusion.denoise.schedule import Schedule
 from maxdiffusion.denoise.solvers.solver import Numbers
 
@@ -58,6 +60,7 @@ class Row(NamedTuple):
     step: Numbers  # int32, counted over the run
     compute: Numbers  # bool: the step is computed whatever the cache finds
     sigma: Numbers  # float32
+    threshold: Numbers  # float32: that of the cache, so that one program serves all
 
 
 @runtime_checkable
@@ -66,7 +69,7 @@ class Cache(Protocol):
 
     Each of a step's calls has its own state: one without guidance, two in two passes (prompt, negative prompt), one
     with batched guidance, whose rows hold both branches. It is zeros at the first step of every expert, so no expert
-    sees another's, and where a run goes on from a saved state; a step with such a state is computed.
+    sees another's; a step with such a state is computed.
     """
 
     def table(self, schedule: Schedule) -> Any:
@@ -78,10 +81,16 @@ class Cache(Protocol):
     def __call__(self, row: Any, call: Evaluation, state: Any) -> tuple[jax.Array, Any]:
         """The velocity at the step of `row`, computed or reused, and the new state."""
 
+    def reads(self, step: int) -> bool:
+        """Whether that step, or one after it, depends on the state before it; zeros do in its place where not."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NoCache:
     """Every step computes the network."""
+
+    def reads(self, step: int) -> bool:
+        return False
 
     def table(self, schedule: Schedule) -> tuple[()]:
         return ()
@@ -107,6 +116,9 @@ class MagCache:
 
     compute: tuple[bool, ...]
 
+    def reads(self, step: int) -> bool:
+        return not self.compute[step]
+
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)
 
@@ -127,6 +139,9 @@ class MagCache:
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """Computes every step, and logs the ratios of the residual's magnitude to that of the step before."""
+
+    def reads(self, step: int) -> bool:
+        return True
 
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, (True,) * len(schedule))
@@ -163,6 +178,9 @@ class TaylorSeer:
     compute: tuple[bool, ...]
     order: int = 1
 
+    def reads(self, step: int) -> bool:
+        return True
+
     def table(self, schedule: Schedule) -> Row:
         return _table(schedule, self.compute)
 
@@ -194,6 +212,64 @@ class TaylorSeer:
         return velocity, Series(_logged(state.log, row, compute), state.count + compute, step, factors)
 
 
+class Regression(NamedTuple):
+    """State of `Spectrum`."""
+
+    log: Any
+    coefficients: tuple[Any, ...]  # b s e, of each Chebyshev polynomial
+
+
+class Polynomials(NamedTuple):
+    """`Row`, and what `cache_schedules.chebyshev_ridge` makes of it."""
+
+    row: Row
+    basis: Numbers  # float32, DEGREE + 1
+    gains: Numbers
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """Forecasts the tokens after all blocks by a ridge regression on Chebyshev polynomials of the step.
+
+    The regression is updated at each computed step, so that its five coefficients are all the state. Kept in bfloat16
+    they change a forecast by up to 0.4 %, sums of X'H by up to 33 % (measured on 50 steps of smooth features). `starts`
+    are the first steps of the experts.
+    """
+
+    compute: tuple[bool, ...]
+    starts: tuple[int, ...]
+
+    DEGREE = 4
+    RIDGE = 0.1
+
+    def reads(self, step: int) -> bool:
+        return True
+
+    def table(self, schedule: Schedule) -> Polynomials:
+        tables = chebyshev_ridge(self.compute, self.starts, self.DEGREE, self.RIDGE)
+        return Polynomials(_table(schedule, self.compute), *(each.astype(np.float32) for each in tables))
+
+    def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Regression:
+        return Regression(_counters(x)[0], (tokens,) * (self.DEGREE + 1))
+
+    def __call__(self, row: Polynomials, call: Evaluation, state: Regression) -> tuple[jax.Array, Regression]:
+        plain, basis, gains = row
+        terms = (number * each.astype(jnp.float32) for number, each in zip(basis, state.coefficients, strict=True))
+        forecast = sum(terms, jnp.zeros(call.tokens.shape, jnp.float32))
+
+        def full() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            out = call.trunk(call.tokens)
+            change = out.astype(jnp.float32) - forecast
+            pairs = zip(gains, state.coefficients, strict=True)
+            return out, tuple((each + gain * change).astype(each.dtype) for gain, each in pairs)
+
+        def reused() -> tuple[jax.Array, tuple[jax.Array, ...]]:
+            return forecast.astype(call.tokens.dtype), state.coefficients
+
+        out, coefficients = jax.lax.cond(plain.compute, full, reused)
+        return call.head(out), Regression(_logged(state.log, plain, plain.compute), coefficients)
+
+
 class Blocks(NamedTuple):
     """State of `FirstBlock`: residuals of the last computed step, b s e."""
 
@@ -213,8 +289,11 @@ class FirstBlock:
     compute: tuple[bool, ...]
     threshold: float
 
+    def reads(self, step: int) -> bool:
+        return not self.compute[step]
+
     def table(self, schedule: Schedule) -> Row:
-        return _table(schedule, self.compute)
+        return _table(schedule, self.compute, self.threshold)
 
     def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Blocks:
         return Blocks(*_counters(x), tokens, tokens)
@@ -222,7 +301,7 @@ class FirstBlock:
     def __call__(self, row: Row, call: Evaluation, state: Blocks) -> tuple[jax.Array, Blocks]:
         before, after, rest = call.first()
         first = after - before
-        compute = row.compute | (state.count == 0) | (_change(first, state.first, call.valid) > self.threshold)
+        compute = row.compute | (state.count == 0) | (_change(first, state.first, call.valid) > row.threshold)
 
         def full() -> tuple[jax.Array, ...]:
             out = rest()
@@ -256,8 +335,11 @@ class SeaCache:
     threshold: float
     max_skips: int
 
+    def reads(self, step: int) -> bool:
+        return True
+
     def table(self, schedule: Schedule) -> Row:
-        return _table(schedule, self.compute)
+        return _table(schedule, self.compute, self.threshold)
 
     def init(self, x: jax.ShapeDtypeStruct, tokens: jax.ShapeDtypeStruct) -> Spectral:
         log, count = _counters(x)
@@ -267,7 +349,7 @@ class SeaCache:
     def __call__(self, row: Row, call: Evaluation, state: Spectral) -> tuple[jax.Array, Spectral]:
         filtered = filter_signal(call.x, row.sigma)
         distance = state.distance + _change(filtered, state.filtered)
-        needed = (distance >= self.threshold) | (state.skipped >= self.max_skips)
+        needed = (distance >= row.threshold) | (state.skipped >= self.max_skips)
         compute = row.compute | (state.count == 0) | needed
         (later, earlier), (last, previous) = state.steps, state.residuals
         slope = (row.step - later) / jnp.maximum(later - earlier, 1)
@@ -298,16 +380,20 @@ class SeaCache:
 def filter_signal(x: Float[Array, "b f h w c"], sigma: Numbers) -> Float[Array, "b f h w c"]:
     """The latents through a Wiener filter along f, h and w for a signal of power 1 / |f|^3 in noise of `sigma`.
 
-    Its mean gain is 1 (SeaCache, eq. 7).
+    Its mean gain is 1 (SeaCache, eq. 7). The gain is a product over the axes, so that each is one product with a
+    circulant matrix: XLA's CPU compiler fails on a Fourier transform in the loop over windows of some meshes.
     """
-    noise = jnp.clip(sigma, 1e-6, 1 - 1e-6)
-    signal, gain = 1 - noise, jnp.ones((1, 1, 1))
-    for axis, size in enumerate(x.shape[1:4]):
+    noise, found, highest = jnp.clip(sigma, 1e-6, 1 - 1e-6), x.astype(jnp.float32), jax.lax.Precision.HIGHEST
+    signal = 1 - noise
+    for axis, size in zip("fhw", x.shape[1:4], strict=True):
         power = (1 / (np.abs(np.fft.fftfreq(size)) ** 3 + 1e-16)).astype(np.float32)
-        one = signal * power / (signal**2 * power + noise**2 + 1e-16)
-        gain = gain * jnp.expand_dims(one, [other for other in range(3) if other != axis])
-    spectrum = jnp.fft.fftn(x.astype(jnp.float32), axes=(1, 2, 3))
-    return jnp.fft.ifftn(spectrum * (gain / gain.mean())[..., None], axes=(1, 2, 3)).real
+        gain = signal * power / (signal**2 * power + noise**2 + 1e-16)
+        at = np.arange(size)
+        waves = (np.cos(2 * np.pi * np.outer(at, at) / size) / size).astype(np.float32)
+        response = jnp.matmul(waves, gain / gain.mean(), precision=highest)
+        circulant = response[(at[:, None] - at) % size]
+        found = jnp.einsum(f"bfhwc,k{axis}->{'bfhwc'.replace(axis, 'k')}", found, circulant, precision=highest)
+    return found
 
 
 def logs(calls: Sequence[np.ndarray], rows: int, guided: bool) -> Float[np.ndarray, "rows branches steps"]:
@@ -317,9 +403,10 @@ def logs(calls: Sequence[np.ndarray], rows: int, guided: bool) -> Float[np.ndarr
     return np.concatenate([log.max(axis=(0, 3)) for log in each], axis=1)
 
 
-def _table(schedule: Schedule, compute: Sequence[bool]) -> Row:
+def _table(schedule: Schedule, compute: Sequence[bool], threshold: float = 0.0) -> Row:
     count = len(schedule)
-    return Row(np.arange(count, dtype=np.int32), np.array(compute, bool), schedule.sigmas[:count])
+    steps, thresholds = np.arange(count, dtype=np.int32), np.full(count, threshold, np.float32)
+    return Row(steps, np.array(compute, bool), schedule.sigmas[:count], thresholds)
 
 
 def _counters(x: jax.ShapeDtypeStruct) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

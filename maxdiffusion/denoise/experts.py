@@ -25,6 +25,7 @@ class ExpertSteps(NamedTuple):
     stop: int
     net: str = "transformer"  # its folder in the checkpoint
     guidance_scale: float = 1.0
+    half: bool = False  # whether the latents have half the height and width of the video's
 
     @property
     def guided(self) -> bool:
@@ -78,17 +79,26 @@ def from_step(experts: Sequence[ExpertSteps], start: int) -> tuple[ExpertSteps, 
     return tuple(each._replace(start=max(each.start, start)) for each in experts if each.stop > start)
 
 
-def described(experts: Sequence[ExpertSteps]) -> str:
+def half_size_first(experts: Sequence[ExpertSteps], steps: int) -> tuple[ExpertSteps, ...]:
+    """The experts with the first `steps` of the run at half height and width."""
+    first = (each._replace(stop=min(each.stop, steps), half=True) for each in experts if each.start < steps)
+    return (*first, *from_step(experts, steps))
+
+
+def described(experts: Sequence[ExpertSteps], computed: Sequence[int] | None = None) -> str:
     """The steps as text, and how often each network is evaluated: a guided step takes two passes.
 
-    `14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)`.
+    `14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)`. `computed` is the number of
+    each expert's steps that a step cache computes, which alone are counted; None: all.
     """
     parts = []
-    for expert in experts:
-        steps = expert.stop - expert.start
+    counts = [expert.stop - expert.start for expert in experts]
+    left = "" if computed in (None, counts) else f", {sum(computed or ())} computed"
+    for expert, steps in zip(experts, computed or counts, strict=True):
         with_guidance, passes = (" with guidance", 2 * steps) if expert.guided else ("", steps)
-        parts.append(f"{steps} of {expert.net}{with_guidance} ({passes} passes)")
-    return f"{experts[-1].stop} steps: {', '.join(parts)}"
+        size = " at half height and width" if expert.half else ""
+        parts.append(f"{steps} of {expert.net}{size}{with_guidance} ({passes} passes)")
+    return f"{experts[-1].stop} steps{left}: {', '.join(parts)}"
 
 
 def execution_order(

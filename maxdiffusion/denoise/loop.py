@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt32
 
-from maxdiffusion.denoise.blending import by_window, cut_call, turns
+from maxdiffusion.denoise.blending import by_window, cut_call, numbers, turns
+from maxdiffusion.denoise.cache_rows import CacheRows
 from maxdiffusion.denoise.caches import Cache, Evaluation, NoCache
 from maxdiffusion.denoise.experts import ExpertSteps, calls, program_calls
 from maxdiffusion.denoise.guidance import BatchedGuidance, Call, Guidance, NoGuidance, TwoPassGuidance
@@ -121,6 +122,14 @@ class Denoiser:
 
         states = (self._cache_state(params, call) for call in jax.eval_shape(calls, x, context))
         return jax.tree.map(_like, tuple(states))
+
+    def cache_rows(self, guided: bool, videos: int, tokens: int) -> CacheRows:
+        """How the cache's state in guided or unguided steps holds so many videos of so many tokens a call."""
+        calls, branches = 1 + guided, 1
+        if guided and isinstance(self.guidance, BatchedGuidance):
+            calls, branches = 1, 2
+        rows = None if self.windows is None else tuple(map(tuple, numbers(self.windows, videos * branches)))
+        return CacheRows(videos, calls, branches, rows, tokens)
 
     def lower(
         self, params: Any, x: Any, context: Any, keys: Any = None
@@ -263,11 +272,23 @@ class Program:
                 on_step(i + length - 1, n, jax.block_until_ready(state))
         return State(state.solver)
 
-    def place(self, state: State) -> State:
-        """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays."""
+    def with_cache(self, cache: Cache) -> Program:
+        """The same executables for a cache that differs from theirs in its table alone."""
+        denoiser = dataclasses.replace(self.denoiser, cache=cache)
+        return dataclasses.replace(self, denoiser=denoiser, inputs=denoiser.step_inputs())
+
+    def place(self, state: State, guided: bool) -> State:
+        """Puts the host arrays of a state, the same in all processes, on the devices; a state there stays.
+
+        `guided` tells of the next step, to which the cache's state belongs.
+        """
         if isinstance(state.solver.x, jax.Array):
             return state
-        return jax.tree.map(_put, state, self.init.output_shardings)
+        solver = jax.tree.map(_put, state.solver, self.init.output_shardings.solver)
+        if state.cache is None:
+            return State(solver)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.caches[guided])
+        return State(solver, jax.tree.map(_put, state.cache, shardings))
 
 
 def _put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
 from maxdiffusion.conventions import Levels
-from maxdiffusion.denoise.experts import ExpertSteps, expert_steps
-from maxdiffusion.denoise.schedule import Schedule, explicit_levels, levels_by_expert
-from maxdiffusion.denoise.solvers import SOLVERS, Solver
+from maxdiffusion.denoise import upsampling
+from maxdiffusion.denoise.experts import ExpertSteps, expert_steps, half_size_first
+from maxdiffusion.denoise.schedule import TRAIN_STEPS, Schedule, explicit_levels, levels_by_expert
+from maxdiffusion.denoise.solvers import SOLVERS, Restarted, Solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,26 @@ class Recipe:
                 boundary_step = max(0, boundary_step - (whole - len(schedule)))
         experts = expert_steps(schedule.timesteps, boundary, *scales, boundary_step)
         return cls(SOLVERS[solver], schedule, experts, float(schedule.sigmas[0]) if sigmas else 1.0)
+
+    def half_size_first(self, steps: int) -> Recipe:
+        """The recipe with the first `steps` at half height and width, see `upsampling`: fewer than all, from 1 on.
+
+        The next step begins at a raised level, whose timestep is rounded as the others are.
+        """
+        sigma, timesteps = upsampling.raised(float(self.schedule.sigmas[steps])), self.schedule.timesteps.copy()
+        whole = np.array_equal(timesteps, np.floor(timesteps))
+        timesteps[steps] = np.floor(TRAIN_STEPS * sigma) if whole else TRAIN_STEPS * sigma
+        return dataclasses.replace(
+            self,
+            solver=Restarted(self.solver, steps, sigma),
+            schedule=Schedule(self.schedule.sigmas, timesteps),
+            experts=half_size_first(self.experts, steps),
+        )
+
+    @property
+    def half_steps(self) -> int:
+        """How many first steps are at half height and width."""
+        return max((expert.stop for expert in self.experts if expert.half), default=0)
 
     @property
     def guided(self) -> bool:

@@ -5,5 +5,6 @@ from maxdiffusion.output.draws import drawn
 from maxdiffusion.output.files import Output, Outputs
 from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.manifest import remaining
+from maxdiffusion.output.thresholds import Threshold
 
-__all__ = ["Gallery", "Output", "Outputs", "cache_records", "drawn", "remaining"]
+__all__ = ["Gallery", "Output", "Outputs", "Threshold", "cache_records", "drawn", "remaining"]

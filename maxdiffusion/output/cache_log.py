@@ -22,7 +22,7 @@ def cache_records(job: Job, recipe: Recipe, logged: Logged) -> dict[Video, dict[
     """What the record of each video tells of the step cache; with `calibrate_cache`, writes that file instead.
 
     Raises:
-      UserError: a calibration went on from a saved state.
+      UserError: a calibration went on from the state of a run without it.
     """
     if not job.cfg.calibrate_cache:
         return {video: record(job, logs) for video, logs in logged.items() if logs}
@@ -35,11 +35,17 @@ def cache_records(job: Job, recipe: Recipe, logged: Logged) -> dict[Video, dict[
 def record(job: Job, logged: Mapping[int, Float[np.ndarray, "branches steps"]]) -> dict[str, Any]:
     """The steps of each segment, from 1, that a video has computed, of the prompt and of the negative prompt.
 
-    Of a run that went on from a saved state, steps of the expert before that are not known and not listed.
+    With `cache_psnr`, the threshold that was found, too; null where every step is computed.
+
+    Of a run that went on from a state without a log, steps before that are not known and not listed.
     """
     branches = ("prompt", "negative_prompt")
+    found, threshold = {}, job.cfg.cache_threshold
+    if job.cfg.cache_psnr is not None:
+        found["threshold"] = None if threshold is None or threshold < 0 else threshold
     return {
         "name": job.cfg.cache,
+        **found,
         "computed": [
             {name: [int(step) + 1 for step in np.flatnonzero(row)] for name, row in zip(branches, log, strict=False)}
             for _, log in sorted(logged.items())
@@ -51,14 +57,14 @@ def calibration(job: Job, recipe: Recipe, logged: Mapping[int, Float[np.ndarray,
     """The content of `calibrate_cache`: the mean ratios over segments of the prompt's branch, and what they are of.
 
     Raises:
-      UserError: some steps were made by an earlier run.
+      UserError: some steps were made by a run without calibration.
     """
-    ratios = np.mean([log[0] for log in logged.values()], axis=0)
+    ratios = np.array([log[0] for log in logged.values()])
     if not logged or not ratios.all():
         raise UserError(
-            "calibrate_cache needs all steps of one run, and this one went on from a saved state; run it again with "
-            "checkpoint_steps=0."
+            "calibrate_cache needs the ratios of all steps, and this run went on from a state that has none; run it "
+            "again with checkpoint_steps=0."
         )
     about = {"model_name": job.spec.name, "solver": job.cfg.solver, "flow_shift": job.cfg.flow_shift}
     about |= {"experts": [list(each) for each in recipe.experts]}
-    return about | {"ratios": [round(float(each), 5) for each in ratios]}
+    return about | {"ratios": [round(float(each), 5) for each in ratios.mean(axis=0)]}

@@ -41,16 +41,15 @@ def drawn(job: Job) -> Iterator[Job]:
 @contextlib.contextmanager
 def _number(job: Job, asked: bool) -> Iterator[str]:
     """The number of the draw, its lock held; one that is left and not `asked` for is removed."""
-    folder, command = states.folder(job), _command(job)
-    begin = f".{command}."
+    folder, run = states.folder(job), command(job)
+    begin = f".{run}."
     left = [name for name in paths.names(folder) if name.startswith(begin) and name.endswith(SUFFIX)]
     new = [f"{begin}{seeds.number()}{SUFFIX}"] if asked else []
     with contextlib.ExitStack() as stack:
         stack.enter_context(names.removed_if_empty(folder))
         with explained(folder):
             locks = (
-                (name, stack.enter_context(lock.lock_of_living(folder / name, command)))
-                for name in (*sorted(left), *new)
+                (name, stack.enter_context(lock.lock_of_living(folder / name, run))) for name in (*sorted(left), *new)
             )
             name = next((name for name, mine in locks if mine), "")
         if not name:
@@ -66,7 +65,7 @@ def _number(job: Job, asked: bool) -> Iterator[str]:
             raise
 
 
-def _command(job: Job) -> str:
+def command(job: Job) -> str:
     """16 hexadecimal digits that name a command by the videos that it asks for; of a prompt file by its path."""
     values = manifest.settings(job.cfg) | {key: getattr(job.cfg, key) for key in ("prompts", "save_file")}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

@@ -29,7 +29,7 @@ from maxdiffusion.output.frames import Frames
 from maxdiffusion.output.gallery import Gallery
 from maxdiffusion.output.states import States
 from maxdiffusion.output.writer import Writer
-from maxdiffusion.request import Job, Video
+from maxdiffusion.request import Job, Video, session
 from maxdiffusion.request.videos import single, stem_of
 from maxdiffusion.runtime import distributed, paths
 from maxdiffusion.runtime.atomic import write_json
@@ -221,6 +221,8 @@ class Output:
                 if names.SHEET in manifest.besides(self._job):
                     record["contact_sheet"] = stem.name + names.SHEET
                 record |= {"inputs": dict(inputs), "versions": versions, "timings": timings}
+                if cfg.low_resolution_steps is not None:
+                    record["low_resolution_steps"] = session.recipe_of(self._job).half_steps
                 if video in cache:
                     record["cache"] = cache[video]
                 if video in self._looks:

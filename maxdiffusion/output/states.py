@@ -1,9 +1,9 @@
 """The state of a denoise run beside its results: what a later run of the same command goes on from.
 
 Each video has a folder `.<identity>.state/` with its last two states by orbax-checkpoint: the solver's arrays after a
-step and the latents of finished segments, as rows of one video, whole, so that another run may form other batches on
-another mesh. The identity is a digest of everything that decides the video. Of several processes, process 0 reads and
-writes; it sends the arrays to the others.
+step, the latents of finished segments and the step cache's state, as rows of one video, whole, so that another run may
+form other batches on another mesh. The identity is a digest of everything that decides the video. Of several processes,
+process 0 reads and writes; it sends the arrays to the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -36,16 +36,21 @@ from maxdiffusion.weights.latents_io import load_latents
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # of the files; a state of another format is not read
+WITH_CACHE = 2  # of those that hold a step cache's log, which versions without it do not read
 AUTO_SECONDS = 60.0  # checkpoint_steps=auto: seconds of work at stake
 SUFFIX = ".state"
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a video is denoised: its first `segment` segments whole, of the next one `step` steps."""
+    """How far a video is denoised: its first `segment` segments whole, of the next one `step` steps.
+
+    `cache` is what is kept of the step cache: nothing, its log, or its log and its state.
+    """
 
     segment: int = 0
     step: int = 0
+    cache: Literal["", "log", "state"] = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +61,13 @@ class Saved:
       progress: what it holds.
       solver: leaves of the solver's state, each with a leading axis of 1.
       done: latents of the finished segments, f h w c.
+      cache: log and state of the step cache, each with a leading axis of 1, as `progress` says.
     """
 
     progress: Progress
     solver: tuple[np.ndarray, ...]
     done: tuple[np.ndarray, ...]
+    cache: tuple[np.ndarray, ...] = ()
 
 
 class States:
@@ -97,7 +104,7 @@ class States:
                 path = self._path(video)
                 left = {path.name, names.lock_of(path).name} & here  # the lock alone, by a run killed before its state
                 if left and (about := self._folder(video).about()):
-                    found.append((row, [about["segment"], about["step"]]))
+                    found.append((row, [about["segment"], about["step"], about.get("cache", "")]))
                     log.info("%s", _describe(self._job, about))
             return found
 
@@ -111,25 +118,32 @@ class States:
     def _path(self, video: Video) -> AnyPath:
         return folder(self._job) / f".{identity(self._job, video, self._model)}{SUFFIX}"
 
-    def load(self, video: Video, abstract: Sequence[Any], done: Sequence[Any]) -> Saved:
+    def load(self, video: Video, abstract: Sequence[Any], done: Sequence[Any], cache: Sequence[Any] = ()) -> Saved:
         """The state of a video that `progress` lists, on every process.
 
         Args:
           video: the video.
           abstract: shape and dtype of each leaf of one video's solver state.
           done: those of the latents of its finished segments.
+          cache: those of the step cache's log and state, as far as they are wanted.
         """
-        zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in (*abstract, *done)]
+        zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in (*abstract, *done, *cache)]
         arrays = zeros
         if distributed.index() == 0 and video in self._kept:
             arrays = [load_latents(parse(file))[0][0] for file in self._kept[video]]
         elif distributed.index() == 0:
-            arrays = self._folder(video).arrays()
+            arrays = self._folder(video).arrays()[: len(zeros)]
         if distributed.count() > 1:
             from jax.experimental import multihost_utils
 
             arrays = [np.asarray(array) for array in multihost_utils.broadcast_one_to_all(arrays)]
-        return Saved(self.progress[video], tuple(arrays[: len(abstract)]), tuple(arrays[len(abstract) :]))
+        parts = np.cumsum([len(abstract), len(done)])
+        return Saved(
+            self.progress[video],
+            tuple(arrays[: parts[0]]),
+            tuple(arrays[parts[0] : parts[1]]),
+            tuple(arrays[parts[1] :]),
+        )
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved, as process 0 has it."""
@@ -137,11 +151,18 @@ class States:
             return time.monotonic() - self._last >= AUTO_SECONDS
         return self._steps > 0 and step % self._steps == 0
 
-    def save(self, videos: Sequence[Video], at: Progress, solver: Any, done: Sequence[np.ndarray]) -> None:
-        """Save the state of a batch: the first rows of `solver`'s arrays are its videos'.
+    def save(
+        self,
+        videos: Sequence[Video],
+        at: Progress,
+        solver: Any,
+        done: Sequence[np.ndarray],
+        cache: Sequence[np.ndarray] = (),
+    ) -> None:
+        """Save the state of a batch: the first rows of all arrays are its videos'.
 
-        `done` are latents of finished segments, b f h w c. The arrays are copied to the host; a thread writes them
-        while the next steps are computed. A state that cannot be written is one line in the log.
+        `done` are latents of finished segments, b f h w c; `cache` is `Saved.cache`. The arrays are copied to the host;
+        a thread writes them while the next steps are computed. A state that cannot be written is one line in the log.
         """
         leaves = [distributed.fetch(leaf) for leaf in jax.tree.leaves(solver)]
         self._last, self.saved = time.monotonic(), at
@@ -149,10 +170,13 @@ class States:
             return
         self._wait()
         about = {"format": FORMAT, "segment": at.segment, "step": at.step, "time": time.time(), "mesh": _mesh()}
+        if at.cache:
+            about |= {"format": WITH_CACHE, "cache": at.cache}
         number = at.segment * 10_000 + at.step
         writes = []
         for row, video in enumerate(videos):
             arrays = [leaf[row : row + 1].copy() for leaf in leaves] + [latents[row].copy() for latents in done]
+            arrays += [array[row : row + 1] for array in cache]
             writes.append((self._folder(video), arrays))
         self._saving = self._thread.submit(_write, writes, number, about)
 
@@ -197,7 +221,7 @@ class _Folder:
         for number in reversed(self._numbers()):
             try:
                 self._read = self._restore(number)
-                if self._read[1]["format"] == FORMAT:
+                if self._read[1]["format"] in (FORMAT, WITH_CACHE):
                     return self._read[1]
                 log.warning("%s is of another version of this program and is not used", self._local / str(number))
             except Exception as error:  # orbax and tensorstore raise many kinds
@@ -221,7 +245,7 @@ class _Folder:
         state: Mapping[str, np.ndarray] = found.state
         about = dict(found.about)
         arrays = [np.asarray(state[str(index)]) for index in range(len(state))]
-        if hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest() != about["sha256"]:
+        if _digest(arrays) != about["sha256"]:
             raise ValueError("its numbers are not those that were saved")
         return arrays, about
 
@@ -232,7 +256,7 @@ class _Folder:
 
         with explained(self._local):
             self._local.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+        digest = _digest(arrays)
         state = {str(index): array for index, array in enumerate(arrays)}
         kinds = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), about=ocp.args.JsonSave({**about, "sha256": digest})
@@ -290,6 +314,14 @@ class _Folder:
         for other, archive in self._archives().items():
             if other not in kept:
                 paths.remove(archive)
+
+
+def _digest(arrays: Sequence[np.ndarray]) -> str:
+    """SHA-256 of the bytes of all arrays, one after the other."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def folder(job: Job) -> AnyPath:

@@ -147,7 +147,7 @@ def _make(job: Job, configs: Mapping[str, Any], tpu: Slice | None, deadline: flo
     clips = f"{cfg.clips} clips of " if cfg.clips > 1 else ""
     parts = f" in {len(job.segments)} segments" if job.spec.task.segmented and len(job.segments) > 1 else ""
     shape = f"{size[0]} x {size[1]}, {clips}{cfg.num_frames} frames{windows}{parts}"
-    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts)}"
+    words = f"{cfg.model_name}: {several}{shape}, {described(recipe.experts, caching.counted(job, recipe))}"
     plan = Plan((), words, str(target), target.chips, target.gib, ranked, refused, (), tuple(notes))
     if not plan.best:
         plan = dataclasses.replace(plan, changes=nearest(job, configs, target, plan))

@@ -39,6 +39,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
             "sources": {name: stage.source for name, stage in row.stages.items()},
             "gib": {name: round(stage.gib, 3) for name, stage in row.stages.items()},
             "faults": {name: stage.fault for name, stage in row.stages.items() if stage.fault},
+            "steps": row.steps,
             "step_seconds": _seconds(row.step),
             "stage_seconds": {name: _seconds(stage.seconds) for name, stage in row.stages.items()},
             "seconds": _seconds(row.seconds),

@@ -76,7 +76,7 @@ class Row:
       overrides: the arguments that select it.
       split: its degrees as text.
       holders: devices over which one copy of the weights is spread, without those of the tensor axis.
-      steps: denoise steps of the whole run.
+      steps: denoise steps of the whole run, of a cache whose steps are known those that are computed.
       stages: `text` (all conditioning), `denoise` and `decode`.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,17 @@ FEWEST = 10  # steps of a run that repeats itself; few-step models have 3 to 9
 
 # Keys that each cache uses beside cache_first_steps.
 _KEYS = {
-    "mag": ("cache_threshold", "cache_max_skips", "cache_ratios"),
-    "sea": ("cache_threshold", "cache_max_skips"),
-    "first_block": ("cache_threshold",),
+    "mag": ("cache_threshold", "cache_psnr", "cache_max_skips", "cache_ratios"),
+    "sea": ("cache_threshold", "cache_psnr", "cache_max_skips"),
+    "first_block": ("cache_threshold", "cache_psnr"),
     "taylor": ("cache_max_skips",),
+    "spectrum": ("cache_max_skips",),
 }
+# Arrays of the size of the tokens in the state of a call.
+_KEPT = {"mag": 1, "sea": 2, "first_block": 2, "spectrum": 5}
 _THRESHOLDS = {"sea": 0.25, "first_block": 0.05}  # of diffusers, as are max_skips and first steps
 _MAX_SKIPS = {"sea": 2, "taylor": 4}
-_FIRST = {"sea": 1, "first_block": 1, "taylor": 3}
+_FIRST = {"sea": 1, "first_block": 1, "taylor": 3, "spectrum": 5}
 
 
 def check(job: Job) -> None:
@@ -44,11 +48,13 @@ def check(job: Job) -> None:
         return
     if cfg.calibrate_cache:
         raise UserError(f"calibrate_cache computes every step, and cache={cfg.cache} does not; leave one of them out.")
-    for key in ("cache_threshold", "cache_max_skips", "cache_ratios"):
+    for key in ("cache_threshold", "cache_psnr", "cache_max_skips", "cache_ratios"):
         if key not in _KEYS[cfg.cache] and not schema.is_default(cfg, key):
             able = " or ".join(name for name, keys in _KEYS.items() if key in keys)
             raise UserError(f"{key} is not used by cache={cfg.cache}, but by {able}; leave it out.")
     _check_steps(cfg, f"cache={cfg.cache}")
+    if cfg.cache_psnr is not None:
+        _check_psnr(cfg)
     if cfg.cache == "mag":
         published(job)
 
@@ -61,6 +67,17 @@ def _check_steps(cfg: Config, key: str) -> None:
             f"{key} is for schedules whose steps resemble one another, but {what} is a few-step schedule, of which "
             f"none can be left out; leave it out, or use at least {FEWEST} steps of a model that is not distilled."
         )
+
+
+def _check_psnr(cfg: Config) -> None:
+    if cfg.cache_threshold is not None:
+        raise UserError(
+            f"cache_psnr finds the threshold that cache_threshold={cfg.cache_threshold:g} gives; leave one of them out."
+        )
+    if cfg.verify:
+        raise UserError("cache_psnr is not used by verify=true, which makes few steps; give a cache_threshold.")
+    if cfg.loop == "scan":
+        raise UserError("cache_psnr looks at the latents of single steps; leave loop=scan out, or give a threshold.")
 
 
 def published(job: Job) -> schedules.Published:
@@ -94,9 +111,26 @@ def _read(path: str) -> tuple[float, ...]:
     return tuple(map(float, ratios))
 
 
+def kept(cfg: Config) -> int:
+    """How many arrays of the size of the tokens a call of the network keeps from step to step."""
+    return 1 if cfg.calibrate_cache else _KEPT.get(cfg.cache, 0)
+
+
 def is_static(cfg: Config) -> bool:
     """Whether the computed steps are known before the run."""
-    return cfg.cache in ("mag", "taylor")
+    return cfg.cache in ("mag", "taylor", "spectrum") and cfg.cache_psnr is None
+
+
+def threshold(job: Job) -> float:
+    """`cache_threshold`, by default that of the cache; 0 where it uses none."""
+    if job.cfg.cache_threshold is not None:
+        return job.cfg.cache_threshold
+    return published(job).threshold if job.cfg.cache == "mag" else _THRESHOLDS.get(job.cfg.cache, 0.0)
+
+
+def with_threshold(job: Job, threshold: float) -> Job:
+    """The run with that `cache_threshold`; a negative one computes every step."""
+    return dataclasses.replace(job, cfg=job.cfg.model_copy(update={"cache_threshold": threshold}))
 
 
 def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
@@ -110,6 +144,8 @@ def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
         case "taylor":
             first = _FIRST["taylor"] if given is None else given
             return schedules.taylor(experts, first, _MAX_SKIPS["taylor"] if max_skips is None else max_skips)
+        case "spectrum":
+            return schedules.spectrum(experts, _FIRST["spectrum"] if given is None else given, max_skips)
         case "mag":
             table = published(job)
             counts = [int(table.first * length + 0.5) if given is None else given for length in lengths]
@@ -119,7 +155,7 @@ def computed(job: Job, recipe: Recipe) -> tuple[bool, ...]:
                 schedules.first_steps(experts, counts),
                 experts,
                 schedules.nearest(table.ratios, len(recipe.schedule)),
-                table.threshold if cfg.cache_threshold is None else cfg.cache_threshold,
+                threshold(job),
                 table.max_skips if max_skips is None else max_skips,
             )
     first = _FIRST[cfg.cache] if given is None else given
@@ -143,20 +179,18 @@ def strategy(job: Job, recipe: Recipe) -> Cache:
     cfg, compute = job.cfg, computed(job, recipe)
     if cfg.calibrate_cache:
         return caches.Calibration()
-    threshold = cfg.cache_threshold
-    if threshold is None:
-        threshold = _THRESHOLDS.get(cfg.cache, 0.0)
     match cfg.cache:
         case "mag":
             return caches.MagCache(compute)
         case "taylor":
             return caches.TaylorSeer(compute)
+        case "spectrum":
+            return caches.Spectrum(compute, tuple(each.start for each in recipe.experts))
         case "first_block":
-            return caches.FirstBlock(compute, threshold)
+            return caches.FirstBlock(compute, threshold(job))
         case "sea":
-            return caches.SeaCache(
-                compute, threshold, _MAX_SKIPS["sea"] if cfg.cache_max_skips is None else cfg.cache_max_skips
-            )
+            max_skips = _MAX_SKIPS["sea"] if cfg.cache_max_skips is None else cfg.cache_max_skips
+            return caches.SeaCache(compute, threshold(job), max_skips)
     return caches.NoCache()
 
 
@@ -165,6 +199,8 @@ def described(job: Job, recipe: Recipe) -> str:
     cfg, compute = job.cfg, computed(job, recipe)
     if cfg.cache == "none":
         return ""
+    if cfg.cache_psnr is not None:
+        return f"cache={cfg.cache}: its threshold is found by the first steps, for cache_psnr={cfg.cache_psnr:g}"
     if not is_static(cfg):
         return f"cache={cfg.cache}: each video computes at least {sum(compute)} of {len(compute)} steps"
     steps = " ".join(str(step) for step, each in enumerate(compute, 1) if each)

@@ -13,7 +13,7 @@ from maxdiffusion import variants
 from maxdiffusion.config import schema
 from maxdiffusion.config.schema import Config
 from maxdiffusion.errors import UserError
-from maxdiffusion.request import audio, clips
+from maxdiffusion.request import audio, clips, half_size
 from maxdiffusion.request.job import Job, kernel_options
 from maxdiffusion.runtime import paths
 from maxdiffusion.variants import WanSpec
@@ -61,6 +61,8 @@ def check_job(job: Job) -> None:
         from maxdiffusion.request import caching  # numpy, which no other check needs
 
         caching.check(job)
+    if cfg.low_resolution_steps is not None:
+        half_size.check(job)
     if cfg.plan:
         _plan(cfg)
         return

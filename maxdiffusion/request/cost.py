@@ -19,6 +19,7 @@ adds the text encoder and the VAE, which splits the width of the picture over th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -149,10 +150,12 @@ class Layout:
 
 
 class Expert(NamedTuple):
-    """Denoise steps that one transformer computes, and whether guidance makes them take two branches."""
+    """Denoise steps that one transformer computes, whether guidance makes them take two branches, and their size."""
 
     steps: int
     guided: bool
+    net: str = "transformer"
+    half: bool = False  # at half height and width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +191,15 @@ class Run:
 
         sizes = nets.sizes(builders(job.cfg, AttentionPlan(), device_kind), configs)
         counts = caching.counted(job, recipe)
-        experts = tuple(Expert(n, each.guided) for n, each in zip(counts, recipe.experts, strict=True))
+        pairs = zip(counts, recipe.experts, strict=True)
+        experts = tuple(Expert(n, each.guided, each.net, each.half) for n, each in pairs)
         return cls(job, configs, device_kind, platform, sizes, job.max_tokens(configs["transformer"]), experts)
+
+    @functools.cached_property
+    def _halved(self) -> Run:
+        """The run at half height and width."""
+        job = self.job.halved
+        return dataclasses.replace(self, job=job, tokens=job.max_tokens(self.network))
 
     @property
     def network(self) -> DiTConfig:
@@ -255,9 +265,10 @@ class Run:
         """One denoise step: the mean of the experts' seconds, the largest memory."""
         seconds, gib = Seconds(), 0.0
         for expert in self.experts:
-            calls, examples = self.passes(expert, layout)
-            seconds += self._pass(examples, layout) * calls * expert.steps
-            gib = max(gib, self._step_gib(expert, examples, layout))
+            run = self._halved if expert.half else self
+            calls, examples = run.passes(expert, layout)
+            seconds += run._pass(examples, layout) * calls * expert.steps
+            gib = max(gib, run._step_gib(expert, examples, layout) + run._cache_gib(calls * examples, layout))
         return Figures("step", self.steps * self.units(layout), gib, seconds * (1 / self.steps))
 
     def decode(self, layout: Layout) -> Figures:
@@ -268,7 +279,8 @@ class Run:
         pixels = frames * largest // (self.configs["vae"].patch_size or 1) ** 2
         share = -(-self.batch(layout) // layout.batch) * pixels / layout.context
         alive = (_VAE_ALIVE[0] + _VAE_ALIVE[1] * itemsize) * 4 * share / frames
-        waiting = self.transformers(layout) if self.units(layout) > 1 else 0.0
+        waits = self.units(layout) > 1 or self.job.cfg.cache_psnr is not None
+        waiting = self.transformers(layout) if waits else 0.0
         seconds = _seconds(
             linear=_VAE_WORK * weights * share / (_PRODUCTS * self.speed.ceiling),
             other=_VAE_BYTES * share / self.speed.memory,
@@ -285,7 +297,7 @@ class Run:
 
     def transformers(self, layout: Layout) -> float:
         """GiB on each device of the transformers in memory."""
-        together = len(self.experts) if self.job.cfg.expert_residency == "together" else 1
+        together = len({each.net for each in self.experts}) if self.job.cfg.expert_residency == "together" else 1
         return together * self.nets["transformer"][1] / (layout.holders * layout.attention.tensor) / GIB
 
     def attention(self, layout: Layout, examples: int) -> Attention:
@@ -333,6 +345,13 @@ class Run:
             other=layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )
+
+    def _cache_gib(self, examples: int, layout: Layout) -> float:
+        """What the step cache keeps of so many examples on a device."""
+        from maxdiffusion.request import caching
+
+        tokens = examples * -(-self.tokens // layout.context)
+        return caching.kept(self.job.cfg) * tokens * self.network.dim * self.itemsize / GIB
 
     def _step_gib(self, expert: Expert, examples: int, layout: Layout) -> float:
         """Weights, of spread ones some layers whole, activations, and the keys and values of the text."""

@@ -127,7 +127,8 @@ def family(names: Iterable[str]) -> Family | None:
 
 def warnings(job: Job, recipe: Recipe) -> list[str]:
     """A sentence for each expert whose file is by its name a few-step model and whose steps are not those of one."""
-    return [text for expert in recipe.experts if (text := _warning(job, expert.net, expert.guided))]
+    experts = dict.fromkeys((expert.net, expert.guided) for expert in recipe.experts)
+    return [text for expert in experts if (text := _warning(job, *expert))]
 
 
 def _warning(job: Job, net: str, guided: bool) -> str:

@@ -13,7 +13,7 @@ from maxdiffusion.denoise.windows import Windows
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.request import clips
 from maxdiffusion.request.segments import Segments
-from maxdiffusion.request.videos import Video
+from maxdiffusion.request.videos import Video, halved
 from maxdiffusion.runtime.hosts import Hosts
 from maxdiffusion.variants import WanSpec
 
@@ -94,6 +94,11 @@ class Job:
         if self.cfg.clip_seeds:
             return self.cfg.clip_seeds[segment]
         return (video.seed + segment) % 2**32 if self.own_seeds else video.seed
+
+    @property
+    def halved(self) -> Job:
+        """The run with videos of half height and width, for the shapes of `low_resolution_steps`."""
+        return dataclasses.replace(self, videos=tuple(map(halved, self.videos)))
 
     def latent_grid(self, video: Video) -> tuple[int, int, int]:
         """Latent frames, height and width of one segment, without reference frames."""

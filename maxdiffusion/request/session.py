@@ -17,7 +17,7 @@ from maxdiffusion.config import schema
 from maxdiffusion.denoise.caches import Cache
 from maxdiffusion.denoise.recipe import Recipe
 from maxdiffusion.hardware import quantization
-from maxdiffusion.request import caching, checks, few_step, fitting, layout, loras, nets
+from maxdiffusion.request import caching, checks, few_step, fitting, half_size, layout, loras, nets
 from maxdiffusion.request.job import Job
 from maxdiffusion.request.videos import Video
 from maxdiffusion.runtime import compile_cache, distributed, log
@@ -140,10 +140,10 @@ def recipe_of(job: Job) -> Recipe:
     """The strategies that the config names.
 
     Raises:
-      UserError: the schedule cannot be made, or `strength` leaves none of its steps.
+      UserError: the schedule cannot be made, or `strength` or `low_resolution_steps` leaves none of its steps.
     """
     cfg = job.cfg
-    return Recipe.of(
+    recipe = Recipe.of(
         cfg.solver,
         (cfg.num_inference_steps, cfg.num_inference_steps_2),
         (cfg.flow_shift, cfg.flow_shift_2),
@@ -154,6 +154,7 @@ def recipe_of(job: Job) -> Recipe:
         strength=cfg.strength if cfg.video and "strength" in job.spec.task.takes else None,
         levels=job.conventions.levels,
     )
+    return half_size.applied(job, recipe)
 
 
 def start(job: Job) -> None:
@@ -172,6 +173,8 @@ def start(job: Job) -> None:
         logger.info("context windows: %s", job.windows)
     if words := caching.described(job, recipe_of(job)):
         logger.info("%s", words)
+    if steps := recipe_of(job).half_steps:
+        logger.info("low_resolution_steps=%s: %d steps are at half height and width", cfg.low_resolution_steps, steps)
     for warning in few_step.warnings(job, recipe_of(job)):
         logger.warning("%s", warning)
     with distributed.fail_together():

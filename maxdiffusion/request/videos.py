@@ -49,6 +49,11 @@ class Video:
         return self.height, self.width, len(self.images)
 
 
+def halved(video: Video) -> Video:
+    """The video at half height and width."""
+    return dataclasses.replace(video, height=video.height // 2, width=video.width // 2)
+
+
 def read(cfg: Config, proportions: Proportions | None = None) -> tuple[Video, ...]:
     """One Video for each entry: lists have equal lengths, and a list of one serves all; no prompt is an empty one.
 

@@ -19,6 +19,16 @@ def test_taylor_seer_computes_three_steps_then_every_fifth():
     assert steps(schedules.taylor(TWO, 3, 4)) == [0, 1, 2, 4, 9, 14, 19, 24, 26, 27, 28, 30, 35]
 
 
+def test_spectrum_computes_five_steps_then_one_of_a_growing_window():
+    published = [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25, 31, 38, 46]
+    for count in (50, 40, 20):
+        found = steps(schedules.spectrum((ExpertSteps(0, count),), 5))
+        assert found == [step for step in published if step < count]
+    high = [step for step in published if step < 26]
+    assert steps(schedules.spectrum(TWO, 5)) == [*high, *(26 + step for step in published if step < 14)]
+    assert steps(schedules.spectrum(ONE, 3, 3))[:8] == [0, 1, 2, 4, 6, 9, 13, 17]
+
+
 @pytest.mark.parametrize("kind", schedules.PUBLISHED)
 def test_published_ratios_leave_steps_out_after_the_first(kind):
     found = schedules.PUBLISHED[kind]

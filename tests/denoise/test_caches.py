@@ -12,7 +12,8 @@ from flax import nnx
 
 from maxdiffusion import parallel
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, TaylorSeer
+from maxdiffusion.denoise import cache_schedules
+from maxdiffusion.denoise.caches import FirstBlock, MagCache, SeaCache, Spectrum, TaylorSeer, filter_signal
 from maxdiffusion.denoise.experts import ExpertSteps
 from maxdiffusion.denoise.guidance import BatchedGuidance, TwoPassGuidance
 from maxdiffusion.denoise.loop import Denoiser
@@ -41,6 +42,9 @@ class Reused(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class EveryOther:
     """Every second step adds the trunk's residual of the step before."""
+
+    def reads(self, step):
+        return True
 
     def table(self, schedule):
         return ()
@@ -144,12 +148,54 @@ def test_a_row_of_a_batch_decides_for_itself(guidance):
     np.testing.assert_allclose(latents(slice(0, 2)), alone, rtol=1e-5, atol=1e-5)
 
 
+def test_spectrum_is_the_ridge_regression_of_its_authors():
+    """Written out: h* = T(tau) (X'X + 0.1 I)^-1 X'H of all features since the expert's first step, in float64."""
+    x, schedule = noise([1], (2, 4, 4, 4)), SOLVER.schedule(20, 3.0)
+    experts = ExpertSteps(0, 11, "a", 3.0), ExpertSteps(11, 20, "b", 1.0)
+    compute = cache_schedules.spectrum(experts, 3)
+    assert sum(compute) < 14
+
+    def basis(i):
+        return np.polynomial.chebyshev.chebvander(2 * i / 50 - 1, 4).reshape(-1)
+
+    net, table, state = network(collections.defaultdict(list)), SOLVER.table(schedule), SOLVER.init(x)
+    for params, expert in zip(PARAMS, experts, strict=False):
+        seen = {branch: ([], []) for branch in (0, 1)}
+        for i in range(expert.start, expert.stop):
+            velocities = []
+            for branch, context in enumerate(CONTEXTS):
+                tokens, signal = net.embed(params, state.x, jnp.full((1,), schedule.timesteps[i]), context[:1])
+                at, features = seen[branch]
+                if compute[i]:
+                    out = net.trunk(params, tokens, signal, context[:1])
+                    at.append(basis(i - expert.start))
+                    features.append(np.asarray(out, np.float64).ravel())
+                else:
+                    big = np.array(at)
+                    coef = np.linalg.solve(big.T @ big + 0.1 * np.eye(5), big.T @ np.array(features))
+                    out = jnp.asarray((basis(i - expert.start) @ coef).reshape(tokens.shape), jnp.float32)
+                velocities.append(net.head(params, out, signal))
+            c, u = velocities
+            row = jax.tree.map(lambda a, i=i: np.float32(a[i]), table)
+            state = SOLVER.step(state, row, u + expert.guidance_scale * (c - u))
+
+    cache = Spectrum(compute, tuple(each.start for each in experts))
+    loop = Denoiser(net, experts, schedule, SOLVER, TwoPassGuidance(), cache)
+    contexts = Contexts(*(each[:1] for each in CONTEXTS))
+    program = loop.compile(PARAMS[0], x, contexts.positive)
+    found = program.init(x)
+    for params, expert in zip(PARAMS, experts, strict=False):
+        found = program.advance(params, contexts, found, expert)
+    np.testing.assert_allclose(found.x, state.x, rtol=1e-5, atol=1e-5 * np.abs(state.x).max())
+
+
 CACHES = [
     EveryOther(),
     MagCache((True, True, False, True)),
     TaylorSeer((True, True, False, True)),
     FirstBlock((True, False, False, False), 0.3),
     SeaCache((True, True, False, False), 100.0, 2),
+    Spectrum((True, True, False, True), (0,)),
 ]
 
 
@@ -175,3 +221,18 @@ def test_a_transformer_on_a_mesh_equals_one_device(scan, cache):
     with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
         found = latents(AttentionPlan("ulysses_ring", "dot_product", ring=2, ulysses=2))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.6, 0.0])
+def test_the_filter_is_that_of_its_fourier_transform(sigma):
+    x = np.random.default_rng(0).standard_normal((2, 3, 6, 5, 2))
+    noise = np.clip(sigma, 1e-6, 1 - 1e-6)
+    gain = np.ones((1, 1, 1))
+    for axis, size in enumerate(x.shape[1:4]):
+        power = 1 / (np.abs(np.fft.fftfreq(size)) ** 3 + 1e-16)
+        one = (1 - noise) * power / ((1 - noise) ** 2 * power + noise**2 + 1e-16)
+        gain = gain * np.expand_dims(one, [other for other in range(3) if other != axis])
+    gain = gain / gain.mean()
+    want = np.fft.ifftn(np.fft.fftn(x, axes=(1, 2, 3)) * gain[..., None], axes=(1, 2, 3)).real
+    found = filter_signal(jnp.asarray(x, jnp.float32), np.float32(sigma))
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())

@@ -72,6 +72,9 @@ def test_calls_of_each_program():
 def test_steps_and_passes_in_words():
     both = ExpertSteps(0, 10, guidance_scale=3.5), ExpertSteps(10, 14, "transformer_2")
     assert described(both) == "14 steps: 10 of transformer with guidance (20 passes), 4 of transformer_2 (4 passes)"
+    assert described(both, [5, 4]) == (
+        "14 steps, 9 computed: 5 of transformer with guidance (10 passes), 4 of transformer_2 (4 passes)"
+    )
     assert described(both[:1]) == "10 steps: 10 of transformer with guidance (20 passes)"
 
 

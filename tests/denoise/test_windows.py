@@ -191,6 +191,9 @@ def test_one_window_is_the_plain_run_bit_for_bit(guidance, scan):
 class OnlyOnce:
     """Adds the residual of an expert's first step in all its steps."""
 
+    def reads(self, step):
+        return True
+
     def table(self, schedule):
         return ()
 

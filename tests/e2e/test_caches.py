@@ -139,6 +139,10 @@ def test_steps_and_latents_are_those_of_the_reference(tmp_path, random_checkpoin
         (("cache_threshold=1",), "only used with"),
         (("cache=sea", "calibrate_cache=x.json"), "leave one"),
         (("cache=mag", "cache_ratios=absent.json"), "cannot be read"),
+        (("cache=spectrum", "cache_psnr=40"), "not used by cache=spectrum, but by mag or sea or first_block"),
+        (("cache=sea", "cache_psnr=40", "cache_threshold=1"), "leave one"),
+        (("cache=sea", "cache_psnr=40", "loop=scan"), "single steps"),
+        (("cache=sea", "cache_psnr=40", "verify=true"), "verify=true"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, words, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion import generate_wan, request
+from maxdiffusion.weights.latents_io import load_latents
 from tests.support.hosts import free_port
 from tests.support.videos import psnr
 
@@ -204,6 +206,30 @@ def test_a_signal_to_one_ends_both_within_seconds(tmp_path, victim, number, when
         assert sentences[0][-1:] == sentences[1][-1:] and f"{number.name}: stopped after step" in sentences[0][-1]
     saved = number != signal.SIGKILL and when == "denoise ("  # a step and the state are written, whatever they take
     assert seconds < (60 if saved else 10)
+
+
+@pytest.mark.slow
+def test_both_go_on_with_the_state_of_a_cache(tmp_path):
+    """Process 0 has it; its tokens are in bfloat16, and padded over the eight devices."""
+    words = [*COMMAND, *MESH, *SMALL, "num_inference_steps=300", "cache=sea", "activations_dtype=bfloat16"]
+    words = [word for word in words if word not in ("num_inference_steps=4", "num_frames=1")] + ["num_frames=5"]
+    for folder, stopped in (("whole", False), ("out", True), ("out", False)):
+        each = [*words, f"output_dir={tmp_path / folder}"]
+        with processes(each, each) as started:
+            if stopped:
+                wait_for(started[0], "denoise (")
+                time.sleep(2)
+                started[1].send_signal(signal.SIGTERM)
+            codes, said = finish(started)
+        assert codes == ([75, 75] if stopped else [0, 0]), said
+    assert "resuming at step" in said[0] and "starts anew" not in said[0]
+    whole, found = (next((tmp_path / folder).rglob("*.latents.safetensors")) for folder in ("whole", "out"))
+    records = [
+        json.loads(path.with_name(path.name.replace(".latents.safetensors", ".json")).read_text())["cache"]
+        for path in (whole, found)
+    ]
+    assert records[0] == records[1] and len(records[0]["computed"][0]["prompt"]) < 300
+    np.testing.assert_allclose(load_latents(found)[0], load_latents(whole)[0], atol=1e-5)
 
 
 @pytest.mark.slow

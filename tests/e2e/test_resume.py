@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -33,15 +34,17 @@ def words(out, *more):
     return [
         str(ROOT / "configs" / "wan_tiny.yml"),
         f"pretrained_model_name_or_path={ROOT / 'models' / 'wan_tiny'}",
-        "size=48*32",
-        *(() if any(word.startswith("num_frames=") for word in more) else ("num_frames=5",)),
-        f"num_inference_steps={STEPS}",
+        *(word for word in ("size=48*32", "num_frames=5", f"num_inference_steps={STEPS}") if not _given(word, more)),
         f"output_dir={out}",
         "run_name=r",
         "jax_cache_dir=",
         "log_level=info",
         *more,
     ]
+
+
+def _given(word, words):
+    return any(other.partition("=")[0] == word.partition("=")[0] for other in words)
 
 
 @pytest.fixture
@@ -107,6 +110,107 @@ def test_another_mesh_goes_on_where_the_first_one_stopped(tmp_path, stop, capsys
     check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"), 3e-5 if more else 1e-5)
     assert visible(tmp_path / "out" / "r") == visible(tmp_path / "whole" / "r")
     assert hidden(tmp_path / "out" / "r") == []
+
+
+TWO = ("attention=ulysses", "ulysses_shards=2", "ici_data_parallelism=-1", "ici_context_parallelism=2")
+# Cache, the step, from 1, after which the run is stopped: the next one is reused, and other keys.
+CACHES = [
+    ("mag", 6, ("cache_ratios={}/ratios.json",)),
+    ("taylor", 6, ()),
+    ("sea", 5, ("cache_threshold=0.6",)),
+    ("first_block", 5, ("cache_threshold=0.6",)),
+    ("spectrum", 7, ()),
+]
+
+
+def computed(folder):
+    (record,) = (json.loads(path.read_text()) for path in Path(folder).glob("*.json"))
+    return record["cache"]["computed"]
+
+
+@pytest.mark.parametrize(
+    ("cache", "after", "more", "first", "second"),
+    [
+        pytest.param(*CACHES[0], ONE, ONE, marks=pytest.mark.slow),
+        (*CACHES[1], ONE, ONE),
+        pytest.param(*CACHES[2], ONE, (*ONE, "loop=scan", "guidance_mode=two_pass"), marks=pytest.mark.slow),
+        (*CACHES[3], ONE, ONE),
+        pytest.param(*CACHES[4], TWO, ONE, marks=pytest.mark.slow),
+        (*CACHES[2], EIGHT, TWO),
+        pytest.param("sea", 5, (*CACHES[2][2], *WINDOWS), TWO_BY_FOUR, ONE, marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_cache_goes_on_too(tmp_path, stop, capsys, cache, after, more, first, second):
+    (tmp_path / "ratios.json").write_text(json.dumps({"ratios": [1.0] + 11 * [0.99]}))
+    more = ("num_inference_steps=12", f"cache={cache}", *(word.format(tmp_path) for word in more))
+    assert cli.command(words(tmp_path / "whole", *ONE, *more)) == 0
+    stop(after)
+    assert cli.command(words(tmp_path / "out", *first, *more)) == 75
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *second, *more)) == 0
+    assert f"resuming at step {after + 1} of 12" in (said := capsys.readouterr().err) and "starts anew" not in said
+    steps = computed(tmp_path / "whole" / "r")
+    assert after + 1 not in steps[0]["prompt"], "the state of the cache is needed"
+    assert computed(tmp_path / "out" / "r") == steps
+    check_equal(
+        latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"), 3e-5 if WINDOWS[0] in more else 1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("after", "first", "second", "more"),
+    [
+        (5, EIGHT, TWO, ()),
+        pytest.param(3, ONE, EIGHT, ("cache=spectrum", "cache_first_steps=2"), marks=pytest.mark.slow),
+        pytest.param(8, TWO, ONE, ("cache=taylor", "loop=scan", "checkpoint_steps=4"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_of_two_sizes_goes_on(tmp_path, stop, capsys, after, first, second, more):
+    """Stopped before, at and after the change of size."""
+    more = ("size=64*32", "num_inference_steps=12", "low_resolution_steps=5", *more)
+    assert cli.command(words(tmp_path / "whole", *ONE, *more)) == 0
+    stop(after if "loop=scan" not in more else 3)  # of a scan calls are counted, of 4, 1 and 4 steps
+    assert cli.command(words(tmp_path / "out", *first, *more)) == 75
+    assert f"stopped after step {after if 'loop=scan' not in more else 9} of 12" in capsys.readouterr().err
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *second, *more)) == 0
+    check_equal(latents(tmp_path / "out" / "r"), latents(tmp_path / "whole" / "r"))
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "out" / "r").glob("*.json"))
+    assert record["low_resolution_steps"] == 5
+    assert hidden(tmp_path / "out" / "r") == []
+
+
+def test_a_state_without_that_of_the_cache_starts_it_anew(tmp_path, stop, monkeypatch, capsys):
+    """As earlier versions wrote it."""
+    save = States.save
+
+    def old(self, videos, at, solver, done, cache):
+        save(self, videos, dataclasses.replace(at, cache=""), solver, done)
+
+    monkeypatch.setattr(States, "save", old)
+    more = (*ONE, "num_inference_steps=12", "cache=taylor")
+    stop(6)
+    assert cli.command(words(tmp_path / "out", *more)) == 75
+    stop(100)
+    assert cli.command(words(tmp_path / "out", *more)) == 0
+    assert "cache=taylor starts anew: step 7 is computed" in capsys.readouterr().err
+    assert computed(tmp_path / "out" / "r")[0]["prompt"] == [7, 10]
+
+
+def test_no_state_of_the_cache_is_kept_where_the_next_step_is_computed(tmp_path, monkeypatch):
+    kept, save = {}, States.save
+
+    def noted(self, videos, at, solver, done, cache):
+        kept[at.step + 1] = at.cache
+        assert (at.cache == "state") == (len(cache) > 1)
+        save(self, videos, at, solver, done, cache)
+
+    monkeypatch.setattr(States, "save", noted)
+    (tmp_path / "ratios.json").write_text(json.dumps({"ratios": [1.0] + 11 * [0.99]}))
+    more = ("num_inference_steps=12", "checkpoint_steps=1", "cache=mag", f"cache_ratios={tmp_path}/ratios.json")
+    assert cli.command(words(tmp_path / "out", *ONE, *more)) == 0
+    steps = computed(tmp_path / "out" / "r")[0]["prompt"]
+    assert kept == {step: "log" if step in steps else "state" for step in range(2, 13)}
 
 
 @pytest.mark.slow
@@ -283,14 +387,25 @@ def two_experts(random_checkpoint, tmp_path_factory):
     return folder
 
 
+SIZES = ("width=64", "num_inference_steps=12", "low_resolution_steps=4", "cache=sea", "cache_threshold=0.6")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("residency", ["together", "in_turn"])
-@pytest.mark.parametrize("after", [2, 5, 9])
-def test_two_experts(two_experts, tmp_path, stop, capsys, residency, after):
+@pytest.mark.parametrize(
+    ("residency", "after", "keys"),
+    [
+        *((residency, after, ()) for residency in ("together", "in_turn") for after in (2, 5, 9)),
+        ("in_turn", 3, SIZES),
+        ("together", 9, SIZES),
+        ("in_turn", 14, (*SIZES[:2], "low_resolution_steps=8", *SIZES[3:])),
+    ],
+)
+def test_two_experts(two_experts, tmp_path, stop, capsys, residency, after, keys):
     """Two batches, stopped in the high-noise and in the low-noise steps of one of them."""
     (tmp_path / "run.yml").write_text("model_name: wan2.2-t2v\n")
-    more = [f"pretrained_model_name_or_path={two_experts}", "seed=[1,2]", "prompt=a cat", "height=32", "width=48"]
-    more += ["num_frames=5", f"num_inference_steps={STEPS}", "flow_shift=3", "run_name=r", "jax_cache_dir=", *EIGHT]
+    more = [f"pretrained_model_name_or_path={two_experts}", "seed=[1,2]", "prompt=a cat", "height=32", *keys]
+    more += [word for word in ("width=48", f"num_inference_steps={STEPS}") if not _given(word, keys)]
+    more += ["num_frames=5", "flow_shift=3", "run_name=r", "jax_cache_dir=", *EIGHT]
     more += [f"expert_residency={residency}", "weights_dtype=float32", "activations_dtype=float32"]
     command = [str(tmp_path / "run.yml"), *more]
     assert cli.command([*command, f"output_dir={tmp_path}/whole"]) == 0

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from maxdiffusion import cli, request
+from maxdiffusion import cli, generate_wan, request
 from maxdiffusion.planning import command
 from maxdiffusion.programs import programs
 from maxdiffusion.request.nets import read_configs
@@ -132,6 +132,57 @@ def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     assert names >= {"text", "prepare", "step", "decode"}
     assert ("image" in names) == ("image_encoder" in job.spec.nets)
     next(program for program in found if program.name == "prepare").lowered  # noqa: B018
+
+
+@pytest.mark.parametrize("cache", ["taylor", "spectrum"])
+def test_a_plan_counts_the_steps_that_a_cache_computes(tmp_path, capsys, monkeypatch, cache):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    words = [
+        *TINY[:3],
+        "prompt=a circle",
+        "num_inference_steps=14",
+        f"cache={cache}",
+        "jax_cache_dir=",
+        "log_level=error",
+    ]
+    plans = {}
+    for name, more in (("with", words), ("without", [word for word in words if "cache=" not in word])):
+        assert cli.command([*more, "plan=v6e-1", f"plan_file={tmp_path}/{name}.json"]) == 0
+        plans[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    said = " ".join(capsys.readouterr().out.split())
+    job = request.load([*words, f"save_file={tmp_path}/a.png"])
+    generate_wan.run(job)
+    (segment,) = json.loads((tmp_path / "a.json").read_text())["cache"]["computed"]
+    count, calls = len(segment["prompt"]), sum(map(len, segment.values()))
+    assert f"14 steps, {count} computed: {count} of transformer with guidance ({calls} passes)" in said
+    found, all_of_them = (plans[name]["recommended"] for name in ("with", "without"))
+    assert (found["steps"], all_of_them["steps"]) == (count, 14)
+    seconds = [each["stage_seconds"]["denoise"]["total"] for each in (found, all_of_them)]
+    assert seconds[0] == pytest.approx(seconds[1] * count / 14, rel=1e-2)
+    listed = programs(Setup.of(job, read_configs(job), jax.devices()[:1]))
+    assert sum(each.times for each in listed if each.name == "step") == count
+
+
+def test_a_plan_counts_the_steps_of_both_sizes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
+    words = [TINY[0], "size=64*64", "num_frames=1", "num_inference_steps=14", "jax_cache_dir=", "log_level=error"]
+    seconds = {}
+    for steps in ("", "low_resolution_steps=9", "low_resolution_steps=9 cache=spectrum"):
+        assert (
+            cli.command([*words, *steps.split(), "plan=v6e-1", f"plan_file={tmp_path}/a.json", "overwrite=true"]) == 0
+        )
+        best = json.loads((tmp_path / "a.json").read_text())["recommended"]
+        seconds[steps] = best["stage_seconds"]["denoise"]["total"]
+        job = request.load([*words, *steps.split(), "prompt=a"])
+        listed = [each for each in programs(Setup.of(job, read_configs(job), jax.devices()[:1])) if each.name == "step"]
+        assert sum(each.times for each in listed) == best["steps"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "9 of transformer at half height and width with guidance (18 passes), 5 of transformer with" in said
+    assert "14 steps, 12 computed: 7 of transformer at half height and width with" in said
+    whole, halved, cached = seconds.values()
+    assert 5 / 14 * whole < halved < whole and cached < halved
+    whole_size = ["tensor<1x1x8x8x" in each.lowered.as_text() for each in listed]
+    assert [each.times for each in listed] == [7, 5] and whole_size == [False, True]
 
 
 def test_where_nothing_fits_the_nearest_changes_are_named(capsys, monkeypatch):

@@ -179,7 +179,7 @@ def test_each_expert_takes_the_branches_that_its_scale_asks_for(scales, mode):
     assert [expert.guided for expert in run.experts] == [scale > 1 for scale in scales]
     assert run.steps == sum(expert.steps for expert in run.experts) == 40 and run.guided == (max(scales) > 1)
     split = layout(1, 1, 8)
-    alone = [dataclasses.replace(run, experts=(Expert(n, guided),)) for n, guided in run.experts]
+    alone = [dataclasses.replace(run, experts=(Expert(n, guided),)) for n, guided, *_ in run.experts]
     total = sum(one.step(split).seconds.total * one.steps for one in alone)
     assert run.step(split).seconds.total * run.steps == pytest.approx(total)
     assert run.step(split).gib >= max(one.step(split).gib for one in alone)
@@ -220,6 +220,15 @@ def test_windows_take_turns_in_the_memory_of_one(mode, data, passes):
     assert long.passes(Expert(1, True), split) == (passes, 1)
     assert long.step(split).gib == pytest.approx(short.step(split).gib)
     assert long.step(split).times == short.step(split).times == 50
+
+
+@pytest.mark.parametrize(("cache", "arrays"), [("taylor", 0), ("mag", 1), ("sea", 2), ("spectrum", 5)])
+@pytest.mark.parametrize("mode", ["batched", "two_pass"])
+def test_a_step_cache_keeps_tokens_of_both_branches(cache, arrays, mode):
+    split = layout(1, 1, 8)
+    plain, cached = (run_of("TPU v6 lite", f"guidance_mode={mode}", *more) for more in ((), (f"cache={cache}",)))
+    kept = arrays * 2 * 75600 // 8 * 5120 * 2 / GIB
+    assert cached.step(split).gib - plain.step(split).gib == pytest.approx(kept)
 
 
 # ---- its parts
