@@ -2,7 +2,8 @@
 
 With S^T = K Q^T and O^T = V^T P^T the second product contracts over keys, which fills a 256-wide matrix unit at a head
 dim of 128 (P V would run at half rate): the ceiling is 2/3 of peak, not 1/2. The maximum and the sum of a row are then
-taken over sublanes, one statistic per row; the sum is a product of P with ones, next to V.
+taken over sublanes, one statistic per row. With a running maximum, which keeps the vector unit busy, and in parts with
+masked keys the sum is a product of P with ones, next to V.
 
 The online softmax is Milakov and Gimelshein's (arXiv 1805.02867), in blocks as by Dao et al. (arXiv 2205.14135). A
 bound of each row's logits replaces its running maximum where it is tight enough.
@@ -12,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,8 +24,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
-ONES = 16  # rows of ones below V^T, whose product with P is the row sum: a tile of bf16
-PIPELINE_DEPTH = 5  # tiles whose logits are in flight while the softmax of an earlier tile is computed
+SUBLANES = 8  # of a tile of fp32; a row's sum is that of so many partial sums
+ROWS = 16  # of a tile of bf16: the first below V^T, of ones, gives the row sum
+PIPELINE_DEPTH = 4  # tiles in flight between the two products, from one round of the loop to the next
+AHEAD = 1  # more of them within a round, so that it ends with second products only
 LOWEST = -1e30  # the maximum before the first key; finite, because the difference of two -inf is NaN
 # Looseness of a bound up to which its sums are exact: a sum is then at least 2^-88, and the terms that underflow, less
 # than 2^-126 for each of at most 2^17 keys, add up to less than 2^-20 of it.
@@ -64,7 +69,8 @@ def flash_attention(
         independent.
       block_kv: keys per grid step; divides k.
       compute: keys per matrix product, a multiple of 128.
-      span: keys per round of the unrolled loop, a multiple of compute; a rest takes rounds of `compute` keys.
+      span: keys per round of the unrolled loop, a multiple of compute; a rest, and what follows a masked key, takes
+        rounds of `compute` keys.
       strip: queries per matrix product: the width of the matrix unit.
       vmem_limit: bytes of vector memory; None is the compiler's default.
       interpret: run without a TPU.
@@ -74,7 +80,7 @@ def flash_attention(
     prefetched = [radius]
     inputs, weights = [q, k, v, center[:, :, None]], []
     if valid is not None:
-        prefetched.append(_counts(valid, block_kv, compute))
+        prefetched += _counts(valid, block_kv, compute)
         inputs.append(valid.astype(v.dtype)[:, None])
         weights = [pl.BlockSpec((1, 1, block_kv), lambda b, h, i, j, *_: (b, 0, j))]
     of_rows = pl.BlockSpec((1, 1, 1, block_q), lambda b, h, i, j, *_: (b, h, 0, i))
@@ -90,9 +96,12 @@ def flash_attention(
             in_specs=[of_queries, of_keys, of_keys, of_center, *weights],
             out_specs=[of_queries, of_rows],
             scratch_shapes=[
-                pltpu.VMEM((dim + ONES, block_q), jnp.float32),
+                pltpu.VMEM((dim, block_q), jnp.float32),
+                pltpu.VMEM((SUBLANES, block_q), jnp.float32),
                 pltpu.VMEM((1, block_q), jnp.float32),
                 pltpu.VMEM((PIPELINE_DEPTH, compute, strip), jnp.float32),
+                pltpu.VMEM((PIPELINE_DEPTH, compute, strip), v.dtype),
+                pltpu.VMEM((PIPELINE_DEPTH, SUBLANES, strip), jnp.float32),
                 pltpu.SMEM((1,), jnp.int32),
             ],
         ),
@@ -108,26 +117,33 @@ def flash_attention(
     return out, lse[:, :, 0]
 
 
-def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> Int[Array, "b blocks"]:
-    """Number of parts of each block up to the part of its last valid key."""
-    some = valid.reshape(valid.shape[0], -1, block // compute, compute).any(-1)
-    return jnp.max(some * jnp.arange(1, block // compute + 1), axis=-1).astype(jnp.int32)
+def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> list[Int[Array, "b blocks"]]:
+    """Of each block the number of parts before the first masked key, and up to the part of the last valid one."""
+    parts = valid.reshape(valid.shape[0], -1, block // compute, compute)
+    whole = jnp.cumprod(parts.all(-1), axis=-1).sum(-1)
+    some = jnp.max(parts.any(-1) * jnp.arange(1, block // compute + 1), axis=-1)
+    return [whole.astype(jnp.int32), some.astype(jnp.int32)]
 
 
 def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked: bool) -> None:
     """Attention of one block of queries to one block of keys.
 
-    refs: radius, [counts], q, k, v, center, [valid], out, lse, accumulators of outputs and sums, maxima (or bounds),
-    logits in flight, bound_is_tight.
+    refs: radius, [whole and some parts], q, k, v, center, [valid], out, lse, accumulators of outputs and sums, maxima
+    (or bounds), logits, weights and sums in flight, bound_is_tight.
     """
-    radius_ref, counts_ref, *arrays = refs if masked else (refs[0], None, *refs[1:])
-    q_ref, k_ref, v_ref, center_ref, *valid_ref, out_ref, lse_ref, acc_ref, top_ref, inflight_ref, tight_ref = arrays
+    scalars, scratch = refs[: 3 if masked else 1], refs[-7:]
+    *inputs, out_ref, lse_ref = refs[len(scalars) : -7]
+    radius_ref, *counts_refs = scalars
+    q_ref, k_ref, v_ref, center_ref, *valid_ref = inputs
+    acc_ref, sum_ref, top_ref, *inflight, tight_ref = scratch
     example, head, block, step = (pl.program_id(axis) for axis in range(4))
-    count = counts_ref[example, step] if masked else k_ref.shape[2] // compute
+    everything = k_ref.shape[2] // compute
+    whole, count = (ref[example, step] for ref in counts_refs) if masked else (everything, everything)
 
     @pl.when(step == 0)
     def _() -> None:
         acc_ref[...] = jnp.zeros_like(acc_ref)
+        sum_ref[...] = jnp.zeros_like(sum_ref)
         rows = tokens - block * q_ref.shape[2]
         looseness = _bound(q_ref, center_ref, radius_ref[example, head], rows, top_ref)
         tight_ref[0] = (looseness < LOOSEST).astype(jnp.int32)
@@ -137,29 +153,34 @@ def _kernel(*refs: Any, tokens: int, compute: int, span: int, strip: int, masked
             top_ref[...] = jnp.full_like(top_ref, LOWEST)
 
     bound_is_tight = tight_ref[0] == 1
-    keys_ref = valid_ref[0] if masked else None
-    tiles = _Tiles(q_ref, k_ref, v_ref, keys_ref, acc_ref, top_ref, inflight_ref, compute, strip)
+    tiles = _Tiles(q_ref, k_ref, v_ref, acc_ref, sum_ref, top_ref, *inflight, compute, strip)
 
-    def add(parts: int, first: Any) -> None:
-        pl.when(bound_is_tight)(lambda: tiles.add(first, parts, running=False))
-        pl.when(~bound_is_tight)(lambda: tiles.add(first, parts, running=True))
+    def both(run: Callable[[bool], None]) -> None:
+        pl.when(bound_is_tight)(lambda: run(False))
+        pl.when(~bound_is_tight)(lambda: run(True))
 
     @pl.when(count > 0)
     def _() -> None:
         parts = span // compute
-        rounds = count // parts
-        tiles.begin()
-        jax.lax.fori_loop(0, rounds, lambda number, _: add(parts, number * parts), None)
-        if parts > 1:
-            jax.lax.fori_loop(rounds * parts, count, lambda number, _: add(1, number), None)
+        rounds = whole // parts
+        both(lambda running: tiles.begin(running=running))
+
+        def whole_round(number: Any, _: None) -> None:
+            both(lambda running: tiles.add(number * parts, parts, running=running))
+
+        def one_part(number: Any, _: None) -> None:
+            both(lambda running: tiles.add(number, 1, running=running, valid=valid_ref[0] if masked else None))
+
+        jax.lax.fori_loop(0, rounds, whole_round, None)
+        if parts > 1 or masked:
+            jax.lax.fori_loop(rounds * parts, count, one_part, None)
 
     @pl.when(step == pl.num_programs(3) - 1)
     def _() -> None:
-        dim = v_ref.shape[3]
-        total = acc_ref[dim : dim + 1]
+        total = sum_ref[...].sum(axis=0, keepdims=True)
         empty = total == 0  # not of a row with NaN; Mosaic's != is false for NaN
         safe = jnp.where(empty, 1.0, total)
-        out_ref[0, 0] = (acc_ref[:dim] / safe).T.astype(out_ref.dtype)
+        out_ref[0, 0] = (acc_ref[...] / safe).T.astype(out_ref.dtype)
         lse_ref[0, 0] = jnp.where(empty, -jnp.inf, top_ref[...] + jnp.log2(safe))
 
 
@@ -185,43 +206,43 @@ def _bound(q_ref: Any, center_ref: Any, radius: jax.Array, rows: jax.Array, top_
 class _Tiles:
     """The matrix products of one block, in tiles of one part (`compute` keys) by one strip of queries.
 
-    The compiler keeps the order of products, so the logits of a tile are computed `PIPELINE_DEPTH` tiles before their
-    softmax: vector and matrix unit then work at the same time. `inflight` carries the logits of the next part's first
-    tiles from one round to the next.
+    The compiler keeps the order of products, so the first product of a tile is issued some tiles before its second:
+    vector and matrix unit then work at the same time. What is between them, the logits or, with a bound, the weights
+    and their sums, waits in scratch memory from one round to the next.
     """
 
     q: Any
     k: Any
     v: Any
-    valid: Any
     acc: Any
+    sum: Any
     top: Any
-    inflight: Any
+    logits: Any
+    weights: Any
+    sums: Any
     compute: int
     strip: int
 
-    def begin(self) -> None:
-        """Fills the pipeline with the logits of the first tiles."""
+    def begin(self, *, running: bool) -> None:
+        """Fills the pipeline with the first tiles."""
         for slot, tile in enumerate(self._of(0)[:PIPELINE_DEPTH]):
-            self._put(slot, self._logits(*tile))
+            self._put(slot, self._start(tile, running))
 
-    def add(self, first: Any, parts: int, *, running: bool) -> None:
+    def add(self, first: Any, parts: int, *, running: bool, valid: Any = None) -> None:
         """Accumulates the attention over some parts, unrolled, with a running maximum or the bound in its place."""
-        tiles = [tile for part in range(parts) for tile in self._of(first + part)]
+        of_parts = [self._of(first + part) for part in range(parts)]
         last = self.k.shape[2] // self.compute - 1
         after = self._of(jnp.minimum(first + parts, last))[:PIPELINE_DEPTH]  # unused behind the last part
-        inflight = [self.inflight[slot, :, : strip.stop - strip.start] for slot, (_, strip) in enumerate(after)]
-        for (keys, strip), upcoming in zip(tiles, [*tiles, *after][len(after) :], strict=True):
-            inflight.append(self._logits(*upcoming))
-            s, top, acc = inflight.pop(0), self.top[:, strip], self.acc[:, strip]
-            if running:
-                higher = jnp.maximum(top, s.max(axis=0, keepdims=True))
-                acc *= jnp.exp2(top - higher)
-                self.top[:, strip] = top = higher
-            weights = jnp.exp2(s - top).astype(self.v.dtype)
-            self.acc[:, strip] = acc + self._product(self._values(keys), weights, ((1,), (0,)))
-        for slot, s in enumerate(inflight):
-            self._put(slot, s)
+        upcoming = iter([*itertools.chain(*of_parts), *after][len(after) :])
+        inflight = [self._get(slot, strip, running) for slot, (_, strip) in enumerate(after)]
+        inflight += [self._start(tile, running) for tile in itertools.islice(upcoming, AHEAD)]
+        for tiles in of_parts:
+            values, by_product = self._values(tiles[0][0], running, valid)
+            for _, strip in tiles:
+                inflight += [self._start(tile, running) for tile in itertools.islice(upcoming, 1)]
+                self._end(strip, inflight.pop(0), values, by_product)
+        for slot, item in enumerate(inflight):
+            self._put(slot, item)
 
     def _of(self, part: Any) -> list[tuple[Any, slice]]:
         """The tiles of a part: (keys, strip of queries)."""
@@ -229,17 +250,46 @@ class _Tiles:
         size = self.q.shape[2]
         return [(keys, slice(start, min(start + self.strip, size))) for start in range(0, size, self.strip)]
 
-    def _put(self, slot: int, s: jax.Array) -> None:
-        self.inflight[slot, :, : s.shape[1]] = s
+    def _values(self, keys: Any, running: bool, valid: Any) -> tuple[jax.Array, bool]:
+        """V^T, and whether there is a row below it, 1 at valid keys, whose product with P is the sum of P."""
+        values = self.v[0, 0, keys, :].T
+        if valid is None and not running:
+            return values, False
+        row = (jax.lax.broadcasted_iota(jnp.int32, (ROWS, self.compute), 0) == 0).astype(values.dtype)
+        return jnp.concatenate([values, row if valid is None else row * valid[0, :, keys]]), True
 
-    def _values(self, keys: Any) -> jax.Array:
-        """V^T, and below it `ONES` rows whose product with P is its sum over the valid keys."""
-        shape = (ONES, self.compute)
-        ones = jnp.ones(shape, self.v.dtype) if self.valid is None else jnp.broadcast_to(self.valid[0, :, keys], shape)
-        return jnp.concatenate([self.v[0, 0, keys, :].T, ones])
+    def _start(self, tile: tuple[Any, slice], running: bool) -> tuple[jax.Array, ...]:
+        """The logits of a tile, or with a bound its weights and their partial sums."""
+        keys, strip = tile
+        logits = self._product(self.k[0, 0, keys, :], self.q[0, 0, strip, :], ((1,), (1,)))
+        if running:
+            return (logits,)
+        weights = jnp.exp2(logits - self.top[:, strip])
+        return weights.astype(self.v.dtype), weights.reshape(-1, SUBLANES, weights.shape[1]).sum(axis=0)
 
-    def _logits(self, keys: Any, strip: slice) -> jax.Array:
-        return self._product(self.k[0, 0, keys, :], self.q[0, 0, strip, :], ((1,), (1,)))
+    def _end(self, strip: slice, item: tuple[jax.Array, ...], values: jax.Array, by_product: bool) -> None:
+        """Adds a tile to the accumulators."""
+        acc, total, dim = self.acc[:, strip], self.sum[:, strip], self.acc.shape[0]
+        if len(item) == 1:
+            (logits,), top = item, self.top[:, strip]
+            higher = jnp.maximum(top, logits.max(axis=0, keepdims=True))
+            lower = jnp.exp2(top - higher)
+            acc, total = acc * lower, total * lower
+            self.top[:, strip] = higher
+            weights, sums = jnp.exp2(logits - higher).astype(self.v.dtype), None
+        else:
+            weights, sums = item
+        out = self._product(values, weights, ((1,), (0,)))
+        self.acc[:, strip] = acc + out[:dim]
+        self.sum[:, strip] = total + (out[dim : dim + SUBLANES] if by_product else sums)
+
+    def _get(self, slot: int, strip: slice, running: bool) -> tuple[jax.Array, ...]:
+        refs = (self.logits,) if running else (self.weights, self.sums)
+        return tuple(ref[slot, :, : strip.stop - strip.start] for ref in refs)
+
+    def _put(self, slot: int, item: tuple[jax.Array, ...]) -> None:
+        for ref, x in zip((self.logits,) if len(item) == 1 else (self.weights, self.sums), item, strict=True):
+            ref[slot, :, : x.shape[1]] = x
 
     def _product(self, a: jax.Array, b: jax.Array, contracting: tuple[tuple[int], tuple[int]]) -> jax.Array:
         precision = jax.lax.Precision.HIGHEST if self.q.dtype == jnp.float32 else None
