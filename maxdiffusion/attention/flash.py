@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from maxdiffusion.attention import eight_bits
 from maxdiffusion.attention.block_sizes import STRIP, flash_blocks, span
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.options import DEFAULT, LANES, KernelOptions
@@ -24,12 +25,12 @@ def flash(
     *,
     options: KernelOptions = DEFAULT,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
-    """Computes `dense`; the kernel rounds the output to q's dtype once. Forward only."""
+    """Computes `dense`; the kernel rounds the output to v's dtype once. Forward only. Takes q and k of `eight_bits`."""
     batch, tokens, _, dim = q.shape
     keys = k.shape[1]
     device = first_device()
     limit = options.attention_vmem_limit_kib
-    sizes = flash_blocks(device.device_kind, tokens, keys, options, fp32=q.dtype == jnp.float32)
+    sizes = flash_blocks(device.device_kind, tokens, keys, options, fp32=v.dtype == jnp.float32)
 
     q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
     valid = validity(batch, keys, keys + -keys % sizes.kv, valid)
@@ -40,7 +41,7 @@ def flash(
         v,
         *bounding_ball(k, valid, block=sizes.kv, interpret=interpret),
         valid,
-        scale=math.log2(math.e) * dim**-0.5,
+        scale=1.0 if q.dtype == eight_bits.DTYPE else math.log2(math.e) * dim**-0.5,
         block_q=sizes.q,
         block_kv=sizes.kv,
         compute=sizes.compute,

@@ -54,8 +54,9 @@ def flash_attention(
 ) -> tuple[Float[Array, "b n s d"], Float[Array, "b n s"]]:
     """softmax(scale q k^T) v with exponentials to base 2, and the base-2 logarithm of its sum.
 
-    The output has q's dtype; logits, maxima, sums and the second result are fp32. A row without a valid key gives 0
-    and -inf, a query with NaN makes its row NaN alone, a masked key none. No gradient.
+    The output has v's dtype; q and k have one dtype, which may be narrower. Logits, maxima, sums and the second result
+    are fp32. A row without a valid key gives 0 and -inf, a query with NaN makes its row NaN alone, a masked key none.
+    No gradient.
 
     Args:
       q: queries; scaled and rounded once in vector memory.
@@ -112,7 +113,7 @@ def flash_attention(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct(q.shape, v.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
@@ -180,9 +181,10 @@ def _ball_kernel(
 
     @pl.when(phase == 0)
     def _() -> None:
-        finite = jnp.where(jnp.abs(k.astype(jnp.float32)) < LARGEST, k.astype(jnp.float32), 0.0).astype(k.dtype)
-        rows = jnp.broadcast_to(valid, (SUBLANES, valid.shape[1])).astype(k.dtype)
-        precision = jax.lax.Precision.HIGHEST if k.dtype == jnp.float32 else None
+        dtype = jnp.float32 if k.dtype == jnp.float32 else jnp.bfloat16
+        finite = jnp.where(jnp.abs(k.astype(jnp.float32)) < LARGEST, k.astype(jnp.float32), 0.0).astype(dtype)
+        rows = jnp.broadcast_to(valid, (SUBLANES, valid.shape[1])).astype(dtype)
+        precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
         sum_ref[...] += jnp.dot(rows, finite, precision=precision, preferred_element_type=jnp.float32)
 
     @pl.when((phase == 0) & (step == last))
@@ -392,7 +394,7 @@ class _Tiles:
             ref[slot, :, : x.shape[1]] = x
 
     def _product(self, a: jax.Array, b: jax.Array, contracting: tuple[tuple[int], tuple[int]]) -> jax.Array:
-        precision = jax.lax.Precision.HIGHEST if self.q.dtype == jnp.float32 else None
+        precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
         return jax.lax.dot_general(
             a, b, (contracting, ((), ())), precision=precision, preferred_element_type=jnp.float32
         )
