@@ -68,7 +68,8 @@ def run(job: Job) -> list[Difference]:
     ours = _latents(job, None)
     theirs = _latents(other, None if cfg.verify_against else jax.devices()[:1])
 
-    dtype = cfg.activations_dtype if cfg.quantization == "none" else "bfloat16"  # 8 bits are no more exact
+    exact = cfg.quantization == cfg.attention_quantization == "none"  # 8 bits are no more exact than bfloat16
+    dtype = cfg.activations_dtype if exact else "bfloat16"
     tolerance = TOLERANCES[dtype] if cfg.verify_psnr is None else cfg.verify_psnr
     found = [Difference.between(a, b) for a, b in zip(ours, theirs, strict=True)]
     if distributed.index() == 0:

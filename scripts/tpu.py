@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     each.add_argument("--tune", action="store_true", help="search the blocks")
     each = commands.add_parser("kernels")
     each.set_defaults(run=kernels)
-    each.add_argument("generations", nargs="*", choices=SLICES, default=list(SLICES))
+    each.add_argument("generations", nargs="*", choices=SLICES)
     args = parser.parse_args(argv)
     args.run(args)
 
@@ -174,7 +174,7 @@ def schedules_of(args: argparse.Namespace) -> None:
 def kernels(args: argparse.Namespace) -> None:
     """A row of the table for each generation."""
     os.environ["JAX_PLATFORMS"] = "cpu"
-    for name in args.generations:
+    for name in args.generations or SLICES:
         row, width = kernel_schedule(name, "flash", 18_900, 18_900, {}), FLASH[name].width
         rows, span = int(row["blocks"].split("/")[0]), row["span"]
         tiles = -(-rows // width) * width * span / TILE**2

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.dense import Local
+from maxdiffusion.attention.eight_bits import eight_bits
 from maxdiffusion.attention.frames import FrameKeys, attend_frames
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
@@ -38,6 +39,8 @@ def self_attention(
       UserError: the mesh or its rules contradict the plan.
     """
     local = KERNELS[plan.kernel].local(plan.options)
+    if plan.quantization == "fp8":
+        local = eight_bits(local, native=KERNELS[plan.kernel].eight_bits)
     if plan.ring > 1:
         from maxdiffusion.attention.ring import ring
 

@@ -26,7 +26,7 @@ LARGEST_ELSEWHERE = Blocks(1024, 2048, 512)
 
 # The largest sizes of `kernels.flash` for bf16: `scripts/tpu.py schedule GENERATION`.
 FLASH: Mapping[str, Blocks] = MappingProxyType(
-    {"TPU v6 lite": Blocks(4736, 8192, 256), "TPU7x": Blocks(9472, 5120, 256)}
+    {"TPU v6 lite": Blocks(9472, 8192, 256), "TPU7x": Blocks(9472, 5120, 256)}
 )
 FLASH_ELSEWHERE = Blocks(4736, 4096, 256)
 FLASH_FP32 = Blocks(1024, 1024, 256)  # a product takes six passes, which are unrolled

@@ -25,6 +25,7 @@ class Kernel:
       options: fields of `KernelOptions` that it takes.
       block_q_unit: number that block_q is a multiple of.
       package: optional package that it needs.
+      eight_bits: whether it takes q and k as `eight_bits` rounds them.
       names: scheme -> value of the config's `attention` that selects scheme and kernel; by default the kernel's name
         for the scheme `local`.
     """
@@ -36,6 +37,7 @@ class Kernel:
     options: tuple[str, ...] = ()
     block_q_unit: int = SUBLANES
     package: str | None = None
+    eight_bits: bool = False
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def runs_on(self, platform: str) -> bool:
@@ -80,6 +82,7 @@ KERNELS: dict[str, Kernel] = {
             ("tpu",),
             options=(*_BLOCKS, "attention_vmem_limit_kib"),
             block_q_unit=LANES,
+            eight_bits=True,
         ),
         Kernel("splash", f"{_HERE}.splash:jax_splash", ("tpu",), options=_BLOCKS),
         Kernel(

@@ -12,6 +12,7 @@ from maxdiffusion.errors import UserError
 
 SCHEMES = ("local", "ring", "ulysses", "ulysses_ring")
 RING_DIRECTIONS = ("one_way", "two_way")
+QUANTIZATIONS = ("none", "fp8")
 
 
 def names() -> dict[str, tuple[str, str | None]]:
@@ -42,6 +43,7 @@ class AttentionPlan:
       options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
       ring_direction: `one_way`, or `two_way`: halves of keys and values rotate in opposite directions.
+      quantization: of q and k of self-attention, `none` or `fp8`, see `eight_bits`.
 
     Raises:
       UserError: the degrees do not divide the heads or contradict the scheme, or the scheme or the kernel does not take
@@ -57,6 +59,7 @@ class AttentionPlan:
     options: KernelOptions = DEFAULT
     chunks: int = 1
     ring_direction: str = "one_way"
+    quantization: str = "none"
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -79,6 +82,9 @@ class AttentionPlan:
                 f"ulysses_attention_chunks={self.chunks} overlaps all-to-alls, but there is none with "
                 f"ulysses_shards=1; write ulysses_attention_chunks=1 or choose a larger ulysses_shards."
             )
+        if self.quantization not in QUANTIZATIONS:
+            choices = " or ".join(QUANTIZATIONS)
+            raise UserError(f"attention_quantization={self.quantization} is unknown; choose {choices}.")
         if self.ring_direction not in RING_DIRECTIONS:
             raise UserError(f"ring_direction={self.ring_direction} is unknown; choose {' or '.join(RING_DIRECTIONS)}.")
         if self.ring_direction == "two_way" and self.ring == 1:
@@ -138,6 +144,7 @@ def plans(
     options: KernelOptions = DEFAULT,
     chunks: int = 1,
     ring_direction: str = "one_way",
+    quantization: str = "none",
 ) -> tuple[dict[int, AttentionPlan], dict[int, UserError]]:
     """All legal plans for a config's `attention` and `ulysses_shards` on the given devices.
 
@@ -156,6 +163,7 @@ def plans(
       options: settings of the kernel.
       chunks: head groups whose all-to-all and attention overlap.
       ring_direction: one of `RING_DIRECTIONS`.
+      quantization: one of `QUANTIZATIONS`.
 
     Returns:
       Ulysses degree -> plan of every legal split, and Ulysses degree -> error of every illegal one.
@@ -201,7 +209,8 @@ def plans(
         ring = 1 if scheme == "local" else context // ulysses
         each = _scheme(ring, ulysses) if scheme == "auto" or context == 1 else scheme
         try:
-            found[ulysses] = AttentionPlan(each, kernel, ring, ulysses, heads, tensor, options, chunks, ring_direction)
+            degrees_of = (each, kernel, ring, ulysses, heads, tensor)
+            found[ulysses] = AttentionPlan(*degrees_of, options, chunks, ring_direction, quantization)
         except UserError as error:
             refused[ulysses] = error
     return found, refused

@@ -442,6 +442,8 @@ class Config(BaseModel):
     quantization: Literal["none", "int8", "fp8", "auto"] = _key("dtypes", "none")
     """Weights and activations of the linear layers in the transformer's blocks, which are most of it, in 8 bits (fp8 is
     e4m3); auto: the product that this kind of device gains from, or int8 weights alone; see docs/quantization.md."""
+    attention_quantization: Literal["none", "fp8"] = _key("dtypes", "none")
+    """fp8: queries and keys of the self-attention in e4m3. TPU7x gains from it; see docs/quantization.md."""
 
     # ---- output
     output_dir: str = _key("output", "outputs", path="output", min_length=1)

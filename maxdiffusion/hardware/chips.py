@@ -72,10 +72,10 @@ class Generation:
 # tpu7x); of links the figure of a chip divided by its ports: v5e 1600 Gbit/s by 4, v6e 800 GB/s both ways by 4, v5p
 # 4800 Gbit/s by 6, TPU7x 1200 GB/s both ways by 6. Between the cores of a TPU7x, and between slices (documented: 25 to
 # 100 Gbit/s a chip), the figures are modelled. The memory is what libtpu 0.0.42 names when a program needs more.
-_V5E = DeviceSpeed(197e12, 197e12, 178e12, 819e9, 50e9, 499.5e9)
-_V6E = DeviceSpeed(918e12, 612e12, 521e12, 1640e9, 100e9, 582.75e9)
-_V5P = DeviceSpeed(459e12, 459e12, 416e12, 2765e9, 100e9, 1165.5e9, sides=3)
-_TPU7X = DeviceSpeed(1153.5e12, 769e12, 671e12, 3690e9, 100e9, 732.6e9, cores=2, in_chip=600e9, sides=3)
+_V5E = DeviceSpeed(197e12, 197e12, 189e12, 819e9, 50e9, 499.5e9)
+_V6E = DeviceSpeed(918e12, 612e12, 570e12, 1640e9, 100e9, 582.75e9)
+_V5P = DeviceSpeed(459e12, 459e12, 441e12, 2765e9, 100e9, 1165.5e9, sides=3)
+_TPU7X = DeviceSpeed(1153.5e12, 769e12, 710e12, 3690e9, 100e9, 732.6e9, cores=2, in_chip=600e9, sides=3)
 _GENERATIONS = (
     Generation("v5e", "TPU v5 lite", "v5litepod", 1, 1, 15.75, 1.5, _V5E),
     Generation("v6e", "TPU v6 lite", "v6e", 1, 1, 31.25, 1.75, _V6E),

@@ -49,6 +49,19 @@ SECONDS: Mapping[str, Mapping[str, float]] = MappingProxyType(
 )
 
 
+# Cycles of a tile of the flash kernel with q and k in e4m3, in units of those in bf16 (`planning.predict`).
+ATTENTION: Mapping[str, float] = MappingProxyType({GENERATIONS["TPU7x"].kind: 0.75})
+
+
+def of_attention(kernel: str, device_kind: str) -> str:
+    """What attention_quantization=fp8 does on a kind of device, in a line of the log."""
+    if kernel == "flash" and device_kind in ATTENTION:
+        how = f"multiplied in 8 bits, in {ATTENTION[device_kind]} of the time by the compiler's count"
+    else:
+        how = "widened before their product, which is no faster"
+    return f"attention_quantization=fp8: q and k of self-attention in float8_e4m3fn, {how} ({kernel}, {device_kind})"
+
+
 def choose(name: str, device_kind: str) -> Quantization | None:
     """The quantisation that a config names: `none`, `int8`, `fp8` (e4m3), or `auto` for what the device gains from.
 

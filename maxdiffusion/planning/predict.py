@@ -48,10 +48,10 @@ class Cycles:
 # Counted by `scripts/tpu.py kernels` in the schedules of `kernels.flash` alone, with the default blocks.
 FLASH: Mapping[str, Cycles] = MappingProxyType(
     {
-        "v5e": Cycles(924.0, 276.1, 301.2, 126.0, 128),
-        "v6e": Cycles(669.0, 105.9, 112.4, 88.8, 256),
-        "v5p": Cycles(992.0, 276.1, 301.4, 129.7, 128),
-        "TPU7x": Cycles(819.0, 107.2, 121.0, 72.1, 256),
+        "v5e": Cycles(835.0, 258.5, 297.5, 127.7, 128),
+        "v6e": Cycles(645.0, 100.6, 109.7, 73.8, 256),
+        "v5p": Cycles(903.0, 258.5, 296.9, 133.2, 128),
+        "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 256),
     }
 )
 FP32 = 6  # passes of a product
@@ -78,10 +78,10 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
         return 4 * rows * keys * dim / per_cycle if "splash" in kernel.name else None
     block_q, block_kv = int(blocks[1]), int(blocks[2])
     cost = FLASH[generation.name]
-    tiles = -(-block_q // cost.width) * cost.width * block_kv / TILE**2
-    step = cost.start + tiles * (cost.running if running else cost.bound)
+    tiles = -(-block_q // cost.width) * cost.width * math.ceil(keys / TILE) / TILE
+    each = math.ceil(keys / block_kv) * cost.start + tiles * (cost.running if running else cost.bound)
     blocks_q = math.prod(q[:-2]) * math.ceil(q[-2] / block_q)
-    total = blocks_q * (keys // block_kv * step + cost.once * block_q / TILE)
+    total = blocks_q * (each + cost.once * block_q / TILE)
     return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores
 
 
@@ -141,6 +141,9 @@ def _time(steps: Sequence[Step], generation: Generation, branch_probability: flo
                 parts += Seconds(exposed=waits, hidden=max(0.0, duration - waits))
             case Work():
                 parts += Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
+            case Kernel() if step.name.startswith("bounding_ball"):  # two passes over the keys
+                dtype, keys = step.operands[1]
+                parts += Seconds(other=2 * math.prod(keys) * (4 if dtype == "f32" else 2) / speed.memory)
             case Kernel():
                 count = cycles(step, generation)
                 if count is None:

@@ -314,6 +314,8 @@ class Run:
             rows, columns = -(-queries // sizes.q) * sizes.q, -(-keys // step) * step
         values = examples * shard * heads * dim
         hop = 4 * examples * (heads // plan.ulysses) * rows * columns * dim / speed.attention
+        if plan.quantization != "none" and plan.kernel == "flash":
+            hop *= quantization.ATTENTION.get(self.device_kind, 1.0)
         hops, share = plan.ring - 1, self.itemsize * values  # bytes of q, k, v or the output
         chips = {degree: max(1, degree // speed.cores) for degree in (layout.context, plan.ulysses)}
         if plan.context < layout.context:  # keys and values are gathered

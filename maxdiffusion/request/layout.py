@@ -88,6 +88,7 @@ def legal_plans(
         options=kernel_options(cfg),
         chunks=cfg.ulysses_attention_chunks,
         ring_direction=cfg.ring_direction,
+        quantization=cfg.attention_quantization,
     )
 
 

@@ -196,6 +196,8 @@ def opened(job: Job, devices: parallel.Devices | None = None) -> Iterator[Sessio
         setup = Setup.of(job, checkpoint.configs, devices)
         if (chosen := quantization.choose(job.cfg.quantization, setup.device_kind)) is not None:
             logger.info("quantization=%s: %s (%s)", job.cfg.quantization, chosen, setup.device_kind)
+        if setup.plan.quantization != "none":
+            logger.info("%s", quantization.of_attention(setup.plan.kernel, setup.device_kind))
         loras.report(checkpoint, job.cfg.weights_dtype if chosen is None else chosen.dtype)
         session = Session(setup, Nets(checkpoint, setup.builders, setup.placement), stages)
         if distributed.index() == 0:

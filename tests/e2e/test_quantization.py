@@ -47,3 +47,11 @@ def test_the_same_video_on_a_mesh(tmp_path):
     figure = psnr(mesh, one)
     print(f"fsdp 2, tensor 2, Ulysses 2 in int8: {figure:.1f} dB")
     assert figure > 45
+
+
+@pytest.mark.slow
+def test_queries_and_keys_in_8_bits(tmp_path, exact, capsys):
+    capsys.readouterr()
+    figure = psnr(video(tmp_path, *ONE, "attention_quantization=fp8"), exact)
+    print(f"attention_quantization=fp8: {figure:.1f} dB")
+    assert 30 < figure < 100

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from maxdiffusion.attention.dense import dense
-from maxdiffusion.attention.flash import bounding_ball, flash, neutralize_masked_keys
-from maxdiffusion.kernels.flash import LOOSEST, flash_attention
+from maxdiffusion.attention.flash import flash
+from maxdiffusion.kernels.flash import LOOSEST, bounding_ball, flash_attention
 
 S, K, D = 384, 640, 128
 
@@ -36,6 +36,10 @@ def reference(q, k, v, valid):
     return np.einsum("bnsk,bnkd->bnsd", weights, v), lse
 
 
+def ball(k, valid=None, block=128):
+    return bounding_ball(jnp.asarray(k), None if valid is None else jnp.asarray(valid), block=block, interpret=True)
+
+
 def looseness(q, radius):
     """By how much the bound of a row may exceed its largest logit."""
     return np.linalg.norm(np.asarray(q), axis=-1) * np.asarray(radius)[..., None]
@@ -50,13 +54,12 @@ def looseness(q, radius):
 def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span, masked, running):
     q, k, v, valid = case
     mask = jnp.asarray(valid) if masked else None
-    keys, values = neutralize_masked_keys(jnp.asarray(k), jnp.asarray(v), mask)
-    center, radius = bounding_ball(keys)
+    center, radius = ball(k, mask)
     assert looseness(q, radius).max() < LOOSEST
     radius = jnp.full_like(radius, jnp.inf) if running else radius
     sizes = {"block_q": block_q, "block_kv": block_kv, "compute": compute, "span": span, "strip": 256}
     run = functools.partial(flash_attention, **sizes, interpret=True)
-    out, lse = jax.jit(run)(q, keys, values, center, radius, mask)
+    out, lse = jax.jit(run)(q, k, v, center, radius, mask)
     want, want_lse = reference(q, k, v, valid if masked else np.ones_like(valid))
     assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
     assert np.abs(lse - want_lse).max() < 5e-6
@@ -67,11 +70,10 @@ def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     valid = valid.copy()
     valid[1] = False
     bad_k, bad_v = (np.where(valid[:, None, :, None], x, np.nan) for x in (k, v))
-    keys, values = neutralize_masked_keys(jnp.asarray(bad_k), jnp.asarray(bad_v), jnp.asarray(valid))
-    center, radius = bounding_ball(keys)
+    center, radius = ball(bad_k, valid)
     sizes = {"block_q": 384, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     run = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))
-    out, lse = run(q, keys, values, center, radius.at[1].set(jnp.inf), jnp.asarray(valid))
+    out, lse = run(q, bad_k, bad_v, center, radius.at[1].set(jnp.inf), jnp.asarray(valid))
     want, _ = reference(q, k, v, valid)
     assert np.abs(out[0] - want[0]).max() < 2e-6 * np.abs(want).max()
     assert not out[1].any() and (lse[1] == -jnp.inf).all()
@@ -82,8 +84,7 @@ def test_a_bound_holds_and_is_as_loose_as_it_says(case, shift):
     q, k, _, valid = case
     k = k + np.float32(shift)
     logits = np.where(valid[:, None, None], np.einsum("bnsd,bnkd->bnsk", q, k), -np.inf)
-    keys, _ = neutralize_masked_keys(jnp.asarray(k), jnp.zeros((2, 1, K, D)), jnp.asarray(valid))
-    center, radius = map(np.asarray, bounding_ball(keys))
+    center, radius = map(np.asarray, ball(np.where(valid[:, None, :, None], k, np.nan), valid))
     over = (q * center[:, :, None]).sum(axis=-1) + looseness(q, radius) - logits.max(axis=-1)
     assert over.min() > -1e-3 and (over <= looseness(q, radius) + 1e-3).all()
     assert looseness(q, radius).max() < 30  # does not depend on the mean of the keys
@@ -95,8 +96,8 @@ def test_heads_whose_bound_is_too_loose_keep_a_running_maximum():
     q, k, v = (jnp.asarray(rng.standard_normal((1, 150, 2, 16), dtype=np.float32)) for _ in range(3))
     q = q.at[:, :, 1].multiply(60)
     valid = jnp.arange(150)[None] < 140
-    keys, _ = neutralize_masked_keys(k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), valid)
-    loose = looseness(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, bounding_ball(keys)[1]).max(axis=-1)
+    radius = ball(k[:, :140].transpose(0, 2, 1, 3), block=140)[1]
+    loose = looseness(q.transpose(0, 2, 1, 3) * math.log2(math.e) / 4, radius).max(axis=-1)
     assert loose[0, 0] < LOOSEST < loose[0, 1]
     (out, lse), (want, want_lse) = flash(q, k, v, valid), dense(q, k, v, valid)
     assert jnp.abs(out - want).max() < 1e-5 * jnp.abs(want).max()
@@ -109,13 +110,12 @@ def test_each_block_of_queries_decides_for_itself(case, tokens):
     q, k, v, valid = case
     q = q[:, :, :tokens].copy()
     q[:, :, 200] *= 300
-    keys, values = neutralize_masked_keys(jnp.asarray(k), jnp.asarray(v), jnp.asarray(valid))
-    center, radius = bounding_ball(keys)
+    center, radius = ball(k, valid)
     loose = looseness(q, radius).max(axis=1)
     assert loose[:, 200].min() > LOOSEST > np.delete(loose, 200, axis=1).max()
     sizes = {"block_q": 128, "block_kv": 128, "compute": 128, "span": 128, "strip": 256}
     out, lse = jax.jit(functools.partial(flash_attention, **sizes, interpret=True))(
-        q, keys, values, center, radius, jnp.asarray(valid)
+        q, k, v, center, radius, jnp.asarray(valid)
     )
     want, want_lse = reference(q, k, v, valid)
     assert np.abs(out - want).max() < 5e-6 * np.abs(want).max()
