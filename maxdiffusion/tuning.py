@@ -84,7 +84,7 @@ def search(
         latents = sampler.predict(steps, experts)
         count = max(int(log[0][0, :steps].astype(bool).sum()) for log in sampler.logged.values())
         decode = conditioning.decoding(s, vae, inputs, tuple(sampler.logged))
-        return frames.collect(decode(latents)), count
+        return np.concatenate(list(frames.in_bytes(decode(latents))), axis=1), count
 
     with s.stages("tune", TRIALS + 1, "trials") as advance:
         exact, _ = trial(EXACT)

@@ -38,10 +38,10 @@ def eight_bits(local: Local, *, native: bool) -> Local:
         wide = k.astype(jnp.float32)
         seen = None if valid is None else valid[:, :, None, None]
         center = jnp.nan_to_num(jnp.mean(wide, axis=1, keepdims=True, where=seen))  # of no key: 0
-        rounded = [_round(x * gain) for x in (q.astype(jnp.float32), wide - center)]
+        rounded_q, rounded_k = (_round(x * gain) for x in (q.astype(jnp.float32), wide - center))
         if not native:
-            rounded = [(x.astype(jnp.float32) / gain).astype(q.dtype) for x in rounded]
-        out, lse = local(*rounded, v, valid)
+            rounded_q, rounded_k = ((x.astype(jnp.float32) / gain).astype(q.dtype) for x in (rounded_q, rounded_k))
+        out, lse = local(rounded_q, rounded_k, v, valid)
         shift = jnp.einsum("bsnd,bnd->bsn", q.astype(jnp.float32), center[:, 0]) / math.sqrt(q.shape[-1])
         return out, lse + shift
 

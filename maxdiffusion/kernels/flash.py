@@ -223,7 +223,7 @@ def _kernel(*refs: Any, tokens: int, scale: float, compute: int, span: int, stri
     *inputs, out_ref, lse_ref = refs[len(scalars) : -8]
     radius_ref, *counts_refs = scalars
     q_ref, k_ref, v_ref, center_ref, *valid_ref = inputs
-    scaled_ref, acc_ref, sum_ref, top_ref, *inflight, tight_ref = scratch
+    scaled_ref, acc_ref, sum_ref, top_ref, logits_ref, weights_ref, sums_ref, tight_ref = scratch
     example, head, block, step = (pl.program_id(axis) for axis in range(4))
     everything = k_ref.shape[2] // compute
     whole, count = (ref[example, step] for ref in counts_refs) if masked else (everything, everything)
@@ -241,7 +241,9 @@ def _kernel(*refs: Any, tokens: int, scale: float, compute: int, span: int, stri
             top_ref[...] = jnp.full_like(top_ref, LOWEST)
 
     bound_is_tight = tight_ref[0] == 1
-    tiles = _Tiles(scaled_ref, k_ref, v_ref, acc_ref, sum_ref, top_ref, *inflight, compute, strip)
+    tiles = _Tiles(
+        scaled_ref, k_ref, v_ref, acc_ref, sum_ref, top_ref, logits_ref, weights_ref, sums_ref, compute, strip
+    )
 
     def both(run: Callable[[bool], None]) -> None:
         pl.when(bound_is_tight)(lambda: run(False))
