@@ -37,18 +37,20 @@ def ring(local: Local, degree: int, *, two_way: bool = False) -> Local:
         parts = [(first, rows, step) for first, rows, step in ((0, half, 1), (half, length - half, -1)) if rows]
 
         def hop(block: Block, number: int) -> tuple[jax.Array, jax.Array]:
-            k, v = (_concatenate(list(halves)) for halves in zip(*block, strict=True))
+            k, v = (_concatenate(list(halves), 2).swapaxes(1, 2) for halves in zip(*block, strict=True))
             if valid is None:
                 return local(q, k, v, None)
             starts = [((device - step * number) % degree * length + first, rows) for first, rows, step in parts]
             masks = [jax.lax.dynamic_slice_in_dim(valid, start, rows, axis=1) for start, rows in starts]
-            return local(q, k, v, _concatenate(masks))
+            return local(q, k, v, _concatenate(masks, 1))
 
         def rotate(block: Block) -> Block:
             routes = [[(i, (i + step) % degree) for i in range(degree)] for _, _, step in parts]
             return [jax.lax.ppermute(part, axes.RING, route) for part, route in zip(block, routes, strict=True)]
 
-        block = [(k[:, first : first + rows], v[:, first : first + rows]) for first, rows, _ in parts]
+        # Heads before tokens, the kernels' layout; in the other one a TPU copies the keys and values of every hop.
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        block = [(k[:, :, first : first + rows], v[:, :, first : first + rows]) for first, rows, _ in parts]
         next_block = rotate(block)
         out, lse = hop(block, 0)
         for number in range(1, degree):
@@ -61,5 +63,5 @@ def ring(local: Local, degree: int, *, two_way: bool = False) -> Local:
     return attend
 
 
-def _concatenate(parts: list[jax.Array]) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+def _concatenate(parts: list[jax.Array], axis: int) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
