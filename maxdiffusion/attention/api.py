@@ -12,6 +12,7 @@ from maxdiffusion.attention.frames import FrameKeys, attend_frames
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.merge import merge
+from maxdiffusion.attention.options import SUBLANES
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import Placement, axes, current
@@ -44,7 +45,8 @@ def self_attention(
     if plan.ring > 1:
         from maxdiffusion.attention.ring import ring
 
-        local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way")
+        unit = SUBLANES if KERNELS[plan.kernel].platforms == ("tpu",) else 1
+        local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way", unit=unit)
     if plan.ulysses > 1:
         from maxdiffusion.attention.ulysses import ulysses
 

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.dense import Local
+from maxdiffusion.attention.layout import pad_to_multiple
 from maxdiffusion.attention.merge import merge
 from maxdiffusion.parallel import axes
 
 Block = list[tuple[jax.Array, jax.Array]]  # (k, v) of each direction
 
 
-def ring(local: Local, degree: int, *, two_way: bool = False) -> Local:
+def ring(local: Local, degree: int, *, two_way: bool = False, unit: int = 1) -> Local:
     """`local` over all keys of the ring axis (Liu et al., arXiv 2310.01889), to be called under `shard_map`.
 
     The result takes q, k and v of one ring shard, and a `valid` that covers the keys of all shards in their order. Each
@@ -22,6 +23,9 @@ def ring(local: Local, degree: int, *, two_way: bool = False) -> Local:
     every block travels to the next device and the second half to the previous one: 4 (degree - 1) permutations of half
     the size, the same bytes in total, and each hop concatenates the halves, which copies k and v once.
     docs/tpu_layouts.md says on which interconnects two ways are faster.
+
+    The keys of a shard are padded to a multiple of `unit`: on a TPU the rows of a tile, because a permutation of
+    partly filled tiles has another layout, and k and v are copied before and after it.
     """
 
     def attend(
@@ -32,24 +36,32 @@ def ring(local: Local, degree: int, *, two_way: bool = False) -> Local:
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
         device = jax.lax.axis_index(axes.RING)
         length = k.shape[1]
-        half = -(-length // 2) if two_way else length
+        # Heads before tokens, the kernels' layout.
+        k, v = (pad_to_multiple(x, 1, unit).swapaxes(1, 2) for x in (k, v))
+        padded = k.shape[2]
+        half = -(-padded // (2 * unit)) * unit if two_way else padded
         # (first row, rows, step) of the parts of a block, by direction; a block of one row has one part.
-        parts = [(first, rows, step) for first, rows, step in ((0, half, 1), (half, length - half, -1)) if rows]
+        parts = [(first, rows, step) for first, rows, step in ((0, half, 1), (half, padded - half, -1)) if rows]
+        shards = None
+        if valid is not None or padded > length:
+            all_valid = jnp.ones((k.shape[0], degree * length), bool) if valid is None else valid
+            shards = pad_to_multiple(all_valid.reshape(-1, degree, length), 2, unit)
 
         def hop(block: Block, number: int) -> tuple[jax.Array, jax.Array]:
             k, v = (_concatenate(list(halves), 2).swapaxes(1, 2) for halves in zip(*block, strict=True))
-            if valid is None:
+            if shards is None:
                 return local(q, k, v, None)
-            starts = [((device - step * number) % degree * length + first, rows) for first, rows, step in parts]
-            masks = [jax.lax.dynamic_slice_in_dim(valid, start, rows, axis=1) for start, rows in starts]
+            sources = [(device - step * number) % degree for _, _, step in parts]
+            masks = [
+                jax.lax.dynamic_index_in_dim(shards, source, 1, keepdims=False)[:, first : first + rows]
+                for source, (first, rows, _) in zip(sources, parts, strict=True)
+            ]
             return local(q, k, v, _concatenate(masks, 1))
 
         def rotate(block: Block) -> Block:
             routes = [[(i, (i + step) % degree) for i in range(degree)] for _, _, step in parts]
             return [jax.lax.ppermute(part, axes.RING, route) for part, route in zip(block, routes, strict=True)]
 
-        # Heads before tokens, the kernels' layout; in the other one a TPU copies the keys and values of every hop.
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         block = [(k[:, :, first : first + rows], v[:, :, first : first + rows]) for first, rows, _ in parts]
         next_block = rotate(block)
         out, lse = hop(block, 0)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from maxdiffusion.hardware import links
+from maxdiffusion.hardware import links, quantization
 from maxdiffusion.hardware.chips import DeviceSpeed, Generation
 from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Step, Work
 from maxdiffusion.request.cost import Seconds
@@ -55,6 +55,7 @@ FLASH: Mapping[str, Cycles] = MappingProxyType(
     }
 )
 FP32 = 6  # passes of a product
+_BYTES = {"f32": 4, "bf16": 2}
 OTHERS = 0.5  # of the ceiling: what splash kernels with segments and statistics reach, 312 of 612 TF/s on v6e
 TILE = 256
 
@@ -78,8 +79,9 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
         return 4 * rows * keys * dim / per_cycle if "splash" in kernel.name else None
     block_q, block_kv = int(blocks[1]), int(blocks[2])
     cost = FLASH[generation.name]
+    narrow = quantization.ATTENTION.get(generation.kind, 1.0) if dtype.startswith("f8") else 1.0
     tiles = -(-block_q // cost.width) * cost.width * math.ceil(keys / TILE) / TILE
-    each = math.ceil(keys / block_kv) * cost.start + tiles * (cost.running if running else cost.bound)
+    each = math.ceil(keys / block_kv) * cost.start + tiles * narrow * (cost.running if running else cost.bound)
     blocks_q = math.prod(q[:-2]) * math.ceil(q[-2] / block_q)
     total = blocks_q * (each + cost.once * block_q / TILE)
     return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores
@@ -143,7 +145,7 @@ def _time(steps: Sequence[Step], generation: Generation, branch_probability: flo
                 parts += Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
             case Kernel() if step.name.startswith("bounding_ball"):  # two passes over the keys
                 dtype, keys = step.operands[1]
-                parts += Seconds(other=2 * math.prod(keys) * (4 if dtype == "f32" else 2) / speed.memory)
+                parts += Seconds(other=2 * math.prod(keys) * _BYTES.get(dtype, 1) / speed.memory)
             case Kernel():
                 count = cycles(step, generation)
                 if count is None:

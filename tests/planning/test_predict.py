@@ -101,6 +101,12 @@ def test_a_kernel_scales_with_heads_blocks_and_dtype():
     assert cycles(flash(2048, 1024, 4096, 4096), V6E, running=True) > one
 
 
+def test_queries_and_keys_in_8_bits_are_faster_where_the_chip_is():
+    exact, narrow = (flash(4096, 4096, 4096, 4096, dtype=dtype) for dtype in ("bf16", "f8e4m3fn"))
+    assert cycles(narrow, GENERATIONS["TPU7x"]) < 0.8 * cycles(exact, GENERATIONS["TPU7x"])
+    assert cycles(narrow, V6E) == cycles(exact, V6E)
+
+
 def test_splash_is_slower_than_our_own():
     splash = Kernel("splash_mha_fwd_residuals", (("s32", (3, 4, 2)), *[("bf16", (1, 4096, 128))] * 3))
     assert cycles(splash, V6E) > cycles(flash(2048, 2048, 4096, 4096), V6E)
