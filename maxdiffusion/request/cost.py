@@ -8,9 +8,9 @@ Self-attention of one layer:
     ring x hop + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls and their layouts
 
   hop         4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
-  merge       k and v into the kernel's layout, two fp32 results into one: 26 bytes per value / rate of merging
+  merge       two results into one: 11 bytes per value / rate of merging
   rotation    a device's k and v over the link to the next ring shard
-  all-to-all  of a device's share of q, k, v or the output; their layouts: 78 bytes per value / memory bandwidth
+  all-to-all  of a device's share of q, k, v or the output; their layouts: 18 bytes per value / memory bandwidth
 
 A pass of the network adds its matrix products, passes over the activations and the gathers of spread weights; the run
 adds the text encoder and the VAE, which splits the width of the picture over the context axis. Imports no jax.
@@ -47,9 +47,9 @@ RANGE = (0.8, 1.4)  # factors of predicted seconds
 # Fitted.
 _PRODUCTS = 0.85  # fraction of peak of matrix products, convolutions
 _PASSES = 50  # over activations of tokens x model dim in a layer
-_MERGE = 26  # bytes per value of a further hop
-_LAYOUT = 78  # bytes per value of all-to-alls: layouts before and after
-_EXPOSED = 0.45  # fraction of all-to-alls not hidden by products
+_MERGE = 11  # bytes per value of a further hop
+_LAYOUT = 18  # bytes per value of all-to-alls: layouts before and after
+_EXPOSED = 0.35  # fraction of all-to-alls not hidden by products
 _GATHERING = 0.1  # exposed fraction of weight gathers
 _ALIVE = 8.5  # activations of tokens x model dim in memory at once
 _TURNING = 4  # more of them in a ring: rotating keys and values, two results
