@@ -49,6 +49,7 @@ def test_a_prompt_is_encoded_once(encode, tmp_path, caplog):
     assert encode([SQUARE, CIRCLE])[1] == []
 
 
+@pytest.mark.slow
 def test_another_encoder_or_no_folder(encode, tmp_path):
     encode([CIRCLE])
     assert encode([CIRCLE], page="wan_tiny_i2v")[1] == []  # its text encoder is the same

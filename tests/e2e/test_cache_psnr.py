@@ -24,6 +24,7 @@ def result(folder):
     return load_latents(latents)[0], json.loads(record.read_text())["cache"]
 
 
+@pytest.mark.slow
 def test_a_threshold_is_found_once(tmp_path, monkeypatch, capsys):
     compiled, compile_all = [], Denoiser.compile
     monkeypatch.setattr(Denoiser, "compile", lambda self, *args: compiled.append(self) or compile_all(self, *args))

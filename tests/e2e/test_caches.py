@@ -109,9 +109,11 @@ def cases():
     hooks = diffusers.hooks
     mag = hooks.MagCacheConfig(0.06, 2, 0.2, STEPS, RATIOS)
     taylor = hooks.TaylorSeerCacheConfig(3, 3, None, 1, torch.float32, use_lite_mode=True)
-    yield "mag", mag, ("cache=mag", "cache_threshold=0.06", "cache_max_skips=2")
+    words = ("cache=mag", "cache_threshold=0.06", "cache_max_skips=2")
+    yield pytest.param("mag", mag, words, marks=pytest.mark.slow)
     yield "taylor", taylor, ("cache=taylor", "cache_max_skips=2")
-    yield "first_block", hooks.FirstBlockCacheConfig(0.6), ("cache=first_block", "cache_threshold=0.6")
+    words = ("cache=first_block", "cache_threshold=0.6")
+    yield pytest.param("first_block", hooks.FirstBlockCacheConfig(0.6), words, marks=pytest.mark.slow)
     yield "sea", hooks.SeaCacheConfig(0.6), ("cache=sea", "cache_threshold=0.6")
 
 

@@ -164,6 +164,7 @@ def case(tmp_path, model, batch, images, scales=(4.0,), steps=4, words=(), patch
         assert video.shape == theirs.shape and figure > 60
 
 
+@pytest.mark.slow
 def test_image_to_video_at_batch_2(tmp_path):
     """Each video has its own prompt and image; the image counts in both branches of guidance."""
     case(tmp_path, "wan2.1-i2v", 2, 1)

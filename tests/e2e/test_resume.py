@@ -134,9 +134,9 @@ def computed(folder):
         pytest.param(*CACHES[0], ONE, ONE, marks=pytest.mark.slow),
         (*CACHES[1], ONE, ONE),
         pytest.param(*CACHES[2], ONE, (*ONE, "loop=scan", "guidance_mode=two_pass"), marks=pytest.mark.slow),
-        (*CACHES[3], ONE, ONE),
+        pytest.param(*CACHES[3], ONE, ONE, marks=pytest.mark.slow),
         pytest.param(*CACHES[4], TWO, ONE, marks=pytest.mark.slow),
-        (*CACHES[2], EIGHT, TWO),
+        pytest.param(*CACHES[2], EIGHT, TWO, marks=pytest.mark.slow),
         pytest.param("sea", 5, (*CACHES[2][2], *WINDOWS), TWO_BY_FOUR, ONE, marks=pytest.mark.slow),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_step_cache_goes_on_too(tmp_path, stop, capsys, cache, after, more, fi
 @pytest.mark.parametrize(
     ("after", "first", "second", "more"),
     [
-        (5, EIGHT, TWO, ()),
+        pytest.param(5, EIGHT, TWO, (), marks=pytest.mark.slow),
         pytest.param(3, ONE, EIGHT, ("cache=spectrum", "cache_first_steps=2"), marks=pytest.mark.slow),
         pytest.param(8, TWO, ONE, ("cache=taylor", "loop=scan", "checkpoint_steps=4"), marks=pytest.mark.slow),
     ],
@@ -180,6 +180,7 @@ def test_a_run_of_two_sizes_goes_on(tmp_path, stop, capsys, after, first, second
     assert hidden(tmp_path / "out" / "r") == []
 
 
+@pytest.mark.slow
 def test_a_state_without_that_of_the_cache_starts_it_anew(tmp_path, stop, monkeypatch, capsys):
     """As earlier versions wrote it."""
     save = States.save

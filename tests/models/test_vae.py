@@ -191,8 +191,8 @@ def test_chunks_follow_memory_and_are_alike():
 @pytest.mark.parametrize(
     ("chunk", "lengths"),
     [
-        (3, [1, 12, 12, 4]),
-        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, [1, 16, 12]), (6, [1, 16, 12]), (7, [1, 28]))),
+        pytest.param(*each, marks=pytest.mark.slow)
+        for each in ((3, [1, 12, 12, 4]), (4, [1, 16, 12]), (6, [1, 16, 12]), (7, [1, 28]))
     ],
 )
 def test_a_prime_number_of_frames_after_the_first_takes_as_few_chunks_as_fit(pair, chunk, lengths):

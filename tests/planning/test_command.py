@@ -41,6 +41,7 @@ def plan(folder: Path, *words: str, limit: int | None = None) -> subprocess.Comp
     )
 
 
+@pytest.mark.slow
 def test_a_plan_of_this_machine_is_made_once_and_then_known(tmp_path):
     words = [*TINY, "plan=here", "jax_cache_dir=cache/xla"]
     first = plan(tmp_path, *words, "plan_file=[plan.json, plan.svg]", "price_per_chip_hour=3600")
@@ -134,7 +135,7 @@ def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     next(program for program in found if program.name == "prepare").lowered  # noqa: B018
 
 
-@pytest.mark.parametrize("cache", ["taylor", "spectrum"])
+@pytest.mark.parametrize("cache", ["taylor", pytest.param("spectrum", marks=pytest.mark.slow)])
 def test_a_plan_counts_the_steps_that_a_cache_computes(tmp_path, capsys, monkeypatch, cache):
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
     words = [
