@@ -79,6 +79,7 @@ def plain(one_device, tmp_path_factory):
     return np.load(only(out / "r", "*.npy")), only(out / "r", "*.latents.safetensors")
 
 
+@pytest.mark.slow
 def test_a_decode_without_memory_is_tried_again_by_smaller_chunks(plain, tmp_path, capsys, memory_for):
     memory_for(1)
     assert cli.command(words(tmp_path)) == 0

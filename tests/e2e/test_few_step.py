@@ -53,7 +53,7 @@ def words(folder, checkpoint, *more):
     ("shift", "split", "boundary"),
     [
         pytest.param(5.0, ("boundary_ratio=0.875", "guidance_scale=1"), 0.875, marks=pytest.mark.slow),
-        (5.0, ("boundary_step=2", "guidance_scale=3", "guidance_scale_2=1"), 0.875),
+        pytest.param(5.0, ("boundary_step=2", "guidance_scale=3", "guidance_scale_2=1"), 0.875, marks=pytest.mark.slow),
         pytest.param(16.0, ("boundary_step=2", "guidance_scale=1"), 0.95, marks=pytest.mark.slow),
     ],
     ids=["by ratio, unguided", "by number, the first guided", "between two images"],

@@ -51,6 +51,7 @@ def theirs(checkpoint):
     return x
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_loop_written_out(tmp_path, random_checkpoint):
     """Over all devices there are: the smaller latents have fewer tokens than devices."""
     (tmp_path / "run.yml").write_text("# all keys are given as words\n")

@@ -135,7 +135,8 @@ def test_jobs_have_the_images_that_a_variant_needs(page, monkeypatch):
     next(program for program in found if program.name == "prepare").lowered  # noqa: B018
 
 
-@pytest.mark.parametrize("cache", ["taylor", pytest.param("spectrum", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["taylor", "spectrum"])
 def test_a_plan_counts_the_steps_that_a_cache_computes(tmp_path, capsys, monkeypatch, cache):
     monkeypatch.setattr("maxdiffusion.planning.command.libtpu", lambda: False)
     words = [
