@@ -58,6 +58,7 @@ def three(make, tmp_path_factory):
     return folder, *make(folder, "clips=3")
 
 
+@pytest.mark.slow
 def test_a_video_of_three_clips_has_each_frame_once(three, words, tmp_path):
     folder, video, latents, record = three
     assert video.shape == (3 * FRAMES - 2, 96, 96, 3)

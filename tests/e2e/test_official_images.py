@@ -14,6 +14,7 @@ from tests.support.pictures import picture
 PROMPT = "a green square moving left"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "task", "name", "own", "area", "latents"),
     [

@@ -25,6 +25,7 @@ def exact(tmp_path_factory) -> np.ndarray:
     return video(tmp_path_factory.mktemp("exact"), *ONE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
     [("auto", 40), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("int8", 35), ("fp8", 30)))],

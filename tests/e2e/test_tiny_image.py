@@ -46,6 +46,7 @@ def test_the_first_frame_is_the_image(videos):
         assert psnr(video[0], image) > 22
 
 
+@pytest.mark.slow
 def test_the_prompt_moves_what_the_image_shows(videos):
     """An orange triangle on teal: no prompt says so, and the text-to-video sibling knows neither colour."""
     still = data.Clip("triangle", (235, 120, 40), (20, 80, 90), 14.0, ((48, 50),))
