@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 PROGRAMS = ("image", "encode", "audio", "text", "prepare", "step", "decode")
 SLICES = {name: slice_of(f"{name}-8") for name in GENERATIONS}  # the smallest of a whole host of each generation
 OPTIONS = {"mode": "ulysses_ring", "ulysses_shards": "4", "kernel": "", "out": ""}
+DEPTHS = (30, 40)  # layers of the 1.3B and of the 14B models
 BLOCKS = ("block_q", "block_kv", "block_kv_compute")
 
 
@@ -98,8 +99,21 @@ def memory(args: argparse.Namespace) -> None:
         low, high = parts.pop("low"), parts.pop("high")
         shown = ", ".join(f"{name} {part:.3f}" for name, part in parts.items())
         print(f"{'':<8} predicted {low:.3f} to {high:.3f} s: {shown}", flush=True)
+        if args.layers:
+            for layers in DEPTHS:
+                whole, tpu = deepened(steps, args.layers, layers), slice_of(args.topology).generation
+                deep = predict(whole, tpu, branch_probability=probability).seconds
+                print(f"{'':<8} with its loop over layers {layers} times: {deep.total:.3f} s", flush=True)
         if args.hlo:
             args.hlo.write_text(compiled.as_text())
+
+
+def deepened(steps: tuple[schedule.Step, ...], layers: int, times: int) -> tuple[schedule.Step, ...]:
+    """The steps of a program of so many layers, whose loops over them run `times`."""
+    return tuple(
+        dataclasses.replace(step, times=times) if isinstance(step, schedule.Loop) and step.times == layers else step
+        for step in steps
+    )
 
 
 def gib(nbytes: int) -> str:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from maxdiffusion.attention.dense import Local
+from maxdiffusion.hardware.quantization import LARGEST
 
 DTYPE = jnp.float8_e4m3fn
-LARGEST = 448.0
+_LARGEST = LARGEST[jnp.dtype(DTYPE).name]
 
 
 def eight_bits(local: Local, *, native: bool) -> Local:
@@ -49,4 +50,4 @@ def eight_bits(local: Local, *, native: bool) -> Local:
 
 
 def _round(x: jax.Array) -> jax.Array:
-    return jnp.clip(x, -LARGEST, LARGEST).astype(DTYPE)
+    return jnp.clip(x, -_LARGEST, _LARGEST).astype(DTYPE)
