@@ -59,10 +59,16 @@ def check(job: Job) -> None:
         published(job)
 
 
-def _check_steps(cfg: Config, key: str) -> None:
+def few_steps(cfg: Config) -> str | None:
+    """What makes a schedule a few-step one; None where it is not."""
     steps = cfg.num_inference_steps + (cfg.num_inference_steps_2 or 0)
-    if steps < FEWEST or cfg.solver == "renoise":
-        what = f"{steps} steps" if steps < FEWEST else "solver=renoise"
+    if steps < FEWEST:
+        return f"{steps} steps"
+    return "solver=renoise" if cfg.solver == "renoise" else None
+
+
+def _check_steps(cfg: Config, key: str) -> None:
+    if what := few_steps(cfg):
         raise UserError(
             f"{key} is for schedules whose steps resemble one another, but {what} is a few-step schedule, of which "
             f"none can be left out; leave it out, or use at least {FEWEST} steps of a model that is not distilled."

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from maxdiffusion.errors import UserError
+from maxdiffusion.request.caching import FEWEST, few_steps
 from maxdiffusion.request.job import Job
 
 if TYPE_CHECKING:
     from maxdiffusion.denoise.recipe import Recipe
-
-FEWEST = 10  # steps of a run of which some can be of half size
 
 
 def check(job: Job) -> None:
@@ -29,13 +28,12 @@ def check(job: Job) -> None:
     for other in ("video", "calibrate_cache", "cache_psnr", "verify"):
         if getattr(cfg, other):
             raise UserError(f"{key} and {other} exclude each other: both sizes would be needed; leave one of them out.")
-    steps = cfg.num_inference_steps + (cfg.num_inference_steps_2 or 0)
-    if steps < FEWEST or cfg.solver == "renoise":
-        what = f"{steps} steps" if steps < FEWEST else "solver=renoise"
+    if what := few_steps(cfg):
         raise UserError(
             f"{key} is for schedules of many steps, but {what} is a few-step schedule, which has no step to give to "
             f"the smaller size; leave it out, or use at least {FEWEST} steps of a model that is not distilled."
         )
+    steps = cfg.num_inference_steps + (cfg.num_inference_steps_2 or 0)
     if isinstance(cfg.low_resolution_steps, int) and cfg.low_resolution_steps >= steps:
         raise UserError(f"{key} leaves none of the {steps} steps at the whole size; it must be at most {steps - 1}.")
     if cfg.low_resolution_steps == "auto" and len({video.shape for video in job.videos}) > 1:
