@@ -152,7 +152,7 @@ class BatchPrograms:
         if isinstance(config.adapter, Animate2Config):
             from maxdiffusion.models.dit.animate2 import PreparedDriving
 
-            keys = (1, parallel.sequence_degree(), 1, config.num_attention_heads, 1)
+            keys = (1, parallel.degree(axes.SEQUENCE), 1, config.num_attention_heads, 1)
             driving = parallel.like(keys, jnp.float32, None, axes.SEQUENCE, None, axes.HEADS, None).sharding
             adapter = PreparedDriving(Shared(driving), batch)
         jitted = parallel.jit(_prepare, static_argnums=0, out_shardings=PreparedContext(sources, batch, adapter))

@@ -20,7 +20,7 @@ block_kv_compute=N` choose another kernel or blocks, `out=FILE.jsonl` keeps the 
 prints the fastest.
 
 kernels: the rows of `planning.predict.FLASH`, counted in the kernel alone with the default blocks for 18,900 tokens and
-keys. One to three minutes each on one core.
+keys, one to three minutes each on one core; then those of `predict.ROWS`, counted with rows of 5,120 features.
 
 All figures are static: cycles of kernels leave out waits for memory, which come to 3 to 4 % where kernels were timed.
 """
@@ -48,7 +48,7 @@ sys.path.insert(0, str(ROOT))
 
 from maxdiffusion.hardware.chips import GENERATIONS, slice_of  # noqa: E402
 from maxdiffusion.planning import schedule  # noqa: E402
-from maxdiffusion.planning.predict import FLASH, TILE, predict  # noqa: E402
+from maxdiffusion.planning.predict import FLASH, ROWS, TILE, predict  # noqa: E402
 
 if TYPE_CHECKING:
     from maxdiffusion.programs import Program
@@ -195,10 +195,21 @@ def kernels(args: argparse.Namespace) -> None:
         bound, running = (cycles / tiles for cycles in row["round_cycles"][0])
         start, once = row["step_cycles"][0], row["once_cycles"] * TILE / rows
         print(f'"{name}": Cycles({start:.1f}, {bound:.1f}, {running:.1f}, {once:.1f}, {width}),', flush=True)
+        counted = (f'"{kernel}": {row_cycles(name, kernel):.1f}' for kernel in ROWS)
+        print(f"{'':<6} rows: {', '.join(counted)}", flush=True)
+
+
+def row_cycles(generation: str, kernel: str) -> float:
+    """Cycles of 1,024 elements in a kernel of `kernels.rows`: of its longest loop without another one."""
+    printed, schedules = compiled(generation, _ROWS, json.dumps(kernel))
+    jumps = (_parse(text)[1] for name, text in schedules.items() if f"-rows_{kernel}." in name)
+    loops = [(start, end) for each in jumps for end, start in each if start < end]
+    inner = [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+    return max(b - a for a, b in inner) / (int(printed) / 1024)
 
 
 _SETUP = """
-import json, sys
+import functools, json, sys
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec as P
@@ -227,6 +238,33 @@ run = jax.shard_map(KERNELS[name].local(options), mesh=place.mesh, in_specs=P(),
 with parallel.use(place):
     jax.jit(run).lower(q, k, k, shape((1, keys), bool)).compile()
 print(json.dumps([sizes.q, sizes.kv, sizes.compute, block_sizes.span(sizes)]))
+"""
+)
+
+# Prints the elements of one step of the loop.
+_ROWS = (
+    _SETUP
+    + """
+from maxdiffusion.kernels import rows
+shape = lambda dims, dtype=jnp.float32: jax.ShapeDtypeStruct(dims, dtype)
+x, joined = shape((1, 18912, 5120), jnp.bfloat16), shape((1, 40, 18912, 128), jnp.bfloat16)
+vectors, tables = shape((1, 1, 5120)), shape((18912, 128))
+eight = jnp.float8_e4m3fn if "7x" in topology else jnp.int8
+norm = functools.partial(rows.layer_norm, eps=1e-6, dtype=jnp.bfloat16)
+join = functools.partial(rows.join_heads, dtype=jnp.bfloat16)
+split = lambda x, gain=None, *tables: rows.split_heads(x, 40, gain, tables or None, eps=1e-6)
+run, *args = {
+    "layer_norm": (norm, x, vectors, vectors),
+    "layer_norm_scaled": (functools.partial(norm, dtype=eight, largest=127.0), x, vectors, vectors),
+    "split": (split, x),
+    "rms_norm": (split, x, shape((5120,))),
+    "rotate": (split, x, shape((5120,)), tables, tables),
+    "join": (join, joined),
+    "join_scaled": (functools.partial(join, dtype=eight, largest=127.0), joined),
+}[given]
+mesh = jax.sharding.Mesh(devices[:1], ("x",))
+jax.jit(jax.shard_map(run, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)).lower(*args).compile()
+print(rows.STRIP * 5120)
 """
 )
 
@@ -283,7 +321,7 @@ def kernel_schedule(generation: str, kernel: str, tokens: int, keys: int, blocks
     given = {"kernel": kernel, "tokens": tokens, "keys": keys, "blocks": blocks}
     printed, schedules = compiled(generation, _KERNEL, json.dumps(given))
     q, kv, compute, span = json.loads(printed)
-    steps = kernel_steps(schedules)
+    steps = kernel_steps(list(schedules.values()))
     rows, columns = -(-tokens // q), -(-keys // kv)
     if steps.rounds:  # of `span` keys, and of the parts that are left over in a block
         parts, seen = span // compute, [min(kv, keys - at) for at in range(0, keys, kv)]
@@ -358,8 +396,10 @@ def _candidates() -> list[dict[str, int]]:
     ]
 
 
-def compiled(generation: str, program: str, *arguments: str, timeout: float = 600) -> tuple[str, list[str]]:
+def compiled(generation: str, program: str, *arguments: str, timeout: float = 600) -> tuple[str, dict[str, str]]:
     """What a Python program prints that compiles for a generation, and the schedules (`kernels`) of its Pallas kernels.
+
+    The schedules are by the names of their files, which hold those of the kernels.
 
     Raises:
       RuntimeError: it fails or takes longer than `timeout` seconds.
@@ -377,7 +417,7 @@ def compiled(generation: str, program: str, *arguments: str, timeout: float = 60
         if done.returncode:
             raise RuntimeError(f"compiling for {generation} failed: {_reason(done.stderr)}")
         files = sorted(Path(folder).glob("*-packed-bundles-post-ra.txt"))
-        return done.stdout, [f.read_text(errors="replace") for f in files if "schedule-analysis" not in f.name]
+        return done.stdout, {f.name: f.read_text(errors="replace") for f in files if "schedule-analysis" not in f.name}
 
 
 def _reason(log: str) -> str:

@@ -12,10 +12,9 @@ from maxdiffusion.attention.frames import FrameKeys, attend_frames
 from maxdiffusion.attention.kernels import KERNELS
 from maxdiffusion.attention.layout import pad_to_multiple, validity
 from maxdiffusion.attention.merge import merge
-from maxdiffusion.attention.options import SUBLANES
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.errors import UserError
-from maxdiffusion.parallel import Placement, axes, current
+from maxdiffusion.parallel import TILE_ROWS, Placement, axes, current, token_multiple
 
 
 def self_attention(
@@ -29,9 +28,9 @@ def self_attention(
 ) -> Float[Array, "b s n d"]:
     """Self-attention of the video tokens, split by the plan over the mesh of the current placement.
 
-    The tokens are padded to a multiple of the context devices, and the padding is masked by its global position. A
-    batch that does not divide over its devices is computed by each of them. A False in `valid` masks that key; a row
-    without keys gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
+    The tokens are padded to `parallel.token_multiple`, and the padding is masked by its global position. A batch that
+    does not divide over its devices is computed by each of them. A False in `valid` masks that key; a row without keys
+    gives 0. Logits, softmax and sums are fp32; the result has the dtype of q.
 
     With `frames` each query has the keys of its frame too, in one softmax, merged by the log-sum-exp; `log_scale` is
     then added to the logits of the keys of frame 1 among the tokens.
@@ -45,7 +44,7 @@ def self_attention(
     if plan.ring > 1:
         from maxdiffusion.attention.ring import ring
 
-        unit = SUBLANES if KERNELS[plan.kernel].platforms == ("tpu",) else 1
+        unit = TILE_ROWS if KERNELS[plan.kernel].platforms == ("tpu",) else 1
         local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way", unit=unit)
     if plan.ulysses > 1:
         from maxdiffusion.attention.ulysses import ulysses
@@ -142,13 +141,13 @@ def _attend(
         return per_device(q, k, v, valid, frames, scaled)
 
     length, keys = q.shape[1], k.shape[1]
-    context = placement.degree(axes.SEQUENCE)
+    multiple = token_multiple()
     batch = placement.dividing(axes.BATCH, q.shape[0])
     query_spec = placement.spec(batch, axes.SEQUENCE, axes.HEADS, None)
     key_spec = query_spec if split_keys else placement.spec(batch, None, axes.HEADS, None)
 
-    q = pad_to_multiple(q, 1, context)
-    k, v = (pad_to_multiple(x, 1, context if split_keys else 1) for x in (k, v))
+    q = pad_to_multiple(q, 1, multiple)
+    k, v = (pad_to_multiple(x, 1, multiple if split_keys else 1) for x in (k, v))
     valid = validity(q.shape[0], keys, k.shape[1], valid)
     mask_spec, frame_spec = placement.spec(batch, None), placement.spec(batch, axes.SEQUENCE, None, axes.HEADS, None)
     whole_spec = placement.spec(batch, None, axes.HEADS, None)

@@ -50,5 +50,4 @@ def flash(
         vmem_limit=VMEM_LIMIT if limit is None else limit * 1024,
         interpret=interpret,
     )
-    out = out[..., :dim].transpose(0, 2, 1, 3).astype(jnp.float32)
-    return out, lse.transpose(0, 2, 1) * math.log(2)
+    return out[..., :dim].transpose(0, 2, 1, 3), lse.transpose(0, 2, 1) * math.log(2)

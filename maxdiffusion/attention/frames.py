@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from maxdiffusion.attention.dense import Local
-from maxdiffusion.parallel import sequence_degree
+from maxdiffusion.parallel import axes, degree, token_multiple
 
 
 @jax.tree_util.register_dataclass
@@ -32,11 +32,11 @@ class FrameKeys:
 def by_shard(x: Float[Array, "b k n d"], length: int, per_frame: int) -> Float[Array, "b shards own_k n d"]:
     """Keys or values of frames 1, 2, ... as the devices of the sequence axis use them: those of their own frames.
 
-    A device has `length` / shards queries, which begin and end within a frame: it has the keys of both whole frames, so
-    that no step communicates any. On 8 devices 22 frames become 32. Frames that `x` lacks are zeros.
+    A device has as many queries as of the `length` tokens, which begin and end within a frame: it has the keys of both
+    whole frames, so that no step communicates any. On 8 devices 22 frames become 32. Frames that `x` lacks are zeros.
     """
-    shards = sequence_degree()
-    own = -(-length // shards)
+    shards = degree(axes.SEQUENCE)
+    own = (length + -length % token_multiple()) // shards
     starts = np.arange(shards) * own
     first, last = starts // per_frame, (starts + own - 1) // per_frame
     frames = first[:, None] + np.arange((last - first).max() + 1)

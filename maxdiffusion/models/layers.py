@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from maxdiffusion.hardware.quantization import Quantization
-from maxdiffusion.models.quantized import Quantized, product, quantize
+from maxdiffusion.models.quantized import Quantized, operand, product
 from maxdiffusion.parallel import axes, gathered
 
 Axes = tuple[str | None, ...]
@@ -62,17 +62,18 @@ class Linear(nnx.Module):
         self.kernel_scale = parameter((out_features,), jnp.float32, bias_axis) if self.quantization else None
         self.bias = parameter((out_features,), dtypes.weights, bias_axis) if use_bias else None
 
-    def input(self, x: Float[Array, "... in"]) -> Float[Array, "... in"] | Quantized:
-        """`x` as the product takes it, which several layers with one input can share."""
+    @property
+    def operand_dtype(self) -> DTypeLike:
+        """Of the products' operands; `x` may be given in it, by `models.quantized.operand`."""
         if self.quantization is not None and self.quantization.products:
-            return quantize(x, self.quantization.dtype)
-        return x.astype(self.dtype)
+            return self.quantization.dtype
+        return self.dtype
 
     def __call__(self, x: Float[Array, "... in"] | Quantized) -> Float[Array, "... out"]:
         # Gathered in the narrower of both dtypes, so that no device receives more bytes than it computes with.
         narrower = min(self.kernel.dtype, jnp.dtype(self.dtype), key=lambda dtype: dtype.itemsize)
         kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
-        x = x if isinstance(x, Quantized) else self.input(x)
+        x = x if isinstance(x, Quantized) else operand(x, self.operand_dtype)
         if isinstance(x, Quantized):
             y = product(x, kernel)
         else:
@@ -99,8 +100,8 @@ class MLP(nnx.Module):
         self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), dtypes)
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
-    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        h = self.linear_2.input(self.activation(self.linear_1(x).astype(jnp.float32)))
+    def __call__(self, x: Float[Array, "... in"] | Quantized) -> Float[Array, "... out"]:
+        h = operand(self.activation(self.linear_1(x).astype(jnp.float32)), self.linear_2.operand_dtype)
         # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))
 

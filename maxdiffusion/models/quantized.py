@@ -36,6 +36,11 @@ def quantize(x: Float[Array, "... e"], dtype: DTypeLike) -> Quantized:
     return Quantized(*jax.lax.optimization_barrier((values.astype(dtype), scale)))
 
 
+def operand(x: Float[Array, "... e"], dtype: DTypeLike) -> Float[Array, "... e"] | Quantized:
+    """`x` as the operand of a product in `dtype`: rounded, or quantised to 8 bits."""
+    return quantize(x, dtype) if jnp.dtype(dtype).name in LARGEST else x.astype(dtype)
+
+
 def product(x: Quantized, kernel: Num[Array, "in out"]) -> Float[Array, "... out"]:
     """The product with a kernel in 8 bits, times the scales of `x`; int8 accumulates in int32, fp8 in fp32. fp32."""
     wide = jnp.int32 if jnp.issubdtype(kernel.dtype, jnp.integer) else jnp.float32

@@ -4,19 +4,23 @@ from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.compiler import compiler_options, jit, platform
 from maxdiffusion.parallel.mesh import Degrees, Devices, make_mesh, resolve
 from maxdiffusion.parallel.placement import (
+    TILE_ROWS,
     Placement,
     current,
     data_degree,
+    degree,
     gathered,
     like,
+    per_device,
     put,
-    sequence_degree,
     shard,
+    token_multiple,
     use,
 )
 from maxdiffusion.parallel.rules import rules_for
 
 __all__ = [
+    "TILE_ROWS",
     "Degrees",
     "Devices",
     "Placement",
@@ -24,15 +28,17 @@ __all__ = [
     "compiler_options",
     "current",
     "data_degree",
+    "degree",
     "gathered",
     "jit",
     "like",
     "make_mesh",
+    "per_device",
     "platform",
     "put",
     "resolve",
     "rules_for",
-    "sequence_degree",
     "shard",
+    "token_multiple",
     "use",
 ]

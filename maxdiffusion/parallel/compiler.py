@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from maxdiffusion.parallel.placement import Placement, current
+from maxdiffusion.parallel.placement import Placement, current, first_device
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +18,12 @@ _TPU = {
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
     # Without it no all-to-all overlaps with a kernel, whatever ulysses_attention_chunks.
     "xla_tpu_enable_async_all_to_all": "true",
-    # 32 MiB by default on v6e and TPU7x, 16 on v5e and v5p; attention with large blocks needs more.
-    "xla_tpu_scoped_vmem_limit_kib": "49152",
 }
+
+# `xla_tpu_scoped_vmem_limit_kib`, vector memory of one operation, by the kind of device; 32 MiB by default on v6e and
+# TPU7x, 16 on v5e and v5p. Large blocks of attention need more, and products take larger windows: docs/tpu_layouts.md.
+_VMEM_KIB = {"TPU v6 lite": 98304, "TPU7x": 57344}
+_VMEM_KIB_OF_OTHERS = 49152
 
 
 def platform() -> str | None:
@@ -33,8 +36,10 @@ def compiler_options() -> dict[str, str | bool]:
     """Options for `jax.stages.Lowered.compile`; empty on other devices than TPUs."""
     if platform() != "tpu":
         return {}
-    log.debug("compiler options: %s", ", ".join(f"{name}={value}" for name, value in _TPU.items()))
-    return {**_TPU}
+    vmem = _VMEM_KIB.get(first_device().device_kind, _VMEM_KIB_OF_OTHERS)
+    options: dict[str, str | bool] = {**_TPU, "xla_tpu_scoped_vmem_limit_kib": str(vmem)}
+    log.debug("compiler options: %s", ", ".join(f"{name}={value}" for name, value in options.items()))
+    return options
 
 
 def jit(function: Callable[..., Any], *, tpu_level: int | None = None, **options: Any) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,8 @@ from jax.typing import DTypeLike
 from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.rules import DEFAULTS, MeshAxes
+
+TILE_ROWS = 16  # of bf16, on a TPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,10 +132,47 @@ def gathered(weight: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(weight, placement.sharding(*fitting))
 
 
-def sequence_degree() -> int:
-    """Devices over which the current placement splits the video's tokens."""
+def per_device(
+    function: Callable[..., Any],
+    arrays: Sequence[Any],
+    names: Sequence[Sequence[str | None]],
+    result: Sequence[str | None],
+) -> Any:
+    """Calls `function` on every device with its shards of `arrays`, which may be trees or None.
+
+    A Pallas kernel has to be called so. `names` are the logical names of each array's dimensions, `result` those of
+    every array of the result; a dimension of the first array that does not divide over its devices is whole on each.
+    """
     placement = current()
-    return 1 if placement is None else placement.degree(axes.SEQUENCE)
+    if placement is None:
+        return function(*arrays)
+
+    def fitting(names: Sequence[str | None], shape: Sequence[int]) -> list[str | None]:
+        return [placement.dividing(name, size) for name, size in zip(names, shape, strict=True)]
+
+    specs = tuple(
+        jax.tree.map(lambda array, names=own: placement.spec(*fitting(names, array.shape)), tree)
+        for tree, own in zip(arrays, names, strict=True)
+    )
+    first = fitting(names[0], arrays[0].shape)
+    out = placement.spec(*(name if name in first else None for name in result))
+    # check_vma=False: Pallas kernels do not declare the mesh axes over which their results vary.
+    return jax.shard_map(function, mesh=placement.mesh, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+
+
+def degree(logical: str) -> int:
+    """Devices over which the current placement splits a dimension of that name."""
+    placement = current()
+    return 1 if placement is None else placement.degree(logical)
+
+
+def token_multiple() -> int:
+    """The video's tokens are padded to a multiple of it: one row on each device of their axis, on TPUs a whole tile.
+
+    All-to-alls and permutations of partly filled tiles are copied before and after: docs/tpu_layouts.md.
+    """
+    devices = degree(axes.SEQUENCE)
+    return devices * TILE_ROWS if devices > 1 and first_device().platform == "tpu" else devices
 
 
 def data_degree() -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from maxdiffusion.hardware import links, quantization
 from maxdiffusion.hardware.chips import DeviceSpeed, Generation
-from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Step, Work
+from maxdiffusion.planning.schedule import Choice, Collective, Copy, Done, Kernel, Loop, Step, Work
 from maxdiffusion.request.cost import Seconds
 
 # Time measured on TPUs over this count, programs of other projects: 0.973 to 1.013 for guided steps of the 14B model
@@ -52,6 +52,19 @@ FLASH: Mapping[str, Cycles] = MappingProxyType(
         "v6e": Cycles(645.0, 100.6, 109.7, 73.8, 256),
         "v5p": Cycles(903.0, 258.5, 296.9, 133.2, 128),
         "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 256),
+    }
+)
+# Cycles of 1,024 elements in `kernels.rows`, by the kernel's name: what `scripts/tpu.py kernels` counts for TPU7x. v6e
+# takes as many; v5e and v5p up to half as many again, but their memory takes longer. Swapping axes waits for memory.
+ROWS: Mapping[str, float] = MappingProxyType(
+    {
+        "layer_norm": 2.7,
+        "layer_norm_scaled": 4.6,
+        "split": 0.7,
+        "rms_norm": 1.8,
+        "rotate": 3.7,
+        "join": 0.7,
+        "join_scaled": 2.6,
     }
 )
 FP32 = 6  # passes of a product
@@ -143,9 +156,17 @@ def _time(steps: Sequence[Step], generation: Generation, branch_probability: flo
                 parts += Seconds(exposed=waits, hidden=max(0.0, duration - waits))
             case Work():
                 parts += Seconds(**{"linear" if step.linear else "other": step.cycles / hertz})
+            case Copy():
+                parts += Seconds(other=2 * step.size / speed.memory)
             case Kernel() if step.name.startswith("bounding_ball"):  # two passes over the keys
                 dtype, keys = step.operands[1]
                 parts += Seconds(other=2 * math.prod(keys) * _BYTES.get(dtype, 1) / speed.memory)
+            case Kernel() if step.name.startswith("rows_"):  # reads and writes once
+                kernel, (dtype, rows) = step.name.removeprefix("rows_"), step.operands[0]
+                written = 1 if kernel.endswith("_scaled") else _BYTES[dtype]
+                moved = math.prod(rows) * (_BYTES[dtype] + written) / speed.memory
+                counted = math.prod(rows) / 1024 * ROWS.get(kernel, 0.0) / generation.tensor_cores / hertz
+                parts += Seconds(other=max(moved, counted))
             case Kernel():
                 count = cycles(step, generation)
                 if count is None:

@@ -27,6 +27,14 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
+class Copy:
+    """A copy without an estimate of cycles, and the bytes that it writes."""
+
+    name: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Kernel:
     """A call of a Pallas kernel, with the kernel's name."""
 
@@ -73,7 +81,7 @@ class Choice:
     branches: tuple[tuple[Step, ...], ...]
 
 
-Step = Work | Kernel | Collective | Done | Loop | Choice
+Step = Work | Copy | Kernel | Collective | Done | Loop | Choice
 
 
 def steps(hlo: str) -> tuple[Step, ...]:
@@ -119,6 +127,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)")
 _COLLECTIVE = re.compile(r"(all-to-all|all-gather|all-reduce|reduce-scatter|collective-permute)(-start|-done)?")
 _ARRAY = re.compile(r"\b(pred|bf16|[suf]\d+|f8\w+)\[([\d,]*)\]")
+_COPIES = ("concatenate", "copy", "pad", "reshape", "slice", "transpose")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 _Computations = Mapping[str, list[_Instruction]]
@@ -144,6 +153,8 @@ def _steps(computations: _Computations, name: str) -> Iterator[Step]:
         elif cycles and not each.opcode.endswith(("-start", "-done")):
             inner = (each, *_within(computations, called.get("calls", "")))
             yield Work(each.name, any(one.opcode in ("convolution", "dot") for one in inner), int(cycles[1]))
+        elif each.opcode in _COPIES:
+            yield Copy(each.name, sum(map(_bytes, _arrays(each.shape))))
 
 
 def _within(computations: _Computations, name: str) -> Iterator[_Instruction]:

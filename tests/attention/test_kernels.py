@@ -38,7 +38,7 @@ def test_output_and_log_sum_exp(kernel, tokens, keys, dtype):
     for valid in (None, mask):
         out, lse = kernel(q, k, v, valid)
         want, want_lse = reference.attention(q, k, v, valid)
-        assert out.dtype == lse.dtype == jnp.float32
+        assert lse.dtype == jnp.float32 and out.dtype in (jnp.float32, v.dtype)
         assert reference.error(out, want) < (2e-6 if dtype == jnp.float32 else 8e-3)
         # Splash rounds the scaled queries to bf16.
         assert np.abs(lse - want_lse).max() < (5e-6 if dtype == jnp.float32 else 2e-2)

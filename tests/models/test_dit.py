@@ -15,7 +15,6 @@ from diffusers import WanTransformer3DModel
 from flax import nnx
 
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import heads, rope
 from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, PreparedContext
 from maxdiffusion.models.dit.transformer import WanTransformer
@@ -185,18 +184,3 @@ def test_a_block_at_14b_width_matches_the_reference():
     theirs = run_reference(reference, latents, timestep, context)
     model = ours_of(reference)
     assert relative_error(run(model, jnp.asarray(latents), jnp.asarray(timestep), jnp.asarray(context)), theirs) < 1e-4
-
-
-def test_both_ways_to_swap_the_channels_of_a_pair_agree_to_the_bit():
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 2, 12)), jnp.float32) * 1e3
-    swapped = rope._swap_by_flip(x)
-    np.testing.assert_array_equal(swapped, np.asarray(x)[..., [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]])
-    np.testing.assert_array_equal(rope._swap_by_product(x), swapped)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_heads_by_slices_are_those_of_a_reshape(shards):
-    x = jnp.arange(2 * 3 * 24.0).reshape(2, 3, 24)
-    split = heads.split_by_slices(x, 6, shards)
-    assert jnp.array_equal(split, x.reshape(2, 3, 6, 4)) and jnp.array_equal(split, heads.split(x, 6))
-    assert jnp.array_equal(heads.join_by_slices(split, shards), x) and jnp.array_equal(heads.join(split), x)

@@ -6,8 +6,8 @@ import pytest
 
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import GENERATIONS
-from maxdiffusion.planning.predict import cycles, predict
-from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Work
+from maxdiffusion.planning.predict import ROWS, cycles, predict
+from maxdiffusion.planning.schedule import Choice, Collective, Copy, Done, Kernel, Loop, Work
 from maxdiffusion.request.cost import Seconds
 
 V6E = GENERATIONS["v6e"]
@@ -91,6 +91,26 @@ def test_the_ball_of_the_keys_reads_them_twice():
     found = predict((ball,), V6E)
     assert not found.uncounted
     assert found.seconds.other == pytest.approx(2 * 2 * 2 * 4096 * 128 / V6E.speed.memory)
+
+
+def test_kernels_over_rows_take_the_longer_of_memory_and_arithmetic():
+    rows = ("bf16", (1, 4096, 5120))
+    elements = 4096 * 5120
+
+    def seconds(name, generation, *others):
+        found = predict((Kernel(name, (rows, *others)),), generation)
+        assert not found.uncounted
+        return found.seconds.other
+
+    tpu7x = GENERATIONS["TPU7x"]
+    assert seconds("rows_join", V6E) == pytest.approx(elements * 4 / V6E.speed.memory)
+    assert seconds("rows_join_scaled", V6E) == pytest.approx(elements * 3 / V6E.speed.memory)
+    assert seconds("rows_swap", V6E) == pytest.approx(elements * 4 / V6E.speed.memory)
+    assert seconds("rows_rotate", tpu7x) == pytest.approx(ROWS["rotate"] * elements / 1024 / (tpu7x.ghz * 1e9))
+
+
+def test_a_copy_of_unknown_cycles_is_read_and_written_once():
+    assert predict((Copy("concatenate.1", 1 << 30),), V6E).seconds.other == pytest.approx((2 << 30) / V6E.speed.memory)
 
 
 def test_a_kernel_scales_with_heads_blocks_and_dtype():

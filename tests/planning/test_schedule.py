@@ -2,7 +2,7 @@
 
 import pytest
 
-from maxdiffusion.planning.schedule import Choice, Collective, Done, Kernel, Loop, Work, steps
+from maxdiffusion.planning.schedule import Choice, Collective, Copy, Done, Kernel, Loop, Work, steps
 
 HLO = """HloModule jit_f, is_scheduled=true, entry_computation_layout={()->()}
 
@@ -58,6 +58,7 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
   %all-to-all-start.4 = ((bf16[8,128]{1,0}), bf16[8,128]{1,0}) async-start(%a), calls=%async_computation.1
   %all-to-all-done.4 = bf16[8,128]{1,0} async-done(%all-to-all-start.4), calls=%async_computation.1
   %while.1 = (s32[], bf16[8,128]{1,0}) while(%t), condition=%condition, body=%body.1_spmd
+  %concatenate.8 = bf16[16,128]{1,0:T(8,128)(2,1)} concatenate(%f, %g), dimensions={0}
   %all-gather.2 = f32[8,9450,64]{1,2,0:T(8,128)S(1)} all-gather(%f), channel_id=14, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}
   %all-to-all.5 = (f32[4,2]{1,0}, f32[4,2]{1,0}) all-to-all(%f, %g), replica_groups={{0,1},{2,3}}
   %all-gather-start.7 = (f32[2,64]{1,0}, f32[8,64]{1,0}) all-gather-start(%f), replica_groups={{0,1,2,3}}
@@ -90,6 +91,7 @@ def test_a_program_is_read_in_order_of_issue_with_loops_branches_kernels_and_col
         Collective("all-to-all", 2048, (0, 1, 2, 3), "all-to-all-start.4"),
         Done("all-to-all-start.4"),
         Loop(40, body),
+        Copy("concatenate.8", 16 * 128 * 2),
         Collective("all-gather", 8 * 9450 * 64 * 4, (0, 1, 2, 3)),
         Collective("all-to-all", 2 * 4 * 2 * 4, (0, 1)),
         Collective("all-gather", 8 * 64 * 4, (0, 1, 2, 3), "all-gather-start.7"),

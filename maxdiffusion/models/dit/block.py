@@ -15,10 +15,9 @@ from jaxtyping import Array, Float
 from maxdiffusion.attention.api import cross_attention, self_attention
 from maxdiffusion.attention.frames import FrameKeys
 from maxdiffusion.attention.plan import AttentionPlan
-from maxdiffusion.models.dit import heads
 from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
-from maxdiffusion.models.dit.rope import rotate
-from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, layer_norm, parameter
+from maxdiffusion.models.dit.rows import Rotary, join_heads, layer_norm, split_heads
+from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, parameter
 from maxdiffusion.models.quantized import Quantized
 from maxdiffusion.parallel import axes, shard
 
@@ -51,42 +50,39 @@ class Signal:
 
 
 class KeyValue(nnx.Module):
-    """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split."""
+    """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split.
 
-    def __init__(self, config: DiTConfig, dtypes: Dtypes):
+    `tokens` is the logical axis of the tokens that have the keys.
+    """
+
+    def __init__(self, config: DiTConfig, dtypes: Dtypes, tokens: str | None = None):
         self.heads = config.num_attention_heads
+        self.tokens = tokens
         self.to_k = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
-    def normed(self, norm: RMSNorm, x: Float[Array, "b s e"]) -> Float[Array, "b s n d"]:
-        """fp32."""
-        split = heads.split(x, self.heads).astype(jnp.float32)
-        return split * norm.factor(x)[..., None] * norm.scale[...].reshape(split.shape[2:])
-
-    def key(self, x: Float[Array, "b k e"] | Quantized) -> Float[Array, "b k n d"]:
-        """fp32, normed."""
-        return self.normed(self.norm_k, self.to_k(x))
+    def key(self, x: Float[Array, "b k e"] | Quantized, rotary: Rotary | None = None) -> Float[Array, "b k n d"]:
+        return split_heads(self.to_k(x), self.heads, self.norm_k, rotary, self.tokens)
 
     def value(self, x: Float[Array, "b k e"] | Quantized) -> Float[Array, "b k n d"]:
-        return heads.split(self.to_v(x), self.heads)
+        return split_heads(self.to_v(x), self.heads, tokens=self.tokens)
 
 
 class Attention(KeyValue):
     """The projections of one attention; q is normed in the same way as k."""
 
-    def __init__(self, config: DiTConfig, dtypes: Dtypes):
-        super().__init__(config, dtypes)
+    def __init__(self, config: DiTConfig, dtypes: Dtypes, tokens: str | None = None):
+        super().__init__(config, dtypes, tokens)
         self.to_q = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.dim, config.eps)
 
-    def query(self, x: Float[Array, "b s e"] | Quantized) -> Float[Array, "b s n d"]:
-        """fp32, normed."""
-        return self.normed(self.norm_q, self.to_q(x))
+    def query(self, x: Float[Array, "b s e"] | Quantized, rotary: Rotary | None = None) -> Float[Array, "b s n d"]:
+        return split_heads(self.to_q(x), self.heads, self.norm_q, rotary)
 
     def output(self, x: Float[Array, "b s n d"]) -> Float[Array, "b s e"]:
-        return self.to_out(heads.join(x))
+        return self.to_out(join_heads(x, self.to_out.operand_dtype))
 
 
 class Block(nnx.Module):
@@ -97,7 +93,7 @@ class Block(nnx.Module):
         self.dtype = dtypes.activations
         self.eps = config.eps
         self.log_scale = config.adapter.log_scale if isinstance(config.adapter, Animate2Config) else 0.0
-        self.attn1 = Attention(config, dtypes)
+        self.attn1 = Attention(config, dtypes, axes.SEQUENCE)
         self.attn2 = Attention(config, dtypes)
         self.attn2_image = nnx.List([] if config.image_dim is None else [KeyValue(config, dtypes)])
         self.norm2 = LayerNorm(config.dim, config.eps)
@@ -110,7 +106,7 @@ class Block(nnx.Module):
         They do not depend on the latents.
         """
         layers = (self.attn2, *self.attn2_image)
-        return tuple((layer.key(x).astype(self.dtype), layer.value(x)) for layer, x in zip(layers, tokens, strict=True))
+        return tuple((layer.key(x), layer.value(x)) for layer, x in zip(layers, tokens, strict=True))
 
     def __call__(
         self,
@@ -131,21 +127,21 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "b s e"], Float[Array, "b s n d"], Float[Array, "b s n d"]]:
         """The block's output, and the keys, with their positions, and the values of its self-attention."""
         modulation = self.scale_shift_table[...] + signal.time
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (signal.by_token(modulation[:, :, i]) for i in range(6))
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation[:, :, i] for i in range(6))
+        rotary = signal.cos, signal.sin
 
-        h = self.attn1.to_q.input(layer_norm(x, self.eps) * (1 + scale_1) + shift_1)  # once for q, k and v
-        q = rotate(self.attn1.query(h), signal.cos, signal.sin).astype(self.dtype)
-        k = rotate(self.attn1.key(h), signal.cos, signal.sin).astype(self.dtype)
-        v = self.attn1.value(h)
+        h = layer_norm(x, 1 + scale_1, shift_1, signal.clean, self.eps, self.attn1.to_q.operand_dtype)
+        q, k, v = self.attn1.query(h, rotary), self.attn1.key(h, rotary), self.attn1.value(h)
         h = self_attention(self.plan, q, k, v, signal.valid, frames, self.log_scale)
-        x = self._add(x, self.attn1.output(h) * gate_1)
+        x = self._add(x, self.attn1.output(h) * signal.by_token(gate_1))
 
-        q = self.attn2.query(self.norm2(x)).astype(self.dtype)
+        gain, bias = (vector[...][None, None] for vector in (self.norm2.scale, self.norm2.bias))
+        q = self.attn2.query(layer_norm(x, gain, bias, None, self.eps, self.attn2.to_q.operand_dtype))
         h = functools.reduce(jnp.add, (cross_attention(self.plan, q, *source) for source in sources))
         x = self._add(x, self.attn2.output(h))
 
-        h = layer_norm(x, self.eps) * (1 + scale_2) + shift_2
-        return self._add(x, self.ffn(h) * gate_2), k, v
+        h = layer_norm(x, 1 + scale_2, shift_2, signal.clean, self.eps, self.ffn.linear_1.operand_dtype)
+        return self._add(x, self.ffn(h) * signal.by_token(gate_2)), k, v
 
     def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
         """The residual sum in fp32, rounded to the activation dtype."""

@@ -46,16 +46,5 @@ def rotary_tables_at(
 def rotate(x: Float[Array, "b s n d"], cos: Float[Array, "s d"], sin: Float[Array, "s d"]) -> Float[Array, "b s n d"]:
     """Rotates each pair of channels (2i, 2i + 1) by its angle, in fp32; fp32 out."""
     x = x.astype(jnp.float32)
-    swapped = jax.lax.platform_dependent(x, tpu=_swap_by_product, default=_swap_by_flip)
+    swapped = jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
     return x * cos[:, None] + swapped * sin[:, None]
-
-
-def _swap_by_flip(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
-    """Swaps the channels of each pair; the fastest way on CPUs (docs/tpu_layouts.md)."""
-    return jnp.flip(x.reshape(*x.shape[:-1], -1, 2), axis=-1).reshape(x.shape)
-
-
-def _swap_by_product(x: Float[Array, "b s n d"]) -> Float[Array, "b s n d"]:
-    """Swaps by a permutation matrix, with the same bits; it keeps the layout on TPUs (docs/tpu_layouts.md)."""
-    swap = np.eye(x.shape[-1], dtype=np.float32).reshape(-1, 2, x.shape[-1])[:, ::-1].reshape(-1, x.shape[-1])
-    return jnp.einsum("bsnd,de->bsne", x, swap, precision="highest")

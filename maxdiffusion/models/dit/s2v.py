@@ -149,7 +149,7 @@ class AudioInjection(nnx.Module):
         self, whole: Float[Array, "b f e"], local: Float[Array, "b k e"]
     ) -> tuple[Float[Array, "b k n d"], Float[Array, "b k n d"], Float[Array, "b f 2*e"]]:
         """Keys, values and modulation: what does not depend on the latents."""
-        keys = self.attention.key(local).astype(self.dtype)
+        keys = self.attention.key(local)
         return keys, self.attention.value(local), self.modulation(jax.nn.silu(whole))
 
     def __call__(
@@ -164,7 +164,7 @@ class AudioInjection(nnx.Module):
         own = jnp.minimum(jnp.arange(x.shape[1]) // tokens_per_frame, frames - 1)
         shift, scale = jnp.split(jnp.take(modulation, own, axis=1), 2, axis=-1)
         h = layer_norm(x, self.EPS) * (1 + scale) + shift
-        q = self.attention.query(h).astype(self.dtype)
+        q = self.attention.query(h)
         return self.attention.output(frame_attention(q, keys, values, tokens_per_frame, keys.shape[1] // frames))
 
 

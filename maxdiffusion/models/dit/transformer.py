@@ -32,7 +32,7 @@ from maxdiffusion.models.layers import (
     scan,
     stack,
 )
-from maxdiffusion.parallel import axes, sequence_degree, shard
+from maxdiffusion.parallel import axes, shard, token_multiple
 
 
 def sinusoid(timestep: Float[Array, "*b"], channels: int) -> Float[Array, "*b channels"]:
@@ -193,7 +193,7 @@ class WanTransformer(nnx.Module):
         x, cos, sin, valid = tokens
 
         length = x.shape[1]
-        padding = -length % sequence_degree()
+        padding = -length % token_multiple()
         if padding:
             valid = jnp.ones(x.shape[:2], bool) if valid is None else valid
             x = jnp.pad(x, ((0, 0), (0, padding), (0, 0)))
