@@ -17,9 +17,15 @@ ROOT = Path(__file__).parents[2]
 CIRCLE, SQUARE = "a red circle", "a blue square"
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    return tmp_path_factory.mktemp("xla")
+
+
 @pytest.fixture
-def encode(tmp_path, monkeypatch):
-    """(prompts, words) -> their embeddings, and the networks that were loaded for them."""
+def encode(tmp_path, monkeypatch, compiled):
+    """(prompts, words) -> their embeddings, and the networks that were loaded for them; compiled once for all tests."""
+    (tmp_path / "xla").symlink_to(compiled)
 
     def encoded(prompts, *words, page="wan_tiny", folder=tmp_path / "xla"):
         common = ["progress=off", f"jax_cache_dir={folder}"]

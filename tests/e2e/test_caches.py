@@ -111,7 +111,7 @@ def cases():
     taylor = hooks.TaylorSeerCacheConfig(3, 3, None, 1, torch.float32, use_lite_mode=True)
     words = ("cache=mag", "cache_threshold=0.06", "cache_max_skips=2")
     yield pytest.param("mag", mag, words, marks=pytest.mark.slow)
-    yield "taylor", taylor, ("cache=taylor", "cache_max_skips=2")
+    yield pytest.param("taylor", taylor, ("cache=taylor", "cache_max_skips=2"), marks=pytest.mark.slow)
     words = ("cache=first_block", "cache_threshold=0.6")
     yield pytest.param("first_block", hooks.FirstBlockCacheConfig(0.6), words, marks=pytest.mark.slow)
     yield "sea", hooks.SeaCacheConfig(0.6), ("cache=sea", "cache_threshold=0.6")

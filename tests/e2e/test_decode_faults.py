@@ -89,6 +89,7 @@ def test_a_decode_without_memory_is_tried_again_by_smaller_chunks(plain, tmp_pat
     assert np.abs(got.astype(int) - plain[0]).max() <= 1
 
 
+@pytest.mark.slow
 def test_one_that_never_fits_says_where_the_latents_are_and_what_fits(plain, tmp_path, capsys, memory_for):
     memory_for(0)
     assert cli.command(words(tmp_path)) == 2

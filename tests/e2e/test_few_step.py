@@ -106,6 +106,7 @@ def test_steps_and_shift_of_each_expert(tmp_path, two_experts):
         assert np.load(one).std() > 5 and psnr(np.load(one), np.load(two)) > 60
 
 
+@pytest.mark.slow
 def test_a_dmd_pipeline_is_run_as_it_asks(tmp_path, capfd):
     """As FastWan: the class in model_index.json, and gates of sparse attention that dense attention does not use."""
     folder = tmp_path / "fastwan"

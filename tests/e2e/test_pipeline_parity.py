@@ -42,7 +42,8 @@ def reference(checkpoint, noise, *, size, frames, steps, scale):
     ],
 )
 @pytest.mark.parametrize(
-    ("loop", "guidance", "data", "context"), [("steps", "batched", -1, 1), ("scan", "two_pass", 1, -1)]
+    ("loop", "guidance", "data", "context"),
+    [("steps", "batched", -1, 1), pytest.param("scan", "two_pass", 1, -1, marks=pytest.mark.slow)],
 )
 def test_video_equals_the_reference(
     request, tmp_path, name, model, size, frames, channels, loop, guidance, data, context

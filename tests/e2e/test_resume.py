@@ -91,7 +91,7 @@ def check_equal(got, want, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("first", "second", "number", "code", "more"),
     [
-        (EIGHT, ONE, signal.SIGTERM, 75, ()),
+        pytest.param(EIGHT, ONE, signal.SIGTERM, 75, (), marks=pytest.mark.slow),
         pytest.param(ONE, FOUR, signal.SIGINT, 130, (), marks=pytest.mark.slow),
         pytest.param(FOUR, EIGHT, signal.SIGTERM, 75, (), marks=pytest.mark.slow),
         pytest.param(TWO_BY_FOUR, ONE, signal.SIGTERM, 75, WINDOWS, marks=pytest.mark.slow),
@@ -132,7 +132,7 @@ def computed(folder):
     ("cache", "after", "more", "first", "second"),
     [
         pytest.param(*CACHES[0], ONE, ONE, marks=pytest.mark.slow),
-        (*CACHES[1], ONE, ONE),
+        pytest.param(*CACHES[1], ONE, ONE, marks=pytest.mark.slow),
         pytest.param(*CACHES[2], ONE, (*ONE, "loop=scan", "guidance_mode=two_pass"), marks=pytest.mark.slow),
         pytest.param(*CACHES[3], ONE, ONE, marks=pytest.mark.slow),
         pytest.param(*CACHES[4], TWO, ONE, marks=pytest.mark.slow),

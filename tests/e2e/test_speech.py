@@ -59,6 +59,7 @@ def beep(path: Path, *words: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_second_of_stereo_silence_makes_a_silent_video(run, tmp_path):
     code, said, video = run(sounds.write(tmp_path / "a.wav", np.zeros((2, 44100)), 44100))
     assert code == 0 and "44100 Hz, 2 channels" in said and "is silent from beginning to end" in said
