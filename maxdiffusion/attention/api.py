@@ -38,14 +38,15 @@ def self_attention(
     Raises:
       UserError: the mesh or its rules contradict the plan.
     """
-    local = KERNELS[plan.kernel].local(plan.options)
+    kernel = KERNELS[plan.kernel]
+    local = kernel.local(plan.options)
     if plan.quantization == "fp8":
-        local = eight_bits(local, native=KERNELS[plan.kernel].eight_bits)
+        local = eight_bits(local, native=kernel.eight_bits)
     if plan.ring > 1:
         from maxdiffusion.attention.ring import ring
 
-        unit = TILE_ROWS if KERNELS[plan.kernel].platforms == ("tpu",) else 1
-        local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way", unit=unit)
+        unit = TILE_ROWS if kernel.platforms == ("tpu",) else 1
+        local = ring(local, plan.ring, two_way=plan.ring_direction == "two_way", unit=unit, merges=kernel.merges)
     if plan.ulysses > 1:
         from maxdiffusion.attention.ulysses import ulysses
 

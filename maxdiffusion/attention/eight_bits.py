@@ -6,26 +6,27 @@ bound in place of the row's maximum they may all be as small as 2^-88, where e4m
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from maxdiffusion.attention.dense import Local
 from maxdiffusion.hardware.quantization import LARGEST
 
 DTYPE = jnp.float8_e4m3fn
 _LARGEST = LARGEST[jnp.dtype(DTYPE).name]
 
 
-def eight_bits(local: Local, *, native: bool) -> Local:
+def eight_bits(local: Callable[..., Any], *, native: bool) -> Callable[..., Any]:
     """`local` on q and centred k in e4m3.
 
     Both are multiplied by sqrt(log2(e) / sqrt(d)) first, and saturate at 448: at a head dim of 128 where they exceed
     1,255.
 
     Args:
-      local: the kernel.
+      local: the kernel; gets what else the result is given.
       native: whether it takes q and k in e4m3, scaled so, with logits to base 2; otherwise they are widened again.
     """
 
@@ -34,6 +35,8 @@ def eight_bits(local: Local, *, native: bool) -> Local:
         k: Float[Array, "b k n d"],
         v: Float[Array, "b k n d"],
         valid: Bool[Array, "b k"] | None = None,
+        other: tuple[Float[Array, "b s n d"], Float[Array, "b s n"]] | None = None,
+        **options: Any,
     ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
         gain = math.sqrt(math.log2(math.e) / math.sqrt(q.shape[-1]))
         wide = k.astype(jnp.float32)
@@ -42,8 +45,9 @@ def eight_bits(local: Local, *, native: bool) -> Local:
         rounded_q, rounded_k = (_round(x * gain) for x in (q.astype(jnp.float32), wide - center))
         if not native:
             rounded_q, rounded_k = ((x.astype(jnp.float32) / gain).astype(q.dtype) for x in (rounded_q, rounded_k))
-        out, lse = local(rounded_q, rounded_k, v, valid)
         shift = jnp.einsum("bsnd,bnd->bsn", q.astype(jnp.float32), center[:, 0]) / math.sqrt(q.shape[-1])
+        more = [] if other is None else [(other[0], other[1] - shift)]
+        out, lse = local(rounded_q, rounded_k, v, valid, *more, **options)
         return out, lse + shift
 
     return attend

@@ -22,10 +22,15 @@ def flash(
     k: Float[Array, "b k n d"],
     v: Float[Array, "b k n d"],
     valid: Bool[Array, "b k"] | None = None,
+    other: tuple[Float[Array, "b s n d"], Float[Array, "b s n"]] | None = None,
     *,
+    whole: bool = True,
     options: KernelOptions = DEFAULT,
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
-    """Computes `dense`; the kernel rounds the output to v's dtype once. Forward only. Takes q and k of `eight_bits`."""
+    """Computes `dense`, merged with `other`, the result for other keys. Takes q and k of `eight_bits`. Forward only.
+
+    The output is rounded to v's dtype if it is the `whole`, and is fp32 for another merge.
+    """
     batch, tokens, _, dim = q.shape
     keys = k.shape[1]
     device = first_device()
@@ -33,6 +38,10 @@ def flash(
     sizes = flash_blocks(device.device_kind, tokens, keys, options, fp32=v.dtype == jnp.float32)
 
     q, k, v = (pad_to_multiple(x, 3, LANES).transpose(0, 2, 1, 3) for x in (q, k, v))
+    if other is not None:
+        out, lse = other
+        out, lse = pad_to_multiple(out, 3, LANES).transpose(0, 2, 1, 3), lse.transpose(0, 2, 1) / math.log(2)
+        other = out, lse
     valid = validity(batch, keys, keys + -keys % sizes.kv, valid)
     interpret = device.platform != "tpu"
     out, lse = flash_attention(
@@ -41,6 +50,8 @@ def flash(
         v,
         *bounding_ball(k, valid, block=sizes.kv, interpret=interpret),
         valid,
+        other,
+        dtype=v.dtype if whole else jnp.float32,
         scale=1.0 if q.dtype == eight_bits.DTYPE else math.log2(math.e) * dim**-0.5,
         block_q=sizes.q,
         block_kv=sizes.kv,

@@ -26,6 +26,7 @@ class Kernel:
       block_q_unit: number that block_q is a multiple of.
       package: optional package that it needs.
       eight_bits: whether it takes q and k as `eight_bits` rounds them.
+      merges: whether it takes the result for other keys, `other`, and whether that makes it `whole`.
       names: scheme -> value of the config's `attention` that selects scheme and kernel; by default the kernel's name
         for the scheme `local`.
     """
@@ -38,6 +39,7 @@ class Kernel:
     block_q_unit: int = SUBLANES
     package: str | None = None
     eight_bits: bool = False
+    merges: bool = False
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def runs_on(self, platform: str) -> bool:
@@ -83,6 +85,7 @@ KERNELS: dict[str, Kernel] = {
             options=(*_BLOCKS, "attention_vmem_limit_kib"),
             block_q_unit=LANES,
             eight_bits=True,
+            merges=True,
         ),
         Kernel("splash", f"{_HERE}.splash:jax_splash", ("tpu",), options=_BLOCKS),
         Kernel(

@@ -1,5 +1,8 @@
 """Ring attention: keys and values rotate around the ring axis; each hop's result is merged by its log-sum-exp."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -12,7 +15,9 @@ from maxdiffusion.parallel import axes
 Block = list[tuple[jax.Array, jax.Array]]  # (k, v) of each direction
 
 
-def ring(local: Local, degree: int, *, two_way: bool = False, unit: int = 1) -> Local:
+def ring(
+    local: Callable[..., Any], degree: int, *, two_way: bool = False, unit: int = 1, merges: bool = False
+) -> Local:
     """`local` over all keys of the ring axis (Liu et al., arXiv 2310.01889), to be called under `shard_map`.
 
     The result takes q, k and v of one ring shard, and a `valid` that covers the keys of all shards in their order. Each
@@ -26,6 +31,8 @@ def ring(local: Local, degree: int, *, two_way: bool = False, unit: int = 1) -> 
 
     The keys of a shard are padded to a multiple of `unit`: on a TPU the rows of a tile, because a permutation of
     partly filled tiles has another layout, and k and v are copied before and after it.
+
+    A kernel that `merges` is given the result of the hops before.
     """
 
     def attend(
@@ -47,16 +54,24 @@ def ring(local: Local, degree: int, *, two_way: bool = False, unit: int = 1) -> 
             all_valid = jnp.ones((k.shape[0], degree * length), bool) if valid is None else valid
             shards = pad_to_multiple(all_valid.reshape(-1, degree, length), 2, unit)
 
-        def hop(block: Block, number: int) -> tuple[jax.Array, jax.Array]:
+        def hop(
+            block: Block, number: int, before: tuple[jax.Array, jax.Array] | None = None
+        ) -> tuple[jax.Array, jax.Array]:
             k, v = (_concatenate(list(halves), 2).swapaxes(1, 2) for halves in zip(*block, strict=True))
+            if merges:
+                return local(q, k, v, mask(number), before, whole=number + 1 == degree)
+            result = local(q, k, v, mask(number))
+            return result if before is None else merge(*before, *result)
+
+        def mask(number: int) -> jax.Array | None:
             if shards is None:
-                return local(q, k, v, None)
+                return None
             sources = [(device - step * number) % degree for _, _, step in parts]
             masks = [
                 jax.lax.dynamic_index_in_dim(shards, source, 1, keepdims=False)[:, first : first + rows]
                 for source, (first, rows, _) in zip(sources, parts, strict=True)
             ]
-            return local(q, k, v, _concatenate(masks, 1))
+            return _concatenate(masks, 1)
 
         def rotate(block: Block) -> Block:
             routes = [[(i, (i + step) % degree) for i in range(degree)] for _, _, step in parts]
@@ -69,7 +84,7 @@ def ring(local: Local, degree: int, *, two_way: bool = False, unit: int = 1) -> 
             block, out, lse = jax.lax.optimization_barrier((next_block, out, lse))
             if number + 1 < degree:
                 next_block = rotate(block)
-            out, lse = merge(out, lse, *hop(block, number))
+            out, lse = hop(block, number, (out, lse))
         return out, lse
 
     return attend

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128
@@ -42,7 +43,9 @@ def flash_attention(
     center: Float[Array, "b n d"],
     radius: Float[Array, "b n"],
     valid: Bool[Array, "b padded_k"] | None = None,
+    other: tuple[Float[Array, "b n s d"], Float[Array, "b n s"]] | None = None,
     *,
+    dtype: DTypeLike | None = None,
     scale: float = 1.0,
     block_q: int,
     block_kv: int,
@@ -54,8 +57,8 @@ def flash_attention(
 ) -> tuple[Float[Array, "b n s d"], Float[Array, "b n s"]]:
     """softmax(scale q k^T) v with exponentials to base 2, and the base-2 logarithm of its sum.
 
-    The output has v's dtype; q and k have one dtype, which may be narrower. Logits, maxima, sums and the second result
-    are fp32. A row without a valid key gives 0 and -inf, a query with NaN makes its row NaN alone, a masked key none.
+    q and k have one dtype, v's or a narrower one. Logits, maxima, sums and the second result are fp32. A row without a
+    valid key gives 0 and -inf, a query with NaN makes its row NaN alone, a masked key none.
     No gradient.
 
     Args:
@@ -68,6 +71,9 @@ def flash_attention(
         which saves the vector unit much of its work.
       valid: False leaves a key out; the parts of a block after its last valid key are skipped. Its length is a
         multiple of block_kv; k and v may be shorter.
+      other: results for other keys, into which these are merged where their statistics lie along lanes already: a
+        merge apart reads and writes outputs in fp32 once more.
+      dtype: of the output; None: of v.
       scale: of the logits, log2(e) / sqrt(d) for the usual attention.
       block_q: queries per grid step, a multiple of 128, as d is. The last block may reach beyond s: queries are
         independent.
@@ -91,6 +97,9 @@ def flash_attention(
     of_queries = pl.BlockSpec((1, 1, block_q, dim), lambda b, h, i, j, *_: (b, h, i, 0))
     of_keys = pl.BlockSpec((1, 1, block_kv, dim), lambda b, h, i, j, *_: (b, h, j, 0))
     of_center = pl.BlockSpec((1, 1, 1, dim), lambda b, h, i, j, *_: (b, h, 0, 0))
+    if other is not None:
+        inputs += [other[0], other[1][:, :, None]]
+        weights += [of_queries, of_rows]
     out, lse = pl.pallas_call(
         functools.partial(
             _kernel, tokens=tokens, scale=scale, compute=compute, span=span, strip=strip, masked=valid is not None
@@ -113,7 +122,7 @@ def flash_attention(
             ],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, v.dtype),
+            jax.ShapeDtypeStruct(q.shape, v.dtype if dtype is None else dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, tokens), jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
@@ -216,13 +225,14 @@ def _counts(valid: Bool[Array, "b k"], block: int, compute: int) -> list[Int[Arr
 def _kernel(*refs: Any, tokens: int, scale: float, compute: int, span: int, strip: int, masked: bool) -> None:
     """Attention of one block of queries to one block of keys.
 
-    refs: radius, [whole and some parts], q, k, v, center, [valid], out, lse, scaled q, accumulators of outputs and
-    sums, maxima (or bounds), logits, weights and sums in flight, bound_is_tight.
+    refs: radius, [whole and some parts], q, k, v, center, [valid], [another output and its lse], out, lse, scaled q,
+    accumulators of outputs and sums, maxima (or bounds), logits, weights and sums in flight, bound_is_tight.
     """
     scalars, scratch = refs[: 3 if masked else 1], refs[-8:]
     *inputs, out_ref, lse_ref = refs[len(scalars) : -8]
     radius_ref, *counts_refs = scalars
-    q_ref, k_ref, v_ref, center_ref, *valid_ref = inputs
+    q_ref, k_ref, v_ref, center_ref, *optional = inputs
+    valid_ref, other_refs = optional[: int(masked)], optional[int(masked) :]
     scaled_ref, acc_ref, sum_ref, top_ref, logits_ref, weights_ref, sums_ref, tight_ref = scratch
     example, head, block, step = (pl.program_id(axis) for axis in range(4))
     everything = k_ref.shape[2] // compute
@@ -270,8 +280,25 @@ def _kernel(*refs: Any, tokens: int, scale: float, compute: int, span: int, stri
         total = sum_ref[...].sum(axis=0, keepdims=True)
         empty = total == 0  # not of a row with NaN; Mosaic's != is false for NaN
         safe = jnp.where(empty, 1.0, total)
-        out_ref[0, 0] = (acc_ref[...] / safe).T.astype(out_ref.dtype)
-        lse_ref[0, 0] = jnp.where(empty, -jnp.inf, top_ref[...] + jnp.log2(safe))
+        out = acc_ref[...] / safe
+        lse = jnp.where(empty, -jnp.inf, top_ref[...] + jnp.log2(safe))
+        if other_refs:
+            out, lse = _merged(out, lse, other_refs[0][0, 0].astype(jnp.float32).T, other_refs[1][0, 0])
+        out_ref[0, 0] = out.T.astype(out_ref.dtype)
+        lse_ref[0, 0] = lse
+
+
+def _merged(
+    out: Float[Array, "d s"], lse: Float[Array, "1 s"], other_out: Float[Array, "d s"], other_lse: Float[Array, "1 s"]
+) -> tuple[Float[Array, "d s"], Float[Array, "1 s"]]:
+    """`attention.merge.merge` with base-2 logarithms."""
+    top = jnp.maximum(lse, other_lse)
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    ours, theirs = jnp.exp2(lse - top), jnp.exp2(other_lse - top)
+    total = ours + theirs
+    empty = total == 0
+    safe = jnp.where(empty, 1.0, total)
+    return out * (ours / safe) + other_out * (theirs / safe), jnp.where(empty, -jnp.inf, top + jnp.log2(safe))
 
 
 def _scale_and_bound(

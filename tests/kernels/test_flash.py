@@ -65,6 +65,43 @@ def test_blocks_do_not_change_the_result(case, block_q, block_kv, compute, span,
     assert np.abs(lse - want_lse).max() < 5e-6
 
 
+@pytest.mark.parametrize("tokens", [384, 333])
+@pytest.mark.parametrize("running", [False, True])
+def test_the_result_for_other_keys_is_merged(case, tokens, running):
+    """Each half of the keys in its own call; of the second example, the first half is masked, then everything."""
+    *arrays, valid = case
+    valid = valid.copy()
+    q, k, v = map(jnp.asarray, arrays)
+    q = q[:, :, :tokens]
+    run = functools.partial(
+        flash_attention, block_q=128, block_kv=128, compute=128, span=128, strip=256, interpret=True
+    )
+    for case_valid in (valid, np.stack([valid[0], np.zeros(K, bool)])):
+        other = None
+        for half in (slice(0, 384), slice(384, K)):
+            keys, mask = jnp.asarray(k[:, :, half]), jnp.asarray(case_valid[:, half])
+            center, radius = ball(keys, mask)
+            radius = jnp.full_like(radius, jnp.inf) if running else radius
+            other = run(q, keys, v[:, :, half], center, radius, mask, other, dtype=jnp.float32)
+        out, lse = other
+        want, want_lse = reference(*(np.asarray(x) for x in (q, k, v)), case_valid)
+        assert np.abs(out - want).max() < 2e-6 * np.abs(want).max()
+        np.testing.assert_allclose(lse, want_lse, atol=5e-6)
+
+
+def test_a_row_with_nan_stays_alone_where_results_are_merged(case):
+    q, k, v = map(jnp.asarray, case[:3])
+    q = q.at[0, 0, 7].set(jnp.nan)
+    sizes = {"block_q": 128, "block_kv": 640, "compute": 128, "span": 128, "strip": 256, "interpret": True}
+    own = flash_attention(q, k, v, *ball(k), **sizes)
+    out, lse = flash_attention(q, k, v, *ball(k), None, own, **sizes)
+    want, _ = reference(*case[:3], np.ones((2, K), bool))
+    rows = np.ones((2, 1, S), bool)
+    rows[0, 0, 7] = False
+    assert np.isnan(out[0, 0, 7]).all() and np.isnan(lse[0, 0, 7])
+    assert np.abs(out - want)[rows].max() < 2e-6 * np.abs(want).max()
+
+
 def test_a_block_without_keys_is_skipped_and_a_row_without_any_is_empty(case):
     q, k, v, valid = case
     valid = valid.copy()
