@@ -259,6 +259,7 @@ run, *args = {
     "split": (split, x),
     "rms_norm": (split, x, shape((5120,))),
     "rotate": (split, x, shape((5120,)), tables, tables),
+    "gelu_scaled": (functools.partial(rows.gelu, dtype=eight, largest=127.0), x),
     "join": (join, joined),
     "join_scaled": (functools.partial(join, dtype=eight, largest=127.0), joined),
 }[given]

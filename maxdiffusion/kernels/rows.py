@@ -162,6 +162,23 @@ def _swapped(x: jax.Array) -> jax.Array:
     return swapped if x.dtype.itemsize == 4 else pltpu.bitcast(swapped, x.dtype)
 
 
+def gelu(
+    x: Float[Array, "b s e"], *, dtype: DTypeLike, largest: float, interpret: bool = False
+) -> tuple[Num[Array, "b s e"], Float[Array, "b s 1"]]:
+    """GELU by its tanh approximation, in 8 bits; dtype and `largest` as of `layer_norm`."""
+    return _call(_gelu, "gelu", [x], [_features(x)], x.shape, dtype, largest, interpret)
+
+
+def _gelu(x_ref: Any, *, write: Callable[..., None]) -> None:
+    def strip(rows: Any) -> None:
+        def value(part: slice) -> jax.Array:
+            return jax.nn.gelu(x_ref[rows, part].astype(jnp.float32), approximate=True)
+
+        write(rows, _parts(x_ref.shape[-1]), value)
+
+    _strips(strip)
+
+
 def join_heads(
     x: Float[Array, "b n s d"], *, dtype: DTypeLike, largest: float | None = None, interpret: bool = False
 ) -> Float[Array, "b s e"] | tuple[Num[Array, "b s e"], Float[Array, "b s 1"]]:

@@ -63,6 +63,7 @@ ROWS: Mapping[str, float] = MappingProxyType(
         "split": 0.7,
         "rms_norm": 1.8,
         "rotate": 3.7,
+        "gelu_scaled": 5.0,
         "join": 0.7,
         "join_scaled": 2.6,
     }

@@ -79,6 +79,15 @@ def test_joined_heads_are_those_that_were_split():
     assert jnp.array_equal(values, expected.values) and jnp.array_equal(scale, expected.scale)
 
 
+@pytest.mark.parametrize("name", LARGEST)
+def test_gelu_in_8_bits(name):
+    x = normal(0, BATCH, TOKENS, FEATURES, dtype=BF16)
+    values, scale = kernels.gelu(x, dtype=name, largest=LARGEST[name], interpret=True)
+    expected = quantize(layers.gelu_tanh(x.astype(F32)), name)
+    np.testing.assert_allclose(scale, expected.scale, rtol=1e-6)
+    assert np.mean(np.asarray(values, np.float32) != np.asarray(expected.values, np.float32)) < 1e-3
+
+
 def test_a_row_of_zeros_and_one_with_nan_in_8_bits():
     x = jnp.zeros((1, 2, 128), BF16).at[0, 1, 5].set(jnp.nan)
     values, scale = kernels.join_heads(x[:, None], dtype="int8", largest=127.0, interpret=True)
@@ -104,7 +113,7 @@ def test_devices_compute_their_shards(degrees, dtype, monkeypatch):
         h = rows.layer_norm(x, gain, bias, clean, EPS, dtype)
         q = rows.split_heads(x, heads, norm, tables)
         k = rows.split_heads(x[:, :5], heads, norm, None, tokens=None)
-        return h, q, k, rows.join_heads(q, dtype)
+        return h, q, k, rows.join_heads(q, dtype), rows.gelu(x, dtype)
 
     expected = jax.jit(run)(x)
     monkeypatch.setattr(rows, "_by_kernel", lambda features: True)

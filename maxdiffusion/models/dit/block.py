@@ -16,7 +16,7 @@ from maxdiffusion.attention.api import cross_attention, self_attention
 from maxdiffusion.attention.frames import FrameKeys
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
-from maxdiffusion.models.dit.rows import Rotary, join_heads, layer_norm, split_heads
+from maxdiffusion.models.dit.rows import Rotary, gelu, join_heads, layer_norm, split_heads
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, parameter
 from maxdiffusion.models.quantized import Quantized
 from maxdiffusion.parallel import axes, shard
@@ -141,7 +141,8 @@ class Block(nnx.Module):
         x = self._add(x, self.attn2.output(h))
 
         h = layer_norm(x, 1 + scale_2, shift_2, signal.clean, self.eps, self.ffn.linear_1.operand_dtype)
-        return self._add(x, self.ffn(h) * signal.by_token(gate_2)), k, v
+        h = gelu(self.ffn.linear_1(h), self.ffn.linear_2.operand_dtype)
+        return self._add(x, self.ffn.linear_2(h) * signal.by_token(gate_2)), k, v
 
     def _add(self, x: Float[Array, "b s e"], y: Float[Array, "b s e"]) -> Float[Array, "b s e"]:
         """The residual sum in fp32, rounded to the activation dtype."""

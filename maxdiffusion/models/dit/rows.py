@@ -89,6 +89,22 @@ def join_heads(x: Float[Array, "b s n d"], dtype: DTypeLike) -> Float[Array, "b 
     return joined if whole else operand(joined, dtype)
 
 
+def gelu(x: Float[Array, "b s e"], dtype: DTypeLike) -> Float[Array, "b s e"] | Quantized:
+    """GELU by its tanh approximation in fp32, as the operand of a product in `dtype`.
+
+    With the barrier TPUs compute it once, in bf16 as a part of the product before: docs/tpu_layouts.md.
+    """
+    largest = _largest(dtype)
+    if largest is None or degree(axes.MLP) > 1 or not _by_kernel(x.shape[-1]):
+        return jax.lax.optimization_barrier(operand(layers.gelu_tanh(x.astype(jnp.float32)), dtype))
+
+    def own(x: jax.Array) -> Any:
+        return rows.gelu(x, dtype=dtype, largest=largest, interpret=_interpret())
+
+    names = (axes.BATCH, axes.SEQUENCE, None)
+    return _operand(per_device(own, [x], [names], names))
+
+
 def _by_kernel(features: int) -> bool:
     return platform() == "tpu" and features % rows.LANES == 0
 
