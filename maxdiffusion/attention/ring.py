@@ -59,8 +59,8 @@ def ring(
         ) -> tuple[jax.Array, jax.Array]:
             k, v = (_concatenate(list(halves), 2).swapaxes(1, 2) for halves in zip(*block, strict=True))
             if merges:
-                return local(q, k, v, mask(number), before, whole=number + 1 == degree)
-            result = local(q, k, v, mask(number))
+                return local(queries, k, v, mask(number), before, whole=number + 1 == degree)
+            result = local(queries, k, v, mask(number))
             return result if before is None else merge(*before, *result)
 
         def mask(number: int) -> jax.Array | None:
@@ -78,6 +78,8 @@ def ring(
             return [jax.lax.ppermute(part, axes.RING, route) for part, route in zip(block, routes, strict=True)]
 
         block = [(k[:, :, first : first + rows], v[:, :, first : first + rows]) for first, rows, _ in parts]
+        # Ulysses' all-to-all of q would wait behind a rotation that has started; the kernel hides the rotation anyway.
+        queries, block = jax.lax.optimization_barrier((q, block))
         next_block = rotate(block)
         out, lse = hop(block, 0)
         for number in range(1, degree):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from maxdiffusion.hardware.quantization import Quantization
 from maxdiffusion.models.quantized import Quantized, operand, product
@@ -69,10 +69,19 @@ class Linear(nnx.Module):
             return self.quantization.dtype
         return self.dtype
 
-    def __call__(self, x: Float[Array, "... in"] | Quantized) -> Float[Array, "... out"]:
-        # Gathered in the narrower of both dtypes, so that no device receives more bytes than it computes with.
+    def gathered(self) -> Num[Array, "in out"]:
+        """The kernel, gathered from the devices that it is spread over.
+
+        In the narrower of both dtypes, so that no device receives more bytes than it computes with.
+        """
         narrower = min(self.kernel.dtype, jnp.dtype(self.dtype), key=lambda dtype: dtype.itemsize)
-        kernel = gathered(self.kernel[...].astype(narrower), *self.logical)
+        return gathered(self.kernel[...].astype(narrower), *self.logical)
+
+    def __call__(
+        self, x: Float[Array, "... in"] | Quantized, kernel: Num[Array, "in out"] | None = None
+    ) -> Float[Array, "... out"]:
+        """`kernel` is that of `gathered`, if it has been called already."""
+        kernel = self.gathered() if kernel is None else kernel
         x = x if isinstance(x, Quantized) else operand(x, self.operand_dtype)
         if isinstance(x, Quantized):
             y = product(x, kernel)

@@ -5,12 +5,13 @@ fitted to compiled programs of the official models, see tests/request/test_cost.
 
 Self-attention of one layer:
 
-    ring x hop + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls and their layouts
+    ring x hop + (ring - 1) x (merge + max(0, rotation - hop)) + 4 all-to-alls and their copies
 
   hop         4 x examples x heads x queries x keys x head_dim / rate, queries and keys padded to the kernel's blocks
-  merge       two results into one: 11 bytes per value / rate of merging
+  merge       two results into one: 11 bytes per value / rate of merging; by a kernel that merges, what it reads
+              and writes beside: 8 bytes per value / memory bandwidth
   rotation    a device's k and v over the link to the next ring shard
-  all-to-all  of a device's share of q, k, v or the output; their layouts: 18 bytes per value / memory bandwidth
+  all-to-all  of a device's share of q, k, v or the output; their copies: 16 bytes per value / memory bandwidth
 
 A pass of the network adds its matrix products, passes over the activations and the gathers of spread weights; the run
 adds the text encoder and the VAE, which splits the width of the picture over the context axis. Imports no jax.
@@ -46,10 +47,12 @@ RANGE = (0.8, 1.4)  # factors of predicted seconds
 
 # Fitted.
 _PRODUCTS = 0.85  # fraction of peak of matrix products, convolutions
-_PASSES = 50  # over activations of tokens x model dim in a layer
+_LINEAR = 1.1  # the same of a pass, by all of its weights, a seventh of which are of the text's keys and values
+_PASSES = 24  # over activations of tokens x model dim in a layer
 _MERGE = 11  # bytes per value of a further hop
-_LAYOUT = 18  # bytes per value of all-to-alls: layouts before and after
-_EXPOSED = 0.35  # fraction of all-to-alls not hidden by products
+_MERGED = 8  # the same where the kernel merges, with the shorter blocks of keys
+_SWAPS = 16  # bytes per value of all-to-alls: two axes swapped on the side that has all tokens
+_EXPOSED = 0.5  # fraction of all-to-alls not hidden by products
 _GATHERING = 0.1  # exposed fraction of weight gathers
 _ALIVE = 8.5  # activations of tokens x model dim in memory at once
 _TURNING = 4  # more of them in a ring: rotating keys and values, two results
@@ -316,6 +319,7 @@ class Run:
         hop = 4 * examples * (heads // plan.ulysses) * rows * columns * dim / speed.attention
         if plan.quantization != "none" and plan.kernel == "flash":
             hop *= quantization.ATTENTION.get(self.device_kind, 1.0)
+        merge = _MERGED / speed.memory if KERNELS[plan.kernel].merges else _MERGE / speed.merging
         hops, share = plan.ring - 1, self.itemsize * values  # bytes of q, k, v or the output
         chips = {degree: max(1, degree // speed.cores) for degree in (layout.context, plan.ulysses)}
         if plan.context < layout.context:  # keys and values are gathered
@@ -330,7 +334,7 @@ class Run:
             compute=plan.ring * hop,
             exchange=exchange,
             rotation=hops * max(0.0, rotation - hop),
-            layouts=values * (_MERGE * hops / speed.merging + (plan.ulysses > 1) * _LAYOUT / speed.memory),
+            layouts=values * (hops * merge + (plan.ulysses > 1) * _SWAPS / speed.memory),
         )
 
     def _pass(self, examples: int, layout: Layout) -> Seconds:
@@ -343,7 +347,7 @@ class Run:
         gathers = links.all_gather(nbytes // tensor, layout.holders, -(-layout.holders // speed.cores), speed)
         return _seconds(
             attention=layers * attention.compute,
-            linear=self.linear_factor * 2 * tokens * weights / tensor / (_PRODUCTS * speed.peak),
+            linear=self.linear_factor * 2 * tokens * weights / tensor / (_LINEAR * speed.peak),
             other=layers * (attention.layouts + _PASSES * activations / speed.memory),
             exposed=layers * (_EXPOSED * attention.exchange + attention.rotation) + _GATHERING * gathers,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from maxdiffusion.attention.api import cross_attention, self_attention
 from maxdiffusion.attention.frames import FrameKeys
@@ -19,7 +19,7 @@ from maxdiffusion.models.dit.config import Animate2Config, DiTConfig
 from maxdiffusion.models.dit.rows import Rotary, gelu, join_heads, layer_norm, split_heads
 from maxdiffusion.models.layers import MLP, Dtypes, LayerNorm, Linear, RMSNorm, gelu_tanh, parameter
 from maxdiffusion.models.quantized import Quantized
-from maxdiffusion.parallel import axes, shard
+from maxdiffusion.parallel import axes, degree, shard
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +49,10 @@ class Signal:
         return vectors if self.clean is None else jnp.where(self.clean[:, None], vectors[:, 1:], vectors[:, :1])
 
 
+Operand = Float[Array, "b k e"] | Quantized
+Kernel = Num[Array, "in out"]  # of a linear layer, by `Linear.gathered`
+
+
 class KeyValue(nnx.Module):
     """Projections to keys and values; RMSNorm of k over the whole inner dim, before the heads are split.
 
@@ -62,11 +66,11 @@ class KeyValue(nnx.Module):
         self.to_v = Linear(config.dim, config.dim, (axes.EMBED, axes.HEADS), dtypes)
         self.norm_k = RMSNorm(config.dim, config.eps)
 
-    def key(self, x: Float[Array, "b k e"] | Quantized, rotary: Rotary | None = None) -> Float[Array, "b k n d"]:
-        return split_heads(self.to_k(x), self.heads, self.norm_k, rotary, self.tokens)
+    def key(self, x: Operand, rotary: Rotary | None = None, kernel: Kernel | None = None) -> Float[Array, "b k n d"]:
+        return split_heads(self.to_k(x, kernel), self.heads, self.norm_k, rotary, self.tokens)
 
-    def value(self, x: Float[Array, "b k e"] | Quantized) -> Float[Array, "b k n d"]:
-        return split_heads(self.to_v(x), self.heads, tokens=self.tokens)
+    def value(self, x: Operand, kernel: Kernel | None = None) -> Float[Array, "b k n d"]:
+        return split_heads(self.to_v(x, kernel), self.heads, tokens=self.tokens)
 
 
 class Attention(KeyValue):
@@ -78,8 +82,21 @@ class Attention(KeyValue):
         self.to_out = Linear(config.dim, config.dim, (axes.HEADS, axes.EMBED), dtypes)
         self.norm_q = RMSNorm(config.dim, config.eps)
 
-    def query(self, x: Float[Array, "b s e"] | Quantized, rotary: Rotary | None = None) -> Float[Array, "b s n d"]:
-        return split_heads(self.to_q(x), self.heads, self.norm_q, rotary)
+    def query(self, x: Operand, rotary: Rotary | None = None, kernel: Kernel | None = None) -> Float[Array, "b s n d"]:
+        return split_heads(self.to_q(x, kernel), self.heads, self.norm_q, rotary)
+
+    def qkv(
+        self, x: Operand, rotary: Rotary
+    ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n d"], Float[Array, "b s n d"]]:
+        """Queries, keys and values of the same tokens.
+
+        Spread kernels are gathered before the first product: an all-to-all of q would hold up a gather behind it.
+        """
+        kernels = [layer.gathered() for layer in (self.to_q, self.to_k, self.to_v)]
+        if degree(axes.EMBED) > 1:
+            kernels = jax.lax.optimization_barrier(kernels)
+        q, k, v = kernels
+        return self.query(x, rotary, q), self.key(x, rotary, k), self.value(x, v)
 
     def output(self, x: Float[Array, "b s n d"]) -> Float[Array, "b s e"]:
         return self.to_out(join_heads(x, self.to_out.operand_dtype))
@@ -131,7 +148,7 @@ class Block(nnx.Module):
         rotary = signal.cos, signal.sin
 
         h = layer_norm(x, 1 + scale_1, shift_1, signal.clean, self.eps, self.attn1.to_q.operand_dtype)
-        q, k, v = self.attn1.query(h, rotary), self.attn1.key(h, rotary), self.attn1.value(h)
+        q, k, v = self.attn1.qkv(h, rotary)
         h = self_attention(self.plan, q, k, v, signal.valid, frames, self.log_scale)
         x = self._add(x, self.attn1.output(h) * signal.by_token(gate_1))
 
