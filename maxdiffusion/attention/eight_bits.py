@@ -26,7 +26,7 @@ def eight_bits(local: Callable[..., Any], *, native: bool) -> Callable[..., Any]
     1,255.
 
     Args:
-      local: the kernel; gets what else the result is given.
+      local: the kernel; further arguments are passed on to it.
       native: whether it takes q and k in e4m3, scaled so, with logits to base 2; otherwise they are widened again.
     """
 

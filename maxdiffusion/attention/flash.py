@@ -29,7 +29,7 @@ def flash(
 ) -> tuple[Float[Array, "b s n d"], Float[Array, "b s n"]]:
     """Computes `dense`, merged with `other`, the result for other keys. Takes q and k of `eight_bits`. Forward only.
 
-    The output is rounded to v's dtype if it is the `whole`, and is fp32 for another merge.
+    The output is rounded to v's dtype, or fp32 if it is not the `whole` and another hop of a ring follows.
     """
     batch, tokens, _, dim = q.shape
     keys = k.shape[1]

@@ -32,8 +32,9 @@ class FrameKeys:
 def by_shard(x: Float[Array, "b k n d"], length: int, per_frame: int) -> Float[Array, "b shards own_k n d"]:
     """Keys or values of frames 1, 2, ... as the devices of the sequence axis use them: those of their own frames.
 
-    A device has as many queries as of the `length` tokens, which begin and end within a frame: it has the keys of both
-    whole frames, so that no step communicates any. On 8 devices 22 frames become 32. Frames that `x` lacks are zeros.
+    The `length` tokens are padded and split evenly. A device's queries may begin and end within a frame, so it has the
+    keys of both whole frames, and no step communicates any: on 8 devices 22 frames become 32. Frames that `x` lacks are
+    zeros.
     """
     shards = degree(axes.SEQUENCE)
     own = (length + -length % token_multiple()) // shards

@@ -26,7 +26,7 @@ class Kernel:
       block_q_unit: number that block_q is a multiple of.
       package: optional package that it needs.
       eight_bits: whether it takes q and k as `eight_bits` rounds them.
-      merges: whether it takes the result for other keys, `other`, and whether that makes it `whole`.
+      merges: whether it takes `other`, the result for other keys, and `whole`, whether that is the last merge.
       names: scheme -> value of the config's `attention` that selects scheme and kernel; by default the kernel's name
         for the scheme `local`.
     """

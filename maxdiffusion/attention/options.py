@@ -28,7 +28,7 @@ class KernelOptions:
       use_base2_exp: exponentials to base 2 inside the kernel, which rounds q once more; off by default.
       use_experimental_scheduler: the kernel's alternative order of products and softmax; off by default.
       attention_vmem_limit_kib: vector memory that the kernel may use. Kernels without this option stay within the
-        compiler's limit, which is set by LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=N.
+        compiler's limit, which `parallel.compiler` sets for each kind of chip.
 
     Raises:
       UserError: a size that is not a multiple of its unit, or a part that does not divide its block.
@@ -53,7 +53,7 @@ class KernelOptions:
             legal = [str(n) for n in range(LANES, block + 1, LANES) if block % n == 0]
             raise UserError(f"block_kv_compute={part} does not divide block_kv={block}; choose {' or '.join(legal)}.")
         if limit is not None and limit < 1:
-            raise UserError(f"attention_vmem_limit_kib={limit} must be 1 or more; the default is 16384 or 32768.")
+            raise UserError(f"attention_vmem_limit_kib={limit} must be 1 or more; the default is 61440.")
 
 
 DEFAULT = KernelOptions()

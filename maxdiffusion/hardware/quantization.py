@@ -32,16 +32,17 @@ DTYPES: Mapping[str, str] = MappingProxyType({"int8": "int8", "fp8": "float8_e4m
 # The largest magnitude that is used of each dtype.
 LARGEST: Mapping[str, float] = MappingProxyType({"int8": 127.0, "float8_e4m3fn": 448.0})
 
-# Seconds of the linear layers of a 14B block (six 5120^2, 5120 x 13824 and back) with dynamic quantisation, in units of
-# those in bf16. From the TPU compiler's estimated cycles at 9450 tokens, each layer with a quantise pass of its own; an
-# upper bound, as q, k and v share one here. Never timed. v5p was not compiled: v5e's, whose products gain less (2.0
-# times in int8 against 2.24; e4m3 0.97 against 1.09).
+GAIN = 0.8  # of their time, from which `auto` rounds activations too: v6e's int8 would save 2 % of a step
+
+# Seconds of the linear layers of a 14B block with dynamic quantisation, and of what it adds to other passes, in units
+# of those in bf16: two layers at 18,900 tokens (v5p 37,800) by `scripts/tpu.py memory`. Never timed. fp8 on v5p, which
+# was not compiled, is v5e's.
 _SECONDS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "v5e": {"int8": 0.79, "float8_e4m3fn": 1.30},
-        "v5p": {"int8": 0.79, "float8_e4m3fn": 1.30},
-        "v6e": {"int8": 1.45, "float8_e4m3fn": 1.68},
-        "TPU7x": {"int8": 1.44, "float8_e4m3fn": 0.92},
+        "v5e": {"int8": 0.51, "float8_e4m3fn": 1.30},
+        "v5p": {"int8": 0.52, "float8_e4m3fn": 1.30},
+        "v6e": {"int8": 0.88, "float8_e4m3fn": 1.68},
+        "TPU7x": {"int8": 1.17, "float8_e4m3fn": 0.59},
     }
 )
 SECONDS: Mapping[str, Mapping[str, float]] = MappingProxyType(
@@ -65,7 +66,7 @@ def of_attention(kernel: str, device_kind: str) -> str:
 def choose(name: str, device_kind: str) -> Quantization | None:
     """The quantisation that a config names: `none`, `int8`, `fp8` (e4m3), or `auto` for what the device gains from.
 
-    `auto` is the fastest product where one is faster than in bf16, else int8 weights alone.
+    `auto` is the fastest product where one takes less than `GAIN` of bf16's time, else int8 weights alone.
     """
     if name == "none":
         return None
@@ -73,7 +74,7 @@ def choose(name: str, device_kind: str) -> Quantization | None:
         return Quantization(DTYPES[name])
     factors = SECONDS.get(device_kind, {})
     best = min(factors, key=lambda dtype: factors[dtype], default="int8")
-    return Quantization(best) if factors.get(best, 1.0) < 1 else Quantization("int8", products=False)
+    return Quantization(best) if factors.get(best, 1.0) < GAIN else Quantization("int8", products=False)
 
 
 def seconds(quantization: Quantization | None, device_kind: str) -> float:

@@ -71,8 +71,8 @@ def flash_attention(
         which saves the vector unit much of its work.
       valid: False leaves a key out; the parts of a block after its last valid key are skipped. Its length is a
         multiple of block_kv; k and v may be shorter.
-      other: results for other keys, into which these are merged where their statistics lie along lanes already: a
-        merge apart reads and writes outputs in fp32 once more.
+      other: output and log-sum-exp for other keys, merged in at the end of each block of queries; a merge of its own
+        would read and write fp32 outputs again.
       dtype: of the output; None: of v.
       scale: of the logits, log2(e) / sqrt(d) for the usual attention.
       block_q: queries per grid step, a multiple of 128, as d is. The last block may reach beyond s: queries are

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Num, Shaped
 
 LANES = 128
 BLOCK = 256  # rows of a grid step
-STRIP = 64  # rows of a loop's step: 16 take 1.7 times as long each, as the sum over lanes has to be waited for
+STRIP = 64  # rows of a step of the loop; of 16, each takes 1.7 times as long, waiting for the sum over lanes
 
 
 def layer_norm(
@@ -36,12 +36,12 @@ def layer_norm(
 
     Args:
       x: rows; e is a multiple of 128.
-      gain: fp32, of every example or of all; t is 2 with `second`, else 1.
+      gain: fp32, one per example or one for all; t is 2 with `second`, else 1.
       bias: fp32, of the same shape.
       second: True on rows that take the second gain and bias.
       eps: added to the variance.
       dtype: of the result.
-      largest: scales each row, so that this is its largest magnitude; also returns the fp32 scales. None: does not.
+      largest: magnitude that each row is scaled to, such as 127; the fp32 scales are returned too. None: no scaling.
       interpret: run without a TPU.
     """
     of_vectors = pl.BlockSpec((None, *gain.shape[1:]), lambda b, i: (b if gain.shape[0] > 1 else 0, 0, 0))
@@ -212,14 +212,15 @@ def swap_leading(x: Shaped[Array, "m n s d"], *, interpret: bool = False) -> Sha
         in_specs=[pl.BlockSpec((None, None, block, dim), lambda i, j, k: (i, j, k, 0))],
         out_specs=pl.BlockSpec((None, None, block, dim), lambda i, j, k: (j, i, k, 0)),
         out_shape=jax.ShapeDtypeStruct((n, m, tokens, dim), x.dtype),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel")),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3, vmem_limit_bytes=VMEM_LIMIT),
         interpret=interpret,
     )(x)
 
 
 # ---- what they share
 
-_PARALLEL = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"))
+VMEM_LIMIT = 48 << 20  # bytes; 14,336 features of fp32 in 8 bits take 40 MB
+_PARALLEL = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT)
 
 
 def _features(x: Shaped[Array, "b s e"]) -> pl.BlockSpec:

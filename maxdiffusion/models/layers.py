@@ -64,7 +64,7 @@ class Linear(nnx.Module):
 
     @property
     def operand_dtype(self) -> DTypeLike:
-        """Of the products' operands; `x` may be given in it, by `models.quantized.operand`."""
+        """Dtype that `x` is rounded to before the product."""
         if self.quantization is not None and self.quantization.products:
             return self.quantization.dtype
         return self.dtype
@@ -109,7 +109,7 @@ class MLP(nnx.Module):
         self.linear_1 = Linear(in_features, hidden_features, (axes.EMBED, axes.MLP), dtypes)
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
-    def __call__(self, x: Float[Array, "... in"] | Quantized) -> Float[Array, "... out"]:
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         h = operand(self.activation(self.linear_1(x).astype(jnp.float32)), self.linear_2.operand_dtype)
         # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
         return self.linear_2(jax.lax.optimization_barrier(h))

@@ -21,7 +21,7 @@ _TPU = {
 }
 
 # `xla_tpu_scoped_vmem_limit_kib`, vector memory of one operation, by the kind of device; 32 MiB by default on v6e and
-# TPU7x, 16 on v5e and v5p. Large blocks of attention need more, and products take larger windows: docs/tpu_layouts.md.
+# TPU7x, 16 on v5e and v5p. Attention needs more, and products take larger windows: docs/tpu_layouts.md.
 _VMEM_KIB = {"TPU v6 lite": 98304, "TPU7x": 57344}
 _VMEM_KIB_OF_OTHERS = 49152
 

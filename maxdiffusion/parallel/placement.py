@@ -18,7 +18,7 @@ from maxdiffusion.errors import UserError
 from maxdiffusion.parallel import axes
 from maxdiffusion.parallel.rules import DEFAULTS, MeshAxes
 
-TILE_ROWS = 16  # of bf16, on a TPU
+TILE_ROWS = 16  # a multiple of the rows of a tile of bf16 on every TPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +140,9 @@ def per_device(
 ) -> Any:
     """Calls `function` on every device with its shards of `arrays`, which may be trees or None.
 
-    A Pallas kernel has to be called so. `names` are the logical names of each array's dimensions, `result` those of
-    every array of the result; a dimension of the first array that does not divide over its devices is whole on each.
+    XLA does not partition calls of Pallas kernels. `names` are the logical names of each array's dimensions, `result`
+    those of every array of the result; a dimension of the first array that does not divide over its devices is whole on
+    each.
     """
     placement = current()
     if placement is None:
@@ -167,9 +168,10 @@ def degree(logical: str) -> int:
 
 
 def token_multiple() -> int:
-    """The video's tokens are padded to a multiple of it: one row on each device of their axis, on TPUs a whole tile.
+    """Number that the count of the video's tokens is padded to a multiple of.
 
-    All-to-alls and permutations of partly filled tiles are copied before and after: docs/tpu_layouts.md.
+    The devices of their axis, on TPUs times `TILE_ROWS`: all-to-alls and permutations of partly filled tiles are copied
+    before and after (docs/tpu_layouts.md).
     """
     devices = degree(axes.SEQUENCE)
     return devices * TILE_ROWS if devices > 1 and first_device().platform == "tpu" else devices

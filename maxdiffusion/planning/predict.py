@@ -1,6 +1,6 @@
 """Predicts seconds of a compiled program from its schedule; nothing was timed. Imports no jax.
 
-A program's text states no cycles of Pallas kernels; those of attention follow from `FLASH`. A grid step of
+A program's text states no cycles of Pallas kernels; they follow from `FLASH` and `ROWS`. A grid step of
 `kernels.flash`, however long the sequence, costs a start and so much for each tile of 256 queries by 256 keys. Static:
 waits for memory are left out, which came to 3 to 4 % where such kernels were timed.
 """
@@ -164,8 +164,8 @@ def _time(steps: Sequence[Step], generation: Generation, branch_probability: flo
                 parts += Seconds(other=2 * math.prod(keys) * _BYTES.get(dtype, 1) / speed.memory)
             case Kernel() if step.name.startswith("rows_"):  # reads and writes once
                 kernel, (dtype, rows) = step.name.removeprefix("rows_"), step.operands[0]
-                written = 1 if kernel.endswith("_scaled") else _BYTES[dtype]
-                moved = math.prod(rows) * (_BYTES[dtype] + written) / speed.memory
+                written = 1 if kernel.endswith("_scaled") else _BYTES.get(dtype, 1)
+                moved = math.prod(rows) * (_BYTES.get(dtype, 1) + written) / speed.memory
                 counted = math.prod(rows) / 1024 * ROWS.get(kernel, 0.0) / generation.tensor_cores / hertz
                 parts += Seconds(other=max(moved, counted))
             case Kernel():

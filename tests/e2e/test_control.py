@@ -130,7 +130,7 @@ def reference(cls: type, checkpoint: Path, **given: object) -> tuple[float, np.n
 
 
 @pytest.mark.parametrize(
-    "given", [pytest.param(given, marks=pytest.mark.slow) for given in ("video mask images", "images", "video")]
+    "given", ["video mask images", *(pytest.param(given, marks=pytest.mark.slow) for given in ("images", "video"))]
 )
 def test_vace_equals_the_reference(vace_checkpoint, files, tmp_path, given):
     images = [files / f"{i}.png" for i in range(2)] if "images" in given else []

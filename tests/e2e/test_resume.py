@@ -91,7 +91,7 @@ def check_equal(got, want, tolerance=1e-5):
 @pytest.mark.parametrize(
     ("first", "second", "number", "code", "more"),
     [
-        pytest.param(EIGHT, ONE, signal.SIGTERM, 75, (), marks=pytest.mark.slow),
+        (EIGHT, ONE, signal.SIGTERM, 75, ()),
         pytest.param(ONE, FOUR, signal.SIGINT, 130, (), marks=pytest.mark.slow),
         pytest.param(FOUR, EIGHT, signal.SIGTERM, 75, (), marks=pytest.mark.slow),
         pytest.param(TWO_BY_FOUR, ONE, signal.SIGTERM, 75, WINDOWS, marks=pytest.mark.slow),

@@ -1,16 +1,27 @@
-"""The kernels over rows, interpreted, against their formulas, and on the mesh; tests/tpu compiles them."""
+"""The kernels over rows, interpreted, against their formulas, alone, on a mesh and in a whole transformer."""
+
+import functools
+import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.hardware.quantization import LARGEST
+from maxdiffusion.attention import api, frames, ulysses
+from maxdiffusion.attention.plan import AttentionPlan
+from maxdiffusion.hardware.quantization import LARGEST, Quantization
 from maxdiffusion.kernels import rows as kernels
 from maxdiffusion.models import layers
-from maxdiffusion.models.dit import rope, rows
+from maxdiffusion.models.dit import rope, rows, transformer
+from maxdiffusion.models.dit.config import DiTConfig
+from maxdiffusion.models.dit.context import Context, Frames
+from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.quantized import quantize
+from tests.attention import test_frames
 
 BATCH, TOKENS, HEADS, DIM = 2, 300, 3, 128  # a block of rows and a part of one
 FEATURES = HEADS * DIM
@@ -121,7 +132,68 @@ def test_devices_compute_their_shards(degrees, dtype, monkeypatch):
     with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
         found = jax.jit(run)(x)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        one = ours.dtype == jnp.int8  # a value between two integers may become either
         ours, theirs = (np.asarray(each, np.float32) for each in (ours, theirs))
-        if ours.dtype == np.int8:
-            assert np.abs(ours - theirs).max() <= 1
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1.0 if dtype == "int8" else 2e-5)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1.0 if one else 2e-5)
+
+
+SMALL = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": DIM, "ffn_dim": 256, "in_channels": 4}
+
+
+@pytest.fixture
+def as_on_tpus(monkeypatch):
+    """Kernels over rows and Ulysses' swap, interpreted, and shards of whole tiles."""
+
+    def multiple():
+        return parallel.TILE_ROWS * parallel.degree(parallel.axes.SEQUENCE)
+
+    swap = functools.partial(kernels.swap_leading, interpret=True)
+    monkeypatch.setattr(rows, "_by_kernel", lambda features: features % DIM == 0)
+    monkeypatch.setattr(ulysses, "platform", lambda: "tpu")
+    monkeypatch.setattr(ulysses, "rows", types.SimpleNamespace(LANES=DIM, swap_leading=swap))
+    for module in (transformer, api, frames):
+        monkeypatch.setattr(module, "token_multiple", multiple)
+
+
+@pytest.mark.parametrize(("mode", "degrees"), [("ulysses", (2, 1, 2, 1)), ("ring", (1, 1, 2, 2))])
+@pytest.mark.parametrize("quantization", [None, Quantization("int8")], ids=str)
+def test_a_transformer_computes_what_it_computes_by_formulas(mode, degrees, quantization, request):
+    """45 tokens, those of the first frame clean, in 32 rows on each of two devices."""
+    config = DiTConfig(**SMALL, out_channels=4, text_dim=32, freq_dim=32)
+    latents, first = normal(0, 2, 3, 6, 10, 4), normal(1, 2, 1, 6, 10, 4)
+    context = Context(normal(2, 2, 7, 32), None, Frames(first=first))
+
+    def run(plan, placement):
+        graph, params = nnx.split(transformer.WanTransformer(config, plan, Dtypes(F32, F32, quantization)))
+        rng = np.random.default_rng(0)
+
+        def fill(p):
+            whole = jnp.issubdtype(p.dtype, jnp.integer)
+            values = rng.integers(-127, 128, p.shape) if whole else rng.standard_normal(p.shape) * 0.05
+            return jnp.asarray(values, p.dtype)
+
+        params = jax.tree.map(fill, params)
+        with parallel.use(placement):
+            call = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
+            return np.asarray(call(params, latents, jnp.asarray([500.0, 300.0]), context))
+
+    expected = run(AttentionPlan(), None)
+    request.getfixturevalue("as_on_tpus")
+    shards = 2 if mode == "ulysses" else 1
+    plan = AttentionPlan.parse(mode, heads=2, context=2, ulysses_shards=shards, tensor=degrees[3])
+    mesh = parallel.make_mesh(parallel.Degrees(*degrees), ulysses=shards, devices=jax.devices()[: math.prod(degrees)])
+    found = run(plan, parallel.Placement(mesh, parallel.rules_for()))
+    error = np.abs(found - expected) / np.abs(expected).max()
+    # In 8 bits a value between two integers may become either.
+    assert error.max() < (1e-6 if quantization is None else 5e-3) and np.median(error) < 1e-6
+
+
+def test_frames_keys_with_shards_of_whole_tiles(as_on_tpus):
+    placement = parallel.Placement(
+        parallel.make_mesh(parallel.Degrees(context=2), ulysses=1, devices=jax.devices()[:2]), parallel.rules_for()
+    )
+    plan = AttentionPlan.parse("ring", heads=test_frames.HEADS, context=2, ulysses_shards=1, tensor=1)
+    with parallel.use(placement):
+        found = test_frames.computed(plan, -1.3)
+    np.testing.assert_allclose(found, test_frames.expected(-1.3), atol=2e-6)

@@ -92,7 +92,7 @@ def join_heads(x: Float[Array, "b s n d"], dtype: DTypeLike) -> Float[Array, "b 
 def gelu(x: Float[Array, "b s e"], dtype: DTypeLike) -> Float[Array, "b s e"] | Quantized:
     """GELU by its tanh approximation in fp32, as the operand of a product in `dtype`.
 
-    With the barrier TPUs compute it once, in bf16 as a part of the product before: docs/tpu_layouts.md.
+    Without the barrier XLA recomputes it for every tile of the next product: docs/tpu_layouts.md.
     """
     largest = _largest(dtype)
     if largest is None or degree(axes.MLP) > 1 or not _by_kernel(x.shape[-1]):
