@@ -39,9 +39,9 @@ GAIN = 0.8  # of their time, from which `auto` rounds activations too: v6e's int
 # was not compiled, is v5e's.
 _SECONDS: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
-        "v5e": {"int8": 0.51, "float8_e4m3fn": 1.30},
-        "v5p": {"int8": 0.52, "float8_e4m3fn": 1.30},
-        "v6e": {"int8": 0.88, "float8_e4m3fn": 1.68},
+        "v5e": {"int8": 0.51, "float8_e4m3fn": 1.00},
+        "v5p": {"int8": 0.52, "float8_e4m3fn": 1.00},
+        "v6e": {"int8": 0.88, "float8_e4m3fn": 1.09},
         "TPU7x": {"int8": 1.17, "float8_e4m3fn": 0.59},
     }
 )

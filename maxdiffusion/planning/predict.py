@@ -35,6 +35,7 @@ class Cycles:
       bound: of a tile, where a bound takes the place of the maximum.
       running: of a tile with a running maximum.
       once: of the first and the last step of a block of queries, for 256 of them.
+      merge: more in the last step of a hop that is merged into the result of those before, for 256 queries.
       width: queries that a product takes; it takes as long for fewer.
     """
 
@@ -42,16 +43,17 @@ class Cycles:
     bound: float
     running: float
     once: float
+    merge: float
     width: int
 
 
 # Counted by `scripts/tpu.py kernels` in the schedules of `kernels.flash` alone, with the default blocks.
 FLASH: Mapping[str, Cycles] = MappingProxyType(
     {
-        "v5e": Cycles(835.0, 258.5, 297.5, 127.7, 128),
-        "v6e": Cycles(645.0, 100.6, 109.7, 73.8, 256),
-        "v5p": Cycles(903.0, 258.5, 296.9, 133.2, 128),
-        "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 256),
+        "v5e": Cycles(835.0, 258.5, 297.5, 127.7, 80.6, 128),
+        "v6e": Cycles(645.0, 100.6, 109.7, 73.8, 58.8, 256),
+        "v5p": Cycles(903.0, 258.5, 296.9, 133.2, 82.4, 128),
+        "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 60.0, 256),
     }
 )
 # Cycles of 1,024 elements in `kernels.rows`, by the kernel's name: what `scripts/tpu.py kernels` counts for TPU7x. v6e
@@ -63,7 +65,7 @@ ROWS: Mapping[str, float] = MappingProxyType(
         "split": 0.7,
         "rms_norm": 1.8,
         "rotate": 3.7,
-        "gelu_scaled": 5.0,
+        "gelu_scaled": 4.5,
         "join": 0.7,
         "join_scaled": 2.6,
     }
@@ -97,7 +99,8 @@ def cycles(kernel: Kernel, generation: Generation, *, running: bool = False) -> 
     tiles = -(-block_q // cost.width) * cost.width * math.ceil(keys / TILE) / TILE
     each = math.ceil(keys / block_kv) * cost.start + tiles * narrow * (cost.running if running else cost.bound)
     blocks_q = math.prod(q[:-2]) * math.ceil(q[-2] / block_q)
-    total = blocks_q * (each + cost.once * block_q / TILE)
+    merged = any(array[1] == q for array in arrays[3:])
+    total = blocks_q * (each + (cost.once + cost.merge * merged) * block_q / TILE)
     return total * (FP32 if dtype == "f32" else 1) * math.ceil(dim / 128) / generation.tensor_cores
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maxdiffusion import parallel
+from maxdiffusion.attention import api, frames
 from maxdiffusion.attention.api import self_attention
 from maxdiffusion.attention.frames import FrameKeys, by_shard
 from maxdiffusion.attention.plan import AttentionPlan
@@ -55,6 +56,16 @@ def test_eight_devices(name, ulysses, log_scale):
     with parallel.use(place):
         found = computed(plan, log_scale)
     np.testing.assert_allclose(found, expected(log_scale), atol=2e-6)
+
+
+def test_shards_of_more_rows_than_they_have_tokens(monkeypatch):
+    """Two devices of 20 rows, as padding to tiles makes them: the second has 15 tokens."""
+    for module in (api, frames):
+        monkeypatch.setattr(module, "token_multiple", lambda: 20 * parallel.degree(parallel.axes.SEQUENCE))
+    mesh = parallel.make_mesh(parallel.Degrees(context=2), ulysses=1, devices=jax.devices()[:2])
+    plan = AttentionPlan.parse("ring", heads=HEADS, context=2, ulysses_shards=1, tensor=1)
+    with parallel.use(parallel.Placement(mesh, parallel.rules_for())):
+        np.testing.assert_allclose(computed(plan, -1.3), expected(-1.3), atol=2e-6)
 
 
 def test_a_shard_has_the_frames_that_its_tokens_begin_and_end_in():

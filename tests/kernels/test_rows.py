@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from maxdiffusion import parallel
-from maxdiffusion.attention import api, frames, ulysses
+from maxdiffusion.attention import api, ulysses
 from maxdiffusion.attention.plan import AttentionPlan
 from maxdiffusion.hardware.quantization import LARGEST, Quantization
 from maxdiffusion.kernels import rows as kernels
@@ -21,7 +21,6 @@ from maxdiffusion.models.dit.config import DiTConfig
 from maxdiffusion.models.dit.context import Context, Frames
 from maxdiffusion.models.layers import Dtypes
 from maxdiffusion.models.quantized import quantize
-from tests.attention import test_frames
 
 BATCH, TOKENS, HEADS, DIM = 2, 300, 3, 128  # a block of rows and a part of one
 FEATURES = HEADS * DIM
@@ -152,7 +151,7 @@ def as_on_tpus(monkeypatch):
     monkeypatch.setattr(rows, "_by_kernel", lambda features: features % DIM == 0)
     monkeypatch.setattr(ulysses, "platform", lambda: "tpu")
     monkeypatch.setattr(ulysses, "rows", types.SimpleNamespace(LANES=DIM, swap_leading=swap))
-    for module in (transformer, api, frames):
+    for module in (transformer, api):
         monkeypatch.setattr(module, "token_multiple", multiple)
 
 
@@ -187,13 +186,3 @@ def test_a_transformer_computes_what_it_computes_by_formulas(mode, degrees, quan
     error = np.abs(found - expected) / np.abs(expected).max()
     # In 8 bits a value between two integers may become either.
     assert error.max() < (1e-6 if quantization is None else 5e-3) and np.median(error) < 1e-6
-
-
-def test_frames_keys_with_shards_of_whole_tiles(as_on_tpus):
-    placement = parallel.Placement(
-        parallel.make_mesh(parallel.Degrees(context=2), ulysses=1, devices=jax.devices()[:2]), parallel.rules_for()
-    )
-    plan = AttentionPlan.parse("ring", heads=test_frames.HEADS, context=2, ulysses_shards=1, tensor=1)
-    with parallel.use(placement):
-        found = test_frames.computed(plan, -1.3)
-    np.testing.assert_allclose(found, test_frames.expected(-1.3), atol=2e-6)

@@ -6,7 +6,7 @@ import pytest
 
 from maxdiffusion.hardware import links
 from maxdiffusion.hardware.chips import GENERATIONS
-from maxdiffusion.planning.predict import ROWS, cycles, predict
+from maxdiffusion.planning.predict import FLASH, ROWS, cycles, predict
 from maxdiffusion.planning.schedule import Choice, Collective, Copy, Done, Kernel, Loop, Work
 from maxdiffusion.request.cost import Seconds
 
@@ -91,6 +91,13 @@ def test_the_ball_of_the_keys_reads_them_twice():
     found = predict((ball,), V6E)
     assert not found.uncounted
     assert found.seconds.other == pytest.approx(2 * 2 * 2 * 4096 * 128 / V6E.speed.memory)
+
+
+def test_a_merged_hop_takes_more_in_its_last_steps():
+    q, lse = ("bf16", (1, 4, 4096, 128)), ("f32", (1, 4, 1, 4096))
+    alone = Kernel("flash_attention_1024_2048", (("f32", (1, 4)), q, q, q, ("f32", (1, 4, 1, 128))))
+    merged = Kernel(alone.name, (*alone.operands, ("f32", q[1]), lse))
+    assert cycles(merged, V6E) - cycles(alone, V6E) == pytest.approx(4 * 4096 / 256 * FLASH["v6e"].merge)
 
 
 def test_kernels_over_rows_take_the_longer_of_memory_and_arithmetic():
