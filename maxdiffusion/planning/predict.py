@@ -53,7 +53,7 @@ FLASH: Mapping[str, Cycles] = MappingProxyType(
         "v5e": Cycles(835.0, 258.5, 297.5, 127.7, 80.6, 128),
         "v6e": Cycles(645.0, 100.6, 109.7, 73.8, 58.8, 256),
         "v5p": Cycles(903.0, 258.5, 296.9, 133.2, 82.4, 128),
-        "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 60.0, 256),
+        "TPU7x": Cycles(791.0, 100.7, 115.8, 77.4, 60.8, 256),
     }
 )
 # Cycles of 1,024 elements in `kernels.rows`, by the kernel's name: what `scripts/tpu.py kernels` counts for TPU7x. v6e
