@@ -147,14 +147,14 @@ def compile_all(
 def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """The same nets with at most so many layers in the transformers and encoders."""
 
-    from maxdiffusion.models.dit.config import VACEConfig
-
     def cut(config: Any) -> Any:
         depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
         changes: dict[str, Any] = {depth: min(layers, getattr(config, depth)) for depth in depths}
-        if isinstance(adapter := getattr(config, "adapter", None), VACEConfig):
-            hints = tuple(layer for layer in adapter.vace_layers if layer < layers)
-            changes["adapter"] = dataclasses.replace(adapter, vace_layers=hints)
+        adapter = getattr(config, "adapter", None)
+        for name in ("vace_layers", "audio_inject_layers"):
+            if hasattr(adapter, name):
+                kept = tuple(layer for layer in getattr(adapter, name) if layer < layers)
+                changes["adapter"] = dataclasses.replace(adapter, **{name: kept})
         return dataclasses.replace(config, **changes)
 
     return {name: cut(config) for name, config in configs.items()}
