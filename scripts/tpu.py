@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     each.set_defaults(run=memory)
     each.add_argument("topology", help="such as v5e:2x4, v6e:4x4, v5p:2x2x2, TPU7x:2x2x1")
     each.add_argument("config", nargs="+", help="a YAML file and key=value words, as for generate_wan.py")
-    each.add_argument("--layers", type=int, help="of the transformer and the encoders; default: all")
+    each.add_argument("--layers", type=int, help="of the transformer and the encoders of text and image; default: all")
     each.add_argument("--programs", nargs="+", choices=PROGRAMS, default=PROGRAMS)
     each.add_argument("--hlo", type=Path, help="write the scheduled program here (of several: the last)")
     each = commands.add_parser("schedule")
@@ -145,7 +145,7 @@ def compile_all(
 
 
 def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """The same nets with at most so many layers in the transformers and encoders."""
+    """The same nets with at most so many layers in the transformers and the encoders of text and image."""
 
     def cut(config: Any) -> Any:
         depths = {"num_layers", "num_hidden_layers"} & vars(config).keys()
@@ -157,7 +157,8 @@ def shallow(configs: Mapping[str, Any], layers: int) -> dict[str, Any]:
                 changes["adapter"] = dataclasses.replace(adapter, **{name: kept})
         return dataclasses.replace(config, **changes)
 
-    return {name: cut(config) for name, config in configs.items()}
+    # Speech to video has a weight for each layer of the audio encoder.
+    return {name: config if name == "audio_encoder" else cut(config) for name, config in configs.items()}
 
 
 # ---- schedule
