@@ -32,8 +32,6 @@ DTYPES: Mapping[str, str] = MappingProxyType({"int8": "int8", "fp8": "float8_e4m
 # The largest magnitude that is used of each dtype.
 LARGEST: Mapping[str, float] = MappingProxyType({"int8": 127.0, "float8_e4m3fn": 448.0})
 
-GAIN = 0.8  # of their time, from which `auto` rounds activations too: v6e's int8 would save 2 % of a step
-
 # Seconds of the linear layers of a 14B block with dynamic quantisation, and of what it adds to other passes, in units
 # of those in bf16: two layers at 18,900 tokens (v5p 37,800) by `scripts/tpu.py memory`. Never timed. fp8 on v5p, which
 # was not compiled, is v5e's.
@@ -61,6 +59,10 @@ def of_attention(kernel: str, device_kind: str) -> str:
     else:
         how = "widened before their product, which is no faster"
     return f"attention_quantization=fp8: q and k of self-attention in float8_e4m3fn, {how} ({kernel}, {device_kind})"
+
+
+# The factor of `SECONDS` below which `auto` rounds activations too; int8 on v6e would save 2 % of a step.
+GAIN = 0.8
 
 
 def choose(name: str, device_kind: str) -> Quantization | None:

@@ -110,9 +110,17 @@ class MLP(nnx.Module):
         self.linear_2 = Linear(hidden_features, out_features, (axes.MLP, axes.EMBED), dtypes)
 
     def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
-        h = operand(self.activation(self.linear_1(x).astype(jnp.float32)), self.linear_2.operand_dtype)
-        # With the barrier TPUs compute the activation once: docs/tpu_layouts.md.
-        return self.linear_2(jax.lax.optimization_barrier(h))
+        return self.linear_2(activated(self.activation, self.linear_1(x), self.linear_2.operand_dtype))
+
+
+def activated(
+    activation: Callable[[jax.Array], jax.Array], x: Float[Array, "... e"], dtype: DTypeLike
+) -> Float[Array, "... e"] | Quantized:
+    """The activation in fp32, as the operand of a product in `dtype`.
+
+    Without the barrier XLA recomputes it for every tile of the next product: docs/tpu_layouts.md.
+    """
+    return jax.lax.optimization_barrier(operand(activation(x.astype(jnp.float32)), dtype))
 
 
 def gelu_tanh(x: Float[Array, " ..."]) -> Float[Array, " ..."]:

@@ -90,13 +90,10 @@ def join_heads(x: Float[Array, "b s n d"], dtype: DTypeLike) -> Float[Array, "b 
 
 
 def gelu(x: Float[Array, "b s e"], dtype: DTypeLike) -> Float[Array, "b s e"] | Quantized:
-    """GELU by its tanh approximation in fp32, as the operand of a product in `dtype`.
-
-    Without the barrier XLA recomputes it for every tile of the next product: docs/tpu_layouts.md.
-    """
+    """GELU by its tanh approximation in fp32, as the operand of a product in `dtype`."""
     largest = _largest(dtype)
     if largest is None or degree(axes.MLP) > 1 or not _by_kernel(x.shape[-1]):
-        return jax.lax.optimization_barrier(operand(layers.gelu_tanh(x.astype(jnp.float32)), dtype))
+        return layers.activated(layers.gelu_tanh, x, dtype)
 
     def own(x: jax.Array) -> Any:
         return rows.gelu(x, dtype=dtype, largest=largest, interpret=_interpret())
